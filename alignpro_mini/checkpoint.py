@@ -1,0 +1,344 @@
+"""Models in and out of folders under their published names; training state in one file. Safetensors, never pickle.
+
+    config.json          the shape, under Hugging Face's keys     model_type gpt2, llama or qwen2
+    model.safetensors    the weights, under the published names   h.0.attn.c_attn.weight, model.layers.0....
+    tokenizer.json       the vocabulary, where there is one
+
+A folder written here opens in `transformers`, and one from there opens here. Our weights differ in two ways:
+one matrix `qkv` holds what Llama publishes as q, k and v, and GPT-2 publishes its matrices transposed.
+
+Writing is atomic. A file is written beside its target and renamed over it. A folder's files are collected in
+`.incoming`; the rename that gives that name is the commit: from then on a file is read from there, or from
+the place it has been moved to. So a kill at any moment leaves all of the old or all of the new.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .tokenizer import Tokenizer, one_line
+from .transformer import Transformer, TransformerConfig
+
+CONFIG, WEIGHTS, VOCABULARY, INCOMING = "config.json", "model.safetensors", "tokenizer.json", ".incoming"
+MODEL_TYPES = ("gpt2", "llama", "qwen2")
+KEYS = {  # family -> our field -> published key
+    "gpt2": {
+        "vocab_size": "vocab_size", "max_len": "n_positions", "d_model": "n_embd", "n_layers": "n_layer",
+        "n_heads": "n_head", "d_ff": "n_inner", "norm_eps": "layer_norm_epsilon",
+    },
+    "llama": {
+        "vocab_size": "vocab_size", "max_len": "max_position_embeddings", "d_model": "hidden_size",
+        "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads", "n_kv_heads": "num_key_value_heads",
+        "d_ff": "intermediate_size", "norm_eps": "rms_norm_eps", "rope_theta": "rope_theta",
+    },
+}  # fmt: skip
+# Keys whose other values would load and then compute something else, and the values we compute.
+HONOURED = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"), "hidden_act": ("silu",),
+    "attention_bias": (False,), "mlp_bias": (False,), "use_sliding_window": (False,), "add_cross_attention": (False,),
+    "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "quantization_config": (),
+}  # fmt: skip
+NAMES = {  # family -> our module -> published modules, stacked in this order; "{}" is the layer
+    "gpt2": {
+        "embed": ["wte"], "positions": ["wpe"], "norm": ["ln_f"], "unembed": ["lm_head"],
+        "norm1": ["h.{}.ln_1"], "attn.qkv": ["h.{}.attn.c_attn"], "attn.out": ["h.{}.attn.c_proj"],
+        "norm2": ["h.{}.ln_2"], "mlp.up": ["h.{}.mlp.c_fc"], "mlp.down": ["h.{}.mlp.c_proj"],
+    },
+    "llama": {
+        "embed": ["model.embed_tokens"], "norm": ["model.norm"], "unembed": ["lm_head"],
+        "norm1": ["model.layers.{}.input_layernorm"], "norm2": ["model.layers.{}.post_attention_layernorm"],
+        "attn.qkv": [f"model.layers.{{}}.self_attn.{part}_proj" for part in "qkv"],
+        "attn.out": ["model.layers.{}.self_attn.o_proj"], "mlp.gate": ["model.layers.{}.mlp.gate_proj"],
+        "mlp.up": ["model.layers.{}.mlp.up_proj"], "mlp.down": ["model.layers.{}.mlp.down_proj"],
+    },
+}  # fmt: skip
+# Buffers that old checkpoints carry: GPT-2's causal triangle, Llama's rotary frequencies. We compute both.
+BUFFERS = re.compile(r"h\.\d+\.attn\.(masked_)?bias|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+
+
+def save_pretrained(model: Transformer, directory: str | Path, tokenizer: Tokenizer | None = None) -> None:
+    """Write `model` (and `tokenizer`) as a folder that this package and `transformers` can open.
+
+    Other files in the folder stay, an older tokenizer.json too when none is given. Raises ValueError when the
+    tokenizer has more tokens than the model, and OSError when the disk refuses.
+    """
+    directory = Path(directory)
+    _check_fit(directory, tokenizer, model.config)
+    directory.mkdir(parents=True, exist_ok=True)
+    _move_in(directory)  # finish what a killed save had committed, so that only one is ever on its way
+    draft = directory / f"{INCOMING}.draft"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    raw = _published_config(model, tokenizer)
+    (draft / CONFIG).write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+    _write_tensors(draft / WEIGHTS, to_published(model), {"format": "pt"})  # transformers refuses it without "format"
+    if tokenizer is not None:
+        tokenizer.save(draft / VOCABULARY)
+    os.replace(draft, directory / INCOMING)  # the commit
+    _move_in(directory)
+
+
+def _move_in(directory: Path) -> None:
+    """Move committed files to their places; harmless when there are none, or when some are moved already."""
+    incoming = directory / INCOMING
+    if not incoming.is_dir():
+        return
+    if (incoming / CONFIG).exists():
+        # Gone first and back last: another program must not meet the old config beside the new weights.
+        (directory / CONFIG).unlink(missing_ok=True)
+    for name in (WEIGHTS, VOCABULARY, CONFIG):
+        if (incoming / name).exists():
+            os.replace(incoming / name, directory / name)
+    incoming.rmdir()
+
+
+def _find(directory: Path, name: str) -> Path:
+    """Where `name` is: among the committed files that have not been moved yet, or in its place."""
+    incoming = directory / INCOMING / name
+    return incoming if incoming.exists() else directory / name
+
+
+def load_pretrained(
+    directory: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[Transformer, Tokenizer | None]:
+    """Open a folder: the model in eval mode, and its tokenizer or None.
+
+    Every published tensor must be there, in the shape that config.json asks for, and finite. Raises
+    FileNotFoundError for a missing folder or file, and ValueError for anything that does not fit.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory}: no such folder; name one that holds {CONFIG} and {WEIGHTS}")
+    config = _read_config(_find(directory, CONFIG))
+    weights, index = _find(directory, WEIGHTS), directory / f"{WEIGHTS}.index.json"
+    if index.exists() and not weights.exists():  # a big model, published in several files
+        weights, shards = index, _read_json(index).get("weight_map")
+        if not isinstance(shards, dict):
+            raise ValueError(f"{index}: no weight_map in it; copy the file again")
+        tensors: dict[str, Tensor] = {}
+        for shard in sorted(set(shards.values())):
+            tensors |= _read_tensors(directory / shard)[0]
+    else:
+        tensors = _read_tensors(weights)[0]
+    model = from_published(config, tensors, str(weights), device, dtype)
+    vocabulary = _find(directory, VOCABULARY)
+    tokenizer = Tokenizer.load(vocabulary) if vocabulary.exists() else None
+    _check_fit(vocabulary, tokenizer, config)
+    return model, tokenizer
+
+
+def _check_fit(where: Path, tokenizer: Tokenizer | None, config: TransformerConfig) -> None:
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        tokens = f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}"
+        raise ValueError(f"{where}: {tokens}; use the tokenizer that the model was trained with")
+
+
+def _names(config: TransformerConfig, ours: str) -> list[str]:
+    """Published names of our parameter: `blocks.3.norm1.weight` -> [`model.layers.3.input_layernorm.weight`]."""
+    layer = re.match(r"blocks\.(\d+)\.", ours)
+    module, kind = ours[layer.end() if layer else 0 :].rsplit(".", 1)
+    return [f"{name.format(layer and layer[1])}.{kind}" for name in NAMES[config.family][module]]
+
+
+def _transposed(config: TransformerConfig, ours: str) -> bool:
+    # GPT-2 was published with Conv1D matrices (in, out); nn.Linear keeps (out, in). Only blocks have them.
+    return config.family == "gpt2" and ours.startswith("blocks") and ours.endswith("weight") and "norm" not in ours
+
+
+def _rows(config: TransformerConfig, names: list[str], rows: int) -> list[int]:
+    """How many of a parameter's `rows` each published name holds: all, or H*E, G*E, G*E of q, k and v."""
+    kv = config.n_kv_heads * config.head_dim
+    return [rows] if len(names) == 1 else [rows - 2 * kv, kv, kv]
+
+
+def to_published(model: Transformer) -> dict[str, Tensor]:
+    """The weights under their published names, in the published orientation; views, not copies."""
+    published: dict[str, Tensor] = {}
+    for ours, parameter in model.named_parameters():  # a tied `unembed` is not named a second time
+        names = _names(model.config, ours)
+        tensor = parameter.detach().T if _transposed(model.config, ours) else parameter.detach()
+        published |= zip(names, tensor.split(_rows(model.config, names, tensor.shape[0])), strict=True)
+    return published
+
+
+def from_published(
+    config: TransformerConfig,
+    tensors: Mapping[str, Tensor],
+    where: str = "weights",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Transformer:
+    """A model made of published tensors, in eval mode; `where` is the file to name in errors.
+
+    Raises ValueError for a tensor that is missing, unexpected, of another shape or not finite.
+    """
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}  # GPT-2: with and without
+    with torch.device("meta"):  # shapes without memory, and without drawing from anybody's random generator
+        model = Transformer(config)
+    state: dict[str, Tensor] = {}
+    for ours, parameter in model.named_parameters():
+        names, flip = _names(config, ours), _transposed(config, ours)
+        shape = (parameter.T if flip else parameter).shape
+        parts = [
+            _take(tensors, name, (rows, *shape[1:]), where)
+            for name, rows in zip(names, _rows(config, names, shape[0]), strict=True)
+        ]
+        whole = torch.cat(parts)  # a copy: tensors read from a file are windows on it, and files get replaced
+        state[ours] = (whole.T if flip else whole).to(device, dtype).contiguous()
+        if not state[ours].isfinite().all():
+            raise ValueError(f"{where}: tensor {names[0]!r} is not finite in {dtype}; use other weights or dtype")
+    if config.tied:
+        output = tensors.pop("lm_head.weight", None)  # some checkpoints store the shared matrix twice
+        if output is not None and not torch.equal(output.to(device, dtype), state["embed.weight"]):
+            raise ValueError(f"{where}: lm_head.weight is not the embedding; set tie_word_embeddings false in {CONFIG}")
+        state["unembed.weight"] = state["embed.weight"]
+    if unknown := sorted(name for name in tensors if not BUFFERS.fullmatch(name)):
+        kind = f"{config.family} of {config.n_layers} layers"
+        raise ValueError(f"{where}: tensor {unknown[0]!r} is unknown to a {kind}; put the right {CONFIG} beside it")
+    model.load_state_dict(state, assign=True)
+    if config.tied:
+        model.unembed.weight = model.embed.weight  # assign made two parameters of one tensor
+    return model.eval()
+
+
+def _take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], where: str) -> Tensor:
+    """Take a tensor out of the dict (its memory can go once it is converted), checked."""
+    if name not in tensors:
+        raise ValueError(f"{where}: tensor {name!r} is missing; copy the file, or the {CONFIG} of its model, again")
+    tensor = tensors.pop(name)
+    if tuple(tensor.shape) != shape:
+        found = f"has shape {tuple(tensor.shape)}, {CONFIG} asks for {shape}"
+        raise ValueError(f"{where}: tensor {name!r} {found}; put the {CONFIG} of these weights beside them")
+    if not tensor.is_floating_point():
+        raise ValueError(f"{where}: tensor {name!r} holds {tensor.dtype}; use the weights that are not quantised")
+    return tensor
+
+
+def _published_config(model: Transformer, tokenizer: Tokenizer | None) -> dict:
+    config = model.config
+    kind = "gpt2" if config.family == "gpt2" else "qwen2" if config.qkv_bias else "llama"
+    architecture = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}[kind]
+    raw = {"model_type": kind, "architectures": [architecture], "tie_word_embeddings": config.tied}
+    raw |= {key: getattr(config, field) for field, key in KEYS[config.family].items()}
+    raw |= {"torch_dtype": str(model.embed.weight.dtype).removeprefix("torch.")}
+    if kind == "gpt2":  # published defaults drop out, we do not
+        raw |= dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
+    # Always written: the published defaults of these ids belong to other vocabularies.
+    raw |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    if tokenizer is not None:
+        raw["eos_token_id"] = tokenizer.eos_id
+        raw["pad_token_id"] = tokenizer.pad_id if tokenizer.pad_id != tokenizer.eos_id else None
+    return raw
+
+
+def _read_config(file: Path) -> TransformerConfig:
+    """A `TransformerConfig` from a published config.json; a missing optional key means the published default."""
+    raw = _read_json(file)
+    kind = raw.get("model_type")
+    if kind not in MODEL_TYPES:
+        raise ValueError(f"{file}: model_type is {kind!r}; use a model of one of {', '.join(MODEL_TYPES)}")
+    rope = (raw.get("rope_parameters") or {}) | (raw.get("rope_scaling") or {})  # new and old name of the same thing
+    raw |= {key: rope[key] for key in rope if key == "rope_theta"}
+    family = "gpt2" if kind == "gpt2" else "llama"
+    optional = {"n_kv_heads": 0, "d_ff": 0, "rope_theta": 10_000.0, "norm_eps": 1e-5 if family == "gpt2" else 1e-6}
+    fields = {}
+    for field, key in KEYS[family].items():
+        value = raw[key] if raw.get(key) is not None else optional.get(field)
+        if type(value) not in ((int, float) if field in ("norm_eps", "rope_theta") else (int,)):
+            raise ValueError(f"{file}: {key} is {value!r}; it must be a number: copy the file again")
+        fields[field] = value
+    tied = raw["tie_word_embeddings"] if raw.get("tie_word_embeddings") is not None else family == "gpt2"
+    try:
+        config = TransformerConfig(**fields, family=family, tied=tied, qkv_bias=kind != "llama")
+    except ValueError as error:
+        raise ValueError(f"{file}: {one_line(error)}") from None
+    _refuse_unsupported(file, raw, rope, config)
+    return config
+
+
+def _refuse_unsupported(file: Path, raw: dict, rope: dict, config: TransformerConfig) -> None:
+    honoured = HONOURED | {"head_dim": (config.head_dim,), "partial_rotary_factor": (1,)}
+    asked = {key: raw[key] for key in honoured if raw.get(key) is not None and raw[key] not in honoured[key]}
+    if rope.get("rope_type", rope.get("type", "default")) != "default" or rope.get("partial_rotary_factor", 1) != 1:
+        asked["rope_scaling"] = rope
+    if set(raw.get("layer_types") or ()) - {"full_attention"}:
+        asked["layer_types"] = sorted(set(raw["layer_types"]))
+    if asked:
+        key, value = next(iter(asked.items()))
+        values = " or ".join(repr(value) for value in honoured.get(key, ("the default",))) or "none"
+        raise ValueError(f"{file}: {key} is {value!r}, but only {values} is supported; use another model")
+
+
+def _read_json(file: Path) -> dict:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; the folder is incomplete, copy or save it again")
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # bad JSON, or bytes that are not UTF-8
+        raise ValueError(f"{file}: not JSON ({one_line(error)}); copy the file again") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{file}: holds a {type(raw).__name__}, not an object; copy the file again")
+    return raw
+
+
+def save_state(path: str | Path, tensors: Mapping[str, Tensor], meta: dict) -> None:
+    """Write tensors of any dtype and size, and `meta` (JSON values), as one file, atomically.
+
+    JSON turns tuples into lists and integer keys into strings. Raises ValueError for a meta that JSON cannot
+    hold, and OSError when the disk refuses; what the file held before is then still there.
+    """
+    path = Path(path)
+    try:
+        text = json.dumps(meta)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: meta is not JSON ({one_line(error)}); tensors belong in `tensors`") from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.draft")
+    _write_tensors(beside, tensors, {"meta": text})
+    os.replace(beside, path)
+
+
+def load_state(path: str | Path) -> tuple[dict[str, Tensor], dict]:
+    """Read what `save_state` wrote: the tensors, on the CPU, and the meta.
+
+    Raises FileNotFoundError, or ValueError for a truncated or foreign file.
+    """
+    tensors, metadata = _read_tensors(Path(path))
+    if "meta" not in metadata:
+        raise ValueError(f"{path}: weights without training state; name a file that save_state wrote")
+    return {name: tensor.clone() for name, tensor in tensors.items()}, json.loads(metadata["meta"])
+
+
+def _write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write, and flush to the disk: a rename may otherwise survive a power cut that the content did not."""
+    # safetensors refuses views and tensors that share memory
+    own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    try:
+        file.touch()
+        mode = file.stat().st_mode  # the user's own default; save_file would make it unreadable to the group
+        save_file(own, file, metadata)
+        file.chmod(mode)
+        with open(file, "rb+") as handle:
+            os.fsync(handle.fileno())
+    except SafetensorError as error:
+        raise OSError(f"{file}: could not be written ({one_line(error)}); is the disk full?") from None
+
+
+def _read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; the folder is incomplete, or the name is another")
+    try:
+        with safe_open(file, framework="pt", device="cpu") as handle:
+            return {name: handle.get_tensor(name) for name in handle.keys()}, handle.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{file}: not a whole safetensors file ({one_line(error)}); copy or save it again") from None

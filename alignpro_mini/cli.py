@@ -1,0 +1,135 @@
+"""The command line, made from the configuration's dataclasses: every field is `--section.field`.
+
+    python train.py --preset tiny --task quality --seed 0 --ppo.lr 3e-4
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import sys
+from dataclasses import replace
+
+from alignpro_mini.config import PRESETS, TASKS, RunConfig, preset
+
+def leaves(config, prefix: str = "") -> dict[str, dataclasses.Field]:
+    """The dotted name of every option -> its dataclass field: {"seed": ..., "ppo.lr": ...}."""
+    found = {}
+    for f in dataclasses.fields(config):
+        if dataclasses.is_dataclass(getattr(config, f.name)):
+            found |= leaves(getattr(config, f.name), f"{prefix}{f.name}.")
+        else:
+            found[prefix + f.name] = f
+    return found
+
+
+def get(config, dotted: str):
+    """`get(config, "ppo.lr")` -> config.ppo.lr."""
+    for name in dotted.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def with_options(config: RunConfig, options: dict[str, object]) -> RunConfig:
+    """A copy with the dotted options set. Raises KeyError, naming the nearest option, for an unknown one."""
+    known = leaves(config)
+    tree: dict[str, dict] = {}
+    top = {}
+    for name, value in options.items():
+        if name not in known:
+            raise KeyError(f"unknown option {name!r}{nearest(name, known)}")
+        section, _, leaf = name.rpartition(".")
+        (tree.setdefault(section, {}) if section else top)[leaf] = value
+    return replace(config, **{s: replace(getattr(config, s), **values) for s, values in tree.items()}, **top)
+
+
+def nearest(name: str, known) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _parse(text: str, like) -> object:
+    if isinstance(like, bool):
+        if text.lower() in ("true", "yes", "1", "on"):
+            return True
+        if text.lower() in ("false", "no", "0", "off"):
+            return False
+        raise ValueError("give true or false")
+    return type(like)(text)
+
+
+def _span(text: str) -> list[int]:
+    """'3' -> [3]; '0-4' -> [0, 1, 2, 3, 4]; '0,2' -> [0, 2]."""
+    numbers = []
+    for part in text.split(","):
+        low, _, high = part.partition("-")
+        numbers += range(int(low), int(high or low) + 1)
+    return numbers
+
+
+def parse_command_line(argv: list[str] | None = None) -> tuple[list[RunConfig], bool]:
+    """The runs asked for, and whether to resume. `--task a,b` (or all) and `--seed 0-4` make several runs.
+
+    Ends the program with a one-line error for an unknown option (naming the nearest one) or an impossible value.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default="tiny")
+    chosen = first.parse_known_args(argv)[0].preset
+    base = preset(chosen if chosen in PRESETS else "tiny")
+    parser = _parser(base)
+    if chosen not in PRESETS:
+        parser.error(f"--preset: {chosen!r} is not one of {', '.join(PRESETS)}{nearest(chosen, PRESETS)}")
+    known = leaves(base)
+    given, unknown = parser.parse_known_args(argv)
+    for word in unknown:
+        hint = nearest(word.split("=")[0].lstrip("-"), known).replace("'", "--", 1).replace("'", "") if word[:2] == "--" else ""
+        parser.error(f"unknown argument {word}{hint}")
+    options = {}
+    for name, f in known.items():
+        text = getattr(given, name)
+        if text is None or name in ("task", "seed"):
+            continue
+        try:
+            options[name] = _parse(text, get(base, name))
+        except ValueError as error:
+            parser.error(f"--{name}: {text!r} is not a valid {type(get(base, name)).__name__} ({error})")
+        choices = f.metadata.get("choices")
+        if choices and options[name] not in choices:
+            parser.error(f"--{name}: {text!r} is not one of {', '.join(choices)}{nearest(text, choices)}")
+    try:
+        tasks = {None: [base.task], "all": list(TASKS)}.get(given.task) or given.task.split(",")
+        for task in tasks:
+            if task not in (*TASKS, "chat"):
+                parser.error(f"--task: {task!r} is not one of {', '.join(TASKS)}, all{nearest(task, TASKS)}")
+        seeds = _span(given.seed) if given.seed is not None else [base.seed]
+        runs = [with_options(base, options | {"task": t, "seed": s}).validate() for t in tasks for s in seeds]
+    except ValueError as error:
+        parser.error(str(error))
+    if len(runs) > 1 and runs[0].name:
+        parser.error("--name names one run; with several tasks or seeds leave it out (use --out for another folder)")
+    return runs, given.resume
+
+
+def _parser(base: RunConfig) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        usage="python train.py [--preset NAME] [--task NAME] [--seed N] [--resume] [--section.option VALUE ...]",
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Align-Pro from nothing to a trained prompter: SFT, reward model, PPO, evaluation, report.",
+        epilog="several runs and one table: --task all --seed 0-4",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on where a run of the same name stopped")
+    groups = {"": parser.add_argument_group("run")}
+    for name, f in leaves(base).items():
+        section = name.rpartition(".")[0]
+        if section not in groups:
+            doc = (type(getattr(base, section)).__doc__ or "").strip().splitlines()[0]
+            groups[section] = parser.add_argument_group(section, doc)
+        choices = f.metadata.get("choices")
+        shown = f" [{'|'.join(choices)}]" if choices else ""
+        text = f"{f.metadata.get('help', '')}{shown} (default: {get(base, name)})".replace("%", "%%")
+        groups[section].add_argument(f"--{name}", dest=name, metavar=name.rpartition(".")[2].upper(), help=text)
+    return parser

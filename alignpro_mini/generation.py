@@ -1,0 +1,169 @@
+"""Batched sampling of ragged prompts with a preallocated KV cache; finished rows leave the batch.
+
+    prompts (left-padded)     new tokens                        mask of the cache
+    . . a b c                 d e <end>                         0 0 1 1 1 | 1 1 1
+    f g h i j                 k <end>          -> leaves early  1 1 1 1 1 | 1 1
+    . . . . l                 m n o p ...                       0 0 0 0 1 | 1 1 1 1
+
+Left padding puts the last prompt token of every row in the same column, so one write index serves all rows.
+Each row has its own stream of uniform numbers, drawn before the loop: which rows share a batch, and when the
+others leave it, does not change what a row samples.
+
+Shape legend:  N prompts   B rows still generating   P longest prompt   T new tokens   V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from alignpro_mini.transformer import KVCache, Transformer
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What one prompt got: the new tokens (with EOS, if it came) and the log-probability of each when sampled."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    finished: bool  # ended with EOS, not cut at the limit
+
+
+def sampling_logprobs(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
+    """The log of the distribution that sampling draws from: (..., V) logits -> (..., V) log-probs, float32.
+
+    The sampler *and* the scorer of PPO call this one function; were one of them to use another temperature,
+    the first ratio would not be 1. Nucleus: the smallest set of tokens whose mass reaches top_p; the others
+    get -inf. Temperature 0 means greedy decoding, whose log-probs are reported at temperature 1.
+    Raises ValueError for a temperature below 0 or a top_p outside (0, 1].
+    """
+    if temperature < 0 or not 0 < top_p <= 1:
+        raise ValueError(f"temperature {temperature} must be >= 0 and top_p {top_p} in (0, 1]")
+    logits = logits.float() / (temperature or 1.0)
+    if top_p < 1.0 and temperature > 0:
+        ordered, index = logits.sort(dim=-1, descending=True)  # (..., V)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # (..., V) mass of the better tokens
+        ordered = ordered.masked_fill(before >= top_p, -torch.inf)
+        logits = torch.empty_like(logits).scatter_(-1, index, ordered)
+    return logits.log_softmax(-1)
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad_id: int, device=None) -> tuple[Tensor, Tensor]:
+    """Ragged rows -> ids (N, P) padded on the left and their mask, True on real tokens."""
+    return _pad(rows, pad_id, device, left=True)
+
+
+def pad_right(rows: Sequence[Sequence[int]], pad_id: int, device=None) -> tuple[Tensor, Tensor]:
+    """Ragged rows -> ids (N, T) padded on the right and their mask, True on real tokens."""
+    return _pad(rows, pad_id, device, left=False)
+
+
+def _pad(rows: Sequence[Sequence[int]], pad_id: int, device, left: bool) -> tuple[Tensor, Tensor]:
+    width = max(map(len, rows), default=0)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)  # (N, width)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)  # (N, width)
+    for i, row in enumerate(rows):
+        span = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, span] = torch.tensor(row, dtype=torch.long)
+        mask[i, span] = True
+    return ids.to(device), mask.to(device)
+
+
+@torch.no_grad()
+def generate(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    eos_id: int | None = None,
+    generator: torch.Generator | None = None,
+    max_batch: int = 512,
+    compact: bool = True,
+) -> list[Completion]:
+    """Sample a continuation of each prompt (lists of token ids), returned in the order of the prompts.
+
+    A row stops at `eos_id` (kept in its tokens) or after `max_new_tokens`. Temperature 0 is greedy. At most
+    `max_batch` rows run at once, prompts of similar length together. `compact=False` keeps finished rows in
+    the batch (for tests). The model is put in eval mode for the call.
+    Raises ValueError for an empty prompt, and for one that leaves too little of the context.
+    """
+    room = model.config.max_len - max_new_tokens
+    for i, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"prompt {i} is empty: give it at least one token")
+        if len(prompt) > room:
+            raise ValueError(
+                f"prompt {i} has {len(prompt)} tokens; with {max_new_tokens} new ones it does not fit the context "
+                f"of {model.config.max_len}: shorten it to {max(room, 0)} or lower max_new_tokens"
+            )
+    draw_on = generator.device if generator is not None else "cpu"
+    uniforms = torch.rand(len(prompts), max_new_tokens, generator=generator, device=draw_on)  # (N, T)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    was_training = model.training
+    model.eval()
+    results: list[Completion | None] = [None] * len(prompts)
+    for start in range(0, len(order), max_batch):
+        chunk = order[start : start + max_batch]
+        tokens, logps = _generate_batch(
+            model, [prompts[i] for i in chunk], uniforms[chunk].to(model.device), temperature, top_p, eos_id, compact
+        )
+        for i, row, logp in zip(chunk, tokens.tolist(), logps.tolist()):
+            length = row.index(eos_id) + 1 if eos_id in row else len(row)
+            results[i] = Completion(row[:length], logp[:length], eos_id in row)
+    model.train(was_training)
+    return results
+
+
+def _generate_batch(
+    model: Transformer, prompts, uniforms: Tensor, temperature: float, top_p: float, eos_id: int | None, compact: bool
+) -> tuple[Tensor, Tensor]:
+    """One batch: tokens (B, T) and their log-probs (B, T); what follows a row's EOS is meaningless."""
+    device, N, limit = model.device, *uniforms.shape
+    ids, mask = pad_left(prompts, 0, device)  # (B, P)
+    P = ids.shape[1]
+    cache = KVCache(model.config, N, P + limit, model.embed.weight)
+    cache.mask[:, :P] = mask
+    cache.mask[:, P:] = True  # new tokens are real; slots not yet written are never looked at
+    tokens = torch.zeros(N, limit, dtype=torch.long, device=device)  # (N, T)
+    logps = torch.zeros(N, limit, device=device)  # (N, T)
+    if eos_id is not None:
+        tokens.fill_(eos_id)
+    rows = torch.arange(N, device=device)  # (B,) which result row each batch row writes to
+    done = torch.zeros(N, dtype=torch.bool, device=device)  # (B,)
+    # Asking a GPU "is anybody done?" waits for it, so there it is asked only every 8 tokens.
+    every = 8 if device.type == "cuda" else 1
+    for t in range(limit):
+        logits = model.unembed(model.hidden(ids, cache=cache)[:, -1])  # (B, V)
+        logp = sampling_logprobs(logits, temperature, top_p)  # (B, V)
+        new = logp.argmax(-1) if temperature == 0 else _draw(logp, uniforms[rows, t])  # (B,)
+        tokens[rows, t] = new
+        logps[rows, t] = logp.gather(-1, new[:, None])[:, 0]
+        ids = new[:, None]  # (B, 1)
+        if eos_id is None:
+            continue
+        done |= new == eos_id
+        if (t + 1) % every == 0:
+            alive = (~done).nonzero()[:, 0]  # (B',)
+            if len(alive) == 0:
+                break
+            # Copying the cache costs about a step, so a few finished rows are carried along.
+            if compact and len(alive) <= 0.8 * len(rows):
+                cache.keep(alive)
+                rows, ids, done = rows[alive], ids[alive], done[alive]
+    return tokens, logps
+
+
+def _draw(logp: Tensor, uniform: Tensor) -> Tensor:
+    """Inverse-CDF sampling without leaving the device: log-probs (B, V), uniforms (B,) in [0, 1) -> ids (B,).
+
+    Takes the first token whose cumulative mass exceeds u, so a token of probability 0 is never taken.
+    """
+    cdf = logp.exp().cumsum(-1)  # (B, V)
+    # Rounding may leave the total a little off 1; u is scaled to it, and kept off the very end.
+    u = uniform.clamp(max=1 - 2**-20)[:, None] * cdf[:, -1:]  # (B, 1)
+    return torch.searchsorted(cdf, u, right=True)[:, 0]  # (B,)

@@ -1,0 +1,212 @@
+"""The stages of `train.py`, each done once per run: what it needs, what it leaves in the run's folder.
+
+Every stage asserts afterwards that the frozen LM is, bit for bit, what it was.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from alignpro_mini import evaluation, report
+from alignpro_mini import reward as reward_
+from alignpro_mini.alignpro import Prompter, train_align_pro, train_rlhf_oracle
+from alignpro_mini.checkpoint import load_state, save_state
+from alignpro_mini.config import DTYPES, RunConfig, ShapeConfig, resolve_device
+from alignpro_mini.frozen import FrozenLM
+from alignpro_mini.ppo import Score
+from alignpro_mini.run import Run, Stage, write_json
+from alignpro_mini.sft import encode_pairs, train_sft
+from alignpro_mini.tokenizer import Tokenizer
+from alignpro_mini.toyworld import ToyWorld
+from alignpro_mini.transformer import Transformer, TransformerConfig
+
+
+def make_task(config: RunConfig) -> ToyWorld:
+    return ToyWorld(config.task, config.world, config.seed)
+
+
+def new_model(shape: ShapeConfig, vocab_size: int, generator: torch.Generator, device: torch.device) -> Transformer:
+    """A transformer of this shape with fresh weights, drawn on the CPU so that every device starts the same."""
+    config = TransformerConfig(
+        vocab_size, shape.d_model, shape.n_layers, shape.n_heads, shape.n_kv_heads, max_len=shape.max_len, family=shape.family
+    )
+    return Transformer(config, generator).to(device)
+
+
+def frozen_lm(run: Run, task: ToyWorld) -> tuple[Tokenizer, FrozenLM]:
+    """Stage 1: the tokenizer and the frozen LM, trained on the world's corpus; then never touched again."""
+    c = run.config
+    corpus = task.corpus(c.frozen_lm.examples, random.Random(f"corpus {c.seed}"))
+    path = run.path / "tokenizer.json"
+    if not path.exists():
+        Tokenizer.train([text for pair in corpus[:5000] for text in pair], c.vocab_size).save(path)
+    tokenizer = Tokenizer.load(path)
+
+    def make(stage: Stage) -> Transformer:
+        model = new_model(c.frozen_model, tokenizer.vocab_size, run.generator("frozen_lm weights"), resolve_device(c.device))
+        return train_sft(model, encode_pairs(corpus, tokenizer, c.frozen_model.max_len), c.frozen_lm, stage, run.generator("frozen_lm"))
+
+    model = run.model("frozen_lm", make, tokenizer).to(resolve_device(c.device))
+    return tokenizer, FrozenLM(model, tokenizer, c.sampling)
+
+
+def prompter_sft(run: Run, task: ToyWorld, tokenizer: Tokenizer, pi_f: FrozenLM) -> Prompter:
+    """Stage 2: rho_sft, a small model that has seen what rewrites look like."""
+    c = run.config
+    pairs = task.rewrite_pairs(c.prompter_sft.examples, random.Random(f"rewrites {c.seed}"))
+
+    def make(stage: Stage) -> Transformer:
+        model = new_model(c.prompter_model, tokenizer.vocab_size, run.generator("prompter weights"), resolve_device(c.device))
+        return train_sft(model, encode_pairs(pairs, tokenizer, c.prompter_model.max_len), c.prompter_sft, stage, run.generator("prompter_sft"))
+
+    model = run.model("prompter_sft", make, tokenizer).to(resolve_device(c.device))
+    pi_f.assert_unchanged("prompter_sft")
+    return Prompter(model.eval().requires_grad_(False), tokenizer, c.ppo.max_new_tokens, c.ppo.temperature)
+
+
+def reward_model(run: Run, task: ToyWorld, pi_f: FrozenLM, rho_sft: Prompter) -> Score:
+    """Stage 3: preferences between the frozen LM's answers, and the reward model learned from them."""
+    c = run.config
+    if c.reward:
+        return reward_.load_callable(c.reward)
+    path = run.path / "checkpoints" / "reward_model.safetensors"
+
+    def fresh() -> reward_.RewardModel:
+        lm = Transformer(pi_f.model.config).to(pi_f.model.device)
+        lm.load_state_dict(pi_f.model.state_dict())  # it starts from the LM, so it knows the language already
+        return reward_.RewardModel(lm, pi_f.tokenizer, c.reward_model.train_layers)
+
+    def make(stage: Stage) -> tuple[reward_.RewardModel, dict]:
+        g = run.generator("preferences")
+        picked = [task.train_requests[i] for i in torch.randint(len(task.train_requests), (c.reward_model.pairs,), generator=g)]
+        first, second = (pi_f.answer(rho_sft.rewrite(picked, g), g) for _ in range(2))
+        pairs = reward_.draw_preferences(picked, first, second, task.gold, c.world.preference_scale, g)
+        model = fresh()
+        facts = reward_.train_reward_model(model, pairs, c.reward_model, stage, g)
+        model.normalise(picked[:1000], first[:1000])
+        return model.eval(), facts
+
+    def load() -> tuple[reward_.RewardModel, dict]:
+        tensors, facts = load_state(path)
+        model = fresh()
+        model.load_state_dict(tensors)
+        return model.eval(), facts
+
+    model, facts = run.once("reward_model", make, load, lambda made: save_state(path, made[0].state_dict(), made[1]))
+    write_json(run.path / "checkpoints" / "reward_model.json", facts)
+    model.requires_grad_(False)
+    pi_f.assert_unchanged("reward_model")
+    return model.score
+
+
+def print_headroom(run: Run, task: ToyWorld, pi_f: FrozenLM, rho_sft: Prompter, reward: Score) -> dict:
+    """Stage 4: how far rewriting can move this reward, told before any PPO."""
+
+    def make(stage: Stage) -> dict:
+        few = task.train_requests[: run.config.eval.headroom_inputs]
+        evaluator = evaluation.Evaluator(few, pi_f, reward, None, run.config.eval, run.generator("headroom"))
+        return evaluation.headroom(evaluator, rho_sft)
+
+    found = run.json("headroom", make)
+    print(
+        f"headroom: of the reward's variance for one request, {100 * found['icc']:.0f} % lies between rewrites "
+        f"(ICC {found['icc']:.2f}; between {found['between_rewrites']:.2f}, the LM's own sampling {found['within']:.2f}); "
+        f"the best of 8 rewrites gains {found['best_rewrite_gain']:+.2f}"
+    )
+    return found
+
+
+def align_pro(run: Run, task: ToyWorld, pi_f: FrozenLM, rho_sft: Prompter, reward: Score) -> Prompter:
+    """Stage 5: PPO on the prompter."""
+    c = run.config
+
+    def make(stage: Stage) -> Transformer:
+        return train_align_pro(
+            rho_sft.model, pi_f, reward, task.train_requests, rho_sft.tokenizer, c.ppo, stage, run.generator("align_pro"), task.gold
+        )
+
+    model = run.model("align_pro", make, rho_sft.tokenizer).to(pi_f.model.device)
+    pi_f.assert_unchanged("align_pro")
+    return Prompter(model.eval(), rho_sft.tokenizer, rho_sft.max_new_tokens, rho_sft.temperature)
+
+
+def rlhf_oracle(run: Run, task: ToyWorld, pi_f: FrozenLM, reward: Score) -> FrozenLM | None:
+    """Stage 6: the comparator, the same PPO on a copy of the LM."""
+    c = run.config
+    if not c.eval.oracle:
+        return None
+
+    def make(stage: Stage) -> Transformer:
+        return train_rlhf_oracle(
+            pi_f.model, reward, task.train_requests, pi_f.tokenizer, c.oracle, stage, run.generator("rlhf_oracle"), task.gold
+        )
+
+    model = run.model("rlhf_oracle", make, pi_f.tokenizer).to(pi_f.model.device)
+    pi_f.assert_unchanged("rlhf_oracle")
+    return FrozenLM(model, pi_f.tokenizer, pi_f.sampling)
+
+
+def evaluate(
+    run: Run, task: ToyWorld, pi_f: FrozenLM, rho_sft: Prompter, rho: Prompter, oracle: FrozenLM | None, reward: Score
+) -> dict:
+    """Stage 7: every arm on the same unseen requests; writes evaluation.safetensors and results.json."""
+    c = run.config
+    requests = task.eval_requests[: c.eval.inputs]
+
+    def make(stage: Stage) -> dict:
+        evaluator = evaluation.Evaluator(requests, pi_f, reward, task.gold, c.eval, run.generator("evaluation"))
+        arms = {"no_finetuning": evaluator.plain()}
+        arms["untrained_prompter"] = evaluator.prompter(rho_sft, rho_sft)
+        arms["best_of_n"] = evaluator.best_of_n(rho_sft)
+        arms["align_pro"] = evaluator.prompter(rho, rho_sft)
+        if oracle is not None:
+            arms["rlhf_oracle"] = evaluator.plain(oracle)
+        rewards = {name: torch.from_numpy(arm.reward) for name, arm in arms.items()}
+        save_state(run.path / "checkpoints" / "evaluation.safetensors", rewards, {})
+        stage.samples(0, [_sample(name, arm, i) for i in range(8) for name, arm in arms.items()], show=False)
+        return evaluation.summarise(arms, c.eval) | _reasoning(task, arms)
+
+    summary = run.json("evaluation", make)
+    pi_f.assert_unchanged("evaluation")
+    results = {"task": c.task, "preset": c.preset, "seed": c.seed, "n_eval": len(requests)} | summary
+    for extra in ("reward_model", "headroom"):
+        path = run.path / "checkpoints" / f"{extra}.json"
+        results[extra] = json.loads(path.read_text()) if path.exists() else None
+    results["wall_s"] = {name: stage["seconds"] for name, stage in run.stages.items()}
+    write_json(run.path / "results.json", results)
+    return results
+
+
+def _sample(name: str, arm: evaluation.Arm, i: int) -> dict:
+    return {
+        "arm": name, "x": arm.x[i], "x_prime": arm.x_prime[i][0], "y": arm.y[i, 0, 0],
+        "reward": float(arm.reward[i, 0, 0]), "kl": float(arm.kl[i, 0]),
+    }  # fmt: skip
+
+
+def _reasoning(task: ToyWorld, arms: dict[str, evaluation.Arm]) -> dict:
+    """For sums: the share of right answers, of worked answers, and of rewrites that ask for steps."""
+    if task.task != "reasoning":
+        return {}
+    told = {}
+    for name, arm in arms.items():
+        x = np.array(arm.x, dtype=object)[:, None, None].repeat(arm.y.shape[1], 1).repeat(arm.y.shape[2], 2)
+        told[name] = {
+            "right": float(np.mean([task.right(a, b) for a, b in zip(x.flat, arm.y.flat)])),
+            "worked": float(np.mean([task.worked(y) for y in arm.y.flat])),
+            "asks_for_steps": float(np.mean([task.asks_for_steps(t) for row in arm.x_prime for t in row])),
+        }
+    return {"reasoning": told}
+
+
+def write_report(run: Run, results: dict) -> Path:
+    """The plots and report.html from what the run left behind."""
+    tensors, _ = load_state(run.path / "checkpoints" / "evaluation.safetensors")
+    config = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
+    rewards = {name: tensors[name].numpy() for name in results["arms"]}
+    return report.write_report(run.path, results | {"config": config}, run.rows("metrics.jsonl"), run.rows("samples.jsonl"), rewards)

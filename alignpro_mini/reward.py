@@ -1,0 +1,249 @@
+"""The reward model: a transformer with one number read off the last token, learned from preferences.
+
+    r(x, y) = w . h(x, y)[EOS]          P(chosen over rejected) = sigmoid(r(x, chosen) - r(x, rejected))   (Bradley-Terry)
+
+The likelihood fixes r only up to a constant per prompt and says nothing about its scale, so after training r is shifted
+and scaled to mean 0 and variance 1 over answers to the SFT prompter's rewrites; lambda is a price in these units.
+
+Shape legend:  B rows   T tokens   D width
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from alignpro_mini import rl_math
+from alignpro_mini.config import RewardConfig
+from alignpro_mini.generation import pad_right
+from alignpro_mini.run import Stage
+from alignpro_mini.sft import make_optimizer, optimizer_step, shuffled_batches, trainable, warmup_cosine
+from alignpro_mini.tokenizer import Tokenizer
+from alignpro_mini.transformer import Transformer
+
+Score = Callable[[Sequence[str], Sequence[str]], Tensor]  # (prompts, completions) -> rewards (B,)
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """One comparison: `chosen` was preferred over `rejected` as an answer to `prompt`.
+
+    `certainty` is the probability that a labeller prefers `chosen` again, where the world knows it.
+    """
+
+    prompt: str
+    chosen: str
+    rejected: str
+    certainty: float | None = None
+
+
+class RewardModel(nn.Module):
+    """A transformer trunk with a linear reward head; its `score(prompts, completions) -> (B,)` is a PPO score.
+
+    Scores are normalised by `mean` and `std` (0 and 1 until `normalise` sets them).
+    """
+
+    def __init__(self, lm: Transformer, tokenizer: Tokenizer, train_layers: int = 0) -> None:
+        super().__init__()
+        self.lm, self.tokenizer = lm, tokenizer
+        self.head = nn.Linear(lm.config.d_model, 1, device=lm.device)
+        # Zero: the first preferences are then fifty-fifty, and the head's first gradient comes from the trunk's features.
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.register_buffer("mean", torch.zeros((), device=lm.device))
+        self.register_buffer("std", torch.ones((), device=lm.device))
+        self.depth = lm.config.n_layers - train_layers if train_layers else 0  # blocks of the frozen trunk
+
+    def encode(self, prompt: str, completion: str) -> list[int]:
+        """The row that is rated: the prompt's turn, the completion, EOS."""
+        prompt_ids, answer_ids = self.tokenizer.chat_with_answer(prompt, completion)
+        return prompt_ids + answer_ids
+
+    def trunk(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """What lies below the trained blocks, without gradient: (B, T, D) and its mask; the ids (B, T) if all train."""
+        ids, mask = pad_right(rows, self.tokenizer.pad_id, self.lm.device)  # (B, T), (B, T)
+        if self.depth == 0:
+            return ids, mask
+        with torch.no_grad():
+            return self.lm.lower(ids, mask, self.depth), mask
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Raw rewards (B,) of right-padded rows, read at each row's last real token."""
+        hidden = self.lm.hidden(features, mask) if self.depth == 0 else self.lm.upper(features, mask, self.depth)
+        last = mask.sum(1) - 1  # (B,)
+        return self.head(hidden[torch.arange(len(last), device=last.device), last]).squeeze(-1).float()  # (B,)
+
+    @torch.no_grad()
+    def raw(self, prompts: Sequence[str], completions: Sequence[str], batch: int = 64) -> Tensor:
+        """Rewards before normalisation, (B,) on the CPU; rows of similar length share a batch.
+
+        A row longer than the context loses its completion's end (and says so nowhere: keep answers short of it).
+        """
+        rows = [self.encode(x, y)[: self.lm.config.max_len] for x, y in zip(prompts, completions, strict=True)]
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        rewards = torch.empty(len(rows))
+        for start in range(0, len(order), batch):
+            part = order[start : start + batch]
+            rewards[part] = self(*self.trunk([rows[i] for i in part])).cpu()
+        return rewards
+
+    def score(self, prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
+        """Normalised rewards (B,) on the CPU."""
+        return (self.raw(prompts, completions) - self.mean.cpu()) / self.std.cpu()
+
+    def normalise(self, prompts: Sequence[str], completions: Sequence[str]) -> None:
+        """Set mean and std from these samples. Raises ValueError when the rewards do not vary at all."""
+        raw = self.raw(prompts, completions)
+        if raw.std() < 1e-6:
+            raise ValueError("the reward model gives every answer the same reward: train it longer or check its pairs")
+        self.mean.fill_(raw.mean())
+        self.std.fill_(raw.std())
+
+
+def draw_preferences(
+    prompts: Sequence[str], first: Sequence[str], second: Sequence[str],
+    gold: Callable[[Sequence[str], Sequence[str]], list[float]], scale: float, generator: torch.Generator,
+) -> list[Preference]:  # fmt: skip
+    """A noisy labeller's choices: P(first over second) = sigmoid(scale x (gold difference)), Bradley-Terry noise."""
+    difference = torch.tensor(gold(prompts, first)) - torch.tensor(gold(prompts, second))  # (B,)
+    p_first = torch.sigmoid(scale * difference.float())  # (B,)
+    wins = torch.rand(len(prompts), generator=generator) < p_first
+    return [
+        Preference(x, *((a, b, p) if won else (b, a, 1 - p)))
+        for x, a, b, won, p in zip(prompts, first, second, wins.tolist(), p_first.tolist())
+    ]
+
+
+def split_by_prompt(pairs: Sequence[Preference], share: float, generator: torch.Generator) -> tuple[list, list]:
+    """(train, held out): all pairs of a prompt land on the same side, or the held-out accuracy would flatter."""
+    prompts = sorted({p.prompt for p in pairs})
+    order = torch.randperm(len(prompts), generator=generator).tolist()
+    kept_out = {prompts[i] for i in order[: max(1, round(share * len(prompts)))]}
+    return [p for p in pairs if p.prompt not in kept_out], [p for p in pairs if p.prompt in kept_out]
+
+
+def accuracy(model: RewardModel, pairs: Sequence[Preference]) -> float:
+    """Share of pairs whose chosen answer gets the higher reward (equal: half)."""
+    chosen = model.raw([p.prompt for p in pairs], [p.chosen for p in pairs])
+    rejected = model.raw([p.prompt for p in pairs], [p.rejected for p in pairs])
+    return ((chosen > rejected).float() + 0.5 * (chosen == rejected).float()).mean().item()
+
+
+def always_longer(pairs: Sequence[Preference]) -> float:
+    """Accuracy of the rule "the longer answer wins" (equal: half): what a reward model must beat."""
+    longer = [(len(p.chosen) > len(p.rejected)) + 0.5 * (len(p.chosen) == len(p.rejected)) for p in pairs]
+    return sum(longer) / len(longer)
+
+
+def accuracy_ceiling(pairs: Sequence[Preference]) -> float | None:
+    """Expected accuracy of the true reward on these noisy labels: mean of max(P, 1 - P); None if P is unknown."""
+    if any(p.certainty is None for p in pairs):
+        return None
+    return sum(max(p.certainty, 1 - p.certainty) for p in pairs) / len(pairs)
+
+
+def train_reward_model(
+    model: RewardModel, pairs: Sequence[Preference], config: RewardConfig, stage: Stage, generator: torch.Generator
+) -> dict:
+    """Bradley-Terry training; returns accuracy on held-out prompts beside its ceiling and the length rule.
+
+    The frozen trunk's outputs are computed once and kept in memory (2 x pairs x tokens x D numbers).
+    Pairs longer than `config.max_tokens` are left out and counted. Raises ValueError when nothing is left.
+    """
+    fits = lambda p: max(len(model.encode(p.prompt, y)) for y in (p.chosen, p.rejected)) <= config.max_tokens
+    kept = [p for p in pairs if p.chosen != p.rejected and fits(p)]
+    if len(kept) < 2 * config.batch:
+        raise ValueError(
+            f"only {len(kept)} of {len(pairs)} preference pairs differ and fit {config.max_tokens} tokens: "
+            f"raise --reward_model.max_tokens or bring more"
+        )
+    train, heldout = split_by_prompt(kept, config.heldout, generator)
+    parameters = [*trainable(model.lm, config.train_layers), *model.head.parameters()]
+    optimizer = make_optimizer(parameters, config.lr, config.weight_decay)
+    steps = math.ceil(config.epochs * len(train) / config.batch)
+    batches = shuffled_batches(len(train), config.batch, generator)
+    start = stage.restore(model, optimizer)
+    for _ in range(start):
+        next(batches)
+    features = TrunkCache(model, train)
+    recent: list[tuple[float, float, float]] = []
+    for step in stage.progress(start, steps):
+        rewards = model(*features.rows(next(batches)))  # (2B,)
+        chosen, rejected = rewards.chunk(2)  # (B,), (B,)
+        loss = rl_math.bradley_terry_loss(chosen, rejected).mean()
+        lr = warmup_cosine(step, steps, config.lr)
+        optimizer_step(optimizer, parameters, loss, config.grad_clip, lr)
+        margin = (chosen - rejected).detach()
+        recent.append((loss.item(), (margin > 0).float().mean().item(), margin.mean().item()))
+        if (step + 1) % stage.log_every == 0 or step + 1 == steps:
+            row = dict(zip(("loss", "accuracy", "margin"), (sum(c) / len(recent) for c in zip(*recent))))
+            stage.log(step + 1, row | {"heldout_accuracy": accuracy(model, heldout), "lr": lr})
+            stage.save(step + 1, model, optimizer)
+            recent = []
+    return {
+        "accuracy": accuracy(model, heldout),
+        "ceiling": accuracy_ceiling(heldout),
+        "always_longer": always_longer(heldout),
+        "train_pairs": len(train),
+        "heldout_pairs": len(heldout),
+        "left_out": len(pairs) - len(kept),
+    }
+
+
+class TrunkCache:
+    """The trunk's outputs of every pair, computed once: row 2i is the chosen, row 2i + 1 the rejected answer."""
+
+    def __init__(self, model: RewardModel, pairs: Sequence[Preference]) -> None:
+        self.model = model
+        self.ids = [model.encode(p.prompt, y) for p in pairs for y in (p.chosen, p.rejected)]
+        self.kept: list[Tensor] = []
+        if model.depth:
+            order = sorted(range(len(self.ids)), key=lambda i: len(self.ids[i]))
+            found: dict[int, Tensor] = {}
+            for start in range(0, len(order), 16):
+                part = order[start : start + 16]
+                features, mask = model.trunk([self.ids[i] for i in part])  # (16, T, D)
+                found |= {i: features[j, : len(self.ids[i])].clone() for j, i in enumerate(part)}
+            self.kept = [found[i] for i in range(len(self.ids))]
+
+    def rows(self, pairs: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Features (2B, T, D) or ids (2B, T), and the mask, of these pairs: all chosen first, then all rejected."""
+        index = [2 * i for i in pairs] + [2 * i + 1 for i in pairs]
+        if not self.model.depth:
+            return self.model.trunk([self.ids[i] for i in index])
+        features = nn.utils.rnn.pad_sequence([self.kept[i] for i in index], batch_first=True)  # (2B, T, D)
+        lengths = torch.tensor([len(self.kept[i]) for i in index], device=features.device)
+        return features, torch.arange(features.shape[1], device=features.device) < lengths[:, None]
+
+
+def load_callable(spec: str) -> Score:
+    """A reward from `module:function`; its rewards become a float tensor (B,), checked.
+
+    Raises ValueError when the module or function is missing, or when a call returns the wrong number of rewards or
+    one that is not finite.
+    """
+    import importlib
+    import sys
+
+    module_name, function_name = spec.split(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # a reward file in the working directory, also when the script lies elsewhere
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--reward {spec}: {error}; write module:function of an importable module") from None
+
+    def score(prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
+        rewards = torch.as_tensor(function(list(prompts), list(completions)), dtype=torch.float32).cpu()
+        if rewards.shape != (len(prompts),):
+            raise ValueError(f"--reward {spec} returned shape {tuple(rewards.shape)} for {len(prompts)} answers")
+        if not bool(torch.isfinite(rewards).all()):
+            bad = int((~torch.isfinite(rewards)).nonzero()[0])
+            raise ValueError(f"--reward {spec} returned {rewards[bad].item()} for the answer {completions[bad][:60]!r}")
+        return rewards
+
+    return score

@@ -1,0 +1,224 @@
+"""What a run leaves behind, and how it goes on after being killed.
+
+    runs/<name>/config.json         every option
+                stages.json         finished stages and their seconds
+                metrics.jsonl       one line per log step of each stage
+                samples.jsonl       x, x', y, reward, KL at intervals
+                checkpoints/        a folder or file per finished stage; <stage>.state.safetensors while it runs
+                plots/, report.html, results.json
+
+A stage that is finished is loaded, not done again. A stage that was cut goes on from its last saved state, and the log
+lines after that state are dropped, so the files end up as if nothing had happened. Every file is written beside its
+place and renamed into it: a kill leaves the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from alignpro_mini.checkpoint import load_pretrained, load_state, save_pretrained, save_state
+from alignpro_mini.config import RunConfig
+from alignpro_mini.tokenizer import Tokenizer
+from alignpro_mini.transformer import Transformer
+
+Keepable = nn.Module | torch.optim.Optimizer | torch.Generator
+
+
+def write_json(path: Path, value) -> None:
+    """Write JSON beside `path` and rename it into place."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(beside, path)
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """The rows of a log; a last line that a kill cut short is left out."""
+    rows = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return rows
+
+
+class Run:
+    """A run's folder. `Run(config, resume)` makes it, or finds it again.
+
+    Raises FileExistsError when the folder holds a run and `resume` is False, ValueError when it holds one with
+    other options, OSError when it cannot be written.
+    """
+
+    def __init__(self, config: RunConfig, resume: bool = False) -> None:
+        self.config, self.path = config, Path(config.out) / config.run_name
+        options = json.loads(json.dumps(dataclasses.asdict(config)))
+        saved = self.path / "config.json"
+        if saved.exists():
+            if not resume:
+                raise FileExistsError(
+                    f"{self.path} already holds a run: add --resume to go on with it, or --name NAME to start another"
+                )
+            self._same_options(json.loads(saved.read_text(encoding="utf-8")), options)
+        try:
+            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            write_json(saved, options)
+        except OSError as error:
+            raise OSError(f"{self.path} cannot be written ({error.strerror}): choose another folder with --out") from None
+        self.stages: dict[str, dict] = {}
+        if (self.path / "stages.json").exists():
+            self.stages = json.loads((self.path / "stages.json").read_text(encoding="utf-8"))
+
+    def _same_options(self, old: dict, new: dict) -> None:
+        flat = lambda tree, p="": {  # noqa: E731
+            k: v for key, value in tree.items() for k, v in (flat(value, f"{p}{key}.") if isinstance(value, dict) else {p + key: value}).items()
+        }  # fmt: skip
+        old, new = flat(old), flat(new)
+        changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k != "out"]
+        if changed:
+            told = ", ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in changed[:4])
+            raise ValueError(f"{self.path} was started with other options ({told}): use the same, or another --name")
+
+    def once(self, name: str, make: Callable[[Stage], object], load: Callable[[], object], save: Callable[[object], None]):
+        """The result of a stage: loaded if it is finished, else made, saved and marked as finished."""
+        if name in self.stages:
+            print(f"[{name}] already done in {self.stages[name]['seconds']:.0f} s, loaded")
+            return load()
+        stage = Stage(self, name)
+        result = make(stage)
+        save(result)
+        self.stages[name] = {"seconds": round(stage.seconds(), 2)}
+        write_json(self.path / "stages.json", self.stages)
+        stage.state_path.unlink(missing_ok=True)
+        print(f"[{name}] done in {self.stages[name]['seconds']:.0f} s")
+        return result
+
+    def model(self, name: str, make: Callable[[Stage], Transformer], tokenizer: Tokenizer) -> Transformer:
+        """A stage whose result is a model, kept as a folder that `load_pretrained` reads."""
+        folder = self.path / "checkpoints" / name
+        return self.once(
+            name, make, lambda: load_pretrained(folder)[0], lambda model: save_pretrained(model, folder, tokenizer)
+        )
+
+    def json(self, name: str, make: Callable[[Stage], dict]) -> dict:
+        """A stage whose result is a JSON object."""
+        path = self.path / "checkpoints" / f"{name}.json"
+        return self.once(name, make, lambda: json.loads(path.read_text(encoding="utf-8")), lambda v: write_json(path, v))
+
+    def generator(self, name: str) -> torch.Generator:
+        """A random stream of its own for each purpose: no stage's draws depend on another's."""
+        seed = int.from_bytes(name.encode(), "little") % (2**61 - 1)
+        return torch.Generator().manual_seed((seed * 1_000_003 + self.config.seed) % (2**63 - 1))
+
+    def append(self, file: str, rows: list[dict]) -> None:
+        with (self.path / file).open("a", encoding="utf-8") as out:
+            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    def rows(self, file: str) -> list[dict]:
+        return read_jsonl(self.path / file)
+
+    def forget_after(self, stage: str, step: int) -> None:
+        """Drop the log lines of a stage that lie after the state it goes on from."""
+        for file in ("metrics.jsonl", "samples.jsonl"):
+            if (self.path / file).exists():
+                kept = [r for r in self.rows(file) if r["stage"] != stage or r["step"] <= step]
+                beside = self.path / (file + ".tmp")
+                beside.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), encoding="utf-8")
+                os.replace(beside, self.path / file)
+
+
+class Stage:
+    """One stage at work: its progress bar, its log, and its saved state."""
+
+    def __init__(self, run: Run, name: str, log_every: int = 50) -> None:
+        self.run, self.name, self.log_every = run, name, log_every
+        self.state_path = run.path / "checkpoints" / f"{name}.state.safetensors"
+        self.meta: dict = {}
+        self._before = 0.0  # seconds spent before a kill
+        self._clock = time.perf_counter()
+        self._bar: tqdm | None = None
+        print(f"[{name}]", flush=True)
+
+    def seconds(self) -> float:
+        return self._before + time.perf_counter() - self._clock
+
+    def save(self, step: int, *things: Keepable, **meta) -> None:
+        """Keep the state after `step` steps: weights, optimiser moments, generators, and JSON-able `meta`."""
+        tensors: dict[str, Tensor] = {}
+        groups = {}
+        for i, thing in enumerate(things):
+            if isinstance(thing, nn.Module):
+                tensors |= {f"{i}.{k}": v for k, v in thing.state_dict().items()}
+            elif isinstance(thing, torch.Generator):
+                tensors[f"{i}.state"] = thing.get_state()
+            else:
+                state = thing.state_dict()
+                groups[str(i)] = state["param_groups"]
+                tensors |= {f"{i}.{p}.{k}": v for p, moments in state["state"].items() for k, v in moments.items()}
+        save_state(self.state_path, tensors, {"step": step, "groups": groups, "meta": meta, "seconds": self.seconds()})
+
+    def restore(self, *things: Keepable) -> int:
+        """Bring `things` (the same, in the same order, as in `save`) to the saved state; returns its step, or 0.
+
+        `self.meta` then holds the saved meta.
+        """
+        if not self.state_path.exists():
+            self.run.forget_after(self.name, 0)
+            return 0
+        tensors, saved = load_state(self.state_path)
+        for i, thing in enumerate(things):
+            mine = {k.partition(".")[2]: v for k, v in tensors.items() if k.partition(".")[0] == str(i)}
+            if isinstance(thing, nn.Module):
+                thing.load_state_dict(mine)
+            elif isinstance(thing, torch.Generator):
+                thing.set_state(mine["state"])
+            else:
+                state: dict[int, dict] = {}
+                for key, value in mine.items():
+                    p, _, moment = key.partition(".")
+                    state.setdefault(int(p), {})[moment] = value
+                thing.load_state_dict({"state": state, "param_groups": saved["groups"][str(i)]})
+        self.meta, self._before = saved["meta"], saved["seconds"]
+        self.run.forget_after(self.name, saved["step"])
+        print(f"[{self.name}] goes on from step {saved['step']}")
+        return saved["step"]
+
+    def progress(self, start: int, stop: int) -> Iterator[int]:
+        """The steps from `start` to `stop`, with a progress bar where somebody can see it."""
+        self._bar = tqdm(range(start, stop), initial=start, total=stop, desc=self.name, disable=None, leave=False)
+        yield from self._bar
+
+    def log(self, step: int, row: dict) -> None:
+        """One line of metrics.jsonl. Raises FloatingPointError naming a metric that is NaN or infinite."""
+        for key, value in row.items():
+            if isinstance(value, float) and value != value or value in (float("inf"), float("-inf")):
+                raise FloatingPointError(f"{self.name} step {step}: {key} is {value}; the last good state is kept")
+        self.run.append("metrics.jsonl", [{"stage": self.name, "step": step, **row}])
+        shown = {k: row[k] for k in ("loss", "heldout_loss", "accuracy", "score_mean", "kl_k1", "entropy") if row.get(k) is not None}
+        text = ", ".join(f"{k} {v:.3f}" for k, v in shown.items())
+        if self._bar is not None and not self._bar.disable:
+            self._bar.set_postfix_str(text)
+        elif step % (4 * self.log_every) == 0:
+            print(f"[{self.name}] step {step}: {text}", flush=True)
+
+    def samples(self, step: int, rows: list[dict], show: bool = True) -> None:
+        """Append samples (x, x_prime, y, reward, kl) to samples.jsonl and show the first three."""
+        self.run.append("samples.jsonl", [{"stage": self.name, "step": step, **row} for row in rows])
+        for row in rows[: 3 * show]:
+            cut = {k: " ".join(str(row[k]).split()) for k in ("x", "x_prime", "y")}
+            tqdm.write(
+                f"  step {step}  reward {row['reward']:+.2f}  KL {row['kl']:.2f}\n"
+                + "".join(f"    {k.replace('_prime', chr(39)):3s} {v[:150]}\n" for k, v in cut.items() if v),
+                file=sys.stdout,
+                end="",
+            )

@@ -1,0 +1,171 @@
+"""Supervised fine-tuning: next-token loss on the answer, given the prompt. Trains the frozen LM and the prompter.
+
+    ids    <|user|> Tell me about Oakdale . <|assistant|> Oakdale is a town . <|end|>
+    loss                                                  ^^^^^^^^^^^^^^^^^^^^^^^^^^^ the answer's tokens, EOS too
+
+Shape legend:  B rows   T tokens   V vocabulary   D width
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alignpro_mini.config import SFTConfig
+from alignpro_mini.generation import pad_right
+from alignpro_mini.run import Stage
+from alignpro_mini.tokenizer import Tokenizer
+from alignpro_mini.transformer import Transformer
+
+Encoded = tuple[list[int], list[int]]  # prompt ids, answer ids with EOS
+
+
+def encode_pairs(pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer, max_len: int) -> list[Encoded]:
+    """(prompt, answer) texts -> ids. Raises ValueError, naming the pair, when one does not fit the context."""
+    encoded = []
+    for i, (prompt, answer) in enumerate(pairs):
+        ids = tokenizer.chat_with_answer(prompt, answer)
+        if sum(map(len, ids)) > max_len:
+            raise ValueError(
+                f"training pair {i} has {sum(map(len, ids))} tokens, more than the context of {max_len}: "
+                f"shorten it or raise max_len ({prompt[:60]!r})"
+            )
+        encoded.append(ids)
+    return encoded
+
+
+def answer_loss(model: Transformer, batch: Sequence[Encoded], train_layers: int = 0) -> Tensor:
+    """Mean cross-entropy in nats per answer token over the batch; a scalar."""
+    ids, mask = pad_right([p + a for p, a in batch], 0, model.device)  # (B, T), (B, T)
+    _, prompt = pad_right([p for p, _ in batch], 0, model.device)
+    is_answer = mask.clone()  # (B, T)
+    is_answer[:, : prompt.shape[1]] &= ~prompt
+    # Right padding needs no mask: a causal query never reaches it, and it is not scored. The fused kernel is faster so.
+    hidden = trunk_then_top(model, ids, None, train_layers)  # (B, T, D)
+    # Token t is predicted from the hidden state at t-1. Only those states meet the large output matrix.
+    logits = model.unembed(hidden[:, :-1][is_answer[:, 1:]])  # (answer tokens, V)
+    return F.cross_entropy(logits.float(), ids[:, 1:][is_answer[:, 1:]])
+
+
+def trunk_then_top(model: Transformer, ids: Tensor, mask: Tensor, train_layers: int) -> Tensor:
+    """Hidden states (B, T, D) with gradients through the top `train_layers` blocks only (0: through all)."""
+    if train_layers == 0:
+        return model.hidden(ids, mask)
+    depth = model.config.n_layers - train_layers
+    with torch.no_grad():
+        trunk = model.lower(ids, mask, depth)  # (B, T, D)
+    return model.upper(trunk, mask, depth)
+
+
+def trainable(model: Transformer, train_layers: int) -> list[nn.Parameter]:
+    """Freeze all but the top `train_layers` blocks and the last norm (0: train everything); returns what trains.
+
+    Raises ValueError for more layers than the model has.
+    """
+    if train_layers > model.config.n_layers:
+        raise ValueError(f"train_layers is {train_layers}, but the model has {model.config.n_layers} blocks")
+    if train_layers:
+        model.requires_grad_(False)
+        for module in (*model.blocks[-train_layers:], model.norm):
+            module.requires_grad_(True)
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def make_optimizer(parameters: Sequence[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW, decaying matrices only: pulling norms and biases to zero would fight their purpose."""
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
+
+
+def warmup_cosine(step: int, steps: int, peak: float) -> float:
+    """Learning rate of a step (from 0): linear over the first 5 %, then a cosine down to a tenth of the peak."""
+    warmup = max(1, steps // 20)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return peak * (0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
+
+
+def optimizer_step(optimizer: torch.optim.Optimizer, parameters, loss: Tensor | None, grad_clip: float, lr: float) -> float:
+    """Clip the gradients to norm `grad_clip`, take the step, clear them; returns the norm before clipping.
+
+    `loss` is back-propagated first unless None (already done). Raises FloatingPointError on a loss or norm that
+    is not finite, before any weight changes.
+    """
+    if loss is not None:
+        if not bool(torch.isfinite(loss)):
+            raise FloatingPointError(f"the loss is {loss.item()}: lower the learning rate (now {lr:.1e})")
+        loss.backward()
+    norm = nn.utils.clip_grad_norm_(parameters, grad_clip)
+    if not bool(torch.isfinite(norm)):
+        raise FloatingPointError(f"the gradient norm is {norm.item()}: lower the learning rate (now {lr:.1e})")
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm.item()
+
+
+def shuffled_batches(count: int, batch: int, generator: torch.Generator) -> Iterator[list[int]]:
+    """Endless index batches, each pass over 0..count-1 in a fresh order; a short last batch is dropped."""
+    if count < batch:
+        raise ValueError(f"{count} examples do not fill one batch of {batch}: add data or lower the batch")
+    while True:
+        order = torch.randperm(count, generator=generator).tolist()
+        for start in range(0, count - batch + 1, batch):
+            yield order[start : start + batch]
+
+
+@torch.no_grad()
+def heldout_loss(model: Transformer, examples: Sequence[Encoded], batch: int) -> float:
+    """Mean nats per answer token over all examples (weighted by tokens, so the batching does not matter)."""
+    model.eval()
+    total = tokens = 0.0
+    for start in range(0, len(examples), batch):
+        part = examples[start : start + batch]
+        n = sum(len(a) for _, a in part)
+        total += answer_loss(model, part).item() * n
+        tokens += n
+    model.train()
+    return total / max(tokens, 1)
+
+
+def train_sft(
+    model: Transformer, examples: Sequence[Encoded], config: SFTConfig, stage: Stage, generator: torch.Generator
+) -> Transformer:
+    """Train `model` on encoded pairs; logs loss and held-out loss, saves and restores its state through `stage`.
+
+    Returns the model in eval mode.
+    """
+    heldout, train = list(examples[: config.heldout]), list(examples[config.heldout :])
+    parameters = trainable(model, config.train_layers)
+    optimizer = make_optimizer(parameters, config.lr, config.weight_decay)
+    # The batches are a function of the seed alone, so a resumed run skips ahead instead of storing its place.
+    batches = shuffled_batches(len(train), config.batch, generator)
+    start = stage.restore(model, optimizer)
+    for _ in range(start):
+        next(batches)
+    model.train()
+    clock, seen, losses = time.perf_counter(), 0, []
+    for step in stage.progress(start, config.steps):
+        lr = warmup_cosine(step, config.steps, config.lr)
+        batch = [train[i] for i in next(batches)]
+        loss = answer_loss(model, batch, config.train_layers)
+        optimizer_step(optimizer, parameters, loss, config.grad_clip, lr)
+        seen += sum(len(p) + len(a) for p, a in batch)
+        losses.append(loss.item())
+        if (step + 1) % stage.log_every == 0 or step + 1 == config.steps:
+            row = {"loss": sum(losses) / len(losses), "heldout_loss": heldout_loss(model, heldout, config.batch)}
+            row |= {"lr": lr, "tokens_per_s": seen / (time.perf_counter() - clock)}
+            stage.log(step + 1, row)
+            clock, seen, losses = time.perf_counter(), 0, []
+            stage.save(step + 1, model, optimizer)
+    return model.eval()

@@ -1,0 +1,129 @@
+"""Text to token ids and back: `tokenizers` wrapped so that a user's text can never become a control token.
+
+The control tokens that a vocabulary holds choose the shape of a conversation (`Tokenizer.chat`):
+
+    ours      <|user|> prompt <|assistant|>  answer <|end|>
+    ChatML    <|im_start|>system\\n...<|im_end|>\\n<|im_start|>user\\nprompt<|im_end|>\\n<|im_start|>assistant\\n  answer <|im_end|>
+    GPT-2     prompt\\n\\n  answer <|endoftext|>
+
+Ids are put there by number, never by writing their names into the text: a user who types "<|end|>" has
+typed seven characters, not ended the turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+
+PAD, USER, ASSISTANT, END = SPECIAL = ("<|pad|>", "<|user|>", "<|assistant|>", "<|end|>")  # ids 0..3
+SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+
+
+class Tokenizer:
+    """A byte-level BPE vocabulary; `encode`, `decode`, and the ids of a conversation.
+
+    Make one with `Tokenizer.train(texts, vocab_size)` or `Tokenizer.load("tokenizer.json")`.
+    Raises ValueError when the vocabulary has no token that ends an answer.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        self.backend = backend
+        backend.no_truncation()  # a tokenizer.json may carry both, and would cut prompts silently
+        backend.no_padding()
+        backend.encode_special_tokens = True  # "encode them like any text": a typed "<|end|>" stays text
+        ends = [backend.token_to_id(name) for name in (END, "<|im_end|>", "<|endoftext|>")]
+        self.eos_id: int = next((i for i in ends if i is not None), -1)
+        if self.eos_id < 0:
+            raise ValueError(f"the vocabulary has none of {END}, <|im_end|>, <|endoftext|>: add one, it ends an answer")
+        pad = backend.token_to_id(PAD)
+        self.pad_id: int = self.eos_id if pad is None else pad  # masks, not ids, tell padding
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+        """Learn at most `vocab_size` tokens from `texts`; the same texts give the same tokens.
+
+        Every digit is a token of its own (sums are then spelled the same wherever they stand), every byte
+        has one (any text can be written). Ids 0..3 are <|pad|>, <|user|>, <|assistant|>, <|end|>.
+        Raises ValueError when the 4 control tokens and 256 bytes do not fit.
+        """
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        if vocab_size < len(SPECIAL) + len(alphabet):
+            raise ValueError(f"vocab_size is {vocab_size}; the control tokens and the bytes alone need 260")
+        backend = byte_level(models.BPE())
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=list(SPECIAL), initial_alphabet=sorted(alphabet), show_progress=False
+        )
+        backend.train_from_iterator(texts, trainer)
+        return cls(backend)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Read a `tokenizer.json`. Raises FileNotFoundError, or ValueError for a file that is not one."""
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; name a tokenizer.json, or train one with Tokenizer.train")
+        try:
+            return cls(tokenizers.Tokenizer.from_file(str(path)))
+        except Exception as error:  # the library raises bare Exception for a file that it cannot parse
+            raise ValueError(f"{path}: not a usable tokenizer.json ({one_line(error)}); copy it again") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write a `tokenizer.json` that `load`, and every Hugging Face library, can read."""
+        self.backend.save(str(path))
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, none of them a control token's, whatever it says."""
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`, control tokens left out."""
+        return self.backend.decode(list(ids), skip_special_tokens=True)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    def chat(self, prompt: str, system: str | None = None) -> list[int]:
+        """The ids of the conversation up to where the model must answer.
+
+        `system` None means SmolLM2's own system prompt in ChatML (other ChatML models have other defaults:
+        pass theirs) and none elsewhere, where a given one is put before the prompt as a paragraph.
+
+            ours, "2+2":  [1, id("2"), id("+"), id("2"), 2]
+        """
+        id_of = self.backend.token_to_id
+        user, assistant = id_of(USER), id_of(ASSISTANT)
+        start, end = id_of("<|im_start|>"), id_of("<|im_end|>")
+        if user is None and start is not None and end is not None:
+            newline = self.encode("\n")
+            ids: list[int] = []
+            for role, text in (("system", SMOLLM2_SYSTEM if system is None else system), ("user", prompt)):
+                ids += [start, *self.encode(f"{role}\n{text}"), end, *newline]
+            return [*ids, start, *self.encode("assistant\n")]
+        text = prompt if system is None else f"{system}\n\n{prompt}"
+        if user is not None and assistant is not None:
+            return [user, *self.encode(text), assistant]
+        return self.encode(f"{text}\n\n")
+
+    def chat_with_answer(self, prompt: str, answer: str, system: str | None = None) -> tuple[list[int], list[int]]:
+        """`(prompt ids, answer ids)`, the answer with the token that ends it: what fine-tuning learns."""
+        return self.chat(prompt, system), [*self.encode(answer), self.eos_id]
+
+
+def byte_level(model: models.Model, special: Iterable[str] = ()) -> tokenizers.Tokenizer:
+    """A `tokenizers.Tokenizer` around `model` that splits digits singly and words as GPT-2 does."""
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
+    return backend
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message: what a user is shown of a library's complaint."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,281 @@
+"""One decoder-only transformer; GPT-2, Llama/SmolLM2 and Qwen2 are settings of it, not classes.
+
+Shape legend:  B rows   T new tokens   S tokens attended to (cache + new)   V vocabulary
+               D width   H query heads   G key/value heads   E width of a head
+
+              GPT-2 family                          Llama family
+    norm      LayerNorm (scale and shift)           RMSNorm (scale only)
+    position  a learned vector added at the bottom  RoPE: q and k rotated in every layer
+    MLP       up -> GELU -> down                    down(SiLU(gate) * up)
+    heads     H key/value heads                     G <= H key/value heads, each shared by H/G queries
+
+A mask is True on real tokens. Positions are counted *along the mask*, so a left-padded row gets the
+same positions, and therefore the same logits, as the row alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FAMILIES = ("gpt2", "llama")
+
+
+@dataclass(frozen=True, slots=True)
+class TransformerConfig:
+    """The shape of a `Transformer`; everything a checkpoint needs besides its weights."""
+
+    vocab_size: int
+    d_model: int = 128
+    n_layers: int = 4
+    n_heads: int = 4
+    n_kv_heads: int = 0  # 0: as many as n_heads
+    d_ff: int = 0  # 0: 4 x d_model (GPT-2), or about 8/3 x d_model (Llama: three matrices instead of two)
+    max_len: int = 256
+    family: str = "llama"
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    tied: bool = True  # the output matrix is the embedding matrix
+    qkv_bias: bool = False  # GPT-2 and Qwen2 have one, Llama has none
+
+    def __post_init__(self) -> None:
+        set_ = lambda name, value: object.__setattr__(self, name, value)  # frozen: only here, once
+        if self.family not in FAMILIES:
+            raise ValueError(f"family is {self.family!r}; it must be one of {', '.join(FAMILIES)}")
+        if self.n_kv_heads == 0:
+            set_("n_kv_heads", self.n_heads)
+        if self.d_ff == 0:
+            set_("d_ff", 4 * self.d_model if self.family == "gpt2" else (8 * self.d_model // 3 + 7) // 8 * 8)
+        for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "max_len"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.d_model % self.n_heads:
+            raise ValueError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
+        if self.family == "llama" and self.head_dim % 2:
+            raise ValueError(f"RoPE rotates pairs, so the head width {self.head_dim} must be even")
+        if self.family == "gpt2":
+            if self.n_kv_heads != self.n_heads:
+                raise ValueError("the GPT-2 family has no grouped heads: leave n_kv_heads out")
+            set_("qkv_bias", True)
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.n_heads
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, computed in float32 whatever the dtype (bf16 squares lose the small ones)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far, preallocated and written by index.
+
+    Prompts are left-padded, so all rows share one write index `length`; `mask` (B, S_max) tells which
+    slots hold real tokens. The caller sets it, for the new tokens too, before they go through the model
+    (which then ignores its `mask` argument).
+    """
+
+    def __init__(self, config: TransformerConfig, rows: int, max_len: int, like: Tensor) -> None:
+        shape = (config.n_layers, rows, config.n_kv_heads, max_len, config.head_dim)
+        self.k = torch.empty(shape, dtype=like.dtype, device=like.device)  # (layers, B, G, S_max, E)
+        self.v = torch.empty(shape, dtype=like.dtype, device=like.device)  # (layers, B, G, S_max, E)
+        self.mask = torch.zeros(rows, max_len, dtype=torch.bool, device=like.device)  # (B, S_max)
+        self.length = 0
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the new (B, G, T, E) keys and values of one layer; return all of them, (B, G, S, E)."""
+        end = self.length + k.shape[2]
+        self.k[layer, :, :, self.length : end] = k
+        self.v[layer, :, :, self.length : end] = v
+        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop every row but `rows` (indices), and the leading slots that are padding in all of those."""
+        mask = self.mask[rows]  # (B', S_max)
+        lead = int(mask.any(dim=0).float().argmax())
+        self.k = self.k[:, rows, :, lead:]
+        self.v = self.v[:, rows, :, lead:]
+        self.mask = mask[:, lead:]
+        self.length -= lead
+
+
+class Attention(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
+        width = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
+        self.qkv = nn.Linear(config.d_model, width, bias=config.qkv_bias)
+        self.out = nn.Linear(config.d_model, config.d_model, bias=config.family == "gpt2")
+
+    def forward(self, x: Tensor, rope, allowed: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+        B, T, D = x.shape
+        q, k, v = self.qkv(x).split(
+            [self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim], dim=-1
+        )
+        q = q.view(B, T, self.heads, self.head_dim).transpose(1, 2)  # (B, H, T, E)
+        k = k.view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)  # (B, G, T, E)
+        v = v.view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)  # (B, G, T, E)
+        if rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)  # (B, G, S, E)
+        y = F.scaled_dot_product_attention(  # (B, H, T, E)
+            q, k, v, attn_mask=allowed, is_causal=allowed is None, enable_gqa=self.kv_heads != self.heads
+        )
+        return self.out(y.transpose(1, 2).reshape(B, T, D))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        bias = config.family == "gpt2"
+        self.gate = None if bias else nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.up = nn.Linear(config.d_model, config.d_ff, bias=bias)
+        self.down = nn.Linear(config.d_ff, config.d_model, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.gate is None:
+            return self.down(F.gelu(self.up(x), approximate="tanh"))
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.norm1, self.attn = make_norm(config), Attention(config)
+        self.norm2, self.mlp = make_norm(config), MLP(config)
+
+    def forward(self, x: Tensor, rope, allowed: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+        x = x + self.attn(self.norm1(x), rope, allowed, cache, layer)
+        return x + self.mlp(self.norm2(x))
+
+
+def make_norm(config: TransformerConfig) -> nn.Module:
+    if config.family == "gpt2":
+        return nn.LayerNorm(config.d_model, eps=config.norm_eps)
+    return RMSNorm(config.d_model, config.norm_eps)
+
+
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate the pairs (x_i, x_{i+E/2}) of each head by position x frequency_i (the "split halves" order).
+
+    x (B, H, T, E); rope = cos, sin, each (B, 1, T, E/2).
+    """
+    cos, sin = rope
+    a, b = x.float().chunk(2, dim=-1)  # (B, H, T, E/2) each
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+
+
+class Transformer(nn.Module):
+    """Decoder-only language model: `Transformer(config)(ids, mask) -> logits (B, T, V)`.
+
+    ids (B, T) integers; mask (B, T), True on real tokens (None: all real). The logits at t predict the
+    token at t+1. `generator` draws the initial weights (None: PyTorch's global one).
+    Raises ValueError for rows longer than `config.max_len`.
+    """
+
+    def __init__(self, config: TransformerConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.positions = nn.Embedding(config.max_len, config.d_model) if config.family == "gpt2" else None
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = make_norm(config)
+        self.unembed = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.tied:
+            self.unembed.weight = self.embed.weight
+        self._init_weights(generator)
+
+    def _init_weights(self, generator: torch.Generator | None) -> None:
+        # GPT-2's rule: N(0, 0.02), and the two matrices that write into the residual stream smaller by
+        # sqrt(2 x layers), so that the stream's variance does not grow with depth.
+        for name, p in self.named_parameters():
+            if p.dim() == 2:
+                std = 0.02 / (2 * self.config.n_layers) ** 0.5 if name.endswith(("out.weight", "down.weight")) else 0.02
+                nn.init.normal_(p, 0.0, std, generator=generator)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.unembed(self.hidden(ids, mask))  # (B, T, V)
+
+    def hidden(self, ids: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """The normalised last hidden states (B, T, D); with a cache, ids (B, T) continue what it holds."""
+        return self.upper(self.lower(ids, mask, self.config.n_layers, cache), mask, self.config.n_layers, cache)
+
+    def lower(self, ids: Tensor, mask: Tensor | None, depth: int, cache: KVCache | None = None) -> Tensor:
+        """Embedding and the first `depth` blocks: (B, T) ids -> (B, T, D). A frozen trunk is run once by this.
+
+        Raises ValueError when the rows do not fit the context.
+        """
+        S = ids.shape[1] + (cache.length if cache is not None else 0)
+        if S > self.config.max_len:
+            raise ValueError(f"{S} tokens do not fit the context of {self.config.max_len}: shorten the prompt")
+        x = self.embed(ids)  # (B, T, D)
+        if self.positions is not None:
+            x = x + self.positions(self._positions(ids, mask, cache))  # (B, T, D)
+        return self._run(x, mask, 0, depth, cache)
+
+    def upper(self, x: Tensor, mask: Tensor | None, depth: int, cache: KVCache | None = None) -> Tensor:
+        """The blocks from `depth` on and the last norm: `upper(lower(ids, m, d), m, d) == hidden(ids, m)`."""
+        x = self._run(x, mask, depth, self.config.n_layers, cache)
+        if cache is not None:
+            cache.length += x.shape[1]
+        return self.norm(x)
+
+    def _run(self, x: Tensor, mask: Tensor | None, start: int, stop: int, cache: KVCache | None) -> Tensor:
+        if start == stop:
+            return x
+        rope = self._rope(self._positions(x, mask, cache)) if self.config.family == "llama" else None
+        allowed = self._allowed(x, mask, cache)
+        for layer in range(start, stop):
+            x = self.blocks[layer](x, rope, allowed, cache, layer)
+        return x
+
+    def _positions(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+        """(B, T) index of each token among the real tokens of its row; padding gets 0 (it is never attended to)."""
+        B, T = x.shape[:2]
+        if cache is not None:
+            return (cache.mask[:, : cache.length + T].cumsum(1) - 1).clamp(min=0)[:, cache.length :]
+        if mask is None:
+            return torch.arange(T, device=x.device).expand(B, T)
+        return (mask.cumsum(1) - 1).clamp(min=0)
+
+    def _allowed(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor | None:
+        """(B, 1, T, S), True where query t may look at key s: s real and not later; None means plain causal."""
+        T = x.shape[1]
+        if cache is not None:
+            S = cache.length + T
+            real = cache.mask[:, None, None, :S]  # (B, 1, 1, S)
+        elif mask is not None:
+            S = T
+            real = mask[:, None, None, :]  # (B, 1, 1, S)
+        else:
+            return None
+        query = torch.arange(S - T, S, device=x.device)[:, None]  # (T, 1)
+        key = torch.arange(S, device=x.device)[None, :]  # (1, S)
+        # A padded query would have no key at all, and softmax over nothing is NaN: it may look at itself.
+        return (real & (key <= query)) | (key == query)  # (B, 1, T, S)
+
+    def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        half = self.config.head_dim // 2
+        exponent = torch.arange(half, device=positions.device, dtype=torch.float32) / half
+        angles = positions[:, None, :, None].float() * self.config.rope_theta**-exponent  # (B, 1, T, E/2)
+        return angles.cos(), angles.sin()
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device

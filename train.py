@@ -1,0 +1,43 @@
+"""Align-Pro from nothing to a trained prompter, in the order of the paper's pipeline.
+
+    python train.py                                     # the embedded world, task quality
+    python train.py --task all --seed 0-4               # several runs, one table
+    python train.py --preset smollm2 --data.prompts ... # a real chat model and real prompts (see the README)
+    python train.py --help                              # every option, with its reason
+
+What it leaves out: multi-GPU training, and anything another script would want to import (that is in `alignpro_mini`).
+"""
+
+from __future__ import annotations
+
+import sys
+
+from alignpro_mini import pipeline, report
+from alignpro_mini.cli import parse_command_line
+from alignpro_mini.config import RunConfig
+from alignpro_mini.run import Run
+
+
+def main(config: RunConfig, resume: bool) -> dict:
+    run = Run(config, resume)
+    task = pipeline.make_task(config)  # requests, rewrites, and the true reward where it is known
+    tokenizer, pi_f = pipeline.frozen_lm(run, task)  # the model nobody may touch from here on
+    rho_sft = pipeline.prompter_sft(run, task, tokenizer, pi_f)  # supervised: x -> x'
+    reward = pipeline.reward_model(run, task, pi_f, rho_sft)  # Bradley-Terry on preferences, or a callable
+    pipeline.print_headroom(run, task, pi_f, rho_sft, reward)  # can rewriting move this reward at all?
+    rho = pipeline.align_pro(run, task, pi_f, rho_sft, reward)  # PPO on the prompter
+    oracle = pipeline.rlhf_oracle(run, task, pi_f, reward)  # the same PPO on a copy of the LM
+    results = pipeline.evaluate(run, task, pi_f, rho_sft, rho, oracle, reward)  # all arms, one fixed set
+    print(report.final_table(results))
+    print(f"\nreport: {pipeline.write_report(run, results)}")
+    return results
+
+
+if __name__ == "__main__":
+    configs, resume = parse_command_line()
+    try:
+        results = [main(config, resume) for config in configs]
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+        sys.exit(f"train.py: error: {error}")
+    if len(results) > 1:
+        print(report.sweep_table(results))
