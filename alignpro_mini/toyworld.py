@@ -13,9 +13,9 @@ of the same request is spread: this is where prompt optimisation finds both its 
     task         after           gold reward
     quality      UltraFeedback   one score: on topic, complete, kind
     attributes   HelpSteer       .65 helpfulness + .8 correctness + .45 coherence + .55 complexity - .4 verbosity, each 0..4
-    reasoning    Orca            +1 if the sum is right, else -1. Stepwise answers are in the corpus, right ones and
-                                 only right ones, and so are direct ones: which kind the *trained LM* gets right more
-                                 often is its own doing.
+    reasoning    Orca            sums on a clock's face (mod 12): +1 if the last hour is right, else -1. The corpus holds
+                                 direct answers and ones worked in steps, all of them right: which kind the *trained
+                                 LM* gets right more often is its own doing.
 """
 
 from __future__ import annotations
@@ -141,15 +141,15 @@ CUES = {
 }
 USED_PARTS = {"quality": ("detail", "warmth"), "attributes": ("detail", "care", "words", "talk")}
 
-# ---------------------------------------------------------------- sums: task reasoning
+# ---------------------------------------------------------------- sums on a clock: task reasoning
 
 NAMES = "Tom Anna Ben Clara David Emma Felix Grace".split()
-THINGS = "apples coins books shells cards stamps stones pens".split()
+DIALS = "clock watch dial timer".split()
 SUM_LEADS = (
-    "{n} has {a} {o} and finds {b} more. How many now?", "How many {o} has {n} with {a} and then {b} more?",
-    "{n} had {a} {o}, then got {b} more. What is the total?", "If {n} owns {a} {o} and buys {b} more, how many is that?",
+    "The {o} shows {s}. {moves}. What does it show now?", "A {o} stands at {s}. {moves}. Where is it then?",
+    "Start the {o} at {s}. {moves}. What is the hour?", "My {o} says {s}. {moves}. What hour is it?",
 )  # fmt: skip
-SUM_FORMS = ("{n} adds {o}: {a} and {b}. How many?", "Please count the {o} of {n}: {a} and {b}.")
+SUM_FORMS = ("Turn the {o} from {s}. {moves}. The hour?", "Please read the {o} after {s}. {moves}.")
 
 
 class ToyWorld:
@@ -178,8 +178,11 @@ class ToyWorld:
         if self.task == "reasoning":
             slots = {}
             while len(slots) < 6000:
-                numbers = [rng.randint(2, 9) for _ in range(rng.choice((3, 4, 5)))]
-                fill = {"n": rng.choice(NAMES), "o": rng.choice(THINGS), "numbers": numbers}
+                count = rng.choice((3, 4))
+                moves = [(name, rng.randint(2, 9)) for name in rng.sample(NAMES, count)]
+                start = rng.randint(1, 12)
+                shown = list(itertools.accumulate((n for _, n in moves), lambda a, n: (a + n - 1) % 12 + 1, initial=start))
+                fill = {"o": rng.choice(DIALS), "s": start, "moves": moves, "shown": shown}
                 slots.setdefault(_fill_sum(rng.choice(SUM_LEADS), fill), fill)
             return slots
         return {
@@ -271,11 +274,10 @@ class ToyWorld:
 
     def _sum_answer(self, x: str, cue: str, rng: random.Random) -> str:
         fill = self._slots[x]
-        totals = list(itertools.accumulate(fill["numbers"]))
-        final = f"{fill['n']} has {totals[-1]} {fill['o']}."
+        final = f"The {fill['o']} shows {fill['shown'][-1]}."
         if rng.random() >= CUES["reasoning"][cue]:
             return final
-        steps = [f"{a} and {b} make {c}." for a, b, c in zip(totals, fill["numbers"][1:], totals[1:])]
+        steps = [f"{name} {number} makes {hour}." for (name, number), hour in zip(fill["moves"], fill["shown"][1:])]
         return " ".join(steps + [final])
 
     # ------------------------------------------------------------ the gold reward
@@ -287,12 +289,12 @@ class ToyWorld:
 
     def right(self, x: str, y: str) -> bool:
         """Whether the answer to a sum ends in the right number (task reasoning)."""
-        stated = re.findall(r"has (\d+) ", y)
-        return bool(stated) and int(stated[-1]) == sum(self._slots[x]["numbers"])
+        stated = re.findall(r"shows (\d+)", y)
+        return bool(stated) and int(stated[-1]) == self._slots[x]["shown"][-1]
 
     def worked(self, y: str) -> bool:
         """Whether an answer to a sum shows steps (task reasoning)."""
-        return " make " in y
+        return " makes " in y
 
     def asks_for_steps(self, x_prime: str) -> bool:
         """Whether a rewrite ends in a cue that asks for worked steps (task reasoning)."""
@@ -344,6 +346,5 @@ class ToyWorld:
 
 
 def _fill_sum(form: str, fill: dict) -> str:
-    first, *rest = map(str, fill["numbers"])
-    more = ", ".join(rest[:-1]) + " and " + rest[-1] if len(rest) > 1 else rest[0]
-    return form.format(n=fill["n"], o=fill["o"], a=first, b=more)
+    *first, last = (f"{name} adds {number}" for name, number in fill["moves"])
+    return form.format(o=fill["o"], s=fill["s"], moves=f"{', '.join(first)} and {last}")

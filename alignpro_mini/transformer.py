@@ -200,11 +200,12 @@ class Transformer(nn.Module):
         self._init_weights(generator)
 
     def _init_weights(self, generator: torch.Generator | None) -> None:
-        # GPT-2's rule: N(0, 0.02), and the two matrices that write into the residual stream smaller by
-        # sqrt(2 x layers), so that the stream's variance does not grow with depth.
+        # GPT-2's rule: N(0, 0.02) at width 768 (narrower models wider, as 1/sqrt(D)), and the two matrices that write
+        # into the residual stream smaller by sqrt(2 x layers), so that its variance does not grow with depth.
+        base = 0.02 * (768 / self.config.d_model) ** 0.5
         for name, p in self.named_parameters():
             if p.dim() == 2:
-                std = 0.02 / (2 * self.config.n_layers) ** 0.5 if name.endswith(("out.weight", "down.weight")) else 0.02
+                std = base / (2 * self.config.n_layers) ** 0.5 if name.endswith(("out.weight", "down.weight")) else base
                 nn.init.normal_(p, 0.0, std, generator=generator)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)

@@ -1,0 +1,323 @@
+"""The report against hand-worked tables: what was measured is printed, what was not is a dash, nothing escapes escape()."""
+
+from __future__ import annotations
+
+import copy
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from alignpro_mini import report
+
+PNG = b"\x89PNG\r\n\x1a\n"
+PPO_KEYS = (
+    "score_mean score_std reward_mean gold_mean kl_k1 kl_k3 kl_exact kl_coef entropy policy_loss value_loss clip_fraction "
+    "value_clip_fraction ratio_max approx_kl_update explained_variance grad_norm missing_eos empty_rewrites rewrite_length "
+    "answer_length lr tokens_per_s rollout_s score_s update_s advantage_std"
+).split()
+EARLIER_KEYS = "loss heldout_loss lr tokens_per_s accuracy heldout_accuracy margin".split()
+RESULT_KEYS = (
+    "mean variance between_inputs between_rewrites within ci95 gold_mean gold_variance kl win_rate tie_rate difference "
+    "rewrite_length answer_length right_rate empty_rewrites gap_closed variance_ratio accuracy ceiling always_longer icc "
+    "best_rewrite_gain"
+).split()
+
+
+def arm(mean: float, variance: float, parts=(0.3, 0.1, 0.6), **more) -> dict:
+    return {
+        "mean": mean, "variance": variance, "variance_parts": dict(zip(("between_inputs", "between_rewrites", "within"), parts)),
+        "ci95": [mean - 0.05, mean + 0.05], "gold_mean": mean / 2, "gold_variance": 0.5, "kl": 1.25, "win_rate": 0.62,
+        "tie_rate": 0.11, "difference": None, "rewrite_length": 12.3, "answer_length": 45.6, "empty_rewrites": 0.0,
+    } | more  # fmt: skip
+
+
+def make_results(base=1.0, pro=1.8, oracle: float | None = 2.0, ci=(0.7, 0.9), ratio=0.625, task="quality", seed=0) -> dict:
+    arms = {
+        "no_finetuning": arm(base, 1.6, (0.4, 0.0, 1.2), kl=0.0, win_rate=None, tie_rate=None, rewrite_length=None),
+        "untrained_prompter": arm(base + 0.1, 1.7, difference={"mean": 0.1, "ci95": [-0.1, 0.3]}),
+        "align_pro": arm(pro, 1.0, (0.35, 0.05, 0.6), difference={"mean": pro - base, "ci95": list(ci)}),
+    }
+    if oracle is not None:
+        arms["rlhf_oracle"] = arm(oracle, 1.3, difference={"mean": oracle - base, "ci95": [0.9, 1.1]})
+    return {
+        "task": task, "preset": "laptop", "seed": seed, "n_eval": 500, "arms": arms, "variance_ratio": ratio,
+        "gap_closed": None if oracle is None else (pro - base) / (oracle - base), "wall_s": {"frozen_lm": 70.0, "align_pro": 50.0},
+        "reward_model": {"accuracy": 0.712, "ceiling": 0.781, "always_longer": 0.553},
+        "headroom": {"icc": 0.123, "between_rewrites": 0.12, "within": 0.86, "between_inputs": 0.3, "best_rewrite_gain": 0.44},
+        "config": {"ppo": {"lr": 1e-4}, "note": "</pre><b>"},
+    }  # fmt: skip
+
+
+def make_metrics(steps: int = 3) -> list[dict]:
+    rows = [{"stage": s, "step": i, "loss": 2.0 / (i + 1), "heldout_loss": None if i else 2.1, "lr": 1e-3, "tokens_per_s": 9.0}
+            for s in ("frozen_lm", "prompter_sft") for i in range(steps)]  # fmt: skip
+    rows += [{"stage": "reward_model", "step": i, "loss": 0.6, "accuracy": 0.6, "heldout_accuracy": 0.6, "margin": 0.1} for i in range(steps)]
+    for stage in ("align_pro", "rlhf_oracle"):
+        rows += [{"stage": stage, "step": i} | dict.fromkeys(PPO_KEYS, 0.1 * i) for i in range(steps)]
+    return rows
+
+
+def make_samples() -> list[dict]:
+    def row(step, x, y, **more):
+        return {"stage": "align_pro", "step": step, "x": x, "x_prime": f"{x} kindly", "y": y, "reward": 1.25, "kl": 0.5} | more
+
+    return [
+        row(1, "FIRST <script>alert('x')</script>", "<img src=http://evil.example/a.png onerror=alert(1)>"),
+        row(5, "MIDDLE", "m"), row(9, "LAST", "lone surrogate \udc80"), row(9, "OTHER", "y", stage="rlhf_oracle"),
+        {"stage": "evaluation", "arm": "align_pro", "x": "EVALUATED", "x_prime": None, "y": "e", "reward": 2.0, "kl": None},
+    ]  # fmt: skip
+
+
+def make_rewards() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {"no_finetuning": rng.normal(1, 1, (20, 1, 4)), "align_pro": rng.normal(1.8, 1, (20, 2, 2)), "unknown": np.ones((2, 1, 1))}
+
+
+class Page(HTMLParser):
+    """What a browser would make of it: the tags with their attributes, and the text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    given = make_results(), make_metrics(), make_samples()
+    before = copy.deepcopy(given)
+    path = report.write_report(folder, *given, make_rewards())
+    assert given == before, "a report must not change what it reports"
+    return path, Page(path.read_text(encoding="utf-8"))
+
+
+# ---------------------------------------------------------------- tables
+
+
+def test_final_table_prints_each_arms_numbers_in_its_row():
+    text = report.final_table(make_results())
+    rows = {line[:14].strip(): line[14:].split() for line in text.splitlines()[2:6]}
+    assert list(rows) == ["no fine-tuning", "SFT prompter", "Align-Pro", "oracle"]
+    assert rows["Align-Pro"] == "1.800 [1.750, 1.850] 1.000 0.350 0.050 0.600 0.900 0.500 1.25 0.62 0.11 12.3 45.6".split()
+    assert rows["no fine-tuning"][9:12] == ["0.00", "–", "–"] and rows["no fine-tuning"][12] == "–"
+    for line in ("closed: 0.80", "no fine-tuning: 0.62", "+0.800, 95% CI [0.700, 0.900]", "(ICC): 0.123", "0.712", "0.781", "0.553"):
+        assert line in text
+
+
+def test_final_table_is_aligned_and_at_most_110_columns_even_for_wide_numbers():
+    results = make_results(base=-12.345, pro=-1.8, oracle=-0.0001)
+    for a in results["arms"].values():
+        a["right_rate"] = 0.5
+    text = report.final_table(results)
+    table = text.split("\n\n")[0].splitlines()
+    assert len({len(line) for line in table}) == 1, "the last column is right-aligned, so every line ends at the same place"
+    assert max(map(len, text.splitlines())) <= 110
+    assert "-0.000 " not in text
+
+
+def test_what_was_not_measured_is_a_dash_and_never_zero():
+    results = make_results(oracle=None)
+    results["reward_model"] = results["headroom"] = None
+    for a in results["arms"].values():
+        a["gold_mean"] = a["gold_variance"] = None
+        a["variance_parts"]["within"] = float("nan")
+    text = report.final_table(results)
+    assert "closed: –" in text and "ICC" not in text and "Reward model" not in text
+    pro = next(line for line in text.splitlines() if line.startswith("Align-Pro "))
+    assert pro.split()[7:10] == ["–", "–", "–"]  # within, gold mean, gold variance
+
+
+def test_right_answers_have_a_column_only_in_the_reasoning_task():
+    results = make_results(task="reasoning")
+    assert "right" not in report.final_table(results)
+    results["reasoning"] = {"align_pro": {"right": 0.83, "worked": 0.9}}
+    text = report.final_table(results)
+    rows = {line[:14].strip(): line.split()[-1] for line in text.splitlines()[2:6]}
+    assert text.splitlines()[0].endswith("right") and rows["Align-Pro"] == "0.83" and rows["oracle"] == "–"
+
+
+@pytest.mark.parametrize("value, text", [(0.1234, "0.123"), (12.345, "12.35"), (123.456, "123.5"), (-0.0001, "0.000"), (None, "–"),
+                                         (float("nan"), "–"), (float("inf"), "–"), (1234567.0, "1e+06"), ([1, -2.5], "[1.000, -2.500]")])  # fmt: skip
+def test_number_format(value, text):
+    assert report._num(value) == text
+
+
+def test_t_interval_against_a_printed_table_of_students_t():
+    # [1, 2, 3, 4]: mean 2.5, s = 1.29099, t(0.975, 3) = 3.182, half-width 3.182 * 1.29099 / 2
+    mean, half = report._t_interval([1, None, 2, 3, 4])
+    assert mean == 2.5 and half == pytest.approx(3.182 * 1.29099 / 2, abs=1e-3)
+    assert report._t_interval([7.0]) == (7.0, None) and report._t_interval([None]) == (None, None)
+    for df, t in ((10, 2.228), (15, 2.131), (30, 2.042), (60, 2.000)):  # where the formula takes over from the table
+        values = [0.0, 1.0] * ((df + 1) // 2) + [0.5] * ((df + 1) % 2)
+        assert report._t_interval(values)[1] == pytest.approx(t * np.std(values, ddof=1) / (df + 1) ** 0.5, rel=0.01)
+
+
+def sweep() -> list[dict]:
+    """Four runs of quality and one of attributes, worked by hand.
+
+    interval above 0: runs 0, 1 yes; 2 no (it covers 0); 3 yes; attributes no (it starts at 0)     3 of 5
+    between:          run 0 yes; 1 above the oracle; 2 below no fine-tuning; 3 has no oracle; attributes yes   2 of 4
+    variance ratio:   0.5 yes, 0.7 yes, 1.2 no, 1.0 no, attributes not measured                                2 of 4
+    """
+    return [
+        make_results(seed=3, oracle=None, ratio=1.0),
+        make_results(seed=0, base=1.0, pro=1.5, oracle=2.0, ci=(0.4, 0.6), ratio=0.5),
+        make_results(seed=1, base=1.0, pro=2.2, oracle=2.0, ci=(1.1, 1.3), ratio=0.7),
+        make_results(seed=2, base=1.0, pro=0.9, oracle=2.0, ci=(-0.3, 0.1), ratio=1.2),
+        make_results(seed=0, pro=1.2, ci=(0.0, 0.4), ratio=None, task="attributes"),
+    ]
+
+
+def test_sweep_counts_hand_worked():
+    assert list(report.sweep_counts(sweep()).values()) == [(3, 5), (2, 4), (2, 4)]
+    assert list(report.sweep_counts(sweep()[:4]).values()) == [(3, 4), (1, 3), (2, 4)]
+
+
+def test_sweep_table_has_a_row_a_seed_averages_and_the_papers_figures():
+    attributes, quality, everything = report.sweep_table(sweep()).split("\n\n")
+    lines = {line.split()[0]: line for line in quality.splitlines()}
+    assert "UltraFeedback" in quality and "HelpSteer" in attributes and "all tasks" in everything
+    assert [line[0] for line in quality.splitlines()[3:7]] == ["0", "1", "2", "3"], "in the order of the seeds"
+    assert lines["0"].split()[1:] == "1.000 1.500 2.000 0.500 [0.400, 0.600] 0.50 0.50 0.500 0.750 1.000 120".split()
+    # means over seeds 0 to 3; the oracle and the gap over 0 to 2 only: gaps 0.5, 1.2, -0.1
+    assert lines["mean"].split()[1:] == "1.000 1.600 2.000 0.600 0.53 0.85 0.500 0.800 1.000 120".split()
+    assert lines["paper"].split()[1:] == ["0.82", "0.64"]
+    # gaps: s = 0.65064, t(2) = 4.303, half-width 4.303 * 0.65064 / sqrt(3) = 1.616
+    assert lines["±"].split()[6] == "1.62"
+    assert "with interval above zero: 3 of 4" in quality and "with interval above zero: 3 of 5" in everything
+    assert "between no fine-tuning and oracle: 1 of 3" in quality
+    assert [line.split()[1] for line in attributes.splitlines() if line.startswith("± 95%")] == ["95%"]
+    assert attributes.splitlines()[5].split()[2:] == ["–"] * 10, "one seed has no interval"
+
+
+def test_sweep_table_of_nothing_and_of_a_task_of_ones_own():
+    assert report.sweep_table([]) == "no runs"
+    text = report.sweep_table([make_results(task="mine")])
+    assert "task mine" in text and "0.82" not in text and "all tasks" not in text
+
+
+# ---------------------------------------------------------------- words
+
+
+def test_headline_tells_a_gain_a_loss_and_no_gain_apart():
+    assert "raised the reward: 1.000 to 1.800" in report.headline(make_results())
+    assert "no clear gain" in report.headline(make_results(pro=1.05, ci=(-0.1, 0.2)))
+    assert "lowered the reward" in report.headline(make_results(pro=0.5, ci=(-0.6, -0.4)))
+    assert "did not fall" in report.headline(make_results(ratio=1.3))
+    bare = make_results()
+    del bare["arms"]["align_pro"]
+    assert "did not compare" in report.headline(bare) and "did not compare" in report.headline({})
+
+
+def test_headline_admits_over_optimisation_and_an_idle_rl_stage():
+    results = make_results()
+    results["arms"]["align_pro"]["gold_mean"] = 0.2
+    assert "Gold reward did not rise: 0.500 to 0.200" in report.headline(results)
+    assert "RL added nothing" not in report.headline(results)
+    for a in results["arms"].values():
+        a["mean"] -= 1.8  # the better arm's mean is exactly 0 now, which is not "missing"
+    results["arms"]["untrained_prompter"]["mean"] = 0.0
+    assert "RL added nothing" in report.headline(results)
+
+
+def test_variance_sentence_names_the_part_that_fell_the_most():
+    results = make_results()  # inputs 0.40 -> 0.35, rewrites 0 -> 0.05, within 1.2 -> 0.6
+    assert "within (the frozen LM's own sampling): 1.200 to 0.600" in report.variance_sentence(results)
+    results["arms"]["align_pro"]["variance_parts"] = {"between_inputs": 0.1, "between_rewrites": 0.0, "within": 1.1}
+    assert "between inputs" in report.variance_sentence(results)
+    results["arms"]["align_pro"]["variance_parts"] = {"between_inputs": 0.5, "between_rewrites": None, "within": 1.3}
+    assert "No part" in report.variance_sentence(results) and "No part" in report.variance_sentence({})
+
+
+@pytest.mark.parametrize("key", sorted({*PPO_KEYS, *EARLIER_KEYS, *RESULT_KEYS}))
+def test_every_metric_is_explained(key):
+    assert len(report.METRICS[key]) == 3 and all(part.strip() for part in report.METRICS[key])
+
+
+# ---------------------------------------------------------------- plots and page
+
+
+def test_the_page_is_one_file_that_loads_nothing(page):
+    path, parsed = page
+    assert path.name == "report.html" and path.read_text(encoding="utf-8").lower().startswith("<!doctype html>")
+    links = [value for _, attrs in parsed.tags for name, value in attrs.items() if name in ("src", "href", "action", "data")]
+    assert len(links) == 4 and all(link.startswith("data:image/png;base64,iVBORw0KGgo") for link in links)
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in parsed.tags}
+    policy = next(attrs["content"] for tag, attrs in parsed.tags if attrs.get("http-equiv"))
+    assert "default-src 'none'" in policy and "@import" not in path.read_text(encoding="utf-8")
+
+
+def test_untrusted_text_is_shown_and_not_run(page):
+    _, parsed = page
+    assert "<script>alert('x')</script>" in parsed.text and "<img src=http://evil.example" in parsed.text
+    assert "</pre><b>" in parsed.text and not [tag for tag, _ in parsed.tags if tag == "b"]
+    assert not any(name.startswith("on") for _, attrs in parsed.tags for name in attrs)
+
+
+def test_the_page_holds_the_first_and_last_step_the_evaluation_and_the_numbers(page):
+    _, parsed = page
+    for text in ("FIRST", "LAST", "EVALUATED", "step 1", "step 9", "[1.750, 1.850]", "1.200 to 0.600", '"lr": 0.0001', *report.METRICS):
+        assert text in parsed.text, text
+    assert "MIDDLE" not in parsed.text and "OTHER" not in parsed.text
+    assert report.headline(make_results()) in parsed.text
+
+
+def test_the_task_name_is_escaped_everywhere(tmp_path):
+    results = make_results(task="<script>alert(2)</script>$x^$")
+    html = report.write_report(tmp_path, results, [], [], {}).read_text(encoding="utf-8")
+    assert "<script>" not in html
+    report.sweep_plot([results], tmp_path / "sweep.png")  # "$x^$" is no formula to be parsed
+    assert (tmp_path / "sweep.png").read_bytes().startswith(PNG)
+
+
+def test_plots_are_pngs(page, tmp_path):
+    made = sorted((page[0].parent / "plots").iterdir())
+    assert [p.name for p in made] == ["learning_curves.png", "losses.png", "reward_histograms.png", "reward_vs_kl.png"]
+    report.sweep_plot(sweep(), tmp_path / "new" / "folder" / "sweep.png")
+    for path in (*made, tmp_path / "new" / "folder" / "sweep.png"):
+        assert path.read_bytes().startswith(PNG) and path.stat().st_size > 5000
+
+
+def test_missing_parts_do_not_crash(tmp_path):
+    assert report.write_report(tmp_path / "empty", {}, [], [], {}).exists()
+    results = make_results(oracle=None)
+    for optional in ("config", "reward_model", "headroom", "wall_s", "variance_ratio", "preset"):
+        del results[optional]
+    for a in results["arms"].values():
+        a.update(dict.fromkeys(a, None), mean=a["mean"])
+    metrics = [{"stage": "align_pro", "step": i, "score_mean": None, "kl_k1": 1.0} for i in range(3)]
+    rewards = {"align_pro": np.array([[[np.nan, 1.0]]]), "no_finetuning": np.ones((2, 1, 1))}
+    assert report.write_report(tmp_path / "sparse", results, metrics, [{"stage": "evaluation", "x": "x"}], rewards).exists()
+    assert "–" in report.sweep_table([results])
+    report.sweep_plot([results], tmp_path / "sweep.png")
+    report.sweep_plot([], tmp_path / "none.png")
+
+
+def test_a_step_logged_twice_keeps_its_last_value_in_the_order_of_steps():
+    rows = [{"stage": "a", "step": s, "v": v} for s, v in ((2, 1.0), (1, 5.0), (2, 7.0), (3, None), (4, float("nan")))]
+    assert list(report._series(rows + [{"stage": "b", "step": 9, "v": 0.0}], "a", "v").items()) == [(1, 5.0), (2, 7.0)]
+
+
+def test_importing_it_leaves_matplotlib_alone():
+    code = "import sys; from alignpro_mini import report; print('matplotlib' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.split() == ["False", "False"]
+
+
+def test_every_function_and_the_module_keep_their_size():
+    source = open(report.__file__, encoding="utf-8").read()
+    assert len(source.splitlines()) <= 350
+    starts = [i for i, line in enumerate(source.splitlines()) if re.match(r"def |class |[A-Z_]+ = ", line)]
+    assert max(b - a for a, b in zip(starts, starts[1:])) <= 60
