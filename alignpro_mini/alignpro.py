@@ -86,7 +86,7 @@ def train_rlhf_oracle(
     generator: torch.Generator, gold: Gold | None = None,
 ) -> Transformer:  # fmt: skip
     """The comparator that may touch the LLM: the same PPO on a copy of it, score(x, y) = r(x, y). Returns the copy."""
-    trainer = PPOTrainer(copy.deepcopy(pi_f).requires_grad_(True), pi_f, tokenizer, reward, config, generator)
+    trainer = PPOTrainer(copy.deepcopy(pi_f), pi_f, tokenizer, reward, config, generator)
 
     def watch(trainer: PPOTrainer) -> tuple[dict, list[dict]]:
         r = trainer.rollout_now

@@ -29,8 +29,8 @@ class ShapeConfig:
     """The size of a model trained from scratch (the vocabulary comes from the tokenizer)."""
 
     family: str = option("llama", "architecture family", ("llama", "gpt2"))
-    d_model: int = option(128, "width of the residual stream")
-    n_layers: int = option(4, "number of blocks")
+    d_model: int = option(96, "width of the residual stream")
+    n_layers: int = option(3, "number of blocks")
     n_heads: int = option(4, "attention heads per block")
     n_kv_heads: int = option(0, "key/value heads, each shared by n_heads / n_kv_heads queries (0: n_heads)")
     max_len: int = option(160, "longest row in tokens: prompt and completion together")
@@ -41,9 +41,9 @@ class SFTConfig:
     """Supervised fine-tuning (next-token loss on the answer) of the frozen LM or the prompter."""
 
     examples: int = option(20_000, "training examples drawn in the embedded world")
-    steps: int = option(600, "optimiser steps")
-    batch: int = option(64, "examples a step")
-    lr: float = option(2e-3, "peak learning rate; 5 % linear warm-up, then cosine down to a tenth")
+    steps: int = option(700, "optimiser steps")
+    batch: int = option(32, "examples a step")
+    lr: float = option(3e-3, "peak learning rate; 5 % linear warm-up, then cosine down to a tenth")
     weight_decay: float = option(0.01, "AdamW's decoupled weight decay, on matrices only")
     grad_clip: float = option(1.0, "largest gradient norm")
     train_layers: int = option(0, "train only this many top blocks over a frozen trunk (0: everything)")
@@ -166,11 +166,11 @@ class RunConfig:
     name: str = option("", "name of this run's folder; empty: <preset>-<task>-seed<seed>")
     vocab_size: int = option(640, "entries of the byte-level BPE tokenizer trained on the world's corpus")
     frozen_model: ShapeConfig = ShapeConfig()
-    prompter_model: ShapeConfig = ShapeConfig(d_model=128, n_layers=3)
+    prompter_model: ShapeConfig = ShapeConfig()
     world: WorldConfig = WorldConfig()
     data: DataConfig = DataConfig()
     frozen_lm: SFTConfig = SFTConfig()
-    prompter_sft: SFTConfig = SFTConfig(steps=400)
+    prompter_sft: SFTConfig = SFTConfig(steps=500)
     reward_model: RewardConfig = RewardConfig()
     sampling: SamplingConfig = SamplingConfig()
     ppo: PPOConfig = PPOConfig()

@@ -69,8 +69,8 @@ def trainable(model: Transformer, train_layers: int) -> list[nn.Parameter]:
     """
     if train_layers > model.config.n_layers:
         raise ValueError(f"train_layers is {train_layers}, but the model has {model.config.n_layers} blocks")
+    model.requires_grad_(train_layers == 0)  # said outright: a copy of a frozen model arrives frozen
     if train_layers:
-        model.requires_grad_(False)
         for module in (*model.blocks[-train_layers:], model.norm):
             module.requires_grad_(True)
     return [p for p in model.parameters() if p.requires_grad]

@@ -129,14 +129,14 @@ CUES = {
     },
     # For sums a cue only shifts how often the answer is worked in steps.
     "reasoning": {
-        "": 0.3,
+        "": 0.35,
         "Think step by step.": 0.97,
         "Show your work.": 0.9,
         "Take your time.": 0.5,
         "Just the number.": 0.02,
         "Answer quickly.": 0.05,
         "Be brief.": 0.1,
-        "Thank you.": 0.3,
+        "Thank you.": 0.35,
     },
 }
 USED_PARTS = {"quality": ("detail", "warmth"), "attributes": ("detail", "care", "words", "talk")}
@@ -178,8 +178,8 @@ class ToyWorld:
         if self.task == "reasoning":
             slots = {}
             while len(slots) < 6000:
-                count = rng.choice((3, 4))
-                moves = [(name, rng.randint(2, 9)) for name in rng.sample(NAMES, count)]
+                count = rng.choice((4, 5))
+                moves = [(name, rng.randint(2, 6)) for name in rng.sample(NAMES, count)]
                 start = rng.randint(1, 12)
                 shown = list(itertools.accumulate((n for _, n in moves), lambda a, n: (a + n - 1) % 12 + 1, initial=start))
                 fill = {"o": rng.choice(DIALS), "s": start, "moves": moves, "shown": shown}
