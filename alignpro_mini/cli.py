@@ -68,8 +68,8 @@ def _span(text: str) -> list[int]:
     return numbers
 
 
-def parse_command_line(argv: list[str] | None = None) -> tuple[list[RunConfig], bool]:
-    """The runs asked for, and whether to resume. `--task a,b` (or all) and `--seed 0-4` make several runs.
+def parse_command_line(argv: list[str] | None = None) -> tuple[list[RunConfig], argparse.Namespace]:
+    """The runs asked for, and `resume` and `jobs`. `--task a,b` (or all) and `--seed 0-4` make several runs.
 
     Ends the program with a one-line error for an unknown option (naming the nearest one) or an impossible value.
     """
@@ -109,7 +109,7 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[list[RunConfig], 
         parser.error(str(error))
     if len(runs) > 1 and runs[0].name:
         parser.error("--name names one run; with several tasks or seeds leave it out (use --out for another folder)")
-    return runs, given.resume
+    return runs, argparse.Namespace(resume=given.resume, jobs=given.jobs)
 
 
 def _parser(base: RunConfig) -> argparse.ArgumentParser:
@@ -122,6 +122,7 @@ def _parser(base: RunConfig) -> argparse.ArgumentParser:
         epilog="several runs and one table: --task all --seed 0-4",
     )
     parser.add_argument("--resume", action="store_true", help="go on where a run of the same name stopped")
+    parser.add_argument("--jobs", type=int, default=1, help="of several runs, how many side by side, each on its share of cores")
     groups = {"": parser.add_argument_group("run")}
     for name, f in leaves(base).items():
         section = name.rpartition(".")[0]

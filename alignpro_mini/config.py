@@ -58,7 +58,7 @@ class SFTConfig:
 class RewardConfig:
     """The reward model and its preferences."""
 
-    pairs: int = option(4000, "preference pairs drawn in the embedded world (files bring their own)")
+    pairs: int = option(3000, "preference pairs drawn in the embedded world (files bring their own)")
     heldout: float = option(0.1, "share of the prompts whose pairs are kept out to measure accuracy")
     epochs: float = option(2.0, "passes over the pairs")
     batch: int = option(64, "pairs a step")
@@ -76,7 +76,7 @@ class RewardConfig:
 class PPOConfig:
     """PPO with GAE and a KL penalty; the same for the prompter (ppo) and the RLHF oracle (oracle)."""
 
-    iterations: int = option(60, "rollout-and-update rounds")
+    iterations: int = option(40, "rollout-and-update rounds")
     batch: int = option(128, "prompts a round")
     answers: int = option(1, "M, answers of the frozen LM per rewrite, their rewards averaged (oracle: always 1)")
     epochs: int = option(2, "passes over each round's rollout")
@@ -174,7 +174,7 @@ class RunConfig:
     reward_model: RewardConfig = RewardConfig()
     sampling: SamplingConfig = SamplingConfig()
     ppo: PPOConfig = PPOConfig()
-    oracle: PPOConfig = PPOConfig(max_new_tokens=72)
+    oracle: PPOConfig = PPOConfig(iterations=30, max_new_tokens=72)
     eval: EvalConfig = EvalConfig()
 
     def __post_init__(self) -> None:

@@ -34,7 +34,7 @@ HELPSTEER_WEIGHTS = {"helpfulness": 0.65, "correctness": 0.8, "coherence": 0.45,
 class WorldConfig:
     """What the embedded world is like (only the toy presets use it)."""
 
-    follow: float = field(default=0.95, metadata={"help": "probability that the corpus' answers obey a cue"})
+    follow: float = field(default=0.9, metadata={"help": "probability that the corpus' answers obey a cue"})
     spread: str = field(
         default="plain",
         metadata={

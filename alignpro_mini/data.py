@@ -1,0 +1,124 @@
+"""Requests, preferences and rewrites from plain JSONL files (`.gz` too), for real models.
+
+    requests      {"prompt": "..."}
+    preferences   {"prompt": "...", "chosen": "...", "rejected": "..."}
+    rewrites      {"prompt": "...", "rewrite": "..."}       (also accepted: "optimized_prompt", as in BPO's data)
+
+Other fields are ignored. A line that does not fit stops the run with file:line and what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from alignpro_mini.config import DataConfig
+
+# What the SFT prompter of a real model learns to offer: the request, now and then an opening, and one of these
+# endings. RL can only choose among what SFT offers, so they differ in tone, length, form and care.
+OPENINGS = ("", "", "", "Please help me with this. ", "Here is my question. ", "I would like your advice. ")
+ENDINGS = (
+    "", "Answer in one short sentence.", "Be brief.", "Explain it in detail.", "Think step by step.", "Give an example.",
+    "Use simple words.", "Be precise and factual.", "Be kind and encouraging.", "Answer with a happy and positive tone.",
+    "Answer as an expert would.", "List the main points.", "Be honest about what you do not know.", "Be polite.",
+    "Say it in a friendly way.", "Be creative.",
+)  # fmt: skip
+
+
+def read_rows(path: str | Path, fields: Sequence[str]) -> Iterator[tuple[dict, str]]:
+    """The rows of a JSONL file with where each stands ("file:line"); every field must be a non-empty string.
+
+    Raises FileNotFoundError for a missing file and ValueError, naming file and line, for a bad line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; give a .jsonl or .jsonl.gz file")
+    opener = gzip.open if path.suffix == ".gz" else open
+    number = 0
+    try:
+        with opener(path, "rt", encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                where = f"{path}:{number}"
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+                if not isinstance(row, dict):
+                    raise ValueError(f"{where}: a {type(row).__name__}, not an object with {', '.join(fields)}")
+                for field in fields:
+                    if not isinstance(row.get(field), str) or not row[field].strip():
+                        found = "is missing" if field not in row else f"is {row[field]!r:.40}, not a text"
+                        raise ValueError(f"{where}: field {field!r} {found}; each line needs {', '.join(fields)}")
+                yield row, where
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        raise ValueError(f"{path}:{number + 1}: cannot be read ({error}); is it UTF-8 text, or a whole .gz?") from None
+
+
+def read_files(paths: str, fields: Sequence[str]) -> list[dict]:
+    """The rows of several files, their names separated by commas."""
+    rows = [row for path in paths.split(",") for row, _ in read_rows(path.strip(), fields)]
+    if not rows:
+        raise ValueError(f"{paths}: no rows; each line needs {', '.join(fields)}")
+    return rows
+
+
+def single_turn(prompt: str) -> str | None:
+    """The user's words: a dialogue of one "Human: ... Assistant:" turn is unwrapped; longer ones give None."""
+    turns = re.split(r"(?:^|\n\n)(?:Human|Assistant):", prompt)
+    if len(turns) == 1:
+        return prompt.strip()
+    return turns[1].strip() if len(turns) == 3 and not turns[2].strip() else None
+
+
+class FileTask:
+    """Real requests behind the same names as `ToyWorld`: train_requests, eval_requests, rewrite_pairs, gold.
+
+    There is no true reward, so `gold` is None. `length(text)` counts tokens; requests longer than
+    `config.max_prompt_tokens`, multi-turn dialogues and duplicates are left out and counted in `left_out`.
+    Raises ValueError when fewer than twice `eval_inputs` requests remain.
+    """
+
+    task = "chat"
+    gold = None
+
+    def __init__(self, config: DataConfig, eval_inputs: int, seed: int, length: Callable[[str], int]) -> None:
+        self.config = config
+        rows = read_files(config.prompts, ("prompt",))
+        unwrapped = (single_turn(row["prompt"]) for row in rows)
+        requests = sorted({x for x in unwrapped if x and length(x) <= config.max_prompt_tokens})
+        self.left_out = len(rows) - len(requests)
+        if len(requests) < 2 * eval_inputs:
+            raise ValueError(
+                f"{config.prompts}: {len(requests)} of {len(rows)} requests remain (single-turn, distinct, at most "
+                f"{config.max_prompt_tokens} tokens), too few for {eval_inputs} held-out ones: lower --eval.inputs, "
+                f"raise --data.max_prompt_tokens or add requests"
+            )
+        random.Random(f"requests {seed}").shuffle(requests)
+        self.eval_requests, self.train_requests = requests[:eval_inputs], requests[eval_inputs:]
+
+    def rewrite_pairs(self, count: int, rng: random.Random) -> list[tuple[str, str]]:
+        """SFT data for the prompter, from `config.rewrites` or by adding openings and endings to the requests."""
+        held_out = set(self.eval_requests)
+        if self.config.rewrites:
+            name = self.config.rewrites.split(",")[0].strip()
+            field = "rewrite" if "rewrite" in next(read_rows(name, ("prompt",)))[0] else "optimized_prompt"
+            rows = read_files(self.config.rewrites, ("prompt", field))
+            return [(row["prompt"], row[field]) for row in rows if row["prompt"] not in held_out][:count]
+        pairs = []
+        for _ in range(count):
+            x = rng.choice(self.train_requests)
+            pairs.append((x, f"{rng.choice(OPENINGS)}{x} {rng.choice(ENDINGS)}".strip()))
+        return pairs
+
+    def preferences(self) -> list[tuple[str, str, str]]:
+        """(prompt, chosen, rejected) of single-turn pairs whose prompt is not an evaluation request."""
+        held_out = set(self.eval_requests)
+        rows = read_files(self.config.preferences, ("prompt", "chosen", "rejected"))
+        found = ((single_turn(r["prompt"]), r["chosen"].strip(), r["rejected"].strip()) for r in rows)
+        return [(x, a, b) for x, a, b in found if x and x not in held_out and a != b]

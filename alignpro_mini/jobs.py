@@ -1,0 +1,62 @@
+"""Several runs of `train.py` side by side, each in a process of its own with its share of the cores.
+
+Small models gain little from a second thread: on two cores, two single-threaded runs finish sooner than one after the
+other with two threads each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from alignpro_mini.config import RunConfig
+
+
+def run_side_by_side(script: Path, argv: Sequence[str], configs: Sequence[RunConfig], jobs: int) -> list[dict]:
+    """Run `script` once per config, at most `jobs` at a time; returns their results.json in order.
+
+    Each writes its output to `<out>/<run name>.log`. A run that is already finished is not started again (with --resume).
+    Raises RuntimeError naming the runs that failed and their logs, after the others have ended.
+    """
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    waiting, running, failed = list(configs), {}, []
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            config = waiting.pop(0)
+            Path(config.out).mkdir(parents=True, exist_ok=True)
+            log = Path(config.out) / f"{config.run_name}.log"
+            command = [sys.executable, str(script), *_without(argv), "--task", config.task, "--seed", str(config.seed)]
+            with log.open("a", encoding="utf-8") as out:
+                process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+            running[process] = (config, log, time.perf_counter())
+        time.sleep(0.5)
+        for process in [p for p in running if p.poll() is not None]:
+            config, log, started = running.pop(process)
+            verdict = "done" if process.returncode == 0 else "FAILED"
+            print(f"{config.run_name}: {verdict} in {time.perf_counter() - started:.0f} s, log {log}", flush=True)
+            if process.returncode:
+                failed.append(log)
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(configs)} runs failed; see {', '.join(map(str, failed))}")
+    return [
+        json.loads((Path(c.out) / c.run_name / "results.json").read_text(encoding="utf-8")) for c in configs
+    ]
+
+
+def _without(argv: Sequence[str]) -> list[str]:
+    """The command line without --task, --seed and --jobs, which differ from run to run."""
+    kept, skip = [], False
+    for word in argv:
+        if skip:
+            skip = False
+        elif word in ("--task", "--seed", "--jobs"):
+            skip = True
+        elif not word.startswith(("--task=", "--seed=", "--jobs=")):
+            kept.append(word)
+    return kept
