@@ -66,6 +66,7 @@ class RewardConfig:
     weight_decay: float = option(0.05, "AdamW's decoupled weight decay")
     grad_clip: float = option(1.0, "largest gradient norm")
     train_layers: int = option(0, "train only this many top blocks over a frozen trunk (0: everything)")
+    normalise_on: int = option(1000, "answers to the SFT prompter's rewrites on which rewards get mean 0, variance 1")
     max_tokens: int = option(256, "pairs longer than this, prompt and answer, are left out and counted")
 
     def __post_init__(self) -> None:
@@ -238,13 +239,13 @@ def _smollm2(tiny: RunConfig) -> RunConfig:
         preset="smollm2",
         task="chat",
         prompter_sft=SFTConfig(steps=260, batch=16, lr=3e-4, train_layers=10, heldout=64),
-        reward_model=RewardConfig(epochs=2, batch=16, lr=1e-4, train_layers=6, max_tokens=256),
+        reward_model=RewardConfig(epochs=2, batch=16, lr=1e-4, train_layers=6, max_tokens=256, normalise_on=192),
         sampling=SamplingConfig(temperature=0.4, max_new_tokens=40),
         ppo=PPOConfig(
             iterations=30, batch=48, answers=2, epochs=3, minibatches=2, micro_batch=24, lr=5e-5, anneal=False,
             kl_coef=0.05, train_layers=10, max_new_tokens=80, checkpoint_every=2,
         ),
-        eval=EvalConfig(inputs=96, rewrites=3, answers=1, best_of=4, headroom_inputs=24, oracle=False),
+        eval=EvalConfig(inputs=96, rewrites=2, answers=2, best_of=4, headroom_inputs=24, oracle=False),
     )  # fmt: skip
 
 

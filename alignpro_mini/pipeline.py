@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +16,42 @@ import torch
 
 from alignpro_mini import evaluation, report
 from alignpro_mini import reward as reward_
-from alignpro_mini.alignpro import Prompter, train_align_pro, train_rlhf_oracle
+from alignpro_mini.alignpro import Prompter, train_align_pro, train_rlhf_oracle, usable_rewrites
 from alignpro_mini.checkpoint import load_state, save_state
 from alignpro_mini.config import DTYPES, RunConfig, ShapeConfig, resolve_device
+from alignpro_mini.data import FileTask
 from alignpro_mini.frozen import FrozenLM
 from alignpro_mini.ppo import Score
 from alignpro_mini.run import Run, Stage, write_json
 from alignpro_mini.sft import encode_pairs, train_sft
+from alignpro_mini.smollm2 import load_smollm2
 from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.toyworld import ToyWorld
 from alignpro_mini.transformer import Transformer, TransformerConfig
 
 
-def make_task(config: RunConfig) -> ToyWorld:
-    return ToyWorld(config.task, config.world, config.seed)
+PROMPTER_SYSTEM = "Rewrite the user's request."  # what tells the real model's prompter that it is not to answer
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """The reward as it is reported, and as PPO sees it: shifted and scaled on answers to rho_sft's rewrites."""
+
+    report: Score
+    train: Score
+
+
+def make_task(config: RunConfig) -> ToyWorld | FileTask:
+    """Requests to train on and to evaluate on, rewrites to imitate, and the true reward where it is known."""
+    if config.preset != "smollm2":
+        return ToyWorld(config.task, config.world, config.seed)
+    _, tokenizer = load_smollm2(config.data.model or None)
+    task = FileTask(config.data, config.eval.inputs, config.seed, lambda text: len(tokenizer.encode(text)))
+    print(
+        f"requests: {len(task.train_requests)} to train on, {len(task.eval_requests)} held out, "
+        f"{task.left_out} left out (several turns, duplicates, or over {config.data.max_prompt_tokens} tokens)"
+    )
+    return task
 
 
 def new_model(shape: ShapeConfig, vocab_size: int, generator: torch.Generator, device: torch.device) -> Transformer:
@@ -38,9 +62,19 @@ def new_model(shape: ShapeConfig, vocab_size: int, generator: torch.Generator, d
     return Transformer(config, generator).to(device)
 
 
-def frozen_lm(run: Run, task: ToyWorld) -> tuple[Tokenizer, FrozenLM]:
-    """Stage 1: the tokenizer and the frozen LM, trained on the world's corpus; then never touched again."""
-    c = run.config
+def copy_of(model: Transformer) -> Transformer:
+    """A model of its own with the same weights, all of them trainable, in float32."""
+    twin = Transformer(model.config).to(model.device)
+    twin.load_state_dict(model.state_dict())
+    return twin
+
+
+def frozen_lm(run: Run, task: ToyWorld | FileTask) -> tuple[Tokenizer, FrozenLM]:
+    """Stage 1: the frozen LM, trained on the world's corpus (or loaded); then never touched again."""
+    c, device = run.config, resolve_device(run.config.device)
+    if isinstance(task, FileTask):
+        model, tokenizer = load_smollm2(c.data.model or None)
+        return tokenizer, FrozenLM(model.to(device, DTYPES[c.dtype]), tokenizer, c.sampling)
     corpus = task.corpus(c.frozen_lm.examples, random.Random(f"corpus {c.seed}"))
     path = run.path / "tokenizer.json"
     if not path.exists():
@@ -48,68 +82,97 @@ def frozen_lm(run: Run, task: ToyWorld) -> tuple[Tokenizer, FrozenLM]:
     tokenizer = Tokenizer.load(path)
 
     def make(stage: Stage) -> Transformer:
-        model = new_model(c.frozen_model, tokenizer.vocab_size, run.generator("frozen_lm weights"), resolve_device(c.device))
-        return train_sft(model, encode_pairs(corpus, tokenizer, c.frozen_model.max_len), c.frozen_lm, stage, run.generator("frozen_lm"))
+        model = new_model(c.frozen_model, tokenizer.vocab_size, run.generator("frozen_lm weights"), device)
+        examples = encode_pairs(corpus, tokenizer, c.frozen_model.max_len)
+        return train_sft(model, examples, c.frozen_lm, stage, run.generator("frozen_lm"))
 
-    model = run.model("frozen_lm", make, tokenizer).to(resolve_device(c.device))
+    model = run.model("frozen_lm", make, tokenizer).to(device, DTYPES[c.dtype])
     return tokenizer, FrozenLM(model, tokenizer, c.sampling)
 
 
-def prompter_sft(run: Run, task: ToyWorld, tokenizer: Tokenizer, pi_f: FrozenLM) -> Prompter:
-    """Stage 2: rho_sft, a small model that has seen what rewrites look like."""
-    c = run.config
-    pairs = task.rewrite_pairs(c.prompter_sft.examples, random.Random(f"rewrites {c.seed}"))
+def prompter_sft(run: Run, task: ToyWorld | FileTask, tokenizer: Tokenizer, pi_f: FrozenLM) -> Prompter:
+    """Stage 2: rho_sft, a model that has seen what rewrites look like: a small one of its own, or the real model again."""
+    c, device = run.config, resolve_device(run.config.device)
+    count = c.data.rewrite_pairs if isinstance(task, FileTask) else c.prompter_sft.examples
+    pairs = task.rewrite_pairs(count, random.Random(f"rewrites {c.seed}"))
+    if isinstance(task, FileTask):
+        tokenizer = tokenizer.with_system(PROMPTER_SYSTEM)
 
     def make(stage: Stage) -> Transformer:
-        model = new_model(c.prompter_model, tokenizer.vocab_size, run.generator("prompter weights"), resolve_device(c.device))
-        return train_sft(model, encode_pairs(pairs, tokenizer, c.prompter_model.max_len), c.prompter_sft, stage, run.generator("prompter_sft"))
+        if isinstance(task, FileTask):
+            model = load_smollm2(c.data.model or None)[0].to(device)
+        else:
+            model = new_model(c.prompter_model, tokenizer.vocab_size, run.generator("prompter weights"), device)
+        examples = encode_pairs(pairs, tokenizer, model.config.max_len)
+        return train_sft(model, examples, c.prompter_sft, stage, run.generator("prompter_sft"))
 
-    model = run.model("prompter_sft", make, tokenizer).to(resolve_device(c.device))
+    model = run.model("prompter_sft", make, tokenizer).to(device)
     pi_f.assert_unchanged("prompter_sft")
     return Prompter(model.eval().requires_grad_(False), tokenizer, c.ppo.max_new_tokens, c.ppo.temperature)
 
 
-def reward_model(run: Run, task: ToyWorld, pi_f: FrozenLM, rho_sft: Prompter) -> Score:
-    """Stage 3: preferences between the frozen LM's answers, and the reward model learned from them."""
+def reward_model(run: Run, task: ToyWorld | FileTask, pi_f: FrozenLM, rho_sft: Prompter) -> Reward:
+    """Stage 3: the reward, learned from preferences or a callable, normalised on answers to rho_sft's rewrites."""
     c = run.config
     if c.reward:
-        return reward_.load_callable(c.reward)
-    path = run.path / "checkpoints" / "reward_model.safetensors"
+        score = reward_.load_callable(c.reward)
 
-    def fresh() -> reward_.RewardModel:
-        lm = Transformer(pi_f.model.config).to(pi_f.model.device)
-        lm.load_state_dict(pi_f.model.state_dict())  # it starts from the LM, so it knows the language already
-        return reward_.RewardModel(lm, pi_f.tokenizer, c.reward_model.train_layers)
+        def measure(stage: Stage) -> dict:
+            requests, answers = _answers_to_rewrites(run, task, pi_f, rho_sft)
+            return reward_.moments(score(requests, answers))
+
+        m = run.json("reward_scale", measure)
+        return Reward(score, lambda x, y: (score(x, y) - m["mean"]) / m["std"])
+    path = run.path / "checkpoints" / "reward_model.safetensors"
 
     def make(stage: Stage) -> tuple[reward_.RewardModel, dict]:
         g = run.generator("preferences")
-        picked = [task.train_requests[i] for i in torch.randint(len(task.train_requests), (c.reward_model.pairs,), generator=g)]
-        first, second = (pi_f.answer(rho_sft.rewrite(picked, g), g) for _ in range(2))
-        pairs = reward_.draw_preferences(picked, first, second, task.gold, c.world.preference_scale, g)
-        model = fresh()
-        facts = reward_.train_reward_model(model, pairs, c.reward_model, stage, g)
-        model.normalise(picked[:1000], first[:1000])
+        # It starts from the LM, so it knows the language already.
+        model = reward_.RewardModel(copy_of(pi_f.model), pi_f.tokenizer, c.reward_model.train_layers)
+        facts = reward_.train_reward_model(model, _preferences(run, task, pi_f, rho_sft, g), c.reward_model, stage, g)
+        model.normalise(*_answers_to_rewrites(run, task, pi_f, rho_sft))
         return model.eval(), facts
 
     def load() -> tuple[reward_.RewardModel, dict]:
         tensors, facts = load_state(path)
-        model = fresh()
+        model = reward_.RewardModel(copy_of(pi_f.model), pi_f.tokenizer, c.reward_model.train_layers)
         model.load_state_dict(tensors)
         return model.eval(), facts
 
     model, facts = run.once("reward_model", make, load, lambda made: save_state(path, made[0].state_dict(), made[1]))
     write_json(run.path / "checkpoints" / "reward_model.json", facts)
+    ceiling = "" if facts["ceiling"] is None else f", the noise allows {facts['ceiling']:.3f}"
+    print(f"reward model: held-out accuracy {facts['accuracy']:.3f}{ceiling}, always-longer {facts['always_longer']:.3f}")
     model.requires_grad_(False)
     pi_f.assert_unchanged("reward_model")
-    return model.score
+    return Reward(model.score, model.score)
 
 
-def print_headroom(run: Run, task: ToyWorld, pi_f: FrozenLM, rho_sft: Prompter, reward: Score) -> dict:
+def _preferences(run: Run, task: ToyWorld | FileTask, pi_f: FrozenLM, rho_sft: Prompter, g: torch.Generator) -> list:
+    """Pairs from the files, or between two of the frozen LM's answers, each to a rewrite of its own, judged with noise."""
+    if isinstance(task, FileTask):
+        return [reward_.Preference(*pair) for pair in task.preferences()]
+    picked = torch.randint(len(task.train_requests), (run.config.reward_model.pairs,), generator=g).tolist()
+    requests = [task.train_requests[i] for i in picked]
+    first, second = (pi_f.answer(rho_sft.rewrite(requests, g), g) for _ in range(2))
+    return reward_.draw_preferences(requests, first, second, task.gold, run.config.world.preference_scale, g)
+
+
+def _answers_to_rewrites(run: Run, task, pi_f: FrozenLM, rho_sft: Prompter) -> tuple[Sequence[str], Sequence[str]]:
+    """Training requests, and the frozen LM's answers to rho_sft's rewrites of them: what a reward is normalised on."""
+    g, count = run.generator("reward scale"), run.config.reward_model.normalise_on
+    picked = torch.randint(len(task.train_requests), (count,), generator=g).tolist()
+    requests = [task.train_requests[i] for i in picked]
+    rewrites, _ = usable_rewrites(requests, rho_sft.rewrite(requests, g), pi_f.fits)
+    return requests, pi_f.answer(rewrites, g)
+
+
+def print_headroom(run: Run, task: ToyWorld | FileTask, pi_f: FrozenLM, rho_sft: Prompter, reward: Reward) -> dict:
     """Stage 4: how far rewriting can move this reward, told before any PPO."""
 
     def make(stage: Stage) -> dict:
         few = task.train_requests[: run.config.eval.headroom_inputs]
-        evaluator = evaluation.Evaluator(few, pi_f, reward, None, run.config.eval, run.generator("headroom"))
+        evaluator = evaluation.Evaluator(few, pi_f, reward.report, None, run.config.eval, run.generator("headroom"))
         return evaluation.headroom(evaluator, rho_sft)
 
     found = run.json("headroom", make)
@@ -121,13 +184,13 @@ def print_headroom(run: Run, task: ToyWorld, pi_f: FrozenLM, rho_sft: Prompter, 
     return found
 
 
-def align_pro(run: Run, task: ToyWorld, pi_f: FrozenLM, rho_sft: Prompter, reward: Score) -> Prompter:
+def align_pro(run: Run, task: ToyWorld | FileTask, pi_f: FrozenLM, rho_sft: Prompter, reward: Reward) -> Prompter:
     """Stage 5: PPO on the prompter."""
     c = run.config
 
     def make(stage: Stage) -> Transformer:
         return train_align_pro(
-            rho_sft.model, pi_f, reward, task.train_requests, rho_sft.tokenizer, c.ppo, stage, run.generator("align_pro"), task.gold
+            rho_sft.model, pi_f, reward.train, task.train_requests, rho_sft.tokenizer, c.ppo, stage, run.generator("align_pro"), task.gold
         )
 
     model = run.model("align_pro", make, rho_sft.tokenizer).to(pi_f.model.device)
@@ -135,7 +198,7 @@ def align_pro(run: Run, task: ToyWorld, pi_f: FrozenLM, rho_sft: Prompter, rewar
     return Prompter(model.eval(), rho_sft.tokenizer, rho_sft.max_new_tokens, rho_sft.temperature)
 
 
-def rlhf_oracle(run: Run, task: ToyWorld, pi_f: FrozenLM, reward: Score) -> FrozenLM | None:
+def rlhf_oracle(run: Run, task: ToyWorld | FileTask, pi_f: FrozenLM, reward: Reward) -> FrozenLM | None:
     """Stage 6: the comparator, the same PPO on a copy of the LM."""
     c = run.config
     if not c.eval.oracle:
@@ -143,7 +206,7 @@ def rlhf_oracle(run: Run, task: ToyWorld, pi_f: FrozenLM, reward: Score) -> Froz
 
     def make(stage: Stage) -> Transformer:
         return train_rlhf_oracle(
-            pi_f.model, reward, task.train_requests, pi_f.tokenizer, c.oracle, stage, run.generator("rlhf_oracle"), task.gold
+            pi_f.model, reward.train, task.train_requests, pi_f.tokenizer, c.oracle, stage, run.generator("rlhf_oracle"), task.gold
         )
 
     model = run.model("rlhf_oracle", make, pi_f.tokenizer).to(pi_f.model.device)
@@ -152,14 +215,14 @@ def rlhf_oracle(run: Run, task: ToyWorld, pi_f: FrozenLM, reward: Score) -> Froz
 
 
 def evaluate(
-    run: Run, task: ToyWorld, pi_f: FrozenLM, rho_sft: Prompter, rho: Prompter, oracle: FrozenLM | None, reward: Score
+    run: Run, task: ToyWorld | FileTask, pi_f: FrozenLM, rho_sft: Prompter, rho: Prompter, oracle: FrozenLM | None, reward: Reward
 ) -> dict:
     """Stage 7: every arm on the same unseen requests; writes evaluation.safetensors and results.json."""
     c = run.config
     requests = task.eval_requests[: c.eval.inputs]
 
     def make(stage: Stage) -> dict:
-        evaluator = evaluation.Evaluator(requests, pi_f, reward, task.gold, c.eval, run.generator("evaluation"))
+        evaluator = evaluation.Evaluator(requests, pi_f, reward.report, task.gold, c.eval, run.generator("evaluation"))
         arms = {"no_finetuning": evaluator.plain()}
         arms["untrained_prompter"] = evaluator.prompter(rho_sft, rho_sft)
         arms["best_of_n"] = evaluator.best_of_n(rho_sft)
@@ -168,7 +231,7 @@ def evaluate(
             arms["rlhf_oracle"] = evaluator.plain(oracle)
         rewards = {name: torch.from_numpy(arm.reward) for name, arm in arms.items()}
         save_state(run.path / "checkpoints" / "evaluation.safetensors", rewards, {})
-        stage.samples(0, [_sample(name, arm, i) for i in range(8) for name, arm in arms.items()], show=False)
+        stage.samples(0, [_sample(name, arm, i) for i in range(min(8, len(requests))) for name, arm in arms.items()], show=False)
         return evaluation.summarise(arms, c.eval) | _reasoning(task, arms)
 
     summary = run.json("evaluation", make)
@@ -189,7 +252,7 @@ def _sample(name: str, arm: evaluation.Arm, i: int) -> dict:
     }  # fmt: skip
 
 
-def _reasoning(task: ToyWorld, arms: dict[str, evaluation.Arm]) -> dict:
+def _reasoning(task: ToyWorld | FileTask, arms: dict[str, evaluation.Arm]) -> dict:
     """For sums: the share of right answers, of worked answers, and of rewrites that ask for steps."""
     if task.task != "reasoning":
         return {}

@@ -182,7 +182,7 @@ class PPOTrainer:
 
     def scores(self, rollout: Rollout) -> Tensor:
         """The score of each completion (B,), less the penalty where it was cut before its EOS."""
-        scores = self.score(rollout.prompts, rollout.completions).to(rollout.logp)  # (B,)
+        scores = torch.as_tensor(self.score(rollout.prompts, rollout.completions)).to(rollout.logp)  # (B,)
         if scores.shape != rollout.finished.shape:
             raise ValueError(f"score returned shape {tuple(scores.shape)}; one reward per completion is {tuple(rollout.finished.shape)}")
         if not bool(torch.isfinite(scores).all()):

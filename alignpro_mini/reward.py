@@ -97,11 +97,17 @@ class RewardModel(nn.Module):
 
     def normalise(self, prompts: Sequence[str], completions: Sequence[str]) -> None:
         """Set mean and std from these samples. Raises ValueError when the rewards do not vary at all."""
-        raw = self.raw(prompts, completions)
-        if raw.std() < 1e-6:
-            raise ValueError("the reward model gives every answer the same reward: train it longer or check its pairs")
-        self.mean.fill_(raw.mean())
-        self.std.fill_(raw.std())
+        found = moments(self.raw(prompts, completions))
+        self.mean.fill_(found["mean"])
+        self.std.fill_(found["std"])
+
+
+def moments(rewards: Tensor) -> dict[str, float]:
+    """Mean and standard deviation of rewards (B,). Raises ValueError when they do not vary: nothing could be learned."""
+    mean, std = rewards.mean().item(), rewards.std().item()
+    if std < 1e-6:
+        raise ValueError(f"every one of {len(rewards)} answers got the reward {mean:.4g}: there is nothing to optimise")
+    return {"mean": mean, "std": std}
 
 
 def draw_preferences(

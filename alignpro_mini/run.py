@@ -45,7 +45,9 @@ def read_jsonl(path: Path) -> list[dict]:
     """The rows of a log; a last line that a kill cut short is left out."""
     rows = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        # Not splitlines: it also breaks at U+2028 or U+0085, which a babbling model may put into a text. A kill can cut
+        # a line inside a character.
+        for line in path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n"):
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:
@@ -95,6 +97,8 @@ class Run:
             print(f"[{name}] already done in {self.stages[name]['seconds']:.0f} s, loaded")
             return load()
         stage = Stage(self, name)
+        if not stage.state_path.exists():
+            self.forget_after(name, -1)  # what an earlier try logged, from its step 0 on
         result = make(stage)
         save(result)
         self.stages[name] = {"seconds": round(stage.seconds(), 2)}
@@ -153,12 +157,16 @@ class Stage:
         return self._before + time.perf_counter() - self._clock
 
     def save(self, step: int, *things: Keepable, **meta) -> None:
-        """Keep the state after `step` steps: weights, optimiser moments, generators, and JSON-able `meta`."""
+        """Keep the state after `step` steps: trainable weights, optimiser moments, generators, and JSON-able `meta`.
+
+        Frozen weights are left out: they are where the stage took them from, and may be most of a large model.
+        """
         tensors: dict[str, Tensor] = {}
         groups = {}
         for i, thing in enumerate(things):
             if isinstance(thing, nn.Module):
-                tensors |= {f"{i}.{k}": v for k, v in thing.state_dict().items()}
+                frozen = {k for k, p in thing.named_parameters(remove_duplicate=False) if not p.requires_grad}
+                tensors |= {f"{i}.{k}": v for k, v in thing.state_dict().items() if k not in frozen}
             elif isinstance(thing, torch.Generator):
                 tensors[f"{i}.state"] = thing.get_state()
             else:
@@ -179,7 +187,10 @@ class Stage:
         for i, thing in enumerate(things):
             mine = {k.partition(".")[2]: v for k, v in tensors.items() if k.partition(".")[0] == str(i)}
             if isinstance(thing, nn.Module):
-                thing.load_state_dict(mine)
+                frozen = {k for k, p in thing.named_parameters(remove_duplicate=False) if not p.requires_grad}
+                missing, unexpected = thing.load_state_dict(mine, strict=False)
+                if unexpected or set(missing) - frozen:
+                    raise ValueError(f"{self.state_path} does not fit the model: delete it to begin this stage again")
             elif isinstance(thing, torch.Generator):
                 thing.set_state(mine["state"])
             else:

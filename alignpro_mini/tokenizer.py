@@ -29,8 +29,9 @@ class Tokenizer:
     Raises ValueError when the vocabulary has no token that ends an answer.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, system: str | None = None) -> None:
         self.backend = backend
+        self.system = system  # what `chat` puts before every prompt unless told otherwise
         backend.no_truncation()  # a tokenizer.json may carry both, and would cut prompts silently
         backend.no_padding()
         backend.encode_special_tokens = True  # "encode them like any text": a typed "<|end|>" stays text
@@ -73,6 +74,10 @@ class Tokenizer:
         """Write a `tokenizer.json` that `load`, and every Hugging Face library, can read."""
         self.backend.save(str(path))
 
+    def with_system(self, system: str) -> Tokenizer:
+        """The same vocabulary with another default system prompt."""
+        return Tokenizer(self.backend, system)
+
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, none of them a control token's, whatever it says."""
         return self.backend.encode(text, add_special_tokens=False).ids
@@ -88,12 +93,14 @@ class Tokenizer:
     def chat(self, prompt: str, system: str | None = None) -> list[int]:
         """The ids of the conversation up to where the model must answer.
 
-        `system` None means SmolLM2's own system prompt in ChatML (other ChatML models have other defaults:
-        pass theirs) and none elsewhere, where a given one is put before the prompt as a paragraph.
+        `system` None means `self.system`; if that is None too, SmolLM2's own system prompt in ChatML (other
+        ChatML models have other defaults: pass theirs) and none elsewhere. Outside ChatML a given one is put
+        before the prompt as a paragraph.
 
             ours, "2+2":  [1, id("2"), id("+"), id("2"), 2]
         """
         id_of = self.backend.token_to_id
+        system = self.system if system is None else system
         user, assistant = id_of(USER), id_of(ASSISTANT)
         start, end = id_of("<|im_start|>"), id_of("<|im_end|>")
         if user is None and start is not None and end is not None:

@@ -1,0 +1,171 @@
+"""Rollout speed: our `generate` against `transformers` on the same weights, the same prompts, in one run.
+
+    pip install -e '.[compare]'
+    python tests/benchmark_generation.py                    # GPT-2 124M shape, CPU: some 5 minutes on two cores
+    python tests/benchmark_generation.py --skip-hf          # ours alone, without `transformers`
+    python tests/benchmark_generation.py --tiny --rounds 1  # does it work at all? 10 seconds
+
+The batch is ragged, as PPO's is: 64 prompts of 8 to 64 random tokens, and answers that end by themselves
+after 24 tokens on average, 64 at most. Both sides sample (temperature 1, the whole vocabulary) with a KV cache
+and left padding, from lists of ids to lists of ids; a round times one call of each, in alternating order.
+Tokens per second counts new tokens, EOS included, per wall-clock second; the result is the median of the rounds
+(of one round alone a tenth is luck: how long its answers came out). Checked first: weights and greedy answers.
+
+Random weights would never end an answer. So one coordinate of the last norm is a constant 1 that only EOS reads:
+its logit is the same at every step, and set so that EOS has a probability of about 1/26. Cut at 64, such answers
+have 23.9 tokens on average; the run fails when either side's are not near that.
+
+It leaves out loading and tokenising; long prompts; top-p; `torch.compile` and static caches (the peer runs with
+its defaults); engines that serve (vLLM); and answers of one length, where no row leaves the batch early and less
+is gained. Ours also returns log-probabilities, the peer does not. The last line printed is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import math
+import random
+import statistics
+import sys
+import tempfile
+import time
+from functools import partial
+
+import torch
+
+from alignpro_mini.checkpoint import BUFFERS, save_pretrained, to_published
+from alignpro_mini.generation import generate, pad_left
+from alignpro_mini.transformer import Transformer, TransformerConfig
+
+FULL = TransformerConfig(50_257, d_model=768, n_layers=12, n_heads=12, max_len=1024, family="gpt2")
+TINY = TransformerConfig(1_000, d_model=64, n_layers=2, n_heads=4, max_len=128, family="gpt2")
+CAP = 64  # new tokens
+P_EOS = 1 / 26
+MEAN_LENGTH = (1 - (1 - P_EOS) ** CAP) / P_EOS  # of a geometric length cut at CAP: 23.9
+Rows = list[list[int]]
+
+
+def make_prompts(count: int, vocab_size: int) -> Rows:
+    draw = random.Random(0)
+    return [[draw.randrange(vocab_size - 1) for _ in range(draw.randint(8, 64))] for _ in range(count)]  # no EOS
+
+
+@torch.no_grad()
+def make_model(config: TransformerConfig, prompts: Rows) -> Transformer:
+    """Random weights under which the last token of the vocabulary, EOS, comes with probability P_EOS."""
+    model = Transformer(config, torch.Generator().manual_seed(0)).eval()
+    for parameter in model.blocks.parameters():
+        parameter *= 3.0  # or the greedy answers repeat their last token, whatever came before it
+    model.norm.weight[0], model.norm.bias[0] = 0.0, 1.0
+    model.embed.weight[:, 0], model.embed.weight[-1] = 0.0, 0.0  # EOS alone reads the constant, and nothing else
+    ids, mask = pad_left(prompts, 0)
+    others = model.unembed(model.hidden(ids, mask)[:, -1])[:, :-1].logsumexp(-1)  # (B,)
+    model.embed.weight[-1, 0] = others.mean() + math.log(P_EOS / (1 - P_EOS))
+    return model
+
+
+def load_peer(model: Transformer):
+    """The same weights in `transformers`, through a folder that `save_pretrained` wrote."""
+    from transformers import GPT2LMHeadModel, logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(model, folder)
+        peer = GPT2LMHeadModel.from_pretrained(folder, local_files_only=True).eval()
+    loaded = peer.transformer.state_dict()
+    for name, tensor in to_published(model).items():
+        assert torch.equal(tensor, loaded.pop(name)), f"{name}: the weights differ"
+    assert all(map(BUFFERS.fullmatch, loaded)) and peer.lm_head.weight is peer.transformer.wte.weight
+    return peer
+
+
+def ours(model: Transformer, prompts: Rows, limit: int, temperature: float = 1.0) -> Rows:
+    options = {"temperature": temperature, "eos_id": model.config.vocab_size - 1, "max_batch": len(prompts)}
+    return [completion.tokens for completion in generate(model, prompts, limit, **options)]
+
+
+def theirs(peer, prompts: Rows, limit: int, temperature: float = 1.0) -> Rows:
+    eos = peer.config.vocab_size - 1
+    ids, mask = pad_left(prompts, eos, peer.device)
+    request = {"max_new_tokens": limit, "use_cache": True, "eos_token_id": eos, "pad_token_id": eos, "do_sample": False}
+    if temperature:
+        request |= {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    out = peer.generate(ids, attention_mask=mask.long(), **request)
+    rows = out[:, ids.shape[1] :].tolist()
+    return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
+
+
+def measure(sides: dict, prompts: Rows, rounds: int) -> dict[str, tuple[list[float], float]]:
+    """side -> (tokens per second of each round, mean length of an answer)."""
+    speeds, lengths = {name: [] for name in sides}, {name: [] for name in sides}
+    for call in sides.values():
+        call(prompts, 8)  # warm up: the first call allocates and picks kernels
+    for round_ in range(rounds):
+        for name in list(sides)[:: 1 if round_ % 2 == 0 else -1]:
+            start = time.perf_counter()
+            rows = sides[name](prompts, CAP)  # lists: a GPU has finished when they are there
+            seconds = time.perf_counter() - start
+            lengths[name] += map(len, rows)
+            speeds[name].append(sum(map(len, rows)) / seconds)
+            print(f"round {round_ + 1}: {name:12} {speeds[name][-1]:9.1f} tokens/s, {seconds:.2f} s", flush=True)
+    return {name: (speeds[name], statistics.mean(lengths[name])) for name in sides}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="our generate against transformers' on a ragged batch")
+    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each side (default 5)")
+    parser.add_argument("--batch", type=int, default=64, help="prompts in a batch (default 64)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument("--skip-hf", action="store_true", help="time ours alone")
+    parser.add_argument("--tiny", action="store_true", help="a tiny shape, to see that it works")
+    args = parser.parse_args()
+    if min(args.rounds, args.batch, args.threads or 1) < 1:
+        parser.error("--rounds, --batch and --threads must be at least 1")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error("--device cuda: no GPU that PyTorch can use; leave it out to run on the CPU")
+    if not args.skip_hf and importlib.util.find_spec("transformers") is None:
+        sys.exit("the comparison needs transformers: pip install -e '.[compare]' (or time ours alone: --skip-hf)")
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    torch.manual_seed(0)
+
+    prompts = make_prompts(args.batch, (TINY if args.tiny else FULL).vocab_size)
+    sides = {"ours": partial(ours, model := make_model(TINY if args.tiny else FULL, prompts))}
+    if not args.skip_hf:
+        peer = load_peer(model)
+        greedy = prompts[:4], 16, 0.0  # in float32 on the CPU, whatever is timed: a coarser dtype has ties
+        assert ours(model, *greedy) == theirs(peer, *greedy), "greedy answers differ"
+        print("same weights bit for bit, same greedy answers", flush=True)
+        peer.to(args.device, getattr(torch, args.dtype))
+        sides["transformers"] = partial(theirs, peer)
+    model.to(args.device, getattr(torch, args.dtype))
+    found = measure(sides, prompts, args.rounds)
+
+    print(f"\n{'':12} {'tokens/s':>10} {'slowest':>10} {'fastest':>10} {'mean length':>12}   (of {CAP} at most)")
+    for name, (speeds, length) in found.items():
+        print(f"{name:12} {statistics.median(speeds):10.1f} {min(speeds):10.1f} {max(speeds):10.1f} {length:12.1f}")
+    # One length has a standard deviation of 19.4; five standard errors, and 1 because P_EOS is only about right.
+    slack = 1 + 5 * 19.4 / (args.batch * args.rounds) ** 0.5
+    if off := [name for name, (_, length) in found.items() if abs(length - MEAN_LENGTH) > slack]:
+        sys.exit(f"mean length of {' and '.join(off)} is not {MEAN_LENGTH:.1f} +- {slack:.1f}: speeds not comparable")
+    speed = {name: round(statistics.median(speeds), 1) for name, (speeds, _) in found.items()}
+    mean = {name: round(length, 2) for name, (_, length) in found.items()}
+    hf, cuda = speed.get("transformers"), args.device.startswith("cuda")
+    result = {
+        "benchmark": "generation", "ours_tokens_per_s": speed["ours"], "hf_tokens_per_s": hf,
+        "ratio": hf and round(speed["ours"] / hf, 2),
+        "mean_length_ours": mean["ours"], "mean_length_hf": mean.get("transformers"),
+        "device": torch.cuda.get_device_name(args.device) if cuda else args.device, "torch": torch.__version__,
+        "transformers": hf and importlib.metadata.version("transformers"), "threads": torch.get_num_threads(),
+        "shape": "tiny" if args.tiny else "124m", "dtype": args.dtype, "batch": args.batch, "rounds": args.rounds,
+    }  # fmt: skip
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

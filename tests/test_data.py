@@ -1,0 +1,209 @@
+"""Files of real requests: what is read, what is refused with file:line, and that nothing held out leaks into training."""
+
+import gzip
+import json
+import random
+
+import pytest
+
+from alignpro_mini.config import DataConfig
+from alignpro_mini.data import FileTask, read_files, read_rows, single_turn
+
+
+def write(path, rows):
+    text = "".join((row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)) + "\n" for row in rows)
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_text(text, encoding="utf-8")
+    return path
+
+
+# ---------------------------------------------------------------- reading
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz"])
+def test_rows_come_with_where_they_stand(tmp_path, name):
+    path = write(tmp_path / name, [{"prompt": "One é 日本", "more": 1}, "", {"prompt": "Two\u2028lines"}])
+    assert list(read_rows(path, ("prompt",))) == [
+        ({"prompt": "One é 日本", "more": 1}, f"{path}:1"),
+        ({"prompt": "Two\u2028lines"}, f"{path}:3"),
+    ]
+
+
+def test_windows_line_ends_and_a_missing_last_newline(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(b'{"prompt": "a"}\r\n{"prompt": "b"}')
+    assert [(row["prompt"], where) for row, where in read_rows(path, ("prompt",))] == [("a", f"{path}:1"), ("b", f"{path}:2")]
+
+
+GOOD = {"prompt": "fine", "chosen": "a", "rejected": "b"}
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize(("bad", "told"), [
+    ('{"prompt": "cut', "not JSON"),
+    ("prompt: x", "not JSON"),
+    ('["prompt"]', "a list, not an object"),
+    ('"prompt"', "a str, not an object"),
+    ("null", "not an object"),
+    ({"prompt": "x", "chosen": "a"}, "'rejected' is missing"),
+    ({"prompt": "x", "chosen": 3, "rejected": "b"}, "'chosen' is 3, not a text"),
+    ({"prompt": None, "chosen": "a", "rejected": "b"}, "'prompt' is None"),
+    ({"prompt": ["x"], "chosen": "a", "rejected": "b"}, "'prompt' is"),
+    ({"prompt": "", "chosen": "a", "rejected": "b"}, "'prompt' is ''"),
+    ({"prompt": " \n\t", "chosen": "a", "rejected": "b"}, "'prompt' is"),
+])  # fmt: skip
+def test_a_bad_line_is_told_by_file_and_line(tmp_path, bad, told, suffix):
+    path = write(tmp_path / f"prefs.jsonl{suffix}", [GOOD, "", GOOD, bad, GOOD])
+    with pytest.raises(ValueError) as error:
+        list(read_rows(path, ("prompt", "chosen", "rejected")))
+    assert str(error.value).startswith(f"{path}:4: ") and told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("before", [0, 3, 2000])
+def test_bytes_that_are_not_utf8_are_told_by_file_and_line(tmp_path, suffix, before):
+    path = tmp_path / f"latin.jsonl{suffix}"
+    raw = b'{"prompt": "fine"}\n' * before + '{"prompt": "café"}\n'.encode("latin-1") + b'{"prompt": "fine"}\n' * 3
+    path.write_bytes(gzip.compress(raw) if suffix else raw)
+    with pytest.raises(ValueError, match="UTF-8") as error:
+        list(read_rows(path, ("prompt",)))
+    assert str(error.value).startswith(f"{path}:{before + 1}: ")
+
+
+def test_a_truncated_gz_is_told(tmp_path):
+    rng = random.Random(0)  # not compressible, so that half the bytes are about half the lines
+    raw = "".join(f'{{"prompt": "{rng.getrandbits(200):x}"}}\n' for _ in range(4000)).encode()
+    path = tmp_path / "cut.jsonl.gz"
+    whole = gzip.compress(raw)
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"cut\.jsonl\.gz:\d+: cannot be read.*whole \.gz"):
+        list(read_rows(path, ("prompt",)))
+
+
+def test_a_corrupt_or_mislabelled_gz_is_told(tmp_path):
+    path = tmp_path / "plain.jsonl.gz"
+    path.write_text('{"prompt": "I am not compressed"}\n')
+    with pytest.raises(ValueError, match=r"plain\.jsonl\.gz:1: cannot be read"):
+        list(read_rows(path, ("prompt",)))
+    rng = random.Random(0)
+    whole = bytearray(gzip.compress("".join(f'{{"prompt": "{rng.getrandbits(200):x}"}}\n' for _ in range(4000)).encode()))
+    whole[len(whole) // 2 : len(whole) // 2 + 200] = bytes(200)
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"plain\.jsonl\.gz:\d+: "):
+        list(read_rows(path, ("prompt",)))
+
+
+def test_a_missing_file_and_an_empty_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.jsonl: no such file"):
+        list(read_rows(tmp_path / "nowhere.jsonl", ("prompt",)))
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        list(read_rows(tmp_path, ("prompt",)))  # a folder
+    with pytest.raises(ValueError, match="no rows.*prompt"):
+        read_files(str(write(tmp_path / "empty.jsonl", ["", " "])), ("prompt",))
+
+
+def test_several_files_are_read_in_order(tmp_path):
+    a, b = write(tmp_path / "a.jsonl", [{"prompt": "1"}]), write(tmp_path / "b.jsonl.gz", [{"prompt": "2"}])
+    assert [row["prompt"] for row in read_files(f"{a}, {b}", ("prompt",))] == ["1", "2"]
+
+
+@pytest.mark.parametrize(("prompt", "want"), [
+    ("  What is up? ", "What is up?"),
+    ("\n\nHuman: What is up?\n\nAssistant:", "What is up?"),
+    ("\n\nHuman: What is up?\n\nAssistant: ", "What is up?"),
+    ("Human: two\n\nlines\n\nAssistant:", "two\n\nlines"),
+    ("The word Human: in a sentence", "The word Human: in a sentence"),
+    ("\n\nHuman: One\n\nAssistant: Two\n\nHuman: Three\n\nAssistant:", None),
+    ("\n\nHuman: One\n\nAssistant: Two", None),
+])  # fmt: skip
+def test_dialogues_of_one_turn_are_unwrapped_and_longer_ones_left_out(prompt, want):
+    assert single_turn(prompt) == want
+
+
+# ---------------------------------------------------------------- the task
+
+
+def wrapped(x: str) -> str:
+    return f"\n\nHuman: {x}\n\nAssistant:"
+
+
+@pytest.fixture
+def files(tmp_path):
+    """40 requests; half of them appear as dialogues; preferences and rewrites of all of them, wrapped the other way."""
+    asked = [f"Question {i}?" for i in range(40)]
+    some = lambda i, x: wrapped(x) if i % 2 else x  # noqa: E731
+    prompts = [{"prompt": some(i, x)} for i, x in enumerate(asked)]
+    prompts += [{"prompt": asked[0]}, {"prompt": " ".join(["long"] * 60)}, {"prompt": wrapped("a") + " b\n\nHuman: c\n\nAssistant:"}]
+    preferences = [{"prompt": some(i + 1, x), "chosen": f"good {i}", "rejected": f"bad {i}"} for i, x in enumerate(asked)]
+    preferences += [{"prompt": asked[5], "chosen": "same", "rejected": "same "}]
+    preferences += [{"prompt": wrapped("a") + " b\n\nHuman: c\n\nAssistant:", "chosen": "x", "rejected": "y"}]
+    return DataConfig(
+        prompts=str(write(tmp_path / "p.jsonl", prompts)),
+        preferences=str(write(tmp_path / "f.jsonl.gz", preferences)),
+        rewrites=str(write(tmp_path / "w.jsonl", [{"prompt": some(i + 1, x), "rewrite": f"Please: {x}"} for i, x in enumerate(asked)])),
+    ), asked
+
+
+def task(config, seed=0, eval_inputs=10):
+    return FileTask(config, eval_inputs, seed, lambda text: len(text.split()))
+
+
+def test_the_split_has_no_overlap_and_counts_what_it_left_out(files):
+    config, asked = files
+    t = task(config)
+    assert len(t.eval_requests) == 10 and sorted(t.eval_requests + t.train_requests) == sorted(asked)
+    assert t.left_out == 3  # a duplicate, a long one, a dialogue of two turns
+
+
+def test_two_seeds_split_differently_and_one_seed_the_same(files):
+    config, _ = files
+    assert task(config).eval_requests == task(config).eval_requests
+    assert set(task(config, 0).eval_requests) != set(task(config, 1).eval_requests)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_evaluation_request_reaches_the_training_data(files, seed):
+    """A request is the same request as a dialogue of one turn: both files hold it in the other dress."""
+    config, asked = files
+    t = task(config, seed)
+    held_out = set(t.eval_requests)
+    from_file = t.rewrite_pairs(1000, random.Random(0))
+    assert {x for x, _ in from_file} == set(asked) - held_out and all(x2 == f"Please: {x}" for x, x2 in from_file)
+    made = FileTask(DataConfig(prompts=config.prompts), 10, seed, lambda text: len(text.split())).rewrite_pairs(500, random.Random(0))
+    assert {x for x, _ in made} <= set(asked) - held_out
+    assert {x for x, _, _ in t.preferences()} == set(asked) - held_out
+
+
+def test_preferences_keep_who_was_chosen_and_drop_ties(files):
+    config, _ = files
+    for x, chosen, rejected in task(config).preferences():
+        number = x.removeprefix("Question ").removesuffix("?")
+        assert (chosen, rejected) == (f"good {number}", f"bad {number}")
+
+
+def test_made_rewrites_hold_the_request_and_vary(files):
+    config, _ = files
+    t = FileTask(DataConfig(prompts=config.prompts), 10, 0, lambda text: 1)
+    pairs = t.rewrite_pairs(800, random.Random(0))
+    assert len(pairs) == 800 and all(x in x2 for x, x2 in pairs)
+    assert len({x2.replace(x, "{}") for x, x2 in pairs}) > 30  # openings x endings
+    assert any(x == x2 for x, x2 in pairs)  # the plain request is among the rewrites
+
+
+def test_bpos_field_name_is_understood_and_the_count_is_a_limit(files, tmp_path):
+    config, _ = files
+    bpo = write(tmp_path / "bpo.jsonl", [{"prompt": f"q{i}", "optimized_prompt": f"better q{i}"} for i in range(9)])
+    t = FileTask(DataConfig(prompts=config.prompts, rewrites=str(bpo)), 10, 0, lambda text: 1)
+    assert t.rewrite_pairs(4, random.Random(0)) == [(f"q{i}", f"better q{i}") for i in range(4)]
+
+
+def test_too_few_requests_are_told_with_the_mend(files):
+    with pytest.raises(ValueError, match=r"40 of 43 requests remain.*too few for 21.*--eval\.inputs"):
+        task(files[0], eval_inputs=21)
+
+
+def test_there_is_no_true_reward(files):
+    assert task(files[0]).gold is None

@@ -1,0 +1,452 @@
+"""The arms and their statistics: against simulated data with known parts, brute-force sums, and models that are fakes.
+
+Shape legend:  N inputs   K rewrites per input   M answers per rewrite
+"""
+
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from alignpro_mini import evaluation
+from alignpro_mini.config import EvalConfig, SamplingConfig
+from alignpro_mini.evaluation import Arm, Evaluator, bootstrap_interval, headroom, sequence_kl, summarise, variance_parts, win_rate
+from alignpro_mini.generation import Completion
+from alignpro_mini.transformer import Transformer, TransformerConfig
+
+# ---------------------------------------------------------------- variance in three parts
+
+
+def nested(rng, N, K, M, inputs=2.0, rewrites=1.0, within=0.5) -> np.ndarray:
+    """(N, K, M) rewards whose parts have the given variances."""
+    return (
+        math.sqrt(inputs) * rng.standard_normal((N, 1, 1))
+        + math.sqrt(rewrites) * rng.standard_normal((N, K, 1))
+        + math.sqrt(within) * rng.standard_normal((N, K, M))
+    )
+
+
+def anova(r: np.ndarray) -> tuple[float, float, float]:
+    """Mean squares between inputs, between rewrites, within, by the textbook's sums (plain loops)."""
+    N, K, M = r.shape
+    grand = math.fsum(r.ravel()) / r.size
+    ssx = ssp = ssw = 0.0
+    for i in range(N):
+        mean_i = sum(r[i, k, m] for k in range(K) for m in range(M)) / (K * M)
+        for k in range(K):
+            mean_ik = sum(r[i, k, m] for m in range(M)) / M
+            for m in range(M):
+                ssx += (mean_i - grand) ** 2
+                ssp += (mean_ik - mean_i) ** 2
+                ssw += (r[i, k, m] - mean_ik) ** 2
+    div = lambda total, df: total / df if df else math.nan  # noqa: E731
+    return div(ssx, N - 1), div(ssp, N * (K - 1)), div(ssw, N * K * (M - 1))
+
+
+@pytest.mark.parametrize(("N", "K", "M"), [(2, 2, 2), (5, 3, 4), (7, 2, 3)])
+def test_variance_parts_against_anova_by_loops(N, K, M):
+    r = nested(np.random.default_rng(N), N, K, M) + 3
+    msx, msp, msw = anova(r)
+    parts = variance_parts(r)
+    assert parts["within"] == pytest.approx(msw)
+    assert parts["between_rewrites"] == pytest.approx((msp - msw) / M)
+    assert parts["between_inputs"] == pytest.approx((msx - msp) / (K * M))
+
+
+def test_variance_parts_by_hand():
+    # two inputs, two rewrites, two answers; means of the rewrites 1, 3 | 6, 8; of the inputs 2 | 7; grand 4.5
+    r = np.array([[[0, 2], [2, 4]], [[5, 7], [7, 9]]], dtype=float)
+    # SSW = 8 x 1, df 4: 2.  SSP = 8 x 1, df 2: 4.  SSX = 8 x 6.25, df 1: 50
+    assert variance_parts(r) == pytest.approx({"within": 2, "between_rewrites": (4 - 2) / 2, "between_inputs": (50 - 4) / 4})
+
+
+def test_variance_parts_find_the_parts_that_made_the_data_and_are_unbiased():
+    rng = np.random.default_rng(0)
+    found = [variance_parts(nested(rng, 6, 3, 2)) for _ in range(4000)]  # small arrays: a bias of 1/n would show
+    for name, true in {"between_inputs": 2.0, "between_rewrites": 1.0, "within": 0.5}.items():
+        values = np.array([f[name] for f in found])
+        assert abs(values.mean() - true) < 4 * values.std() / math.sqrt(len(values)), name
+    # A part that is not there comes out as 0 on average, not as a floor above it: sometimes negative.
+    none = np.array([variance_parts(nested(rng, 6, 3, 2, rewrites=0.0))["between_rewrites"] for _ in range(2000)])
+    assert abs(none.mean()) < 4 * none.std() / math.sqrt(len(none)) and (none < 0).any()
+
+
+def test_the_parts_add_up_to_the_variance_of_a_reward():
+    rng = np.random.default_rng(1)
+    r = nested(rng, 4000, 2, 2)
+    assert sum(variance_parts(r).values()) == pytest.approx(r.var(ddof=1), rel=0.01)
+
+
+def test_one_rewrite_has_nothing_between_rewrites():
+    r = nested(np.random.default_rng(2), 5, 1, 4)
+    msx, _, msw = anova(r)
+    assert variance_parts(r) == pytest.approx({"between_inputs": (msx - msw) / 4, "between_rewrites": 0.0, "within": msw})
+
+
+def test_one_answer_reports_both_lower_levels_as_within():
+    r = nested(np.random.default_rng(3), 5, 4, 1)
+    msx, msp, _ = anova(r)
+    assert variance_parts(r) == pytest.approx({"between_inputs": (msx - msp) / 4, "between_rewrites": 0.0, "within": msp})
+
+
+def test_variance_parts_ignore_an_offset_and_scale_with_the_square():
+    r = nested(np.random.default_rng(4), 6, 3, 2)
+    plain, moved = variance_parts(r), variance_parts(10 - 3 * r)
+    assert moved == pytest.approx({name: 9 * value for name, value in plain.items()})
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 3), (5, 1, 1)])
+def test_variance_parts_refuse_what_has_no_variance_to_part(shape):
+    with pytest.raises(ValueError, match="at least 2"):
+        variance_parts(np.zeros(shape))
+
+
+# ---------------------------------------------------------------- intervals and win rates
+
+
+def test_bootstrap_covers_the_truth_about_95_times_in_100():
+    rng = np.random.default_rng(0)
+    hits, count = 0, 500
+    for i in range(count):
+        low, high = bootstrap_interval(rng.exponential(1.0, 200), 400, seed=i)
+        hits += low <= 1.0 <= high
+    assert 0.91 <= hits / count <= 0.98
+
+
+def test_bootstrap_agrees_with_the_normal_interval():
+    values = np.random.default_rng(1).standard_normal(400)
+    low, high = bootstrap_interval(values, 4000)
+    half = 1.96 * values.std() / math.sqrt(len(values))
+    assert [low, high] == pytest.approx([values.mean() - half, values.mean() + half], abs=0.1 * half)
+
+
+@pytest.mark.parametrize("resamples", [1, 499, 500, 501, 1200])
+def test_bootstrap_of_a_constant_is_the_constant(resamples):
+    assert bootstrap_interval(np.full(30, 2.5), resamples) == [2.5, 2.5]
+
+
+def test_bootstrap_is_repeatable_and_the_same_resamples_serve_every_arm():
+    values = np.random.default_rng(2).standard_normal(50)
+    low, high = bootstrap_interval(values, 700)
+    assert bootstrap_interval(values, 700) == [low, high]
+    assert bootstrap_interval(values + 5, 700) == pytest.approx([low + 5, high + 5])
+
+
+def test_paired_interval_is_narrower_than_the_arms_apart():
+    rng = np.random.default_rng(3)
+    ease = 3 * rng.standard_normal(200)  # some requests are easier: common to both arms
+    ours, theirs = ease + 0.5 + 0.1 * rng.standard_normal(200), ease + 0.1 * rng.standard_normal(200)
+    low, high = bootstrap_interval(ours - theirs, 1000)
+    assert 0 < low < 0.5 < high
+    a, b = bootstrap_interval(ours, 1000), bootstrap_interval(theirs, 1000)
+    assert high - low < 0.2 * min(a[1] - a[0], b[1] - b[0])
+
+
+def test_win_rate_by_hand():
+    ours = np.array([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 5.0], [0.0, 1.0]]])  # (2, 2, 2)
+    base = np.array([[[0.0, 2.0, 9.0, 4.0]], [[5.0 + 1e-12, 6.0, 0.0, 0.0]]])  # (2, 1, 4): the same answers, K = 1
+    # input 1: win, tie, loss, tie   input 2: tie (rounding), loss, tie, win   -> 2 wins, 4 ties of 8
+    assert win_rate(ours, base) == (2 / 8 + 4 / 16, 4 / 8)
+    assert win_rate(base, ours) == (2 / 8 + 4 / 16, 4 / 8)
+    assert win_rate(ours, ours) == (0.5, 1.0)
+    assert win_rate(ours + 1, ours) == (1.0, 0.0) and win_rate(ours - 1, ours) == (0.0, 0.0)
+
+
+# ---------------------------------------------------------------- the summary
+
+
+def arm(reward, kl=0.0, gold=None) -> Arm:
+    reward = np.asarray(reward, dtype=float)
+    N, K, M = reward.shape
+    texts = np.full((N, K, M), "y", dtype=object)
+    return Arm(["x"] * N, [["x'"] * K] * N, texts, reward, gold, np.full((N, K), kl))
+
+
+def three_arms():
+    base = np.array([[[0.0, 4.0]], [[1.0, 3.0]]])  # mean 2, sum of squares 4+4+1+1 = 10, variance 10/3
+    return {
+        "no_finetuning": arm(base),
+        "align_pro": arm([[[3.0], [5.0]], [[4.0], [4.0]]], kl=2.0),  # mean 4, variance 2/3
+        "rlhf_oracle": arm(base + 3),  # mean 5
+    }
+
+
+def test_gap_closed_variance_ratio_and_differences_by_hand():
+    found = summarise(three_arms(), EvalConfig(bootstrap=50))
+    arms = found["arms"]
+    assert [arms[n]["mean"] for n in arms] == [2, 4, 5]
+    assert arms["no_finetuning"]["variance"] == pytest.approx(10 / 3)
+    assert arms["align_pro"]["variance"] == pytest.approx(2 / 3) and arms["align_pro"]["kl"] == 2.0
+    assert found["gap_closed"] == pytest.approx(2 / 3) and found["variance_ratio"] == pytest.approx(0.2)
+    assert arms["no_finetuning"]["difference"] is None
+    assert arms["rlhf_oracle"]["difference"] == {"mean": 3.0, "ci95": [3.0, 3.0]}  # paired: it is 3 at every input
+    assert arms["align_pro"]["difference"]["mean"] == 2.0
+    assert found["judge"] == "reward" and arms["align_pro"]["gold_mean"] is None
+
+
+def test_gap_closed_is_not_told_without_an_oracle_or_when_it_gained_nothing():
+    arms = three_arms()
+    worse = arms | {"rlhf_oracle": arm(arms["no_finetuning"].reward - 1)}
+    assert summarise(worse, EvalConfig(bootstrap=50))["gap_closed"] is None
+    del arms["rlhf_oracle"]
+    assert summarise(arms, EvalConfig(bootstrap=50))["gap_closed"] is None
+
+
+def test_wins_are_judged_by_the_gold_reward_where_there_is_one():
+    arms = three_arms()
+    for name, gold in {"no_finetuning": 1.0, "align_pro": 0.0, "rlhf_oracle": 1.0}.items():
+        arms[name].gold = np.full(arms[name].reward.shape, gold)
+    found = summarise(arms, EvalConfig(bootstrap=50))
+    assert found["judge"] == "gold"
+    # the learned reward says Align-Pro wins, the true one that it loses
+    assert [found["arms"][n]["win_rate"] for n in arms] == [0.5, 0.0, 0.5]
+    assert found["arms"]["align_pro"]["gold_mean"] == 0.0
+
+
+# ---------------------------------------------------------------- the arms, on fakes
+
+
+class Text:
+    """A tokenizer whose tokens are characters."""
+
+    eos_id = 0
+
+    def decode(self, tokens):
+        return "".join(chr(t) for t in tokens if t)
+
+    def chat(self, text):
+        return [ord(c) for c in text]
+
+
+def completion(text: str, finished: bool = True) -> Completion:
+    return Completion([*map(ord, text), 0], [0.0] * (len(text) + 1), finished)
+
+
+class Frozen:
+    """Answers with the prompt and the number of the call: "x1 c|3" is the answer of the third call to "x1 c"."""
+
+    tokenizer, sampling, model = Text(), SamplingConfig(), None
+
+    def __init__(self):
+        self.calls = 0
+        self.asked: list[list[str]] = []
+
+    def fits(self, prompt):
+        return len(prompt) < 40
+
+    def complete(self, prompts, generator=None):
+        self.calls += 1
+        self.asked.append(list(prompts))
+        return [completion(f"{p}|{self.calls}") for p in prompts]
+
+    def answer(self, prompts, generator=None):
+        return [Text().decode(c.tokens) for c in self.complete(prompts, generator)]
+
+
+@dataclass
+class Rewriter:
+    """The j-th rewrite of "x1" is "x1 " and the j-th letter of a cycle."""
+
+    cycle: str = "abcd"
+    tokenizer: Text = Text()
+    temperature: float = 1.0
+    model = None
+
+    def complete(self, requests, generator=None):
+        seen: dict[str, int] = {}
+        out = []
+        for x in requests:
+            j = seen[x] = seen.get(x, -1) + 1
+            letter = self.cycle[j % len(self.cycle)]
+            out.append(completion("" if letter == "_" else "z" * 50 if letter == "~" else f"{x} {letter}"))
+        return out
+
+
+def evaluator(reward, N=3, gold=None, frozen=None, **config) -> Evaluator:
+    config = EvalConfig(inputs=N, **({"rewrites": 2, "answers": 3, "best_of": 4} | config))
+    return Evaluator([f"x{i}" for i in range(N)], frozen or Frozen(), reward, gold, config, torch.Generator().manual_seed(0))
+
+
+def letters(value: dict):
+    """A reward that reads the rewrite's letter out of the fake answer."""
+
+    def reward(prompts, completions):
+        assert all(y.startswith(x) for x, y in zip(prompts, completions, strict=True))  # scored against x, its own x
+        return torch.tensor([float(value.get(y.split("|")[0][-1], 0)) for y in completions])
+
+    return reward
+
+
+def test_every_arm_gives_each_input_the_same_number_of_answers():
+    e = evaluator(letters({}), gold=lambda x, y: [1.0] * len(x))
+    arms = {"plain": e.plain(), "prompter": e.prompter(Rewriter(), None), "best": e.best_of_n(Rewriter())}
+    assert arms["plain"].reward.shape == (3, 1, 6)
+    assert arms["prompter"].reward.shape == arms["best"].reward.shape == (3, 2, 3)
+    for a in arms.values():
+        assert a.reward.shape == a.gold.shape == a.y.shape and a.x == ["x0", "x1", "x2"] and (a.gold == 1).all()
+
+
+def test_plain_asks_the_request_itself():
+    e = evaluator(letters({}))
+    e.plain()
+    assert e.frozen.asked == [[x for x in ("x0", "x1", "x2") for _ in range(6)]]
+
+
+def test_the_prompters_rewrites_reach_the_model_and_the_request_reaches_the_reward():
+    e = evaluator(letters({"a": 1, "b": 2}))
+    found = e.prompter(Rewriter("ab"), None)
+    assert found.x_prime == [[f"x{i} a", f"x{i} b"] for i in range(3)]
+    assert e.frozen.asked == [[f"x{i} {c}" for i in range(3) for c in "aaabbb"]]
+    assert (found.reward == np.array([1.0, 2.0])[None, :, None]).all()  # (N, K, M): rewrites along K
+
+
+def test_empty_and_overlong_rewrites_fall_back_to_the_request_and_are_counted():
+    found = evaluator(letters({})).prompter(Rewriter("a_" "b~"), None)
+    assert found.x_prime == [["x0 a", "x0"], ["x1 a", "x1"], ["x2 a", "x2"]]
+    assert found.extra["empty_rewrites"] == 0.5
+    assert evaluator(letters({}), rewrites=4).prompter(Rewriter("a_b~"), None).x_prime[0] == ["x0 a", "x0", "x0 b", "x0"]
+
+
+def test_best_of_n_picks_by_the_first_answers():
+    e = evaluator(letters({"a": 1, "b": 2, "c": 9, "d": 3}))
+    assert e.best_of_n(Rewriter()).x_prime == [[f"x{i} c", f"x{i} c"] for i in range(3)]
+    # eight rewrites an input: the first four make pick 1, the others pick 2
+    picks = evaluator(letters(dict(zip("abcdefgh", (1, 5, 2, 0, 3, 2, 1, 8))))).best_of_n(Rewriter("abcdefgh")).x_prime
+    assert picks == [[f"x{i} b", f"x{i} h"] for i in range(3)]
+
+
+def test_best_of_n_counts_fresh_answers_not_the_winning_ones():
+    def reward(prompts, completions):
+        first = [y.endswith("|1") for y in completions]
+        return torch.tensor([10.0 if once and "c" in y else 0.0 for once, y in zip(first, completions)])
+
+    found = evaluator(reward).best_of_n(Rewriter())
+    assert all(x_prime[-1] == "c" for row in found.x_prime for x_prime in row)  # chosen for a lucky first answer
+    assert (found.reward == 0).all()  # which does not count
+    assert all(y.endswith("|2") for y in found.y.flat)
+
+
+def test_best_of_n_of_pure_noise_gains_nothing():
+    noise = torch.Generator().manual_seed(1)
+    e = evaluator(lambda x, y: torch.randn(len(x), generator=noise), N=400)
+    assert abs(e.best_of_n(Rewriter()).reward.mean()) < 4 / math.sqrt(2400)  # the winners' mean is about 1.03
+
+
+def test_best_of_n_bounds_its_kl():
+    found = evaluator(letters({})).best_of_n(Rewriter())
+    assert found.kl == pytest.approx(np.full((3, 2), math.log(4) - 3 / 4))
+    assert evaluator(letters({}), best_of=1).best_of_n(Rewriter()).kl == pytest.approx(np.zeros((3, 2)))
+
+
+# ---------------------------------------------------------------- headroom
+
+
+def test_headroom_is_none_when_the_reward_ignores_the_rewrite():
+    noise = torch.Generator().manual_seed(0)
+    e = evaluator(lambda x, y: torch.randn(len(x), generator=noise), N=300, headroom_inputs=300)
+    found = headroom(e, Rewriter("abcdefgh"))
+    assert found["icc"] < 0.03
+    assert abs(found["best_rewrite_gain"]) < 0.15  # judged and measured on the same answers it would be about 1
+
+
+def test_headroom_is_all_when_only_the_rewrite_matters():
+    found = headroom(evaluator(letters(dict(zip("abcdefgh", range(8)))), N=20), Rewriter("abcdefgh"))
+    assert found["icc"] == pytest.approx(1.0) and found["within"] == 0
+    assert found["between_rewrites"] == pytest.approx(6.0)  # the sample variance of 0..7
+    assert found["best_rewrite_gain"] == pytest.approx(3.5)  # the best is 7, the mean 3.5
+
+
+def test_headroom_looks_at_no_more_requests_than_asked():
+    e = evaluator(letters({}), N=6, headroom_inputs=3)
+    headroom(e, Rewriter("abcdefgh"))
+    assert {p.split()[0] for p in e.frozen.asked[0]} == {"x0", "x1", "x2"} and len(e.frozen.asked[0]) == 3 * 8 * 4
+
+
+def test_headroom_mixes_half_and_half():
+    noise = torch.Generator().manual_seed(0)
+    by_letter = letters(dict(zip("abcdefgh", range(8))))  # variance 6 between rewrites
+
+    def reward(x, y):
+        return by_letter(x, y) + math.sqrt(6) * torch.randn(len(x), generator=noise)
+
+    found = headroom(evaluator(reward, N=300, headroom_inputs=300), Rewriter("abcdefgh"))
+    assert found["icc"] == pytest.approx(0.5, abs=0.05)
+
+
+# ---------------------------------------------------------------- the KL of whole sequences
+
+
+def tiny(seed: int) -> Transformer:
+    config = TransformerConfig(vocab_size=11, d_model=8, n_layers=1, n_heads=2, max_len=32)
+    model = Transformer(config, torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        for p in model.parameters():  # wide enough weights that two models disagree
+            p.mul_(3)
+    return model.eval()
+
+
+PROMPTS = [[1, 2], [3], [4, 5, 6, 7, 8], [9, 1, 2]]
+COMPLETIONS = [Completion(t, [0.0] * len(t), True) for t in ([3, 4, 0], [0], [5, 5, 5, 0], [10, 9, 8, 7, 6, 0])]
+
+
+def direct(model, prompt, tokens, temperature):
+    """log P(tokens | prompt), a row alone, a token at a time, without padding or cache."""
+    total, ids = 0.0, list(prompt)
+    for token in tokens:
+        with torch.no_grad():
+            logits = model.unembed(model.hidden(torch.tensor([ids]))[0, -1]).double()
+        total += ((logits / temperature) - torch.logsumexp(logits / temperature, 0))[token].item()
+        ids.append(token)
+    return total
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_sequence_kl_against_each_row_alone(temperature):
+    a, b = tiny(0), tiny(1)
+    want = [direct(a, p, c.tokens, temperature) - direct(b, p, c.tokens, temperature) for p, c in zip(PROMPTS, COMPLETIONS)]
+    assert max(map(abs, want)) > 0.5  # the models do disagree
+    assert sequence_kl(a, b, PROMPTS, COMPLETIONS, temperature) == pytest.approx(want, abs=1e-4)
+
+
+def test_sequence_kl_of_a_model_to_itself_is_zero():
+    assert sequence_kl(tiny(0), tiny(0), PROMPTS, COMPLETIONS, 0.7) == [0.0] * 4
+
+
+def test_sequence_kl_keeps_order_across_its_batches():
+    a, b = tiny(0), tiny(1)
+    few = sequence_kl(a, b, PROMPTS, COMPLETIONS, 1.0)
+    many = sequence_kl(a, b, PROMPTS * 70, COMPLETIONS * 70, 1.0)
+    assert many == pytest.approx(few * 70, abs=1e-4)
+
+
+def test_sequence_kl_averages_to_the_enumerated_kl():
+    """Over all 11 one-token completions, weighted by their probability, the mean is the KL of the two distributions."""
+    a, b = tiny(0), tiny(1)
+    p, q = (torch.tensor([direct(m, [1, 2], [t], 1.0) for t in range(11)], dtype=torch.float64) for m in (a, b))
+    want = (p.exp() * (p - q)).sum().item()
+    logs = sequence_kl(a, b, [[1, 2]] * 11, [Completion([t], [0.0], False) for t in range(11)], 1.0)
+    assert (p.exp() * torch.tensor(logs, dtype=torch.float64)).sum().item() == pytest.approx(want, abs=1e-5)
+
+
+def test_the_prompters_kl_is_that_of_its_own_tokens_per_input_and_rewrite(monkeypatch):
+    seen = {}
+
+    def fake_kl(model, reference, prompts, completions, temperature):
+        seen.update(models=(model, reference), prompts=prompts, temperature=temperature)
+        return [float(len(c.tokens)) for c in completions]
+
+    monkeypatch.setattr(evaluation, "sequence_kl", fake_kl)
+    rho, sft = Rewriter("a_", temperature=0.7), Rewriter()
+    rho.model, sft.model = SimpleNamespace(name="rho"), SimpleNamespace(name="sft")
+    found = evaluator(letters({})).prompter(rho, sft)
+    assert seen["models"] == (rho.model, sft.model) and seen["temperature"] == 0.7
+    assert seen["prompts"] == [Text().chat(x) for x in ("x0", "x0", "x1", "x1", "x2", "x2")]
+    # of what the prompter wrote (4 letters and EOS; only EOS), not of what was sent in its place
+    assert (found.kl == np.array([[5.0, 1.0]] * 3)).all()
+
+
+def test_no_finetuning_has_no_kl():
+    assert (evaluator(letters({})).plain().kl == 0).all()

@@ -1,0 +1,244 @@
+"""The reward model: where it reads, what it learns, what it is compared with, and a reward of one's own."""
+
+import copy
+import math
+
+import pytest
+import torch
+from conftest import FakeStage, Letters, random_lm
+
+from alignpro_mini.config import RewardConfig, RunConfig
+from alignpro_mini.frozen import checksum
+from alignpro_mini.reward import (
+    Preference, RewardModel, TrunkCache, accuracy, accuracy_ceiling, always_longer, draw_preferences, load_callable,
+    split_by_prompt, train_reward_model,
+)  # fmt: skip
+from alignpro_mini.run import Run, Stage
+from alignpro_mini.transformer import Transformer, TransformerConfig
+
+PROMPTS = ["a", "bcdefgh", "hh", "gab", "cd"]
+ANSWERS = ["bc", "", "gabcgggg", "h", "dd"]
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def rated(train_layers: int = 0, tokenizer=None, **shape) -> RewardModel:
+    """A reward model whose head is no longer zero."""
+    model = RewardModel(random_lm(**shape), tokenizer or Letters(), train_layers)
+    torch.nn.init.normal_(model.head.weight, generator=rng(8))
+    return model
+
+
+# ---------------------------------------------------------------- where the reward is read
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("train_layers", [0, 1, 2])
+@pytest.mark.parametrize("pad_id", [0, 3])  # 3: the padding looks like another EOS
+@torch.no_grad()
+def test_the_reward_is_read_at_the_eos_whoever_shares_the_batch(family, train_layers, pad_id):
+    model = rated(train_layers, Letters(pad_id=pad_id), family=family)
+    want = []
+    for x, y in zip(PROMPTS, ANSWERS):
+        row = [1, *Letters().encode(x), 2, *Letters().encode(y), 3]
+        want.append(model.lm.hidden(torch.tensor([row]))[0, -1] @ model.head.weight[0] + model.head.bias[0])
+    want = torch.stack(want)
+    assert want.std() > 0.1
+    for batch in (1, 2, 64):
+        torch.testing.assert_close(model.raw(PROMPTS, ANSWERS, batch), want, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.raw(PROMPTS[::-1], ANSWERS[::-1]).flip(0), want, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.score(PROMPTS, ANSWERS), want, rtol=1e-4, atol=1e-4)  # mean 0, std 1 so far
+
+
+def test_a_fresh_head_says_nothing_yet():
+    assert RewardModel(random_lm(), Letters()).raw(PROMPTS, ANSWERS).tolist() == [0.0] * 5
+
+
+def test_prompts_and_completions_must_match_in_number():
+    with pytest.raises(ValueError):
+        rated().raw(PROMPTS, ANSWERS[:3])
+
+
+def test_normalise_gives_mean_zero_and_std_one_and_keeps_the_order():
+    model = rated()
+    raw = model.raw(PROMPTS, ANSWERS)
+    model.normalise(PROMPTS, ANSWERS)
+    score = model.score(PROMPTS, ANSWERS)
+    assert score.mean().item() == pytest.approx(0, abs=1e-5) and score.std().item() == pytest.approx(1, abs=1e-5)
+    assert score.argsort().tolist() == raw.argsort().tolist()
+    assert {"mean", "std"} <= model.state_dict().keys(), "the scale must be saved with the weights"
+    with pytest.raises(ValueError, match="reward"):
+        RewardModel(random_lm(), Letters()).normalise(PROMPTS, ANSWERS)
+
+
+@pytest.mark.parametrize("train_layers", [0, 1, 2])
+@torch.no_grad()
+def test_the_trunk_cache_gives_the_direct_rewards(train_layers):
+    model = rated(train_layers, n_layers=3)
+    pairs = [Preference(x, y, y + "ab") for x, y in zip(PROMPTS, ANSWERS)]
+    cache = TrunkCache(model, pairs)
+    picked = [3, 0, 4]
+    chosen, rejected = model(*cache.rows(picked)).chunk(2)
+    direct = model.raw(PROMPTS, ANSWERS), model.raw(PROMPTS, [y + "ab" for y in ANSWERS])
+    torch.testing.assert_close(chosen, direct[0][picked], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(rejected, direct[1][picked], rtol=1e-4, atol=1e-4)
+
+
+# ---------------------------------------------------------------- preferences
+
+
+def test_preferences_follow_bradley_terry():
+    n = 20_000
+    gold = lambda xs, ys: [{"good": 2.0, "bad": 0.5}[y] for y in ys]  # noqa: E731
+    pairs = draw_preferences(["x"] * n, ["good"] * n, ["bad"] * n, gold, 0.8, rng())
+    p = 1 / (1 + math.exp(-0.8 * 1.5))
+    share = sum(pair.chosen == "good" for pair in pairs) / n
+    assert abs(share - p) < 4 * math.sqrt(p * (1 - p) / n)
+    for pair in pairs[:50]:
+        assert {pair.chosen, pair.rejected} == {"good", "bad"} and pair.prompt == "x"
+        assert pair.certainty == pytest.approx(p if pair.chosen == "good" else 1 - p)
+    assert accuracy_ceiling(pairs) == pytest.approx(p)
+    sure = draw_preferences(["x"] * 200, ["bad"] * 200, ["good"] * 200, gold, 100.0, rng())
+    assert {pair.chosen for pair in sure} == {"good"}
+    assert draw_preferences(["x"] * n, ["good"] * n, ["bad"] * n, gold, 0.8, rng(1)) != pairs
+
+
+def test_no_prompt_is_on_both_sides_of_the_split():
+    pairs = [Preference(f"prompt {i % 40}", f"a{i}", f"b{i}") for i in range(200)]
+    train, heldout = split_by_prompt(pairs, 0.25, rng())
+    assert not {p.prompt for p in train} & {p.prompt for p in heldout}
+    assert sorted(map(repr, train + heldout)) == sorted(map(repr, pairs)), "no pair may be lost"
+    assert len({p.prompt for p in heldout}) == 10
+    assert split_by_prompt(pairs, 0.25, rng()) == (train, heldout) != split_by_prompt(pairs, 0.25, rng(1))
+    assert len({p.prompt for p in split_by_prompt(pairs, 0.001, rng())[1]}) == 1  # never none
+
+
+def test_baselines_by_hand():
+    pairs = [Preference("x", "long", "l", 0.9), Preference("x", "l", "long", 0.3), Preference("x", "ab", "cd", 0.5),
+             Preference("x", "abc", "d", 0.6)]
+    assert always_longer(pairs) == (1 + 0 + 0.5 + 1) / 4
+    assert accuracy_ceiling(pairs) == pytest.approx((0.9 + 0.7 + 0.5 + 0.6) / 4)
+    assert accuracy_ceiling([*pairs, Preference("x", "a", "b")]) is None
+
+
+def test_accuracy_counts_a_tie_as_half():
+    blank = RewardModel(random_lm(), Letters())
+    assert accuracy(blank, [Preference("a", "b", "c")] * 3) == 0.5
+    model = rated()
+    low, high = sorted(("b", "cc"), key=lambda y: model.raw(["a"], [y]).item())
+    right, wrong = Preference("a", high, low), Preference("a", low, high)
+    assert accuracy(model, [right, right, wrong, Preference("a", low, low)]) == (2 + 0.5) / 4
+
+
+# ---------------------------------------------------------------- training
+
+
+def about_h(n: int = 240) -> list[Preference]:
+    """Whoever wrote an h is preferred; the other answer is never shorter, so length says the opposite or nothing."""
+    draw = rng(2)
+    letters = lambda k: "".join("abcdefg"[i] for i in torch.randint(7, (k,), generator=draw).tolist())  # noqa: E731
+    pairs = []
+    for i in range(n):
+        prompt, chosen = letters(3), letters(2)
+        pairs.append(Preference(prompt, chosen[: i % 3] + "h" + chosen[i % 3 :], letters(3 + i % 2)))
+    return pairs
+
+
+def fresh(train_layers: int = 0) -> RewardModel:
+    shape = TransformerConfig(12, d_model=16, n_layers=2, n_heads=2, max_len=24)
+    return RewardModel(Transformer(shape, rng(4)), Letters(), train_layers)
+
+
+def test_bradley_terry_training_learns_a_preference():
+    stage = FakeStage()
+    model = fresh()
+    facts = train_reward_model(model, about_h(), RewardConfig(epochs=6, batch=16, lr=1e-2), stage, rng())
+    assert facts["accuracy"] > 0.9 and facts["always_longer"] <= 0.5 and facts["ceiling"] is None
+    assert stage.rows[0]["loss"] < math.log(2) + 0.1 and stage.rows[-1]["loss"] < 0.2
+    assert facts["train_pairs"] + facts["heldout_pairs"] == 240 and facts["left_out"] == 0
+    fair = model.raw(["abc"] * 2, ["ahb", "acb"])
+    assert fair[0] > fair[1] + 1
+
+
+def test_only_the_top_block_the_norm_and_the_head_train():
+    model = fresh(train_layers=1)
+    before = copy.deepcopy(model.state_dict())
+    train_reward_model(model, about_h(64), RewardConfig(epochs=1, batch=16, lr=1e-2, train_layers=1), FakeStage(), rng())
+    # The bias shifts chosen and rejected alike: Bradley-Terry cannot see it, and rounding alone moves it.
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])} - {"head.bias"}
+    assert changed == {k for k in before if k.startswith(("lm.blocks.1.", "lm.norm.", "head.weight"))}
+
+
+def test_pairs_that_cannot_teach_are_left_out_and_counted():
+    pairs = about_h(80)
+    same, long = Preference("a", "b", "b"), Preference("a", "b", "c" * 12)  # 1 + 1 + 1 + 12 + 1 tokens
+    config = RewardConfig(epochs=1, batch=16, max_tokens=15)
+    assert train_reward_model(fresh(), [*pairs, same, long], config, FakeStage(), rng())["left_out"] == 2
+    with pytest.raises(ValueError, match="only 0 of 80 preference pairs"):
+        train_reward_model(fresh(), pairs, RewardConfig(max_tokens=3), FakeStage(), rng())
+
+
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path, capsys):
+    def go(name, resume=False, kill_at=-1):
+        stage = Stage(Run(RunConfig(out=str(tmp_path), name=name), resume), "reward_model", log_every=2)
+        steps = stage.progress
+
+        def progress(start, stop):
+            for step in steps(start, stop):
+                if step == kill_at:
+                    raise KeyboardInterrupt
+                yield step
+
+        stage.progress = progress
+        model = fresh()
+        facts = train_reward_model(model, about_h(64), RewardConfig(epochs=2, batch=8, lr=1e-2), stage, rng(1))
+        return checksum(model), facts
+
+    whole = go("whole")
+    with pytest.raises(KeyboardInterrupt):
+        go("cut", kill_at=7)
+    assert go("cut", resume=True) == whole
+    capsys.readouterr()
+
+
+# ---------------------------------------------------------------- a reward of one's own
+
+
+OWN = """
+def length(prompts, completions):
+    return [len(y) for y in completions]
+def one_too_few(prompts, completions):
+    return [0.0] * (len(prompts) - 1)
+def column(prompts, completions):
+    return [[0.0]] * len(prompts)
+def nan(prompts, completions):
+    return [1.0] * (len(prompts) - 1) + [float("nan")]
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "reward_of_a_test.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "reward_of_a_test"
+
+
+def test_a_callable_is_loaded_by_name(own):
+    got = load_callable(f"{own}:length")(["x", "y"], ["abc", ""])
+    assert got.tolist() == [3.0, 0.0] and got.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("function", "words"), [
+    ("one_too_few", r"shape \(1,\) for 2 answers"), ("column", r"shape \(2, 1\) for 2 answers"), ("nan", "nan for the answer 'bad'"),
+])
+def test_wrong_rewards_are_refused_when_they_come(own, function, words):
+    with pytest.raises(ValueError, match=words):
+        load_callable(f"{own}:{function}")(["x", "y"], ["good", "bad"])
+
+
+@pytest.mark.parametrize("spec", ["no_such_module_anywhere:f", "reward_of_a_test:no_such_function"])
+def test_a_missing_callable_is_named(own, spec):
+    with pytest.raises(ValueError, match=spec):
+        load_callable(spec)

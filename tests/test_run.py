@@ -1,0 +1,293 @@
+"""A run's folder: what it refuses, what a kill leaves behind, and that a stage goes on where it stopped, to the bit."""
+
+import json
+import math
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from alignpro_mini import run as run_module
+from alignpro_mini.config import preset
+from alignpro_mini.run import Run, Stage, read_jsonl, write_json
+
+
+@pytest.fixture
+def config(tmp_path):
+    return replace(preset("tiny"), out=str(tmp_path), name="r")
+
+
+@pytest.fixture
+def run(config):
+    return Run(config)
+
+
+# ---------------------------------------------------------------- the folder
+
+
+def test_a_new_run_writes_every_option(run, config):
+    saved = json.loads((run.path / "config.json").read_text())
+    assert saved["seed"] == 0 and saved["ppo"]["lr"] == config.ppo.lr and saved["world"]["follow"] == config.world.follow
+    assert (run.path / "checkpoints").is_dir()
+
+
+def test_an_existing_run_is_refused_without_resume_and_found_again_with_it(run, config):
+    write_json(run.path / "stages.json", {"frozen_lm": {"seconds": 1.0}})
+    with pytest.raises(FileExistsError, match="already holds a run.*--resume.*--name"):
+        Run(config)
+    assert Run(config, resume=True).stages == {"frozen_lm": {"seconds": 1.0}}
+
+
+def test_resuming_without_a_run_starts_one(config):
+    assert Run(config, resume=True).stages == {}
+
+
+def test_other_options_on_resume_are_named_and_nothing_is_overwritten(run, config):
+    other = replace(config, ppo=replace(config.ppo, lr=9e-4), seed=3)
+    with pytest.raises(ValueError, match=r"ppo\.lr was 0\.0005, now 0\.0009.*seed was 0, now 3"):
+        Run(other, resume=True)
+    assert json.loads((run.path / "config.json").read_text())["seed"] == 0
+
+
+def test_a_moved_run_may_be_resumed_elsewhere(run, config, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    run.path.rename(tmp_path / "elsewhere" / "r")
+    moved = Run(replace(config, out=str(tmp_path / "elsewhere")), resume=True)
+    assert moved.path == tmp_path / "elsewhere" / "r"
+
+
+@pytest.mark.parametrize("place", ["out", "name"])
+def test_a_file_in_the_way_is_told_with_the_mend(config, tmp_path, place):
+    (tmp_path / "taken").write_text("I was here first")
+    blocked = replace(config, out=str(tmp_path / "taken")) if place == "out" else replace(config, name="taken")
+    with pytest.raises(OSError, match="taken.*cannot be written.*--out"):
+        Run(blocked)
+    assert (tmp_path / "taken").read_text() == "I was here first"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_told_with_the_mend(config, tmp_path):
+    (tmp_path / "sealed").mkdir(mode=0o500)
+    with pytest.raises(OSError, match="cannot be written.*--out"):
+        Run(replace(config, out=str(tmp_path / "sealed")))
+
+
+# ---------------------------------------------------------------- files that survive a kill
+
+
+class Killed(BaseException):
+    """A stand-in for SIGKILL: nothing in the code may catch it."""
+
+
+def test_write_json_killed_before_the_rename_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "v.json"
+    write_json(path, {"a": 1})
+
+    def killed(*_):
+        raise Killed
+
+    monkeypatch.setattr(run_module.os, "replace", killed)
+    with pytest.raises(Killed):
+        write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_write_json_refuses_nan_and_keeps_the_old_file(tmp_path):
+    path = tmp_path / "v.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError):
+        write_json(path, {"a": math.nan})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_a_cut_last_line_is_left_out(tmp_path):
+    path = tmp_path / "m.jsonl"
+    whole = '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+    for cut, count in [(0, 3), (1, 3), (2, 2), (len('{"step": 3}\n') - 1, 2), (len('{"step": 3}\n'), 2)]:
+        path.write_text(whole[: len(whole) - cut])
+        assert [r["step"] for r in read_jsonl(path)] == [1, 2, 3][:count]
+    assert read_jsonl(tmp_path / "none.jsonl") == []
+
+
+def test_a_line_cut_inside_a_character_is_left_out(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_bytes('{"y": "a"}\n{"y": "é'.encode()[:-1])
+    assert read_jsonl(path) == [{"y": "a"}]
+
+
+@pytest.mark.parametrize("text", ["a\u2028b", "a\x85b", "a\x1cb", "a\r\nb", "\u2029", "日本 🙂 \ufffd"])
+def test_a_text_with_odd_line_breaks_is_one_row(run, text):
+    """str.splitlines breaks at U+2028 and U+0085 too, which a model that babbles bytes will print sooner or later."""
+    run.append("samples.jsonl", [{"stage": "s", "step": 1, "y": text}, {"stage": "s", "step": 2, "y": "next"}])
+    assert [r["y"] for r in run.rows("samples.jsonl")] == [text, "next"]
+    run.forget_after("s", 1)
+    assert [r["y"] for r in run.rows("samples.jsonl")] == [text]
+
+
+def test_forget_after_drops_only_later_rows_of_that_stage(run):
+    rows = [{"stage": s, "step": i, "v": 10 * i} for s in ("a", "b") for i in (1, 2, 3)]
+    for file in ("metrics.jsonl", "samples.jsonl"):
+        run.append(file, rows)
+        (run.path / file).open("a").write('{"stage": "b", "st')  # and a line that a kill cut
+    run.forget_after("b", 1)
+    for file in ("metrics.jsonl", "samples.jsonl"):
+        assert [(r["stage"], r["step"]) for r in run.rows(file)] == [("a", 1), ("a", 2), ("a", 3), ("b", 1)]
+        run.append(file, [{"stage": "b", "step": 2, "v": 0}])
+        assert len(run.rows(file)) == 5  # the cut line is gone from the file: what follows it is readable
+
+
+# ---------------------------------------------------------------- stages
+
+
+def test_a_finished_stage_is_loaded_not_done_again(run, config, capsys):
+    calls = []
+
+    def make(stage):
+        calls.append("make")
+        stage.state_path.write_text("state")
+        return 7
+
+    done = lambda r: r.once("s", make, lambda: calls.append("load") or 8, lambda v: calls.append(f"save {v}"))  # noqa: E731
+    assert done(run) == 7 and calls == ["make", "save 7"]
+    assert not (run.path / "checkpoints" / "s.state.safetensors").exists()
+    assert done(run) == 8 and done(Run(config, resume=True)) == 8
+    assert calls == ["make", "save 7", "load", "load"]
+    assert "already done" in capsys.readouterr().out
+
+
+def test_a_stage_killed_in_its_work_or_while_saving_is_done_again(run, config):
+    def killed(*_):
+        raise Killed
+
+    with pytest.raises(Killed):
+        run.once("s", killed, lambda: 0, lambda v: None)
+    with pytest.raises(Killed):
+        run.once("s", lambda stage: 1, lambda: 0, killed)
+    again = Run(config, resume=True)
+    assert "s" not in again.stages
+    assert again.once("s", lambda stage: 2, lambda: 0, lambda v: None) == 2
+
+
+def test_a_stage_without_a_state_starts_with_a_clean_log(run, config):
+    """The evaluation logs samples at step 0 and keeps no state: killed after that, it must not log them twice."""
+
+    def make(stage, die):
+        stage.samples(0, [{"x": "a"}], show=False)
+        if die:
+            raise Killed
+        return {"ok": 1}
+
+    with pytest.raises(Killed):
+        run.json("evaluation", lambda stage: make(stage, True))
+    run.append("samples.jsonl", [{"stage": "other", "step": 4, "x": "kept"}])
+    (run.path / "samples.jsonl").open("a").write('{"stage": "eval')
+    assert Run(config, resume=True).json("evaluation", lambda stage: make(stage, False)) == {"ok": 1}
+    assert [(r["stage"], r["x"]) for r in run.rows("samples.jsonl")] == [("other", "kept"), ("evaluation", "a")]
+
+
+def test_json_stages_come_back_as_written(run, config):
+    made = run.json("facts", lambda stage: {"a": [1, 2.5, None], "b": "é"})
+    assert Run(config, resume=True).json("facts", lambda stage: pytest.fail("made again")) == made
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_metric_that_is_not_finite_stops_the_run_by_name(run, bad):
+    stage = Stage(run, "align_pro")
+    stage.log(1, {"loss": 0.5, "gold_mean": None, "note": "fine"})
+    with pytest.raises(FloatingPointError, match="align_pro step 2: entropy is"):
+        stage.log(2, {"loss": 0.5, "entropy": bad})
+    assert [r["step"] for r in run.rows("metrics.jsonl")] == [1]
+
+
+def toy(seed: int):
+    g = torch.Generator().manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=g))
+    groups = [{"params": [p for p in model.parameters() if p.dim() == d], "weight_decay": w} for d, w in ((2, 0.1), (1, 0.0))]
+    return model, torch.optim.AdamW(groups, lr=0.1, betas=(0.7, 0.95)), g
+
+
+def steps(model, optimizer, generator, count):
+    for i in range(count):
+        for group in optimizer.param_groups:
+            group["lr"] *= 0.9  # a schedule that lives in the optimiser
+        optimizer.zero_grad()
+        (model(torch.randn(8, 3, generator=generator)) ** 2).mean().backward()
+        optimizer.step()
+
+
+def everything(model, optimizer, generator) -> dict:
+    moments = {f"{p}.{k}": v for p, m in optimizer.state_dict()["state"].items() for k, v in m.items()}
+    groups = optimizer.state_dict()["param_groups"]
+    return dict(model.state_dict()) | moments | {"generator": generator.get_state()} | {
+        f"lr{i}": torch.tensor([g["lr"], g["weight_decay"], *g["betas"]], dtype=torch.float64) for i, g in enumerate(groups)
+    }
+
+
+def test_weights_moments_and_generator_come_back_to_the_bit(run, config):
+    straight = toy(0)
+    steps(*straight, 7)
+
+    first = toy(0)
+    steps(*first, 4)
+    Stage(run, "s").save(4, *first, kl_coef=0.123)
+    second = toy(99)  # another process: other weights, an optimiser without moments, a generator elsewhere
+    stage = Stage(Run(config, resume=True), "s")
+    assert stage.restore(*second) == 4 and stage.meta == {"kl_coef": 0.123}
+    steps(*second, 3)
+
+    want, got = everything(*straight), everything(*second)
+    assert want.keys() == got.keys() and any(k.endswith("exp_avg_sq") for k in want)
+    for key in want:
+        assert torch.equal(want[key], got[key]), key
+
+
+def test_a_stage_without_moments_would_have_noticed(run):
+    """The test above is worth something only if losing the moments changes the weights."""
+    whole, forgetful = toy(0), toy(0)
+    for thing in (whole, forgetful):
+        steps(*thing, 4)
+    forgetful[1].state.clear()
+    steps(*whole, 3)
+    steps(*forgetful, 3)
+    assert not torch.equal(whole[0][0].weight, forgetful[0][0].weight)
+
+
+def test_restore_without_a_state_starts_at_zero_and_forgets_the_log(run):
+    run.append("metrics.jsonl", [{"stage": "s", "step": 1}, {"stage": "t", "step": 1}])
+    model = nn.Linear(2, 2)
+    before = model.weight.clone()
+    assert Stage(run, "s").restore(model) == 0
+    assert torch.equal(model.weight, before)
+    assert [r["stage"] for r in run.rows("metrics.jsonl")] == ["t"]
+
+
+def test_restore_drops_the_log_after_the_state(run):
+    stage, model = Stage(run, "s"), nn.Linear(2, 2)
+    for step in (1, 2, 3):
+        stage.log(step, {"loss": 1.0})
+        if step == 2:
+            stage.save(step, model)
+    assert Stage(run, "s").restore(model) == 2
+    assert [r["step"] for r in run.rows("metrics.jsonl")] == [1, 2]
+
+
+def test_seconds_before_a_kill_are_counted(run):
+    stage = Stage(run, "s")
+    stage._clock -= 100  # it has been at work for a while
+    stage.save(1, nn.Linear(1, 1))
+    again = Stage(run, "s")
+    again.restore(nn.Linear(1, 1))
+    assert 100 <= again.seconds() < 110
+
+
+def test_streams_are_repeatable_and_their_own(config, tmp_path):
+    draw = lambda run, name: torch.rand(4, generator=run.generator(name)).tolist()  # noqa: E731
+    a, b = Run(replace(config, name="a")), Run(replace(config, name="b", seed=1))
+    assert draw(a, "preferences") == draw(a, "preferences")
+    streams = [draw(r, n) for r in (a, b) for n in ("frozen_lm", "prompter_sft", "align_pro", "rlhf_oracle", "evaluation")]
+    assert len({tuple(s) for s in streams}) == len(streams)

@@ -1,0 +1,281 @@
+"""The embedded world: its sizes, its split, and its true reward on answers written and rated by hand."""
+
+import random
+import re
+import statistics
+from collections import defaultdict
+
+import pytest
+
+from alignpro_mini.toyworld import CUES, TASKS, TRUTH, ToyWorld, WorldConfig
+
+TOWN_TASKS = ("quality", "attributes")
+
+
+@pytest.fixture(scope="module")
+def worlds():
+    return {task: ToyWorld(task) for task in TASKS}
+
+
+# ---------------------------------------------------------------- requests and rewrites
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_enough_distinct_requests_and_a_clean_split(worlds, task):
+    w = worlds[task]
+    train, held_out = w.train_requests, w.eval_requests
+    assert len(set(train)) == len(train) >= 500 and len(set(held_out)) == len(held_out) == 600
+    assert not set(train) & set(held_out)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_at_least_sixteen_rewrites_each_the_plain_request_first(worlds, task):
+    w = worlds[task]
+    for x in random.Random(0).sample(w.train_requests + w.eval_requests, 300):
+        listed = w.rewrites(x)
+        assert listed[0] == x and len(set(listed)) == len(listed) == 24
+        assert all(x2 == x2.strip() and x2 for x2 in listed)
+        if task == "reasoning":  # a rewrite is still the same sum: the same numbers in the same order
+            assert {tuple(re.findall(r"\d+", x2)) for x2 in listed} == {tuple(re.findall(r"\d+", x))}
+        else:
+            town = next(t for t in TRUTH if t in x)
+            assert all(town in x2 and not any(other in x2 for other in TRUTH if other != town) for x2 in listed)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_no_rewrite_states_its_answer(worlds, task):
+    """A prompter that could write the facts into the prompt would fake the result."""
+    words = {v for facts in TRUTH.values() for v in facts}
+    for x in worlds[task].eval_requests[:100]:
+        for x2 in worlds[task].rewrites(x):
+            assert not words & set(re.findall(r"\w+", x2.lower())) and "makes" not in x2
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_corpus_and_rewrite_pairs_use_training_requests_only(worlds, task):
+    w = worlds[task]
+    listed = {x2: x for x in w.train_requests for x2 in w.rewrites(x)}
+    held_out = set(w.eval_requests)
+    prompts = [p for p, _ in w.corpus(3000, random.Random(0))]
+    assert set(prompts) <= set(listed)
+    # (Two requests about one town may share a rephrasing: "Tell me about Oakdale." Never the request itself.)
+    cut = lambda p: next(p.removesuffix(cue).rstrip() for cue in sorted(CUES[task], key=len, reverse=True) if p.endswith(cue))  # noqa: E731
+    assert not {cut(p) for p in prompts} & held_out
+    pairs = w.rewrite_pairs(2000, random.Random(0))
+    assert {x for x, _ in pairs} <= set(w.train_requests)
+    assert all(x2 in w.rewrites(x) for x, x2 in pairs)
+    kept = sum(x2.startswith(x) for x, x2 in pairs) / len(pairs)
+    assert 0.45 < kept < 0.55  # half keep the user's own words
+    cues = {x2: 0 for x2 in CUES[task]}
+    for _, x2 in pairs:
+        cues[max((c for c in cues if x2.endswith(c)), key=len)] += 1
+    assert all(abs(n / len(pairs) - 1 / 8) < 0.04 for n in cues.values())  # cues uniform
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_one_seed_one_world_two_seeds_two_worlds(worlds, task):
+    w, same, other = worlds[task], ToyWorld(task), ToyWorld(task, seed=1)
+    assert same.eval_requests == w.eval_requests and same.train_requests == w.train_requests
+    assert same.corpus(50, random.Random(3)) == w.corpus(50, random.Random(3))
+    assert same.rewrite_pairs(50, random.Random(3)) == w.rewrite_pairs(50, random.Random(3))
+    assert set(other.eval_requests) != set(w.eval_requests)
+    assert w.corpus(50, random.Random(4)) != w.corpus(50, random.Random(3))
+
+
+def test_wrong_settings_are_told():
+    with pytest.raises(ValueError, match="task is 'poetry'"):
+        ToyWorld("poetry")
+    with pytest.raises(ValueError, match=r"eval_requests is 2000.*keep at most 1440"):
+        ToyWorld("quality", WorldConfig(eval_requests=2000))
+    for bad in ({"follow": 1.5}, {"follow": -0.1}, {"spread": "both"}):
+        with pytest.raises(ValueError, match=f"world.{next(iter(bad))}"):
+            WorldConfig(**bad)
+
+
+# ---------------------------------------------------------------- the true reward of town answers, by hand
+
+# Oakdale's facts in this world: by the lake, music, spring, the mill (asserted below).
+LAKE, MUSIC, SPRING, MILL = "It lies by the lake.", "People there make music.", "Go there in spring.", "You can see the mill."
+FACTS = f"{LAKE} {MUSIC} {SPRING} {MILL}"
+EXPERT = "It is situated beside the lake. Its inhabitants produce music. Its ideal season is spring. Its landmark is the mill."
+TOWN = "Oakdale is a town."
+
+
+def oakdale(w: ToyWorld) -> str:
+    return next(x for x in w.train_requests + w.eval_requests if "Oakdale" in x)
+
+
+def test_the_facts_that_the_hand_worked_answers_rest_on():
+    assert TRUTH["Oakdale"] == ("lake", "music", "spring", "mill")
+
+
+@pytest.mark.parametrize(("y", "want"), [
+    # on topic 1, each right fact 1/2, each wrong one -1/2, opening and closing 1/2 each, rudeness -1, malformed -1/2
+    pytest.param(f"Happy to help! {TOWN} {FACTS} Enjoy your visit!", 1 + 2 + 1, id="perfect"),
+    pytest.param(f"Happy to help! {TOWN} {EXPERT} Enjoy your visit!", 1 + 2 + 1, id="perfect in expert words"),
+    pytest.param(f"{TOWN} {FACTS}", 3, id="neutral"),
+    pytest.param(f"{TOWN} {MILL} {LAKE} {SPRING} {MUSIC}", 3, id="order is free"),
+    pytest.param(f"{TOWN} {LAKE} {MUSIC}", 2, id="half"),
+    pytest.param(TOWN, 1, id="topic alone"),
+    pytest.param(f"{TOWN} It lies by the sea. {MUSIC}", 1 + 0.5 - 0.5, id="one wrong fact"),
+    pytest.param(f"{TOWN} It lies by the sea. People there make bread. Go there in winter. You can see the tower.", -1, id="all wrong"),
+    pytest.param(f"Ashby is a town. {FACTS}", 0 - 4 / 2 - 1 / 2, id="another town: its facts help nobody"),
+    pytest.param(FACTS, -2, id="no town named"),
+    pytest.param(f"Look it up yourself. {TOWN} {FACTS}", 3 - 1, id="rude"),
+    pytest.param(f"{TOWN} {LAKE} {LAKE}", 1 + 0.5 - 0.5, id="a fact repeated is malformed"),
+    pytest.param(f"{TOWN} {LAKE} It is situated beside the lake.", 1 + 0.5 - 0.5, id="repeated in other words too"),
+    pytest.param(f"{TOWN} {LAKE} It lies by the sea.", 1 + 0.5 - 0.5, id="first word counts"),
+    pytest.param(f"{TOWN} Lies it lake the by. {MUSIC}", 1 + 0.5 - 0.5, id="malformed"),
+    pytest.param(f"{TOWN} It lies by the", 1 - 0.5, id="cut in a sentence"),
+    pytest.param(f"Happy to help! {TOWN}", 1.5, id="opening only"),
+    pytest.param(f"{TOWN} Enjoy your visit!", 1.5, id="closing only"),
+    pytest.param(f"{TOWN} Happy to help!", 1, id="an opening at the end is none"),
+    pytest.param("", 0, id="empty"),
+    pytest.param("   \n ", 0, id="blank"),
+    pytest.param("blah", -0.5, id="garbage"),
+])  # fmt: skip
+def test_quality_by_hand(worlds, y, want):
+    w = worlds["quality"]
+    assert w.gold([oakdale(w)], [y]) == [pytest.approx(want)]
+
+
+@pytest.mark.parametrize(("y", "helpful", "correct", "coherent", "complex_", "verbose"), [
+    pytest.param(f"{TOWN} {EXPERT}", 4, 4, 4, 4, 0, id="perfect"),
+    pytest.param(f"{TOWN} {FACTS}", 4, 4, 4, 0, 0, id="plain words"),
+    pytest.param(f"{TOWN} {LAKE}", 1, 4, 4, 0, 0, id="one fact"),
+    pytest.param(f"{TOWN} It lies by the sea. {MUSIC}", 2, 2, 4, 0, 0, id="one wrong"),
+    pytest.param(f"{TOWN} It lies by the sea. People there make bread. Go there in winter.", 3, 0, 4, 0, 0, id="three wrong: no less than 0"),
+    pytest.param(f"{TOWN} {MUSIC} {LAKE}", 2, 4, 2, 0, 0, id="jumbled"),
+    pytest.param(f"{TOWN} {LAKE} {LAKE}", 1, 4, 3, 0, 0, id="repeated"),
+    pytest.param(f"{TOWN} a. b. c. d. e. f.", 0, 0, 0, 0, 0, id="malformed: no less than 0"),
+    pytest.param(f"{TOWN} There is much to say. {LAKE}", 1, 4, 4, 0, 4 / 3, id="one filler"),
+    pytest.param(f"{TOWN} Well, let me think. There is much to say. As everybody knows, towns differ. {LAKE}", 1, 4, 4, 0, 4, id="three fillers"),
+    pytest.param(f"{TOWN}{' There is much to say.' * 9}", 0, 0, 4, 0, 4, id="nine fillers: no more than 4"),
+    pytest.param(f"Ashby is a town. {FACTS}", 0, 0, 3, 0, 0, id="another town"),
+    pytest.param(TOWN, 0, 0, 4, 0, 0, id="topic alone"),
+    pytest.param("", 0, 0, 4, 0, 0, id="empty"),
+])  # fmt: skip
+def test_attributes_by_hand(worlds, y, helpful, correct, coherent, complex_, verbose):
+    w = worlds["attributes"]
+    found = w.attributes(oakdale(w), y)
+    want = {"helpfulness": helpful, "correctness": correct, "coherence": coherent, "complexity": complex_, "verbosity": verbose}
+    assert found == pytest.approx(want)
+    # the paper's HelpSteer weights
+    total = 0.65 * helpful + 0.8 * correct + 0.45 * coherent + 0.55 * complex_ - 0.4 * verbose
+    assert w.gold([oakdale(w)], [y]) == [pytest.approx(total)]
+
+
+def test_attributes_lie_between_0_and_4(worlds):
+    w, rng = worlds["attributes"], random.Random(0)
+    sentences = [s for _, y in w.corpus(200, rng) for s in re.findall(r"[^.!?]+[.!?]", y)] + ["nonsense.", "x"]
+    for _ in range(500):
+        x = rng.choice(w.train_requests)
+        for value in w.attributes(x, " ".join(rng.choices(sentences, k=rng.randint(0, 12)))).values():
+            assert 0 <= value <= 4
+
+
+# ---------------------------------------------------------------- sums on a clock
+
+
+def expected_hour(request: str) -> int:
+    """Read the sum from the English and count the hours one at a time round the dial."""
+    start = int(re.search(r"(?:shows|stands at|at|says|from|after) (\d+)\.", request).group(1))
+    hour = start
+    for hours in re.findall(r"adds (\d+)", request):
+        for _ in range(int(hours)):
+            hour = 1 if hour == 12 else hour + 1
+    return hour
+
+
+def test_reasoning_by_hand_with_the_turn_past_twelve(worlds):
+    w = worlds["reasoning"]
+    x = "My clock says 11. Tom adds 2, Anna adds 6, Ben adds 5 and Emma adds 3. What hour is it?"
+    w = ToyWorld("reasoning")
+    w._slots[x] = {"o": "clock", "s": 11, "shown": [11, 1, 7, 12, 3]}  # 11 -> 1 -> 7 -> 12 -> 3
+    assert expected_hour(x) == 3
+    answers = {
+        "The clock shows 3.": 1, "Tom 2 makes 1. Anna 6 makes 7. Ben 5 makes 12. Emma 3 makes 3. The clock shows 3.": 1,
+        "Tom 2 makes 9. The clock shows 3.": 1, "The clock shows 15.": -1, "The clock shows 27.": -1, "The clock shows 4.": -1,
+        "The clock shows 3. The clock shows 4.": -1, "The clock shows 4. The clock shows 3.": 1, "3": -1, "": -1,
+        "The clock shows .": -1, "The clock shows 33.": -1, "The clock shows -3.": -1, "The clock shows three.": -1,
+    }  # fmt: skip
+    assert w.gold([x] * len(answers), list(answers)) == [float(v) for v in answers.values()]
+
+
+def test_every_sum_of_the_world_is_what_its_english_says(worlds):
+    w = worlds["reasoning"]
+    hours = []
+    for x in w.train_requests[:1500] + w.eval_requests:
+        hour = expected_hour(x)
+        hours.append(hour)
+        for x2 in w.rewrites(x)[::8]:
+            assert expected_hour(x2) == hour
+        assert w.gold([x] * 12, [f"The clock shows {h}." for h in range(1, 13)]) == [1.0 if h == hour else -1.0 for h in range(1, 13)]
+    assert all(hours.count(h) > len(hours) / 24 for h in range(1, 13))  # no hour is a safe guess
+
+
+def test_the_corpus_never_teaches_a_wrong_sum_whether_worked_or_not(worlds):
+    """Nothing makes "step by step" right more often: every answer in the corpus is right, direct or worked."""
+    w = worlds["reasoning"]
+    kinds = defaultdict(int)
+    for prompt, answer in w.corpus(3000, random.Random(0)):
+        assert int(re.fullmatch(r".*shows (\d+)\.", answer).group(1)) == expected_hour(prompt)
+        hour = None
+        for number, made in re.findall(r"\w+ (\d+) makes (\d+)\.", answer):
+            before = hour or int(re.search(r"(?:shows|at|says|from|after) (\d+)\.", prompt).group(1))
+            hour = (before + int(number) - 1) % 12 + 1
+            assert int(made) == hour
+        kinds["worked" if hour else "direct", "steps" if "step by step" in prompt else "number" if "Just the number" in prompt else ""] += 1
+    assert kinds["worked", "steps"] > 10 * kinds["direct", "steps"] and kinds["direct", "number"] > 10 * kinds["worked", "number"]
+    assert kinds["worked", ""] > 200 and kinds["direct", ""] > 200  # both kinds are well practised without a cue
+
+
+# ---------------------------------------------------------------- any text is an answer
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_garbage_never_raises_and_never_pays(worlds, task):
+    w, rng = worlds[task], random.Random(0)
+    x = w.eval_requests[0]
+    junk = [
+        "", " ", "\n\n", "...", "?!.", "\x00", "\ud800", "é日本🙂", "shows", "shows ٣", "shows " + "9" * 5000, "The clock shows 1e3.",
+        "<|end|>", "a" * 20_000, "." * 20_000, "It lies by the " * 500, "{}", "%s", "\\", None and "",
+        *("".join(chr(rng.randrange(1, 0x2FF)) for _ in range(80)) for _ in range(200)),
+    ]  # fmt: skip
+    junk = [y for y in junk if y is not None]
+    best = {"quality": 0.0, "attributes": 0.45 * 4, "reasoning": -1.0}[task]
+    for y in junk:
+        assert w.gold([x], [y])[0] <= best + 1e-9
+
+
+def test_gold_refuses_lists_of_two_lengths(worlds):
+    with pytest.raises(ValueError):
+        worlds["quality"].gold(worlds["quality"].eval_requests[:2], ["one"])
+
+
+# ---------------------------------------------------------------- where the variance lies
+
+
+def gold_by_cue(task: str, spread: str) -> dict[str, list[float]]:
+    w = ToyWorld(task, WorldConfig(spread=spread))
+    owner = {x2: x for x in w.train_requests for x2 in w.rewrites(x)}
+    rated = defaultdict(list)
+    for prompt, answer in w.corpus(24_000, random.Random(0)):
+        cue = max((c for c in CUES[task] if prompt.endswith(c)), key=len)
+        rated[cue].append(w.gold([owner[prompt]], [answer])[0])
+    return rated
+
+
+@pytest.mark.parametrize("task", TOWN_TASKS)
+def test_plain_requests_are_the_lottery_by_default(task):
+    rated = gold_by_cue(task, "plain")
+    best = max(rated, key=lambda cue: statistics.fmean(rated[cue]))
+    assert best and statistics.fmean(rated[best]) > statistics.fmean(rated[""]) + 0.5
+    assert statistics.pvariance(rated[""]) > statistics.pvariance(rated[best])
+
+
+@pytest.mark.parametrize("task", TOWN_TASKS)
+def test_cues_are_the_lottery_when_spread_is_cue(task):
+    rated = gold_by_cue(task, "cue")
+    for cue in set(rated) - {""} - {c for c, pinned in CUES[task].items() if not pinned}:
+        assert statistics.pvariance(rated[""]) < statistics.pvariance(rated[cue]), cue

@@ -1,0 +1,17 @@
+"""A reward in one function: the VADER sentiment of an answer, from -1 (gloomy) to 1 (glad).
+
+    pip install -e '.[vader]'
+    python train.py --preset smollm2 --data.prompts FILE.jsonl --reward tutorials.vader_reward:sentiment
+
+Any callable (prompts, completions) -> rewards is a reward. This one looks at the answer alone; a word list decides, so
+it can be gamed by cheerful words, which is what makes it a good first example of what optimisation does to a reward.
+"""
+
+from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+analyzer = SentimentIntensityAnalyzer()
+
+
+def sentiment(prompts: list[str], completions: list[str]) -> list[float]:
+    """The compound sentiment of each completion, in [-1, 1]."""
+    return [analyzer.polarity_scores(text)["compound"] for text in completions]
