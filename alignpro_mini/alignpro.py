@@ -53,7 +53,7 @@ class PromptScore:
         asked = [x_prime for x_prime in self.x_prime for _ in range(self.answers)]  # (B*M)
         self.x = [x for x in requests for _ in range(self.answers)]  # (B*M)
         self.y = self.frozen.answer(asked, self.generator)
-        self.r = self.reward(self.x, self.y).view(len(requests), self.answers)  # (B, M)
+        self.r = torch.as_tensor(self.reward(self.x, self.y), dtype=torch.float32).view(len(requests), self.answers)  # (B, M)
         return self.r.mean(1)  # (B,)
 
 

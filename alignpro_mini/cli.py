@@ -60,12 +60,14 @@ def _parse(text: str, like) -> object:
 
 
 def _span(text: str) -> list[int]:
-    """'3' -> [3]; '0-4' -> [0, 1, 2, 3, 4]; '0,2' -> [0, 2]."""
-    numbers = []
+    """'3' -> [3]; '0-4' -> [0, 1, 2, 3, 4]; '0,2' -> [0, 2]. Raises ValueError for anything else."""
+    numbers: list[int] = []
     for part in text.split(","):
         low, _, high = part.partition("-")
+        if not (low.isdecimal() and (high or low).isdecimal() and int(low) <= int(high or low)):
+            raise ValueError(f"--seed: {text!r} is not a number, a span such as 0-4 or a list such as 0,2")
         numbers += range(int(low), int(high or low) + 1)
-    return numbers
+    return list(dict.fromkeys(numbers))
 
 
 def parse_command_line(argv: list[str] | None = None) -> tuple[list[RunConfig], argparse.Namespace]:

@@ -71,6 +71,8 @@ class RewardConfig:
 
     def __post_init__(self) -> None:
         _check(0 < self.heldout < 1, f"heldout is {self.heldout}; it is a share in (0, 1)")
+        _check(self.batch >= 1 and self.epochs > 0, "batch must be at least 1 and epochs above 0")
+        _check(self.lr > 0, f"lr is {self.lr}; it must be above 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,8 @@ class PPOConfig:
         )
         _check(self.temperature > 0, "temperature must be above 0: greedy rollouts explore nothing")
         _check(self.answers >= 1, "answers must be at least 1")
+        _check(self.micro_batch >= 1 and self.checkpoint_every >= 1, "micro_batch and checkpoint_every must be at least 1")
+        _check(self.lr > 0, f"lr is {self.lr}; it must be above 0")
         _check(0 <= self.gae_lam <= 1 and 0 <= self.gamma <= 1, "gamma and gae_lam must lie in 0..1")
         _check(self.kl_coef >= 0 and self.kl_target >= 0, "kl_coef and kl_target must not be negative")
 
@@ -139,6 +143,10 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         _check(self.inputs >= 2 and self.rewrites >= 1 and self.answers >= 1, "inputs >= 2, rewrites and answers >= 1")
+        _check(self.rewrites * self.answers >= 2, "one rewrite and one answer a request leave no variance to measure: raise one")
+        _check(self.rewrites * self.answers >= 2, "one answer per input has no variance: raise eval.rewrites or eval.answers")
+        _check(self.best_of >= 1 and self.bootstrap >= 1, "best_of and bootstrap must be at least 1")
+        _check(self.headroom_inputs >= 2, f"headroom_inputs is {self.headroom_inputs}; it takes at least 2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +169,7 @@ class RunConfig:
     task: str = option("quality", "the embedded world's task", (*TASKS, "chat"))
     seed: int = option(0, "seed of everything: data, weights, sampling")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 ...; auto takes a GPU when there is one")
-    dtype: str = option("float32", "dtype of frozen weights and of autocast in training", tuple(DTYPES))
+    dtype: str = option("float32", "dtype of the frozen LM's weights; what is trained stays in float32", tuple(DTYPES))
     reward: str = option("", "module:function(prompts, completions) -> rewards instead of the learned reward model")
     out: str = option("runs", "folder of the runs")
     name: str = option("", "name of this run's folder; empty: <preset>-<task>-seed<seed>")
@@ -171,11 +179,11 @@ class RunConfig:
     world: WorldConfig = WorldConfig()
     data: DataConfig = DataConfig()
     frozen_lm: SFTConfig = SFTConfig()
-    prompter_sft: SFTConfig = SFTConfig(steps=500)
+    prompter_sft: SFTConfig = SFTConfig()
     reward_model: RewardConfig = RewardConfig()
     sampling: SamplingConfig = SamplingConfig()
     ppo: PPOConfig = PPOConfig()
-    oracle: PPOConfig = PPOConfig(iterations=30, max_new_tokens=72)
+    oracle: PPOConfig = PPOConfig(kl_coef=0.05, max_new_tokens=72)
     eval: EvalConfig = EvalConfig()
 
     def __post_init__(self) -> None:

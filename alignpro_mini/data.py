@@ -13,6 +13,7 @@ import gzip
 import json
 import random
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -40,11 +41,12 @@ def read_rows(path: str | Path, fields: Sequence[str]) -> Iterator[tuple[dict, s
     opener = gzip.open if path.suffix == ".gz" else open
     number = 0
     try:
-        with opener(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
+        with opener(path, "rb") as lines:  # bytes: a text file is decoded by the block, and its error names no line
+            for raw in lines:
+                where, line = f"{path}:{number + 1}", raw.decode("utf-8")
+                number += 1
                 if not line.strip():
                     continue
-                where = f"{path}:{number}"
                 try:
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
@@ -56,7 +58,7 @@ def read_rows(path: str | Path, fields: Sequence[str]) -> Iterator[tuple[dict, s
                         found = "is missing" if field not in row else f"is {row[field]!r:.40}, not a text"
                         raise ValueError(f"{where}: field {field!r} {found}; each line needs {', '.join(fields)}")
                 yield row, where
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}:{number + 1}: cannot be read ({error}); is it UTF-8 text, or a whole .gz?") from None
 
 
@@ -107,9 +109,10 @@ class FileTask:
         held_out = set(self.eval_requests)
         if self.config.rewrites:
             name = self.config.rewrites.split(",")[0].strip()
-            field = "rewrite" if "rewrite" in next(read_rows(name, ("prompt",)))[0] else "optimized_prompt"
+            field = "rewrite" if "rewrite" in read_files(name, ("prompt",))[0] else "optimized_prompt"
             rows = read_files(self.config.rewrites, ("prompt", field))
-            return [(row["prompt"], row[field]) for row in rows if row["prompt"] not in held_out][:count]
+            found = ((single_turn(row["prompt"]), row[field]) for row in rows)  # as the requests are, or they would leak
+            return [(x, x_prime) for x, x_prime in found if x and x not in held_out][:count]
         pairs = []
         for _ in range(count):
             x = rng.choice(self.train_requests)

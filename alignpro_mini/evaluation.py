@@ -131,7 +131,7 @@ class Evaluator:
         x = [x for x in self.requests for _ in range(K * M)]
         completions = frozen.complete(asked, self.generator)
         y = [frozen.tokenizer.decode(c.tokens) for c in completions]
-        reward = self.reward(x, y).numpy().astype(np.float64).reshape(N, K, M)
+        reward = np.asarray(self.reward(x, y), dtype=np.float64).reshape(N, K, M)
         gold = None if self.gold is None else np.array(self.gold(x, y), dtype=np.float64).reshape(N, K, M)
         return np.array(y, dtype=object).reshape(N, K, M), reward, gold, asked, completions
 
@@ -168,7 +168,7 @@ class Evaluator:
         asked = [x for x in self.requests for _ in range(K * n)]
         rewrites = rho_sft.complete(asked, self.generator)
         texts, empty = usable_rewrites(asked, [rho_sft.tokenizer.decode(c.tokens) for c in rewrites], self.frozen.fits)
-        first = self.reward(asked, self.frozen.answer(texts, self.generator)).view(-1, n)  # (N*K, n)
+        first = torch.as_tensor(self.reward(asked, self.frozen.answer(texts, self.generator))).view(-1, n)  # (N*K, n)
         best = first.argmax(1).tolist()
         picks = [texts[i * n + b] for i, b in enumerate(best)]
         x_prime = [picks[i * K : (i + 1) * K] for i in range(len(self.requests))]

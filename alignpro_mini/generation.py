@@ -107,15 +107,17 @@ def generate(
     was_training = model.training
     model.eval()
     results: list[Completion | None] = [None] * len(prompts)
-    for start in range(0, len(order), max_batch):
-        chunk = order[start : start + max_batch]
-        tokens, logps = _generate_batch(
-            model, [prompts[i] for i in chunk], uniforms[chunk].to(model.device), temperature, top_p, eos_id, compact
-        )
-        for i, row, logp in zip(chunk, tokens.tolist(), logps.tolist()):
-            length = row.index(eos_id) + 1 if eos_id in row else len(row)
-            results[i] = Completion(row[:length], logp[:length], eos_id in row)
-    model.train(was_training)
+    try:
+        for start in range(0, len(order), max_batch):
+            chunk = order[start : start + max_batch]
+            tokens, logps = _generate_batch(
+                model, [prompts[i] for i in chunk], uniforms[chunk].to(model.device), temperature, top_p, eos_id, compact
+            )
+            for i, row, logp in zip(chunk, tokens.tolist(), logps.tolist()):
+                length = row.index(eos_id) + 1 if eos_id in row else len(row)
+                results[i] = Completion(row[:length], logp[:length], eos_id in row)
+    finally:
+        model.train(was_training)
     return results
 
 

@@ -205,8 +205,9 @@ def rlhf_oracle(run: Run, task: ToyWorld | FileTask, pi_f: FrozenLM, reward: Rew
         return None
 
     def make(stage: Stage) -> Transformer:
+        start = copy_of(pi_f.model)  # in float32 even where the frozen LM is not: small steps vanish in bfloat16
         return train_rlhf_oracle(
-            pi_f.model, reward.train, task.train_requests, pi_f.tokenizer, c.oracle, stage, run.generator("rlhf_oracle"), task.gold
+            start, reward.train, task.train_requests, pi_f.tokenizer, c.oracle, stage, run.generator("rlhf_oracle"), task.gold
         )
 
     model = run.model("rlhf_oracle", make, pi_f.tokenizer).to(pi_f.model.device)

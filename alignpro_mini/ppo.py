@@ -120,7 +120,12 @@ class PPOTrainer:
         self.rollout_now: Rollout | None = None  # the last one, for whoever wants to look
 
     def step(self, prompts: Sequence[str]) -> dict[str, float]:
-        """One round: roll out, score, assemble rewards, GAE, PPO epochs. Returns the round's metrics."""
+        """One round: roll out, score, assemble rewards, GAE, PPO epochs. Returns the round's metrics.
+
+        Raises ValueError for fewer prompts than minibatches.
+        """
+        if len(prompts) < self.config.minibatches:
+            raise ValueError(f"{len(prompts)} prompts cannot be cut into {self.config.minibatches} minibatches")
         clock = [time.perf_counter()]
         rollout = self.rollout(prompts)
         clock.append(time.perf_counter())

@@ -50,10 +50,10 @@ class RewardModel(nn.Module):
     def __init__(self, lm: Transformer, tokenizer: Tokenizer, train_layers: int = 0) -> None:
         super().__init__()
         self.lm, self.tokenizer = lm, tokenizer
-        self.head = nn.Linear(lm.config.d_model, 1, device=lm.device)
+        # No bias: Bradley-Terry sees only differences of rewards, so its gradient would be rounding noise.
+        self.head = nn.Linear(lm.config.d_model, 1, bias=False, device=lm.device)
         # Zero: the first preferences are then fifty-fifty, and the head's first gradient comes from the trunk's features.
         nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
         self.register_buffer("mean", torch.zeros((), device=lm.device))
         self.register_buffer("std", torch.ones((), device=lm.device))
         self.depth = lm.config.n_layers - train_layers if train_layers else 0  # blocks of the frozen trunk

@@ -34,7 +34,7 @@ HELPSTEER_WEIGHTS = {"helpfulness": 0.65, "correctness": 0.8, "coherence": 0.45,
 class WorldConfig:
     """What the embedded world is like (only the toy presets use it)."""
 
-    follow: float = field(default=0.9, metadata={"help": "probability that the corpus' answers obey a cue"})
+    follow: float = field(default=0.9, metadata={"help": "probability that an answer in the corpus obeys a cue, for each part of the style"})
     spread: str = field(
         default="plain",
         metadata={
@@ -234,19 +234,18 @@ class ToyWorld:
         return pairs
 
     def _style(self, cue: str, hurried: bool, rng: random.Random) -> dict[str, str]:
-        pinned = CUES[self.task][cue] if rng.random() < self.config.follow else {}
-        lottery = self.config.spread == "plain"
+        pinned, lottery = CUES[self.task][cue], self.config.spread == "plain"
+        follow = self.config.follow if lottery else self.config.follow / 2  # the other world's cues are a gamble
         style = {}
         for part in USED_PARTS[self.task]:
-            levels = list(LEVELS[part])
-            if not lottery and not pinned:
-                style[part] = MIDDLING[part]
-            elif part in pinned and (lottery or rng.random() < 0.5):
+            if part in pinned and rng.random() < follow:
                 style[part] = pinned[part]
+            elif not pinned and not lottery:
+                style[part] = MIDDLING[part]
             elif part == "detail" and hurried:
                 style[part] = rng.choice(("curt", "curt", "some", "full"))
             else:
-                style[part] = rng.choice(levels)
+                style[part] = rng.choice(list(LEVELS[part]))
         return style
 
     def _town_answer(self, x: str, cue: str, hurried: bool, rng: random.Random) -> str:
@@ -290,7 +289,7 @@ class ToyWorld:
     def right(self, x: str, y: str) -> bool:
         """Whether the answer to a sum ends in the right number (task reasoning)."""
         stated = re.findall(r"shows (\d+)", y)
-        return bool(stated) and int(stated[-1]) == self._slots[x]["shown"][-1]
+        return bool(stated) and stated[-1] == str(self._slots[x]["shown"][-1])
 
     def worked(self, y: str) -> bool:
         """Whether an answer to a sum shows steps (task reasoning)."""

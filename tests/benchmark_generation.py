@@ -12,8 +12,8 @@ Tokens per second counts new tokens, EOS included, per wall-clock second; the re
 (of one round alone a tenth is luck: how long its answers came out). Checked first: weights and greedy answers.
 
 Random weights would never end an answer. So one coordinate of the last norm is a constant 1 that only EOS reads:
-its logit is the same at every step, and set so that EOS has a probability of about 1/26. Cut at 64, such answers
-have 23.9 tokens on average; the run fails when either side's are not near that.
+its logit never changes, and gives EOS a probability of about 1/26. Cut at 64, such answers have 23.9 tokens on
+average; the run fails when either side's are not near that.
 
 It leaves out loading and tokenising; long prompts; top-p; `torch.compile` and static caches (the peer runs with
 its defaults); engines that serve (vLLM); and answers of one length, where no row leaves the batch early and less
@@ -49,8 +49,8 @@ Rows = list[list[int]]
 
 
 def make_prompts(count: int, vocab_size: int) -> Rows:
-    draw = random.Random(0)
-    return [[draw.randrange(vocab_size - 1) for _ in range(draw.randint(8, 64))] for _ in range(count)]  # no EOS
+    draw = random.Random(0)  # below: every token but EOS
+    return [[draw.randrange(vocab_size - 1) for _ in range(draw.randint(8, 64))] for _ in range(count)]
 
 
 @torch.no_grad()
@@ -58,12 +58,13 @@ def make_model(config: TransformerConfig, prompts: Rows) -> Transformer:
     """Random weights under which the last token of the vocabulary, EOS, comes with probability P_EOS."""
     model = Transformer(config, torch.Generator().manual_seed(0)).eval()
     for parameter in model.blocks.parameters():
-        parameter *= 3.0  # or the greedy answers repeat their last token, whatever came before it
+        parameter *= 3.0  # or a greedy answer repeats its last token, whatever came before
+    model.norm.weight *= 6.0  # or it is EOS at once: all others are about as unlikely
     model.norm.weight[0], model.norm.bias[0] = 0.0, 1.0
     model.embed.weight[:, 0], model.embed.weight[-1] = 0.0, 0.0  # EOS alone reads the constant, and nothing else
     ids, mask = pad_left(prompts, 0)
     others = model.unembed(model.hidden(ids, mask)[:, -1])[:, :-1].logsumexp(-1)  # (B,)
-    model.embed.weight[-1, 0] = others.mean() + math.log(P_EOS / (1 - P_EOS))
+    model.embed.weight[-1, 0] = math.log(P_EOS / (1 - P_EOS)) - (-others).exp().mean().log()
     return model
 
 
@@ -102,8 +103,7 @@ def theirs(peer, prompts: Rows, limit: int, temperature: float = 1.0) -> Rows:
 def measure(sides: dict, prompts: Rows, rounds: int) -> dict[str, tuple[list[float], float]]:
     """side -> (tokens per second of each round, mean length of an answer)."""
     speeds, lengths = {name: [] for name in sides}, {name: [] for name in sides}
-    for call in sides.values():
-        call(prompts, 8)  # warm up: the first call allocates and picks kernels
+    [call(prompts, 8) for call in sides.values()]  # warm up: the first call allocates and picks kernels
     for round_ in range(rounds):
         for name in list(sides)[:: 1 if round_ % 2 == 0 else -1]:
             start = time.perf_counter()
@@ -134,8 +134,8 @@ def main() -> None:
     torch.set_num_threads(args.threads or torch.get_num_threads())
     torch.manual_seed(0)
 
-    prompts = make_prompts(args.batch, (TINY if args.tiny else FULL).vocab_size)
-    sides = {"ours": partial(ours, model := make_model(TINY if args.tiny else FULL, prompts))}
+    prompts = make_prompts(args.batch, (config := TINY if args.tiny else FULL).vocab_size)
+    sides = {"ours": partial(ours, model := make_model(config, prompts))}
     if not args.skip_hf:
         peer = load_peer(model)
         greedy = prompts[:4], 16, 0.0  # in float32 on the CPU, whatever is timed: a coarser dtype has ties
@@ -149,16 +149,15 @@ def main() -> None:
     print(f"\n{'':12} {'tokens/s':>10} {'slowest':>10} {'fastest':>10} {'mean length':>12}   (of {CAP} at most)")
     for name, (speeds, length) in found.items():
         print(f"{name:12} {statistics.median(speeds):10.1f} {min(speeds):10.1f} {max(speeds):10.1f} {length:12.1f}")
-    # One length has a standard deviation of 19.4; five standard errors, and 1 because P_EOS is only about right.
-    slack = 1 + 5 * 19.4 / (args.batch * args.rounds) ** 0.5
+    slack = 2 + 4 * 19.4 / (args.batch * args.rounds) ** 0.5  # four standard errors, and P_EOS is only about right
     if off := [name for name, (_, length) in found.items() if abs(length - MEAN_LENGTH) > slack]:
         sys.exit(f"mean length of {' and '.join(off)} is not {MEAN_LENGTH:.1f} +- {slack:.1f}: speeds not comparable")
     speed = {name: round(statistics.median(speeds), 1) for name, (speeds, _) in found.items()}
     mean = {name: round(length, 2) for name, (_, length) in found.items()}
     hf, cuda = speed.get("transformers"), args.device.startswith("cuda")
     result = {
-        "benchmark": "generation", "ours_tokens_per_s": speed["ours"], "hf_tokens_per_s": hf,
-        "ratio": hf and round(speed["ours"] / hf, 2),
+        "benchmark": "generation",
+        "ours_tokens_per_s": speed["ours"], "hf_tokens_per_s": hf, "ratio": hf and round(speed["ours"] / hf, 2),
         "mean_length_ours": mean["ours"], "mean_length_hf": mean.get("transformers"),
         "device": torch.cuda.get_device_name(args.device) if cuda else args.device, "torch": torch.__version__,
         "transformers": hf and importlib.metadata.version("transformers"), "threads": torch.get_num_threads(),

@@ -51,11 +51,23 @@ def mutant(module: str, name: str, *edits_and_tests: str | tuple[str, str]) -> M
 
 
 _rl = partial(mutant, "rl_math.py")
+_generation, _ppo, _sft, _reward = (partial(mutant, f"{name}.py") for name in ("generation", "ppo", "sft", "reward"))
 
 
 PADDING = "test_padding_never_reaches_a_result"
 PAD_GRAD = "test_gradient_is_finite_and_exactly_zero_on_padding"
 SHAPES = "test_column_against_row_is_refused_not_broadcast"
+GREEDY = "test_greedy_equals_each_row_alone_without_a_cache"
+BATCHING = "test_neither_compaction_nor_the_batching_changes_what_a_row_samples"
+LOGPROBS = "test_logprobs_are_those_of_the_distribution_sampled_from"
+EACH_ROW = "test_ppo.py::test_every_number_of_a_rollout_is_that_of_the_row_alone"
+FIRST_RATIO = "test_ppo.py::test_the_first_ratio_is_one_against_the_sampling_logprobs"
+PPO_EOS = "test_ppo.py::test_eos_is_a_sampled_token_and_carries_the_score"
+PPO_METRICS = "test_metrics_are_over_sampled_tokens_only"
+PPO_RESUME = "test_ppo.py::test_a_killed_run_goes_on_bit_for_bit"
+CONTROLLER = "test_the_controller_is_fed_the_kl_to_the_reference"
+SFT_LOSS = ("test_the_loss_is_the_mean_over_answer_tokens_row_by_row", "test_the_loss_by_hand_counts_the_eos_and_no_prompt_token")
+RATED_AT_EOS = "test_the_reward_is_read_at_the_eos_whoever_shares_the_batch"
 
 MUTANTS: tuple[Mutant, ...] = (
     # KL ratio swapped: k1 averages -KL, k3 estimates another divergence
@@ -178,8 +190,237 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_bradley_terry_by_hand"),
     _rl("explained-variance-of-the-values", ("masked_var(returns - values, mask)", "masked_var(values, mask)"),
         "test_explained_variance_known_cases"),
-    # Rows of the zoo that live in generation.py, ppo.py, config.py, sft.py, data loading: to be added with those files.
+
+    # ------------------------------------------------------------ generation.py
+    # sampled with temperature / a nucleus, scored without
+    _generation("greedy-scored-at-another-temperature", ("logits.float() / (temperature or 1.0)",
+                "logits.float() / (temperature or 0.5)"), f"{LOGPROBS}[0.0-1.0-llama]", "test_temperature_by_hand_and_before_the_nucleus"),
+    _generation("temperature-ignored", ("logits.float() / (temperature or 1.0)", "logits.float()"),
+                "test_temperature_by_hand_and_before_the_nucleus", f"{LOGPROBS}[0.7-1.0-llama]",
+                "test_sampled_frequencies_match_the_probabilities[0.5-1.0-want1]"),
+    _generation("noted-without-the-temperature", ("logps[rows, t] = logp.gather", "logps[rows, t] = logits.log_softmax(-1).gather"),
+                f"{LOGPROBS}[0.7-1.0-gpt2]", f"{LOGPROBS}[1.5-0.8-llama]", "test_ppo.py::test_every_number_of_a_rollout_is_that_of_the_row_alone[0.7-llama]",
+                f"{FIRST_RATIO}[options1-llama]"),
+    _generation("nucleus-too-small", ("before >= top_p", "before + ordered.softmax(-1) >= top_p"),
+                "test_nucleus_by_hand[0.51-want2]", "test_nucleus_by_hand[0.76-want4]"),
+    _generation("nucleus-not-put-back-in-place", ("torch.empty_like(logits).scatter_(-1, index, ordered)", "ordered"),
+                "test_nucleus_by_hand[0.76-want4]", f"{LOGPROBS}[1.5-0.8-gpt2]"),
+    # compaction writes to the wrong rows, or gives a row another row's draws
+    _generation("compaction-writes-to-the-wrong-rows", ("tokens[rows, t] = new", "tokens[: len(new), t] = new"),
+                f"{GREEDY}[1-llama]", BATCHING),
+    _generation("compaction-notes-logprobs-in-the-wrong-rows", ("logps[rows, t] =", "logps[: len(new), t] ="),
+                BATCHING, f"{LOGPROBS}[1.0-1.0-llama]"),
+    _generation("compaction-mixes-up-the-draws", ("uniforms[rows, t]", "uniforms[: len(rows), t]"), f"{BATCHING}[1.0-llama]"),
+    _generation("compaction-keeps-the-wrong-cache", ("cache.keep(alive)", "cache.keep(torch.arange(len(alive), device=device))"),
+                f"{GREEDY}[1-llama]", BATCHING),
+    _generation("draws-follow-the-batch", ("uniforms[chunk].to(", "uniforms[start : start + len(chunk)].to("),
+                "test_another_companion_does_not_change_what_a_row_samples"),
+    _generation("results-in-sorted-order", ("results[i] = Completion", "results[order.index(i)] = Completion"),
+                "test_completions_come_back_in_the_order_of_the_prompts", f"{GREEDY}[1-llama]"),
+    _generation("prompts-padded-on-the-right", ("ids, mask = pad_left(prompts, 0, device)", "ids, mask = pad_right(prompts, 0, device)"),
+                f"{GREEDY}[1-llama]", f"{GREEDY}[1-gpt2]"),
+    # EOS lost; the draw takes what it must not; the seed; a wait in the loop; the mode
+    _generation("eos-dropped-from-the-completion", ("row.index(eos_id) + 1 if", "row.index(eos_id) if"),
+                "test_eos_is_kept_as_the_last_token_and_the_limit_cuts", f"{PPO_EOS}[own]", f"{PPO_EOS}[pad-is-eos]"),
+    _generation("first-token-of-no-probability", ("u, right=True", "u, right=False"), "test_a_token_of_probability_zero_is_never_drawn"),
+    _generation("draw-beyond-the-end", ("uniform.clamp(max=1 - 2**-20)", "uniform"), "test_a_token_of_probability_zero_is_never_drawn"),
+    _generation("seed-ignored", ("max_new_tokens, generator=generator, device=draw_on", "max_new_tokens, device=draw_on"),
+                "test_the_generator_decides_everything"),
+    _generation("one-draw-for-all-rows", ("_draw(logp, uniforms[rows, t])", "_draw(logp, uniforms[rows * 0, t])"),
+                "test_the_generator_decides_everything"),
+    _generation("a-wait-in-the-token-loop", ("ids = new[:, None]  # (B, 1)", "ids = new[:, None] + 0 * new[0].item()"),
+                "test_the_token_loop_never_waits_for_a_number"),
+    _generation("left-in-eval-mode", ("    model.train(was_training)\n", ""), "test_the_models_mode_is_put_back_and_no_gradient_is_kept[True]"),
+
+    # positions not counted along the mask: old against new with left padding
+    mutant("transformer.py", "positions-along-the-columns", ("return (mask.cumsum(1) - 1).clamp(min=0)", "return torch.arange(T, device=x.device).expand(B, T)"),
+           "test_ppo.py::test_every_number_of_a_rollout_is_that_of_the_row_alone[1.0-gpt2]", f"{FIRST_RATIO}[options0-gpt2]",
+           "test_transformer.py::test_a_padded_row_equals_the_row_alone"),
+    mutant("transformer.py", "positions-along-the-columns-of-the-cache",
+           ("(cache.mask[:, : cache.length + T].cumsum(1) - 1).clamp(min=0)[:, cache.length :]",
+            "torch.arange(cache.length, cache.length + T, device=x.device).expand(B, T)"),
+           f"test_generation.py::{GREEDY}[1-gpt2]", f"{FIRST_RATIO}[options0-gpt2]"),
+
+    # ------------------------------------------------------------ ppo.py
+    # sampled with temperature, scored without; token t's log-prob from logits[t]
+    _ppo("trained-without-the-temperature", ("sampling_logprobs(logits, c.temperature)", "sampling_logprobs(logits)"),
+         f"{FIRST_RATIO}[options1-llama]", f"{FIRST_RATIO}[options2-gpt2]"),
+    _ppo("reference-without-the-temperature", ("self.reference.unembed(states[part.action]), self.config.temperature)",
+         "self.reference.unembed(states[part.action]))"), f"{EACH_ROW}[0.7-llama]",
+         "test_rewards_of_a_row_sum_to_its_score_minus_lambda_times_its_log_ratio"),
+    _ppo("rolled-out-without-the-temperature", ("temperature=self.config.temperature,\n", "\n"), f"{EACH_ROW}[0.7-llama]", f"{FIRST_RATIO}[options1-llama]"),
+    _ppo("logits-one-to-the-right", ("hidden[:, -T - 1 : -1]", "hidden[:, -T:]"),
+         f"{EACH_ROW}[1.0-llama]", f"{FIRST_RATIO}[options0-llama]", "test_the_gradient_is_that_of_the_rows_one_by_one[2-0]"),
+    # the prompt cut to the response's length
+    _ppo("prompt-cut-to-the-response", ("chats = [self.tokenizer.chat(p) for p in prompts]",
+         "chats = [self.tokenizer.chat(p)[-self.config.max_new_tokens :] for p in prompts]"), "test_a_long_prompt_is_not_cut_to_the_completion",
+         f"{EACH_ROW}[1.0-llama]"),
+    _ppo("prompt-columns-cut-from-minibatches", ("int(self.mask[index].any(0).float().argmax())", "max(0, P - T)"),
+         "test_rows_cuts_the_columns_that_are_padding_in_all_of_them", f"{EACH_ROW}[1.0-gpt2]"),
+    # pad == eos: EOS drops out of the action mask
+    _ppo("eos-dropped-from-the-action-mask", ("ids, mask = torch.cat((prompt_ids, tokens), 1)",
+         "action = action & ((tokens != self.tokenizer.pad_id) | (action.cumsum(1) == 1))\n"
+         "        for c, on in zip(completions, action.tolist()):\n"
+         "            c.logprobs[:] = [p for p, keep in zip(c.logprobs, on) if keep]\n"
+         "        ids, mask = torch.cat((prompt_ids, tokens), 1)"), f"{PPO_EOS}[pad-is-eos]"),
+    # missing-EOS penalty ignores a custom stop token, or is not there
+    _ppo("penalty-ignores-a-custom-stop", ("torch.tensor([c.finished for c in completions], device=device)",
+         "torch.tensor([3 in c.tokens for c in completions], device=device)"), "test_the_missing_eos_penalty_knows_a_custom_stop_token"),
+    _ppo("penalty-for-the-finished", ("missing_eos_penalty * (~rollout.finished)", "missing_eos_penalty * rollout.finished"),
+         "test_the_missing_eos_penalty_knows_a_custom_stop_token",
+         "test_rewards_of_a_row_sum_to_its_score_minus_lambda_times_its_log_ratio"),
+    # adaptive KL controller fed the old-vs-new KL: the coefficient only decays
+    _ppo("controller-fed-old-vs-new", ('metrics["kl_k1"], len(prompts)', 'metrics["approx_kl_update"], len(prompts)'), f"{CONTROLLER}[0.01-1.02]"),
+    _ppo("controller-counts-rounds", ('metrics["kl_k1"], len(prompts)', 'metrics["kl_k1"], 1'), CONTROLLER),
+    _ppo("reward-kl-against-the-old-policy", ("rl_math.kl_estimate(rollout.logp, rollout.logp_ref, \"k1\")  # (B, T)",
+         "rl_math.kl_estimate(rollout.logp, rollout.logp, \"k1\")"), "test_rewards_of_a_row_sum_to_its_score_minus_lambda_times_its_log_ratio",
+         "test_a_high_price_on_kl_holds_the_policy_at_the_reference"),
+    # metrics averaged over pads; each row's numbers in another row's slots
+    _ppo("entropy-over-pads", ("rl_math.masked_mean(rollout.entropy, mask).item()", "rollout.entropy.mean().item()"), PPO_METRICS),
+    _ppo("update-kl-over-pads", ('rl_math.kl_estimate(part.logp[part.action], chosen.detach(), "k3")', 'rl_math.kl_estimate(part.logp, logp.detach(), "k3")'),
+         "test_longer_companions_change_nothing"),
+    _ppo("numbers-in-other-rows-slots", ("yield part.sort().values", "yield part"), f"{EACH_ROW}[1.0-llama]", f"{EACH_ROW}[0.7-gpt2]"),
+    _ppo("whitened-over-pads", ("rl_math.whiten(advantages, rollout.action)", "rl_math.whiten(advantages, torch.ones_like(rollout.action))"),
+         "test_advantages_are_whitened_over_the_tokens_but_returns_are_not"),
+    _ppo("weights-by-micro-batch", ("tokens = int(rollout.action[minibatch].sum())", "tokens = int(rollout.action[minibatch][: self.config.micro_batch].sum())"),
+         "test_the_gradient_is_that_of_the_rows_one_by_one[2-0]"),
+    # no gradient clipping though an option promises it; [B, 1] against [B]; NaN
+    _ppo("no-gradient-clipping", ("self.parameters, None, self.config.grad_clip", "self.parameters, None, 1e9"),
+         "test_the_gradient_is_clipped_to_the_promised_norm[0.05]"),
+    _ppo("any-shape-of-score", ("if scores.shape != rollout.finished.shape:", "if False:"), "test_a_bad_score_stops_the_round_before_any_weight_moves"),
+    _ppo("nan-scores-train", ("if not bool(torch.isfinite(scores).all()):", "if False:"), "test_a_bad_score_stops_the_round_before_any_weight_moves"),
+    _ppo("everything-trains-over-the-trunk", ("*trainable(lm, config.train_layers)", "*trainable(lm, 0)"),
+         "test_only_the_top_block_the_last_norm_and_the_value_head_train"),
+    # resume repeats the data order, or forgets the controller
+    _ppo("resume-repeats-the-draws", ("stage.restore(trainer.policy, trainer.optimizer, trainer.generator)", "stage.restore(trainer.policy, trainer.optimizer)"),
+         PPO_RESUME),
+    _ppo("resume-forgets-the-price", ('stage.meta.get("kl_coef", trainer.kl_coef)', "trainer.kl_coef"), PPO_RESUME),
+    _ppo("resume-forgets-the-moments", ("stage.restore(trainer.policy, trainer.optimizer, trainer.generator)",
+         "stage.restore(trainer.policy, make_optimizer(trainer.parameters, c.lr, 0.0), trainer.generator)"), PPO_RESUME),
+    _ppo("reference-is-the-policy", ("self.reference = reference.eval()", "self.reference = lm.eval()"), f"{EACH_ROW}[1.0-llama]"),
+
+    # ------------------------------------------------------------ sft.py
+    _sft("prompt-in-the-loss", ("is_answer[:, : prompt.shape[1]] &= ~prompt", "is_answer[:, :1] = False"), *SFT_LOSS),
+    _sft("loss-one-to-the-right", ("hidden[:, :-1][is_answer[:, 1:]]", "hidden[:, 1:][is_answer[:, 1:]]"), *SFT_LOSS),
+    _sft("loss-over-pads", ("is_answer = mask.clone()", "is_answer = torch.ones_like(mask)"), *SFT_LOSS),
+    _sft("eos-not-learned", ("is_answer[:, : prompt.shape[1]] &= ~prompt", "is_answer[:, : prompt.shape[1]] &= ~prompt\n    is_answer &= ids != 3"), *SFT_LOSS),
+    _sft("sft-prompt-cut", ("ids = tokenizer.chat_with_answer(prompt, answer)", "p, a = tokenizer.chat_with_answer(prompt, answer)\n        ids = (p[-len(a) :], a)"),
+         "test_a_long_prompt_is_not_cut_and_one_that_does_not_fit_is_named"),
+    _sft("clip-forgotten", ("nn.utils.clip_grad_norm_(parameters, grad_clip)", "nn.utils.clip_grad_norm_(parameters, 1e9)"),
+         "test_optimizer_step_clips_to_the_norm_and_reports_what_it_was", "test_ppo.py::test_the_gradient_is_clipped_to_the_promised_norm[0.05]"),
+    _sft("nan-gradient-steps", ("if not bool(torch.isfinite(norm)):", "if False:"), "test_nothing_moves_when_the_loss_or_the_gradient_is_not_finite"),
+    _sft("loader-ignores-the-seed", ("torch.randperm(count, generator=generator)", "torch.randperm(count, generator=torch.Generator().manual_seed(0))"),
+         "test_batches_cover_everything_each_pass_in_a_fresh_order", "test_the_seed_decides_the_order_of_the_data"),
+    _sft("loader-repeats-one-order", ("    while True:\n        order = torch.randperm(count, generator=generator).tolist()\n",
+         "    order = torch.randperm(count, generator=generator).tolist()\n    while True:\n"), "test_batches_cover_everything_each_pass_in_a_fresh_order"),
+    _sft("resume-repeats-the-data", ("for _ in range(start):\n        next(batches)", "for _ in range(0):\n        next(batches)"), "test_a_killed_run_goes_on_bit_for_bit"),
+    _sft("heldout-in-training", ("list(examples[config.heldout :])", "list(examples)"), "test_the_heldout_examples_are_not_trained_on"),
+    _sft("copy-of-a-frozen-model-stays-frozen", ("model.requires_grad_(train_layers == 0)", "model.requires_grad_(False) if train_layers else None"),
+         "test_ppo.py::test_a_copy_of_a_frozen_model_trains_and_the_reference_does_not"),
+
+    # ------------------------------------------------------------ reward.py, frozen.py, alignpro.py
+    _reward("reward-read-in-the-last-column", ("last = mask.sum(1) - 1", "last = mask.sum(1) * 0 + mask.shape[1] - 1"), RATED_AT_EOS),
+    _reward("reward-read-before-the-eos", ("last = mask.sum(1) - 1", "last = mask.sum(1) - 2"), RATED_AT_EOS),
+    _reward("rewards-in-sorted-order", ("rewards[part] = ", "rewards[start : start + len(part)] = "), RATED_AT_EOS),
+    _reward("prefers-the-rejected", ("rl_math.bradley_terry_loss(chosen, rejected)", "rl_math.bradley_terry_loss(rejected, chosen)"),
+            "test_bradley_terry_training_learns_a_preference"),
+    _reward("labels-without-noise", ("torch.rand(len(prompts), generator=generator) < p_first", "p_first > 0.5"), "test_preferences_follow_bradley_terry"),
+    _reward("prompts-on-both-sides", ("if p.prompt not in kept_out], [p", "], [p"), "test_no_prompt_is_on_both_sides_of_the_split"),
+    _reward("cache-mixes-up-rows", ("found[i] for i in range(len(self.ids))", "found[i] for i in order"), "test_the_trunk_cache_gives_the_direct_rewards[1]"),
+    _reward("resume-repeats-the-pairs", ("for _ in range(start):\n        next(batches)", "for _ in range(0):\n        next(batches)"), "test_a_killed_run_goes_on_bit_for_bit"),
+    _reward("own-reward-unchecked", ("if rewards.shape != (len(prompts),):", "if False:"), "test_wrong_rewards_are_refused_when_they_come"),
+    mutant("frozen.py", "checksum-of-the-shapes-only", ("        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())\n", ""),
+           "test_one_bit_changes_the_checksum", "test_a_changed_model_is_noticed_and_the_stage_named"),
+    mutant("frozen.py", "not-frozen", ("model.eval().requires_grad_(False)", "model"), "test_no_gradient_and_no_training_mode"),
+    mutant("frozen.py", "cut-counted-as-finished", ("sum(not c.finished", "sum(c.finished"), "test_texts_in_texts_out_and_the_cut_ones_counted"),
+    mutant("alignpro.py", "the-rewrite-is-rated", ("self.x = [x for x in requests for _", "self.x = [x for x in self.x_prime for _"),
+           "test_the_reward_sees_the_request_and_the_frozen_lm_the_rewrite"),
+    mutant("alignpro.py", "the-request-is-sent", ("[x_prime for x_prime in self.x_prime for _", "[x_prime for x_prime in requests for _"),
+           "test_the_reward_sees_the_request_and_the_frozen_lm_the_rewrite", "test_the_prompter_learns_what_makes_the_frozen_lm_earn_a_reward"),
+    mutant("alignpro.py", "answers-averaged-across-requests", ("view(len(requests), self.answers)", "view(self.answers, len(requests)).T"), "test_m_answers_are_averaged_for_each_request"),
+    mutant("alignpro.py", "empty-rewrites-are-sent", ("x_prime.strip() and fits(x_prime)", "fits(x_prime)"),
+           "test_an_empty_or_too_long_rewrite_falls_back_to_the_request_and_is_counted"),
+    mutant("alignpro.py", "too-long-rewrites-are-sent", ("x_prime.strip() and fits(x_prime)", "x_prime.strip()"),
+           "test_an_empty_or_too_long_rewrite_falls_back_to_the_request_and_is_counted"),
+    mutant("alignpro.py", "the-reference-is-trained", ("copy.deepcopy(rho_sft), rho_sft", "rho_sft, copy.deepcopy(rho_sft)"),
+           "test_training_the_prompter_leaves_the_frozen_lm_and_rho_sft_alone"),
+    mutant("alignpro.py", "the-oracle-trains-the-frozen-lm", ("copy.deepcopy(pi_f), pi_f", "pi_f, copy.deepcopy(pi_f)"), "test_the_oracle_trains_a_copy_of_the_lm"),
 )
+
+# ---------------------------------------------------------------- configuration, files, world, evaluation, runs
+
+UNKNOWN = "test_config.py::test_an_unknown_option_is_an_error_that_names_the_nearest"
+REFUSED = "test_config.py::test_what_cannot_be_is_refused_in_one_line"
+LEAK = "test_no_evaluation_request_reaches_the_training_data"
+TO_THE_BIT = "test_weights_moments_and_generator_come_back_to_the_bit"
+BY_HAND = "test_gap_closed_variance_ratio_and_differences_by_hand"
+
+MUTANTS += (
+    # config typo silently ignored; an impossible combination found only after the training
+    mutant("cli.py", "unknown-option-ignored", ('raise KeyError(f"unknown option {name!r}{nearest(name, known)}")', "continue"), UNKNOWN),
+    mutant("cli.py", "unknown-argument-ignored", ('parser.error(f"unknown argument {word}{hint}")', "pass"), UNKNOWN,
+           "test_config.py::test_an_option_is_not_abbreviated_and_a_stray_word_is_refused"),
+    mutant("cli.py", "whole-never-validated", (".validate() for t in tasks", " for t in tasks"), f"{REFUSED}[argv16---eval.inputs is 601, but --world.eval_requests keeps only 600]"),
+    mutant("config.py", "more-minibatches-than-rows", ("1 <= self.minibatches <= self.batch,", "1 <= self.minibatches,"),
+           "test_config.py::test_impossible_values_stop_at_once_not_after_the_training"),
+
+    # the split leaks evaluation requests; the loader ignores the seed
+    mutant("data.py", "eval-requests-trained-on", ("requests[eval_inputs:]", "requests"), "test_the_split_has_no_overlap_and_counts_what_it_left_out", LEAK),
+    mutant("data.py", "eval-requests-in-the-preferences", ("if x and x not in held_out and a != b", "if x and a != b"), LEAK),
+    mutant("data.py", "eval-requests-in-the-rewrites", ("if x and x not in held_out][:count]", "if x][:count]"), LEAK),
+    mutant("data.py", "dialogues-hide-eval-requests", ('((single_turn(row["prompt"]), row[field])', '((row["prompt"], row[field])'), LEAK),
+    mutant("data.py", "split-ignores-the-seed", ('random.Random(f"requests {seed}")', "random.Random(0)"), "test_two_seeds_split_differently_and_one_seed_the_same"),
+    mutant("toyworld.py", "world-split-leaks", ("requests[config.eval_requests :]", "requests"), "test_enough_distinct_requests_and_a_clean_split"),
+    mutant("toyworld.py", "world-ignores-the-seed", ('random.Random(f"requests {seed}")', "random.Random(0)"), "test_one_seed_one_world_two_seeds_two_worlds"),
+    mutant("toyworld.py", "corpus-from-eval-requests", ('answer) pairs the frozen LM is trained on: training requests, plain and rewritten."""\n        pairs = []\n'
+           "        for _ in range(count):\n            x = rng.choice(self.train_requests)",
+           'answer) pairs the frozen LM is trained on: training requests, plain and rewritten."""\n        pairs = []\n'
+           "        for _ in range(count):\n            x = rng.choice(self.eval_requests)"), "test_corpus_and_rewrite_pairs_use_training_requests_only"),
+
+    # the gold reward
+    mutant("toyworld.py", "clock-wraps-to-zero", ("(a + n - 1) % 12 + 1", "(a + n) % 12"), "test_every_sum_of_the_world_is_what_its_english_says"),
+    mutant("toyworld.py", "first-number-counts", ("stated[-1] ==", "stated[0] =="), "test_reasoning_by_hand_with_the_turn_past_twelve"),
+    mutant("toyworld.py", "repeating-pays", (" and SENTENCES[sentence][0] not in seen:", ":"), "test_quality_by_hand[a fact repeated is malformed]"),
+    mutant("toyworld.py", "facts-of-another-town-pay", ("for ok, _ in seen.values()) if on_topic else 0", "for ok, _ in seen.values())"), "test_quality_by_hand[no town named]"),
+    mutant("toyworld.py", "verbosity-pays", ('"verbosity": -0.4', '"verbosity": 0.4'), "test_attributes_by_hand[three fillers]"),
+    mutant("toyworld.py", "direct-answers-taught-wrong", ("shows {fill['shown'][-1]}.\"\n        if", "shows {fill['shown'][-1] if rng.random() < 0.9 else 12}.\"\n        if"),
+           "test_the_corpus_never_teaches_a_wrong_sum_whether_worked_or_not"),
+
+    # evaluation: the winner's first answer counted; r(x', y); the wrong divisor; unpaired intervals
+    mutant("evaluation.py", "best-of-n-counts-the-winning-answer", ("        bound = np.full(",
+           "        reward = first.max(1).values.numpy().astype(float).reshape(-1, K, 1).repeat(self.config.answers, 2)\n        bound = np.full("),
+           "test_best_of_n_counts_fresh_answers_not_the_winning_ones", "test_best_of_n_of_pure_noise_gains_nothing"),
+    mutant("evaluation.py", "best-of-n-takes-the-first", ("best = first.argmax(1).tolist()", "best = [0] * len(first)"), "test_best_of_n_picks_by_the_first_answers"),
+    mutant("evaluation.py", "reward-sees-the-rewrite", ("np.asarray(self.reward(x, y)", "np.asarray(self.reward(asked, y)"),
+           "test_the_prompters_rewrites_reach_the_model_and_the_request_reaches_the_reward"),
+    mutant("evaluation.py", "gold-sees-the-rewrite", ("np.array(self.gold(x, y)", "np.array(self.gold(asked, y)"), "test_the_true_reward_sees_the_request_and_never_the_rewrite"),
+    mutant("evaluation.py", "variance-divided-by-n", ("float(arm.reward.var(ddof=1))", "float(arm.reward.var())"), BY_HAND),
+    mutant("evaluation.py", "inputs-divided-by-n", (".sum() / (N - 1)", ".sum() / N"), "test_variance_parts_by_hand",
+           "test_variance_parts_find_the_parts_that_made_the_data_and_are_unbiased"),
+    mutant("evaluation.py", "within-divided-by-n", ("(N * K * (M - 1))", "(N * K * M)"), "test_variance_parts_by_hand", "test_variance_parts_against_anova_by_loops"),
+    mutant("evaluation.py", "noise-counted-as-rewrites", ("(ms_rewrites - ms_within) / M", "ms_rewrites / M"), "test_variance_parts_by_hand",
+           "test_headroom_is_none_when_the_reward_ignores_the_rewrite"),
+    mutant("evaluation.py", "unpaired-interval", ("bootstrap_interval(difference", "bootstrap_interval(per_input"), BY_HAND),
+    mutant("evaluation.py", "bootstrap-resamples-half", ("len(per_input)))].mean(1)", "len(per_input) // 2))].mean(1)"), "test_bootstrap_covers_the_truth_about_95_times_in_100",
+           "test_bootstrap_agrees_with_the_normal_interval"),
+    mutant("evaluation.py", "ties-are-wins", ("tie.mean() / 2)", "tie.mean())"), "test_win_rate_by_hand"),
+    mutant("evaluation.py", "headroom-of-the-lucky-answers", ("picked, M // 2 :]", "picked, : M // 2]"), "test_headroom_is_none_when_the_reward_ignores_the_rewrite"),
+    mutant("evaluation.py", "kl-states-one-to-the-right", ("[:, -right.shape[1] - 1 : -1]", "[:, -right.shape[1] :]"), "test_sequence_kl_against_each_row_alone"),
+    mutant("evaluation.py", "kl-of-arms-swapped", ("(both[0] - both[1])", "(both[1] - both[0])"), "test_sequence_kl_against_each_row_alone",
+           "test_sequence_kl_averages_to_the_enumerated_kl"),
+
+    # runs: a stage redone; a resume without the optimiser or the random stream; log lines twice, or lost
+    mutant("run.py", "stage-redone", ("if name in self.stages:", "if False:"), "test_a_finished_stage_is_loaded_not_done_again"),
+    mutant("run.py", "resume-without-the-optimiser", ('thing.load_state_dict({"state": state, "param_groups": saved["groups"][str(i)]})', "pass"), TO_THE_BIT),
+    mutant("run.py", "resume-without-the-generator", ('thing.set_state(mine["state"])', "pass"), TO_THE_BIT),
+    mutant("run.py", "log-lines-twice", ('self.run.forget_after(self.name, saved["step"])', "pass"), "test_restore_drops_the_log_after_the_state"),
+    mutant("run.py", "samples-twice", ("self.forget_after(name, -1)", "pass"), "test_a_stage_without_a_state_starts_with_a_clean_log"),
+    mutant("run.py", "odd-line-breaks-cut-the-log", ('.removesuffix("\\n").split("\\n")', ".splitlines()"), "test_a_text_with_odd_line_breaks_is_one_row"),
+    mutant("run.py", "other-options-resumed", ("if changed:", "if False:"), "test_other_options_on_resume_are_named_and_nothing_is_overwritten"),
+    mutant("run.py", "nan-logged", ("raise FloatingPointError(f", "print(f"), "test_a_metric_that_is_not_finite_stops_the_run_by_name"),
+    mutant("run.py", "json-written-in-place", ('beside = path.with_name(path.name + ".tmp")', "beside = path"), "test_write_json_killed_before_the_rename_keeps_the_old_file"),
+)
+
 
 
 def mutate(m: Mutant, source: str) -> str:

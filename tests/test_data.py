@@ -200,6 +200,13 @@ def test_bpos_field_name_is_understood_and_the_count_is_a_limit(files, tmp_path)
     assert t.rewrite_pairs(4, random.Random(0)) == [(f"q{i}", f"better q{i}") for i in range(4)]
 
 
+def test_an_empty_file_of_rewrites_is_told(files, tmp_path):
+    empty = write(tmp_path / "none.jsonl", [""])
+    t = FileTask(DataConfig(prompts=files[0].prompts, rewrites=str(empty)), 10, 0, lambda text: 1)
+    with pytest.raises(ValueError, match="none.jsonl: no rows"):
+        t.rewrite_pairs(4, random.Random(0))
+
+
 def test_too_few_requests_are_told_with_the_mend(files):
     with pytest.raises(ValueError, match=r"40 of 43 requests remain.*too few for 21.*--eval\.inputs"):
         task(files[0], eval_inputs=21)

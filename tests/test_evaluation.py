@@ -274,7 +274,8 @@ def letters(value: dict):
     """A reward that reads the rewrite's letter out of the fake answer."""
 
     def reward(prompts, completions):
-        assert all(y.startswith(x) for x, y in zip(prompts, completions, strict=True))  # scored against x, its own x
+        assert all(y.startswith(x) for x, y in zip(prompts, completions, strict=True))  # each answer with its own request
+        assert not any(" " in x for x in prompts), "scored against the rewrite, not the request"
         return torch.tensor([float(value.get(y.split("|")[0][-1], 0)) for y in completions])
 
     return reward
@@ -287,6 +288,13 @@ def test_every_arm_gives_each_input_the_same_number_of_answers():
     assert arms["prompter"].reward.shape == arms["best"].reward.shape == (3, 2, 3)
     for a in arms.values():
         assert a.reward.shape == a.gold.shape == a.y.shape and a.x == ["x0", "x1", "x2"] and (a.gold == 1).all()
+
+
+def test_the_true_reward_sees_the_request_and_never_the_rewrite():
+    seen = []
+    e = evaluator(letters({}), gold=lambda x, y: seen.extend(zip(x, y, strict=True)) or [0.0] * len(x))
+    e.prompter(Rewriter(), None), e.best_of_n(Rewriter()), e.plain()
+    assert {x for x, _ in seen} == {"x0", "x1", "x2"} and all(y.startswith(x) for x, y in seen)
 
 
 def test_plain_asks_the_request_itself():

@@ -113,6 +113,13 @@ def test_neither_compaction_nor_the_batching_changes_what_a_row_samples(family, 
             assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4) and a.finished == b.finished
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_another_companion_does_not_change_what_a_row_samples(family):
+    model = random_lm(family, spread=0.3)
+    one, other = (generate(model, [first, *PROMPTS], 10, eos_id=4, generator=rng(2))[1:] for first in ([4], [5] * 20))
+    assert tokens(one) == tokens(other) and len(set(map(tuple, tokens(one)))) > 4
+
+
 def test_completions_come_back_in_the_order_of_the_prompts():
     follow = {v: {v + 1 if v < 11 else 4: 1.0} for v in range(4, 12)}  # the next letter, round and round
     prompts = [[4], [9, 9, 9, 6], [1, 5], [7, 7, 7, 7, 7, 10], [2, 2, 8]]
@@ -255,6 +262,16 @@ def test_the_token_loop_never_waits_for_a_number():
         assert loops or name != "_generate_batch"
         calls = {n.func.attr for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)}
         assert not calls & {"item", "tolist", "cpu", "numpy", "any", "all"}, name
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_gpu_that_asks_who_is_done_every_eight_tokens_gives_the_same_tokens(temperature):
+    model = random_lm(spread=0.3)
+    want = generate(model, PROMPTS * 3, 20, temperature=temperature, eos_id=4, generator=rng(7))
+    got = generate(model.cuda(), PROMPTS * 3, 20, temperature=temperature, eos_id=4, generator=rng(7))
+    assert tokens(got) == tokens(want) and [c.finished for c in got] == [c.finished for c in want]
 
 
 @pytest.mark.parametrize(("pad", "ids", "mask"), [

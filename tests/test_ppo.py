@@ -156,6 +156,7 @@ def test_rows_cuts_the_columns_that_are_padding_in_all_of_them():
     assert part.tokens.tolist() == [[0, 1], [4, 5]] and part.action.tolist() == [[True] * 2] * 2
     assert part.logp.tolist() == [[0, 1], [4, 5]] and part.values.tolist() == [[200, 201], [204, 205]]
     assert part.advantages.tolist() == [[500, 501], [504, 505]] and part.returns.tolist() == [[600, 601], [604, 605]]
+    assert r.rows(torch.tensor([0])).features.tolist() == [[2, 3, 4]]
     assert r.rows(torch.tensor([2])).features.tolist() == [list(range(14, 21))]  # a full row keeps all
 
 

@@ -187,10 +187,9 @@ def expected_hour(request: str) -> int:
     return hour
 
 
-def test_reasoning_by_hand_with_the_turn_past_twelve(worlds):
-    w = worlds["reasoning"]
+def test_reasoning_by_hand_with_the_turn_past_twelve():
     x = "My clock says 11. Tom adds 2, Anna adds 6, Ben adds 5 and Emma adds 3. What hour is it?"
-    w = ToyWorld("reasoning")
+    w = ToyWorld("reasoning")  # a world of its own, to which this one sum is added
     w._slots[x] = {"o": "clock", "s": 11, "shown": [11, 1, 7, 12, 3]}  # 11 -> 1 -> 7 -> 12 -> 3
     assert expected_hour(x) == 3
     answers = {
@@ -239,10 +238,9 @@ def test_garbage_never_raises_and_never_pays(worlds, task):
     x = w.eval_requests[0]
     junk = [
         "", " ", "\n\n", "...", "?!.", "\x00", "\ud800", "é日本🙂", "shows", "shows ٣", "shows " + "9" * 5000, "The clock shows 1e3.",
-        "<|end|>", "a" * 20_000, "." * 20_000, "It lies by the " * 500, "{}", "%s", "\\", None and "",
+        "<|end|>", "a" * 20_000, "." * 20_000, "It lies by the " * 500, "{}", "%s", "\\",
         *("".join(chr(rng.randrange(1, 0x2FF)) for _ in range(80)) for _ in range(200)),
     ]  # fmt: skip
-    junk = [y for y in junk if y is not None]
     best = {"quality": 0.0, "attributes": 0.45 * 4, "reasoning": -1.0}[task]
     for y in junk:
         assert w.gold([x], [y])[0] <= best + 1e-9

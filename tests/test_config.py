@@ -1,0 +1,237 @@
+"""Every option: frozen, explained, checked, and refused with one helpful line when it cannot be.
+
+The command line is made from the dataclasses, so these tests walk over all of them.
+"""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from alignpro_mini import config as config_module
+from alignpro_mini.cli import get, leaves, parse_command_line, with_options
+from alignpro_mini.config import PRESETS, EvalConfig, PPOConfig, RewardConfig, RunConfig, SFTConfig, preset, resolve_device
+from alignpro_mini.transformer import TransformerConfig
+
+
+def parse(*argv):
+    runs, _ = parse_command_line(list(argv))
+    return runs
+
+
+def refused(capsys, *argv) -> str:
+    """The one line that a user gets; exit status 2, nothing on stdout."""
+    with pytest.raises(SystemExit) as stop:
+        parse_command_line(list(argv))
+    out, err = capsys.readouterr()
+    told = [line for line in err.strip().splitlines() if not line.startswith("usage:")]
+    assert stop.value.code == 2 and out == "" and len(told) == 1, err
+    assert told[0].startswith("train.py: error: ")
+    return told[0]
+
+
+def configs(name="tiny") -> list:
+    whole = preset(name)
+    return [whole] + [v for f in dataclasses.fields(whole) if dataclasses.is_dataclass(v := getattr(whole, f.name))]
+
+
+# ---------------------------------------------------------------- the dataclasses
+
+
+@pytest.mark.parametrize("part", configs(), ids=lambda c: type(c).__name__)
+def test_nothing_can_be_changed_or_added(part):
+    for field in dataclasses.fields(part):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(part, field.name, None)
+    with pytest.raises((AttributeError, TypeError)):
+        part.not_an_option = 1
+    with pytest.raises(AttributeError):  # slots: not even behind the dataclass' back
+        object.__setattr__(part, "not_an_option", 1)
+    with pytest.raises(TypeError, match="not_an_option"):
+        type(part)(not_an_option=1)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_option_is_explained(name):
+    for dotted, field in leaves(preset(name)).items():
+        assert len(field.metadata.get("help", "")) > 5, dotted
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", "gpt2"])
+def test_presets_are_valid_and_their_models_can_be_built(name):
+    c = preset(name).validate()
+    assert c.preset == name
+    for shape in (c.frozen_model, c.prompter_model):
+        TransformerConfig(c.vocab_size, shape.d_model, shape.n_layers, shape.n_heads, shape.n_kv_heads, family=shape.family)
+    for dotted, field in leaves(c).items():
+        choices = field.metadata.get("choices")
+        assert not choices or get(c, dotted) in choices, dotted
+    assert json.loads(json.dumps(dataclasses.asdict(c)))["ppo"]["lr"] == c.ppo.lr
+
+
+def test_presets_grow():
+    width = [preset(name).frozen_model.d_model for name in ("tiny", "small", "gpt2")]
+    assert width == sorted(width) and width[-1] == 768 and preset("gpt2").frozen_model.n_layers == 12
+    with pytest.raises(ValueError, match="preset is 'huge'.*tiny, small"):
+        preset("huge")
+
+
+@pytest.mark.parametrize(("make", "told"), [
+    (lambda: PPOConfig(batch=4, minibatches=5), r"minibatches is 5.*batch of 4.*1\.\.4"),
+    (lambda: PPOConfig(minibatches=0), "minibatches is 0"),
+    (lambda: PPOConfig(temperature=0.0), "temperature must be above 0"),
+    (lambda: PPOConfig(gae_lam=1.1), "gae_lam"),
+    (lambda: PPOConfig(kl_coef=-0.1), "kl_coef"),
+    (lambda: PPOConfig(kl_coef=float("nan")), "kl_coef"),
+    (lambda: PPOConfig(lr=0.0), "lr is 0"),
+    (lambda: PPOConfig(lr=float("nan")), "lr is nan"),
+    (lambda: PPOConfig(micro_batch=0), "micro_batch"),
+    (lambda: PPOConfig(checkpoint_every=0), "checkpoint_every"),
+    (lambda: PPOConfig(answers=0), "answers"),
+    (lambda: SFTConfig(lr=-1e-3), "lr is -0.001"),
+    (lambda: SFTConfig(steps=0), "steps"),
+    (lambda: RewardConfig(heldout=1.0), r"heldout is 1\.0.*\(0, 1\)"),
+    (lambda: RewardConfig(batch=0), "batch"),
+    (lambda: EvalConfig(inputs=1), "inputs"),
+    (lambda: EvalConfig(rewrites=1, answers=1), "no variance"),
+    (lambda: EvalConfig(bootstrap=0), "bootstrap"),
+    (lambda: EvalConfig(best_of=0), "best_of"),
+    (lambda: EvalConfig(headroom_inputs=1), "headroom_inputs"),
+    (lambda: RunConfig(dtype="float16"), "dtype is 'float16'.*float32, bfloat16"),
+    (lambda: RunConfig(reward="my_module"), "module:function"),
+])  # fmt: skip
+def test_impossible_values_stop_at_once_not_after_the_training(make, told):
+    with pytest.raises(ValueError, match=told):
+        make()
+
+
+# ---------------------------------------------------------------- options by name
+
+
+def test_overriding_nested_fields_leaves_all_others_alone():
+    base = preset("tiny")
+    changed = with_options(base, {"ppo.lr": 1e-5, "ppo.batch": 64, "world.spread": "cue", "seed": 7})
+    assert (changed.ppo.lr, changed.ppo.batch, changed.world.spread, changed.seed) == (1e-5, 64, "cue", 7)
+    for dotted in leaves(base).keys() - {"ppo.lr", "ppo.batch", "world.spread", "seed"}:
+        assert get(changed, dotted) == get(base, dotted), dotted
+    assert changed.oracle == base.oracle  # the same class, another section
+    assert base == preset("tiny")
+
+
+@pytest.mark.parametrize(("wrong", "near"), [
+    ("ppo.lrr", "ppo.lr"), ("ppo.iteration", "ppo.iterations"), ("ppo.kl_coeff", "ppo.kl_coef"), ("sead", "seed"),
+    ("prompter_sft.step", "prompter_sft.steps"), ("eval.bestof", "eval.best_of"),
+])  # fmt: skip
+def test_an_unknown_option_is_an_error_that_names_the_nearest(capsys, wrong, near):
+    with pytest.raises(KeyError, match=f"unknown option '{wrong}'; did you mean '{near}'"):
+        with_options(preset("tiny"), {wrong: 1})
+    for argv in ([f"--{wrong}", "3"], [f"--{wrong}=3"], ["--seed", "1", f"--{wrong}", "3", "--ppo.lr", "1e-4"]):
+        told = refused(capsys, *argv)
+        assert f"unknown argument --{wrong}" in told and told.endswith(f"did you mean --{near}?")
+
+
+def test_an_option_is_not_abbreviated_and_a_stray_word_is_refused(capsys):
+    assert "unknown argument --ppo.iter" in refused(capsys, "--ppo.iter", "3")
+    assert "unknown argument quality" in refused(capsys, "quality")
+    assert "--ppo.lr" in refused(capsys, "--ppo.lr")  # its value is missing
+
+
+def test_values_become_the_type_of_their_field():
+    (c,) = parse("--ppo.iterations", "7", "--ppo.lr=1e-5", "--reward_model.epochs", "3", "--eval.oracle", "no",
+                 "--ppo.anneal=True", "--name", "x y", "--task", "reasoning", "--seed", "5")  # fmt: skip
+    assert (c.ppo.iterations, c.ppo.lr, c.reward_model.epochs, c.name) == (7, 1e-5, 3.0, "x y")
+    assert type(c.ppo.iterations) is int and type(c.reward_model.epochs) is float
+    assert c.eval.oracle is False and c.ppo.anneal is True and (c.task, c.seed) == ("reasoning", 5)
+
+
+@pytest.mark.parametrize(("argv", "told"), [
+    (["--ppo.batch", "many"], "--ppo.batch: 'many' is not a valid int"),
+    (["--ppo.batch", "1.5"], "--ppo.batch: '1.5' is not a valid int"),
+    (["--ppo.lr", "fast"], "--ppo.lr: 'fast' is not a valid float"),
+    (["--eval.oracle", "maybe"], "--eval.oracle: 'maybe' is not a valid bool (give true or false)"),
+    (["--frozen_model.family", "lama"], "'lama' is not one of llama, gpt2; did you mean 'llama'?"),
+    (["--world.spread", "both"], "--world.spread: 'both' is not one of plain, cue"),
+    (["--preset", "tini"], "'tini' is not one of tiny, small, gpt2, smollm2; did you mean 'tiny'?"),
+    (["--task", "qualty"], "'qualty' is not one of quality, attributes, reasoning, all; did you mean 'quality'?"),
+    (["--task", "quality,"], "--task: '' is not one of"),
+    (["--seed", "x"], "--seed: 'x' is not a number, a span"),
+    (["--seed", "4-0"], "--seed: '4-0' is not"),
+    (["--seed", "0,,1"], "--seed: '0,,1' is not"),
+    (["--seed", "-1"], "--seed: '-1' is not"),
+    (["--ppo.batch", "4", "--ppo.minibatches", "5"], "minibatches is 5; with a batch of 4"),
+    (["--ppo.batch", "1"], "minibatches is 2; with a batch of 1"),  # the preset's minibatches, the user's batch
+    (["--world.follow", "1.5"], "world.follow is 1.5"),
+    (["--eval.inputs", "601"], "--eval.inputs is 601, but --world.eval_requests keeps only 600"),
+    (["--task", "chat"], "task is chat, but --preset tiny has quality, attributes, reasoning"),
+    (["--data.prompts", "p.jsonl"], "--data.prompts is read by --preset smollm2 only, not by tiny"),
+    (["--preset", "smollm2"], "--data.prompts FILE.jsonl"),
+    (["--preset", "smollm2", "--data.prompts", "p.jsonl"], "--preset smollm2 needs a reward"),
+    (["--preset", "smollm2", "--data.prompts", "p.jsonl", "--reward", "nonsense"], "module:function"),
+    (["--preset", "smollm2", "--data.prompts", "p", "--reward", "a:b", "--task", "quality"], "its task is chat, not quality"),
+    (["--preset", "smollm2", "--data.prompts", "p", "--reward", "a:b", "--eval.oracle", "yes"], "oracle is not trained"),
+    (["--seed", "0-1", "--name", "mine"], "--name names one run"),
+    (["--task", "quality,reasoning", "--name", "mine"], "--name names one run"),
+    (["--jobs", "two"], "--jobs"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused_in_one_line(capsys, argv, told):
+    assert told in refused(capsys, *argv)
+
+
+def test_smollm2_with_its_files_is_accepted():
+    (c,) = parse("--preset", "smollm2", "--data.prompts", "p.jsonl", "--data.preferences", "f.jsonl.gz")
+    assert c.task == "chat" and not c.eval.oracle and c.run_name == "smollm2-chat-seed0"
+
+
+def test_all_tasks_and_five_seeds_are_fifteen_runs():
+    runs = parse("--task", "all", "--seed", "0-4", "--ppo.lr", "1e-4")
+    assert {(r.task, r.seed) for r in runs} == {(t, s) for t in ("quality", "attributes", "reasoning") for s in range(5)}
+    assert len({r.run_name for r in runs}) == len(runs) == 15 and all(r.ppo.lr == 1e-4 for r in runs)
+
+
+def test_seeds_may_be_a_list_and_are_counted_once():
+    assert [r.seed for r in parse("--seed", "3,0-2,1")] == [3, 0, 1, 2]
+
+
+def test_defaults_are_the_presets_and_overrides_sit_on_top():
+    assert parse() == [preset("tiny")]
+    (c,) = parse("--preset", "gpt2", "--frozen_model.n_layers", "6")
+    assert c == dataclasses.replace(preset("gpt2"), frozen_model=dataclasses.replace(preset("gpt2").frozen_model, n_layers=6))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_help_runs_and_lists_every_option_with_the_presets_default(capsys, name):
+    with pytest.raises(SystemExit) as stop:
+        parse_command_line(["--preset", name, "--help"])
+    out = capsys.readouterr().out
+    assert stop.value.code == 0 and "--resume" in out and "--jobs" in out
+    lines = out.split("\n  --")
+    for dotted in leaves(preset(name)):
+        (entry,) = [line for line in lines if line.startswith(f"{dotted} ")]
+        default = str(get(preset(name), dotted))
+        assert f"(default: {default})".replace(" ", "") in "".join(entry.split()), dotted
+
+
+# ---------------------------------------------------------------- the device
+
+
+@pytest.mark.parametrize(("name", "count", "told"), [
+    ("cuda", 0, "0 usable CUDA devices; use --device cpu"),
+    ("cuda:1", 1, "--device cuda:1: this machine has 1 usable"),
+    ("gpu", 0, "--device gpu: not a device"),
+    ("mps", 0, "only cpu and cuda"),
+    ("", 0, "not a device"),
+])  # fmt: skip
+def test_a_device_that_is_not_there_is_a_clear_error(monkeypatch, name, count, told):
+    monkeypatch.setattr(config_module.torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(config_module.torch.cuda, "device_count", lambda: count)
+    with pytest.raises(ValueError, match=told):
+        resolve_device(name)
+
+
+def test_auto_takes_a_gpu_when_there_is_one(monkeypatch):
+    monkeypatch.setattr(config_module.torch.cuda, "is_available", lambda: False)
+    assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(config_module.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(config_module.torch.cuda, "device_count", lambda: 1)
+    assert resolve_device("auto").type == "cuda" and resolve_device("cuda:0").index == 0
