@@ -96,7 +96,11 @@ def win_rate(judged: np.ndarray, baseline: np.ndarray) -> tuple[float, float]:
 
 @torch.no_grad()
 def sequence_kl(model: Transformer, reference: Transformer, prompts, completions, temperature: float) -> list[float]:
-    """log pi/pi_ref, summed over each sampled completion's tokens: its mean estimates the KL (k1)."""
+    """log pi/pi_ref, summed over each sampled completion's tokens: its mean estimates the KL (k1).
+
+    Of the models at this temperature: a nucleus (top_p) is left out, because a token outside the reference's nucleus
+    would make it infinite.
+    """
     found = []
     for start in range(0, len(prompts), 128):
         p, c = prompts[start : start + 128], [c.tokens for c in completions[start : start + 128]]

@@ -20,7 +20,7 @@ from alignpro_mini.config import RunConfig
 def run_side_by_side(script: Path, argv: Sequence[str], configs: Sequence[RunConfig], jobs: int) -> list[dict]:
     """Run `script` once per config, at most `jobs` at a time; returns their results.json in order.
 
-    Each writes its output to `<out>/<run name>.log`. A run that is already finished is not started again (with --resume).
+    Each writes its output to `<out>/<run name>.log`. With --resume a finished run only loads what it left.
     Raises RuntimeError naming the runs that failed and their logs, after the others have ended.
     """
     threads = max(1, (os.cpu_count() or 1) // jobs)

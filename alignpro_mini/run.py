@@ -67,11 +67,13 @@ class Run:
         options = json.loads(json.dumps(dataclasses.asdict(config)))
         saved = self.path / "config.json"
         if saved.exists():
-            if not resume:
+            begun = [self.path / "stages.json", self.path / "metrics.jsonl", *(self.path / "checkpoints").glob("*")]
+            if not resume and any(path.exists() for path in begun):
                 raise FileExistsError(
                     f"{self.path} already holds a run: add --resume to go on with it, or --name NAME to start another"
                 )
-            self._same_options(json.loads(saved.read_text(encoding="utf-8")), options)
+            if resume:
+                self._same_options(json.loads(saved.read_text(encoding="utf-8")), options)
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             write_json(saved, options)

@@ -12,6 +12,7 @@ typed seven characters, not ended the turn.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -71,8 +72,10 @@ class Tokenizer:
             raise ValueError(f"{path}: not a usable tokenizer.json ({one_line(error)}); copy it again") from None
 
     def save(self, path: str | Path) -> None:
-        """Write a `tokenizer.json` that `load`, and every Hugging Face library, can read."""
-        self.backend.save(str(path))
+        """Write a `tokenizer.json` that `load`, and every Hugging Face library, can read; renamed into place when whole."""
+        beside = Path(f"{path}.tmp")
+        self.backend.save(str(beside))
+        os.replace(beside, path)
 
     def with_system(self, system: str) -> Tokenizer:
         """The same vocabulary with another default system prompt."""

@@ -335,7 +335,7 @@ class ToyWorld:
         return {
             "helpfulness": float(f["facts"]) if f["on_topic"] else 0.0,
             "correctness": max(0.0, 4.0 - 2 * f["wrong"]) if f["on_topic"] and f["facts"] else 0.0,
-            "coherence": max(0.0, 4.0 - 2 * f["jumbled"] - f["malformed"]),
+            "coherence": max(0.0, 4.0 - 2 * f["jumbled"] - f["malformed"]) if y.strip() else 0.0,
             "complexity": float(f["expert"]),
             "verbosity": min(4.0, f["filler"] * 4 / 3),
         }

@@ -290,6 +290,13 @@ def test_every_arm_gives_each_input_the_same_number_of_answers():
         assert a.reward.shape == a.gold.shape == a.y.shape and a.x == ["x0", "x1", "x2"] and (a.gold == 1).all()
 
 
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_a_reward_may_give_a_list_an_array_or_a_tensor(kind):
+    e = evaluator(lambda x, y: kind([float("b" in text) for text in y]))
+    assert (e.prompter(Rewriter("ab"), None).reward == np.array([0.0, 1.0])[None, :, None]).all()
+    assert {text[-1] for pair in e.best_of_n(Rewriter()).x_prime for text in pair} == {"b"}
+
+
 def test_the_true_reward_sees_the_request_and_never_the_rewrite():
     seen = []
     e = evaluator(letters({}), gold=lambda x, y: seen.extend(zip(x, y, strict=True)) or [0.0] * len(x))

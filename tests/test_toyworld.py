@@ -153,7 +153,7 @@ def test_quality_by_hand(worlds, y, want):
     pytest.param(f"{TOWN}{' There is much to say.' * 9}", 0, 0, 4, 0, 4, id="nine fillers: no more than 4"),
     pytest.param(f"Ashby is a town. {FACTS}", 0, 0, 3, 0, 0, id="another town"),
     pytest.param(TOWN, 0, 0, 4, 0, 0, id="topic alone"),
-    pytest.param("", 0, 0, 4, 0, 0, id="empty"),
+    pytest.param("", 0, 0, 0, 0, 0, id="empty"),
 ])  # fmt: skip
 def test_attributes_by_hand(worlds, y, helpful, correct, coherent, complex_, verbose):
     w = worlds["attributes"]
