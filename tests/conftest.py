@@ -1,5 +1,9 @@
 """Small fakes shared by the tests: one for each seam, so that an option costs a test of milliseconds."""
 
+import os
+
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch: spinning OpenMP threads starve each other on a busy machine
+
 import torch
 
 from alignpro_mini.transformer import Transformer, TransformerConfig
