@@ -1,6 +1,7 @@
 """Align-Pro from nothing to a trained prompter, in the order of the paper's pipeline.
 
-    python train.py                                     # the embedded world, task quality
+    python train.py                                     # the embedded world, task quality: 3 to 4 minutes on two cores,
+                                                        # mean reward about -0.1 -> 1.3, variance about 1.0 -> 0.2
     python train.py --task all --seed 0-4 --jobs 2      # several runs, two side by side, and one table
     python train.py --preset smollm2 --data.prompts ... # a real chat model and real prompts (see the README)
     python train.py --help                              # every option, with its reason

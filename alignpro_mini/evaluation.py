@@ -206,6 +206,7 @@ def summarise(arms: dict[str, Arm], config: EvalConfig) -> dict:
             "variance_parts": variance_parts(arm.reward),
             "ci95": bootstrap_interval(per_input, config.bootstrap),
             "gold_mean": None if arm.gold is None else float(arm.gold.mean()),
+            "gold_ci95": None if arm.gold is None else bootstrap_interval(arm.gold.mean((1, 2)), config.bootstrap),
             "gold_variance": None if arm.gold is None else float(arm.gold.var(ddof=1)),
             "kl": float(arm.kl.mean()),
             "win_rate": wins,
