@@ -26,6 +26,7 @@ from alignpro_mini.run import Run
 
 
 def main(config: RunConfig, resume: bool) -> dict:
+    """One run, stage by stage; returns its results."""
     run = Run(config, resume)
     task = pipeline.make_task(config)  # requests, rewrites, and the true reward where it is known
     tokenizer, pi_f = pipeline.frozen_lm(run, task)  # the model nobody may touch from here on
