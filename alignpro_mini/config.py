@@ -246,7 +246,7 @@ def _smollm2(tiny: RunConfig) -> RunConfig:
         tiny,
         preset="smollm2",
         task="chat",
-        prompter_sft=SFTConfig(steps=260, batch=16, lr=3e-4, train_layers=10, heldout=64),
+        prompter_sft=SFTConfig(steps=120, batch=16, lr=3e-4, train_layers=10, heldout=64),
         reward_model=RewardConfig(epochs=2, batch=16, lr=1e-4, train_layers=6, max_tokens=256, normalise_on=192),
         sampling=SamplingConfig(temperature=0.4, max_new_tokens=40),
         ppo=PPOConfig(
