@@ -29,7 +29,7 @@ from alignpro_mini.sft import make_optimizer, optimizer_step, trainable
 from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.transformer import Transformer
 
-Score = Callable[[Sequence[str], Sequence[str]], Tensor]
+Score = Callable[[Sequence[str], Sequence[str]], Tensor]  # (prompts, completions) -> rewards (B,)
 
 
 class Policy(nn.Module):

@@ -20,13 +20,11 @@ from torch import Tensor, nn
 from alignpro_mini import rl_math
 from alignpro_mini.config import RewardConfig
 from alignpro_mini.generation import pad_right
+from alignpro_mini.ppo import Score
 from alignpro_mini.run import Stage
 from alignpro_mini.sft import make_optimizer, optimizer_step, shuffled_batches, trainable, warmup_cosine
 from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.transformer import Transformer
-
-Score = Callable[[Sequence[str], Sequence[str]], Tensor]  # (prompts, completions) -> rewards (B,)
-
 
 @dataclass(frozen=True, slots=True)
 class Preference:
