@@ -41,6 +41,11 @@ def write_json(path: Path, value) -> None:
     os.replace(beside, path)
 
 
+def frozen_names(module: nn.Module) -> set[str]:
+    """The parameters that do not train, under every name they have (tied weights have two)."""
+    return {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
+
+
 def read_jsonl(path: Path) -> list[dict]:
     """The rows of a log; a last line that a kill cut short is left out."""
     rows = []
@@ -167,7 +172,7 @@ class Stage:
         groups = {}
         for i, thing in enumerate(things):
             if isinstance(thing, nn.Module):
-                frozen = {k for k, p in thing.named_parameters(remove_duplicate=False) if not p.requires_grad}
+                frozen = frozen_names(thing)
                 tensors |= {f"{i}.{k}": v for k, v in thing.state_dict().items() if k not in frozen}
             elif isinstance(thing, torch.Generator):
                 tensors[f"{i}.state"] = thing.get_state()
@@ -189,7 +194,7 @@ class Stage:
         for i, thing in enumerate(things):
             mine = {k.partition(".")[2]: v for k, v in tensors.items() if k.partition(".")[0] == str(i)}
             if isinstance(thing, nn.Module):
-                frozen = {k for k, p in thing.named_parameters(remove_duplicate=False) if not p.requires_grad}
+                frozen = frozen_names(thing)
                 missing, unexpected = thing.load_state_dict(mine, strict=False)
                 if unexpected or set(missing) - frozen:
                     raise ValueError(f"{self.state_path} does not fit the model: delete it to begin this stage again")
