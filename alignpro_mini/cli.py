@@ -94,9 +94,9 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[list[RunConfig], 
         if text is None or name in ("task", "seed"):
             continue
         try:
-            options[name] = _parse(text, get(base, name))
+            options[name] = _parse(text, f.default)  # the field's own type: a preset may write 2 for 2.0
         except ValueError as error:
-            parser.error(f"--{name}: {text!r} is not a valid {type(get(base, name)).__name__} ({error})")
+            parser.error(f"--{name}: {text!r} is not a valid {type(f.default).__name__} ({error})")
         choices = f.metadata.get("choices")
         if choices and options[name] not in choices:
             parser.error(f"--{name}: {text!r} is not one of {', '.join(choices)}{nearest(text, choices)}")

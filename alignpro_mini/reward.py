@@ -11,6 +11,7 @@ Shape legend:  B rows   T tokens   D width
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -79,9 +80,15 @@ class RewardModel(nn.Module):
     def raw(self, prompts: Sequence[str], completions: Sequence[str], batch: int = 64) -> Tensor:
         """Rewards before normalisation, (B,) on the CPU; rows of similar length share a batch.
 
-        A row longer than the context loses its completion's end (and says so nowhere: keep answers short of it).
+        A row longer than the context loses its completion's end, with a warning (garbled text can be rated longer in
+        tokens than it was when sampled).
         """
-        rows = [self.encode(x, y)[: self.lm.config.max_len] for x, y in zip(prompts, completions, strict=True)]
+        longest = self.lm.config.max_len
+        rows = [self.encode(x, y) for x, y in zip(prompts, completions, strict=True)]
+        if any(len(row) > longest for row in rows):
+            # Without a count: the same text is shown once a run, not once a batch.
+            warnings.warn(f"answers beyond the reward model's context of {longest} tokens are rated without their ends", stacklevel=2)
+            rows = [row[:longest] for row in rows]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         rewards = torch.empty(len(rows))
         for start in range(0, len(order), batch):

@@ -142,6 +142,10 @@ def test_values_become_the_type_of_their_field():
                  "--ppo.anneal=True", "--name", "x y", "--task", "reasoning", "--seed", "5")  # fmt: skip
     assert (c.ppo.iterations, c.ppo.lr, c.reward_model.epochs, c.name) == (7, 1e-5, 3.0, "x y")
     assert type(c.ppo.iterations) is int and type(c.reward_model.epochs) is float
+    real = ["--preset", "smollm2", "--data.prompts", "p.jsonl", "--reward", "m:f"]
+    for option in ("reward_model.epochs", "sampling.temperature", "ppo.kl_target"):  # whichever way a preset wrote its number
+        (whole,) = parse(*real, f"--{option}", "0.5")
+        assert get(whole, option) == 0.5
     assert c.eval.oracle is False and c.ppo.anneal is True and (c.task, c.seed) == ("reasoning", 5)
 
 

@@ -56,6 +56,14 @@ def test_a_fresh_head_says_nothing_yet():
     assert RewardModel(random_lm(), Letters()).raw(PROMPTS, ANSWERS).tolist() == [0.0] * 5
 
 
+def test_an_answer_beyond_the_context_is_rated_without_its_end_and_says_so():
+    model = rated(max_len=16)
+    with pytest.warns(UserWarning, match="context of 16 tokens"):
+        long = model.raw(["ab"], ["bc" * 10])  # 2 + 2 tokens of prompt and turn: 12 letters of the answer fit
+    hidden = model.lm.hidden(torch.tensor([model.encode("ab", "bc" * 10)[:16]]))[0, -1]
+    torch.testing.assert_close(long[0], hidden @ model.head.weight[0])
+
+
 def test_prompts_and_completions_must_match_in_number():
     with pytest.raises(ValueError):
         rated().raw(PROMPTS, ANSWERS[:3])
