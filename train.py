@@ -19,7 +19,7 @@ from pathlib import Path
 # 19 times slower on two cores; spinning only briefly costs a tenth when alone. Must be set before torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
-from alignpro_mini import jobs, pipeline, report
+from alignpro_mini import jobs, pipeline, tables
 from alignpro_mini.cli import parse_command_line
 from alignpro_mini.config import RunConfig
 from alignpro_mini.run import Run
@@ -35,8 +35,9 @@ def main(config: RunConfig, resume: bool) -> dict:
     pipeline.print_headroom(run, task, pi_f, rho_sft, reward)  # can rewriting move this reward at all?
     rho = pipeline.align_pro(run, task, pi_f, rho_sft, reward)  # PPO on the prompter
     oracle = pipeline.rlhf_oracle(run, task, pi_f, reward)  # the same PPO on a copy of the LM
-    results = pipeline.evaluate(run, task, pi_f, rho_sft, rho, oracle, reward)  # all arms, one fixed set
-    print(report.final_table(results))
+    listing = pipeline.closed_form(run, task, pi_f, rho_sft, rho, oracle, reward)  # the exact optimum, and PPO's distance to it
+    results = pipeline.evaluate(run, task, pi_f, rho_sft, rho, oracle, reward, listing)  # all arms, one fixed set
+    print(tables.final_table(results))
     print(f"\nreport: {pipeline.write_report(run, results)}")
     return results
 
@@ -51,4 +52,4 @@ if __name__ == "__main__":
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         sys.exit(f"train.py: error: {error}")
     if len(results) > 1:
-        print(report.sweep_table(results))
+        print(tables.sweep_table(results))

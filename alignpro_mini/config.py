@@ -149,6 +149,19 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TheoryConfig:
+    """How near to the exact optimum PPO came, over the embedded world's listed rewrites."""
+
+    inputs: int = option(48, "evaluation requests whose rewrites are all tried; 0 leaves the comparison out")
+    answers: int = option(32, "answers to each listed rewrite: fewer flatter the optimum, and the share of its gain comes out too low")
+    samples: int = option(4, "answers to each request for the total variations in the bounds")
+
+    def __post_init__(self) -> None:
+        _check(self.inputs >= 0 and self.samples >= 1, "inputs must be at least 0 and samples at least 1")
+        _check(self.answers >= 2, f"answers is {self.answers}; one answer to a rewrite has no standard error")
+
+
+@dataclass(frozen=True, slots=True)
 class DataConfig:
     """Files instead of the embedded world (only --preset smollm2 reads them)."""
 
@@ -184,6 +197,7 @@ class RunConfig:
     ppo: PPOConfig = PPOConfig()
     oracle: PPOConfig = PPOConfig(kl_coef=0.05, max_new_tokens=72)
     eval: EvalConfig = EvalConfig()
+    theory: TheoryConfig = TheoryConfig()
 
     def __post_init__(self) -> None:
         _check(self.preset in PRESETS, f"preset is {self.preset!r}; it must be one of {', '.join(PRESETS)}")
@@ -206,6 +220,10 @@ class RunConfig:
         _check(
             self.eval.inputs <= self.world.eval_requests,
             f"--eval.inputs is {self.eval.inputs}, but --world.eval_requests keeps only {self.world.eval_requests}",
+        )
+        _check(
+            self.theory.inputs <= self.eval.inputs,
+            f"--theory.inputs is {self.theory.inputs}, but it takes them from the {self.eval.inputs} of --eval.inputs",
         )
         _check(not self.data.prompts, f"--data.prompts is read by --preset smollm2 only, not by {self.preset}")
         return self
@@ -246,7 +264,7 @@ def _smollm2(tiny: RunConfig) -> RunConfig:
         preset="smollm2",
         task="chat",
         prompter_sft=SFTConfig(steps=120, batch=16, lr=3e-4, train_layers=10, heldout=64),
-        reward_model=RewardConfig(epochs=2.0, batch=16, lr=1e-4, train_layers=6, max_tokens=256, normalise_on=192),
+        reward_model=RewardConfig(epochs=2, batch=16, lr=1e-4, train_layers=6, max_tokens=256, normalise_on=192),
         sampling=SamplingConfig(temperature=0.4, max_new_tokens=40),
         ppo=PPOConfig(
             iterations=30, batch=48, answers=2, epochs=3, minibatches=2, micro_batch=24, lr=5e-5, anneal=False,

@@ -5,6 +5,7 @@
     best_of_n            n rewrites of rho_sft, one answer each, the reward model picks; the pick is answered afresh
     align_pro            x' ~ rho
     rlhf_oracle          x straight to the RLHF-trained copy of pi_F
+    closed_form          x' ~ rho*, the exact optimum over the listed rewrites, for the first requests only (optimum.py)
 
 Rewards of an arm are an array (N inputs, K rewrites, M answers); every arm has the same N inputs and K x M answers.
 The pick of best-of-n is answered *again*: its first answer was chosen for being good, so counting it would flatter.
@@ -13,16 +14,15 @@ The pick of best-of-n is answered *again*: its first answer was chosen for being
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
-from alignpro_mini import rl_math
 from alignpro_mini.alignpro import Gold, Prompter, usable_rewrites
 from alignpro_mini.config import EvalConfig
 from alignpro_mini.frozen import FrozenLM
-from alignpro_mini.generation import pad_left, pad_right, sampling_logprobs
+from alignpro_mini.generation import sequence_logprobs
 from alignpro_mini.ppo import Score
 from alignpro_mini.transformer import Transformer
 
@@ -94,27 +94,15 @@ def win_rate(judged: np.ndarray, baseline: np.ndarray) -> tuple[float, float]:
 # ---------------------------------------------------------------- running the arms
 
 
-@torch.no_grad()
 def sequence_kl(model: Transformer, reference: Transformer, prompts, completions, temperature: float) -> list[float]:
     """log pi/pi_ref, summed over each sampled completion's tokens: its mean estimates the KL (k1).
 
     Of the models at this temperature: a nucleus (top_p) is left out, because a token outside the reference's nucleus
     would make it infinite.
     """
-    found = []
-    for start in range(0, len(prompts), 128):
-        p, c = prompts[start : start + 128], [c.tokens for c in completions[start : start + 128]]
-        left, left_mask = pad_left(p, 0, model.device)  # (B, P)
-        right, action = pad_right(c, 0, model.device)  # (B, T)
-        ids, mask = torch.cat((left, right), 1), torch.cat((left_mask, action), 1)  # (B, P+T)
-        both = []
-        for lm in (model, reference):
-            states = lm.hidden(ids, mask)[:, -right.shape[1] - 1 : -1][action]  # (n, D)
-            logp = torch.zeros(action.shape, device=model.device)  # (B, T)
-            logp[action] = sampling_logprobs(lm.unembed(states), temperature).gather(1, right[action][:, None])[:, 0]
-            both.append(rl_math.masked_sum(logp, action))
-        found += (both[0] - both[1]).tolist()
-    return found
+    tokens = [c.tokens for c in completions]
+    ours, theirs = (sequence_logprobs(lm, prompts, tokens, temperature) for lm in (model, reference))
+    return (ours - theirs).tolist()
 
 
 @dataclass(slots=True)
@@ -166,6 +154,16 @@ class Evaluator:
         extra = _lengths(rewrites, answers) | {"empty_rewrites": empty / len(asked)}
         return Arm(self.requests, x_prime, y, reward, gold, kl, extra)
 
+    def listed(self, rewrites: list[list[str]], rho: torch.Tensor, rho_sft: torch.Tensor) -> Arm:
+        """K rewrites of each of the first requests, drawn from a table: rho, rho_sft (N', L) over L listed rewrites."""
+        K, few = self.config.rewrites, len(rewrites)
+        picks = torch.multinomial(rho, K, replacement=True, generator=self.generator)  # (N', K)
+        x_prime = [[row[j] for j in pick] for row, pick in zip(rewrites, picks.tolist())]
+        kl = (rho.gather(1, picks) / rho_sft.gather(1, picks)).log().numpy()  # (N', K)
+        local = replace(self, requests=self.requests[:few])
+        y, reward, gold, _, answers = local._answers(self.frozen, x_prime, self.config.answers)
+        return Arm(local.requests, x_prime, y, reward, gold, kl, _lengths([], answers))
+
     def best_of_n(self, rho_sft: Prompter) -> Arm:
         """K independent picks, each the best of n rewrites by the reward of one answer. KL <= log n - (n-1)/n."""
         n, K = self.config.best_of, self.config.rewrites
@@ -196,11 +194,13 @@ def summarise(arms: dict[str, Arm], config: EvalConfig) -> dict:
     base = arms["no_finetuning"]
     table: dict[str, dict] = {}
     for name, arm in arms.items():
+        n = len(arm.x)  # the closed form has fewer: it is compared on its own inputs
         per_input = arm.reward.mean((1, 2))  # (N,)
-        judged, judge_base = (arm.gold, base.gold) if arm.gold is not None else (arm.reward, base.reward)
+        judged, judge_base = (arm.gold, base.gold[:n]) if arm.gold is not None else (arm.reward, base.reward[:n])
         wins, ties = win_rate(judged, judge_base)
-        difference = per_input - base.reward.mean((1, 2))  # (N,) paired: the same inputs
+        difference = per_input - base.reward[:n].mean((1, 2))  # (N,) paired: the same inputs
         table[name] = {
+            "inputs": n,
             "mean": float(arm.reward.mean()),
             "variance": float(arm.reward.var(ddof=1)),
             "variance_parts": variance_parts(arm.reward),

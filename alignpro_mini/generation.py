@@ -169,3 +169,27 @@ def _draw(logp: Tensor, uniform: Tensor) -> Tensor:
     # Rounding may leave the total a little off 1; u is scaled to it, and kept off the very end.
     u = uniform.clamp(max=1 - 2**-20)[:, None] * cdf[:, -1:]  # (B, 1)
     return torch.searchsorted(cdf, u, right=True)[:, 0]  # (B,)
+
+
+@torch.no_grad()
+def sequence_logprobs(
+    model: Transformer, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], temperature: float = 1.0,
+    top_p: float = 1.0, max_batch: int = 128,
+) -> Tensor:  # fmt: skip
+    """log p(completion | prompt) under the sampling of `generate`, summed over the completion's tokens: (N,) on the CPU.
+
+    Both are lists of token ids; whether an EOS counts is up to the completion. -inf where top_p rules a token out.
+    """
+    found = torch.empty(len(prompts))
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(completions[i]))
+    for start in range(0, len(order), max_batch):
+        chunk = order[start : start + max_batch]
+        left, left_mask = pad_left([prompts[i] for i in chunk], 0, model.device)  # (B, P)
+        right, action = pad_right([completions[i] for i in chunk], 0, model.device)  # (B, T)
+        hidden = model.hidden(torch.cat((left, right), 1), torch.cat((left_mask, action), 1))  # (B, P+T, D)
+        # Token t is predicted from the state one column to its left.
+        states = hidden[:, -right.shape[1] - 1 : -1][action]  # (n, D)
+        logp = torch.zeros(action.shape, device=model.device)  # (B, T)
+        logp[action] = sampling_logprobs(model.unembed(states), temperature, top_p).gather(1, right[action][:, None])[:, 0]
+        found[chunk] = logp.sum(1).cpu()
+    return found

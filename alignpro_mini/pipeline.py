@@ -14,17 +14,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from alignpro_mini import evaluation, report
+from alignpro_mini import evaluation, optimum, report
 from alignpro_mini import reward as reward_
 from alignpro_mini.alignpro import Prompter, train_align_pro, train_rlhf_oracle, usable_rewrites
 from alignpro_mini.checkpoint import load_state, save_state
 from alignpro_mini.config import DTYPES, RunConfig, ShapeConfig, resolve_device
 from alignpro_mini.data import FileTask
 from alignpro_mini.frozen import FrozenLM
+from alignpro_mini.optimum import Listing
 from alignpro_mini.ppo import Score
 from alignpro_mini.run import Run, Stage, write_json
 from alignpro_mini.sft import encode_pairs, train_sft
 from alignpro_mini.smollm2 import load_smollm2
+from alignpro_mini.theory import optimal_prompter
 from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.toyworld import ToyWorld
 from alignpro_mini.transformer import Transformer, TransformerConfig
@@ -215,10 +217,45 @@ def rlhf_oracle(run: Run, task: ToyWorld | FileTask, pi_f: FrozenLM, reward: Rew
     return FrozenLM(model, pi_f.tokenizer, pi_f.sampling)
 
 
-def evaluate(
+def closed_form(
     run: Run, task: ToyWorld | FileTask, pi_f: FrozenLM, rho_sft: Prompter, rho: Prompter, oracle: FrozenLM | None, reward: Reward
-) -> dict:
-    """Stage 7: every arm on the same unseen requests; writes evaluation.safetensors and results.json."""
+) -> Listing | None:
+    """Stage 7: the exact optimum over the listed rewrites, and how near to it PPO came; None where it does not exist.
+
+    There is none for real requests (nothing lists their rewrites) and none without one fixed price of KL above 0.
+    """
+    c = run.config
+    if isinstance(task, FileTask) or not c.theory.inputs or c.ppo.kl_coef == 0 or c.ppo.kl_target > 0:
+        return None
+    requests = task.eval_requests[: c.theory.inputs]
+    rewrites = [task.rewrites(x) for x in requests]
+    path = run.path / "checkpoints" / "closed_form.safetensors"
+
+    def make(stage: Stage) -> tuple[Listing, dict]:
+        g = run.generator("closed_form")
+        found = optimum.measure(requests, rewrites, pi_f, reward.train, rho_sft, rho, c.theory.answers, g)
+        facts = optimum.describe(found, c.ppo.kl_coef)
+        if oracle is not None and c.sampling.temperature > 0:
+            facts |= optimum.suboptimality(found, pi_f, oracle, reward.train, c.ppo.kl_coef, c.theory.samples, g)
+        return found, facts
+
+    def load() -> tuple[Listing, dict]:
+        tensors, facts = load_state(path)
+        return Listing(requests, rewrites, **tensors), facts
+
+    def save(made: tuple[Listing, dict]) -> None:
+        save_state(path, {name: getattr(made[0], name) for name in ("r", "p_sft", "p")}, made[1])
+
+    listing, facts = run.once("closed_form", make, load, save)
+    write_json(path.with_name("theory.json"), facts)
+    return listing
+
+
+def evaluate(
+    run: Run, task: ToyWorld | FileTask, pi_f: FrozenLM, rho_sft: Prompter, rho: Prompter, oracle: FrozenLM | None, reward: Reward,
+    listing: Listing | None,
+) -> dict:  # fmt: skip
+    """Stage 8: every arm on the same unseen requests; writes evaluation.safetensors and results.json."""
     c = run.config
     requests = task.eval_requests[: c.eval.inputs]
 
@@ -230,15 +267,19 @@ def evaluate(
         arms["align_pro"] = evaluator.prompter(rho, rho_sft)
         if oracle is not None:
             arms["rlhf_oracle"] = evaluator.plain(oracle)
+        if listing is not None:
+            arms["closed_form"] = evaluator.listed(
+                listing.rewrites, optimal_prompter(listing.rho_sft, listing.R, c.ppo.kl_coef), listing.rho_sft
+            )
         rewards = {name: torch.from_numpy(arm.reward) for name, arm in arms.items()}
         save_state(run.path / "checkpoints" / "evaluation.safetensors", rewards, {})
-        stage.samples(0, [_sample(name, arm, i) for i in range(min(8, len(requests))) for name, arm in arms.items()], show=False)
+        stage.samples(0, [_sample(name, arm, i) for i in range(8) for name, arm in arms.items() if i < len(arm.x)], show=False)
         return evaluation.summarise(arms, c.eval) | _reasoning(task, arms)
 
     summary = run.json("evaluation", make)
     pi_f.assert_unchanged("evaluation")
     results = {"task": c.task, "preset": c.preset, "seed": c.seed, "n_eval": len(requests)} | summary
-    for extra in ("reward_model", "headroom"):
+    for extra in ("reward_model", "headroom", "theory"):
         path = run.path / "checkpoints" / f"{extra}.json"
         results[extra] = json.loads(path.read_text()) if path.exists() else None
     results["wall_s"] = {name: stage["seconds"] for name, stage in run.stages.items()}

@@ -51,7 +51,9 @@ def mutant(module: str, name: str, *edits_and_tests: str | tuple[str, str]) -> M
 
 
 _rl = partial(mutant, "rl_math.py")
-_generation, _ppo, _sft, _reward = (partial(mutant, f"{name}.py") for name in ("generation", "ppo", "sft", "reward"))
+_generation, _ppo, _sft, _reward, _theory, _optimum = (
+    partial(mutant, f"{name}.py") for name in ("generation", "ppo", "sft", "reward", "theory", "optimum")
+)
 
 
 PADDING = "test_padding_never_reaches_a_result"
@@ -345,6 +347,33 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant("alignpro.py", "the-reference-is-trained", ("copy.deepcopy(rho_sft), rho_sft", "rho_sft, copy.deepcopy(rho_sft)"),
            "test_training_the_prompter_leaves_the_frozen_lm_and_rho_sft_alone"),
     mutant("alignpro.py", "the-oracle-trains-the-frozen-lm", ("copy.deepcopy(pi_f), pi_f", "pi_f, copy.deepcopy(pi_f)"), "test_the_oracle_trains_a_copy_of_the_lm"),
+    _theory("optimum-multiplied-by-lam", ("(rho_sft.log() + R / lam)", "(rho_sft.log() + R * lam)"), "test_the_optimum_by_hand",
+            "test_nothing_beats_the_optimum_and_gradient_ascent_arrives_there"),
+    _theory("objective-with-the-kl-swapped", ("lam * _kl_logs(rho, rho_sft.log()).mean()", "lam * _kl_logs(rho_sft, rho.log()).mean()"),
+            "test_values_equal_sums_written_out", "test_master_identity_holds_for_every_prompter"),
+    _theory("gap-without-lam", ("lam * float(_kl_logs(rho, _log", "float(_kl_logs(rho, _log"), "test_master_identity_holds_for_every_prompter"),
+    _theory("gap-with-the-kl-swapped", ("_kl_logs(rho, _log_optimum(rho_sft, R, lam))", "_kl_logs(_log_optimum(rho_sft, R, lam).exp(), rho.log())"),
+            "test_master_identity_holds_for_every_prompter"),
+    _theory("sharp-bound-counts-the-kls-twice", ("- lam * (kl_star + kl_back)", "- 2 * lam * (kl_star + kl_back)"), "test_no_bound_is_ever_violated"),
+    _theory("sharp-bound-without-its-kls", ("- lam * (kl_star + kl_back)", "- lam * (kl_star + kl_back) * 0"), "test_the_bounds_are_not_idle"),
+    _theory("half-the-total-variation", (".abs().sum(-1) / 2", ".abs().sum(-1) / 4"), "test_no_bound_is_ever_violated", "test_total_variation_and_kl_by_hand"),
+    _theory("skewness-forgotten", ('"d_between_rewrites": each(off**3)', '"d_between_rewrites": each(off**2)'), "test_derivatives_along_eta_equal_finite_differences"),
+    _theory("floor-too-high", ("self.lam * float(p0.log().mean() + kl(", "self.lam * float(kl("), "test_a_prompter_that_may_leave_x_alone_does_no_harm"),
+    _theory("ceiling-from-what-is-never-offered", (".masked_fill(self.rho_sft == 0, -torch.inf)", ""), "test_the_ceiling_is_of_what_is_offered"),
+    _optimum("listed-mass-not-scaled-to-one", ("return self.p / self.p.sum(1, keepdim=True)", "return self.p"), "test_mass_outside_is_told_and_the_rest_scaled_to_one"),
+    _optimum("listed-reward-sees-the-rewrite", ("reward(x, frozen.answer(asked", "reward(asked, frozen.answer(asked"), "test_measure_asks_each_rewrite_and_rates_against_the_request"),
+    _optimum("listed-at-another-temperature", ("*zip(*pairs), prompter.temperature)", "*zip(*pairs))"), "test_probabilities_are_products_over_the_tokens_and_the_eos[0.6]"),
+    _optimum("noise-without-lam", ("/ (2 * lam)", "/ 2"), "test_the_noise_in_R_flatters_the_optimum_by_what_is_told"),
+    _optimum("tv-may-be-negative", (".clamp(min=0)", ""), "test_deltas_and_bounds_equal_the_enumerated_ones"),
+    _optimum("tv-of-the-plain-request-for-the-mixture", ("short(log_star, log_mixture)", "short(log_star, oracle_under[:, :, 0])"),
+             "test_deltas_and_bounds_equal_the_enumerated_ones"),
+    _optimum("bounds-at-another-temperature", ("sampling.temperature, sampling.top_p)", "1.0, sampling.top_p)"), "test_deltas_and_bounds_equal_the_enumerated_ones[0.7]"),
+    _optimum("bounds-without-the-nucleus", ("sampling.temperature, sampling.top_p)", "sampling.temperature)"), "test_a_nucleus_counts_as_what_it_is"),
+    mutant("evaluation.py", "closed-form-with-the-kl-swapped", ("(rho.gather(1, picks) / rho_sft.gather(1, picks))", "(rho_sft.gather(1, picks) / rho.gather(1, picks))"),
+           "test_listed_rewrites_are_drawn_from_the_table_for_the_first_requests"),
+    mutant("evaluation.py", "fewer-inputs-compared-with-all", ("difference = per_input - base.reward[:n].mean((1, 2))", "difference = per_input - base.reward.mean()"),
+           "test_an_arm_over_fewer_inputs_is_compared_on_its_own_inputs"),
+    mutant("cli.py", "type-from-the-presets-value", ("_parse(text, f.default)", "_parse(text, get(base, name))"), "test_config.py::test_values_become_the_type_of_their_field"),
 )
 
 # ---------------------------------------------------------------- configuration, files, world, evaluation, runs
@@ -405,8 +434,12 @@ MUTANTS += (
            "test_bootstrap_agrees_with_the_normal_interval"),
     mutant("evaluation.py", "ties-are-wins", ("tie.mean() / 2)", "tie.mean())"), "test_win_rate_by_hand"),
     mutant("evaluation.py", "headroom-of-the-lucky-answers", ("picked, M // 2 :]", "picked, : M // 2]"), "test_headroom_is_none_when_the_reward_ignores_the_rewrite"),
-    mutant("evaluation.py", "kl-states-one-to-the-right", ("[:, -right.shape[1] - 1 : -1]", "[:, -right.shape[1] :]"), "test_sequence_kl_against_each_row_alone"),
-    mutant("evaluation.py", "kl-of-arms-swapped", ("(both[0] - both[1])", "(both[1] - both[0])"), "test_sequence_kl_against_each_row_alone",
+    _generation("scorer-states-one-to-the-right", ("[:, -right.shape[1] - 1 : -1]", "[:, -right.shape[1] :]"),
+                "test_evaluation.py::test_sequence_kl_against_each_row_alone", "test_scorer_gives_the_samplers_log_probs"),
+    _generation("scorer-ignores-the-temperature", ("model.unembed(states), temperature, top_p)", "model.unembed(states))"),
+                "test_evaluation.py::test_sequence_kl_against_each_row_alone", "test_scorer_gives_the_samplers_log_probs"),
+    _generation("scorer-forgets-the-order", ("found[chunk] = logp", "found[start : start + max_batch] = logp"), "test_scorer_gives_the_samplers_log_probs"),
+    mutant("evaluation.py", "kl-of-arms-swapped", ("(ours - theirs)", "(theirs - ours)"), "test_sequence_kl_against_each_row_alone",
            "test_sequence_kl_averages_to_the_enumerated_kl"),
 
     # runs: a stage redone; a resume without the optimiser or the random stream; log lines twice, or lost

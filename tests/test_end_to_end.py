@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alignpro_mini import report
+from alignpro_mini import tables
 from alignpro_mini.checkpoint import load_state
 
 ROOT = Path(__file__).resolve().parent.parent
-ARMS = {"no_finetuning", "untrained_prompter", "best_of_n", "align_pro", "rlhf_oracle"}
+ARMS = {"no_finetuning", "untrained_prompter", "best_of_n", "align_pro", "rlhf_oracle", "closed_form"}
 MODELS = ("frozen_lm", "prompter_sft", "align_pro", "rlhf_oracle")
-STAGES = ("frozen_lm", "prompter_sft", "reward_model", "headroom", "align_pro", "rlhf_oracle", "evaluation")
+STAGES = ("frozen_lm", "prompter_sft", "reward_model", "headroom", "align_pro", "rlhf_oracle", "closed_form", "evaluation")
 TINY = {
     "vocab_size": 400, "world.eval_requests": 40, "sampling.max_new_tokens": 20,
     "frozen_lm.steps": 60, "frozen_lm.examples": 600, "frozen_lm.heldout": 32, "frozen_lm.batch": 8,
@@ -32,9 +32,10 @@ TINY = {
     "prompter_sft.steps": 60, "prompter_sft.examples": 600, "prompter_sft.heldout": 32, "prompter_sft.batch": 8,
     "prompter_model.d_model": 32, "prompter_model.n_layers": 1, "prompter_model.n_heads": 2,
     "reward_model.pairs": 80, "reward_model.batch": 16,
-    "ppo.iterations": 5, "ppo.batch": 16, "ppo.checkpoint_every": 2, "ppo.max_new_tokens": 20, "ppo.kl_target": 1.0,
-    "oracle.iterations": 5, "oracle.batch": 16, "oracle.checkpoint_every": 2, "oracle.max_new_tokens": 20,
+    "ppo.iterations": 5, "ppo.batch": 16, "ppo.checkpoint_every": 2, "ppo.max_new_tokens": 20,
+    "oracle.iterations": 5, "oracle.batch": 16, "oracle.checkpoint_every": 2, "oracle.max_new_tokens": 20, "oracle.kl_target": 1.0,
     "eval.inputs": 24, "eval.headroom_inputs": 8, "eval.bootstrap": 200,
+    "theory.inputs": 4, "theory.answers": 4,
 }  # fmt: skip
 
 
@@ -113,7 +114,7 @@ def test_results_follow_from_the_saved_rewards(run):
         flat = reward.flatten().tolist()
         mean = math.fsum(flat) / len(flat)
         arm = results["arms"][name]
-        assert len(flat) == 24 * 2 * 2  # every arm: the same inputs, K x M answers each
+        assert len(flat) == (4 if name == "closed_form" else 24) * 2 * 2  # the same inputs, K x M answers each
         assert arm["mean"] == pytest.approx(mean)
         assert arm["variance"] == pytest.approx(math.fsum((v - mean) ** 2 for v in flat) / (len(flat) - 1))
     arms = results["arms"]
@@ -125,12 +126,28 @@ def test_results_follow_from_the_saved_rewards(run):
         assert results["gap_closed"] == pytest.approx((arms["align_pro"]["mean"] - arms["no_finetuning"]["mean"]) / gap)
 
 
+def test_the_distance_to_the_optimum_is_in_the_results(run):
+    """From the saved tables by plain sums: the optimum, the share of its gain, and the master identity."""
+    theory, (saved, _) = read(run[0], "results.json")["theory"], load_state(run[0] / "checkpoints" / "closed_form.safetensors")
+    wanted = "attainable_gain_share regularised_gap lambda_kl_to_optimum mass_outside delta1 delta2 delta3 bound_paper bound_sharp"
+    assert set(wanted.split()) <= theory.keys()
+    r, sft, rho = (saved[name].numpy() for name in ("r", "p_sft", "p"))  # (4, 24, 4), (4, 24), (4, 24)
+    assert r.shape == (4, 24, 4) and theory["mass_outside"] == pytest.approx(1 - rho.sum(1).mean())
+    R, sft, rho, lam = r.mean(2), sft / sft.sum(1, keepdims=True), rho / rho.sum(1, keepdims=True), 0.1
+    objective = lambda p: ((p * R).sum(1) - lam * (p * np.log(p / sft)).sum(1)).mean()  # noqa: E731
+    best = (lam * np.log((sft * np.exp(R / lam)).sum(1))).mean()  # J_lam(rho*) in closed form
+    assert theory["regularised_gap"] == pytest.approx(best - objective(rho), abs=1e-9)
+    assert theory["lambda_kl_to_optimum"] == pytest.approx(theory["regularised_gap"], abs=1e-6)
+    share = (objective(rho) - objective(sft)) / (best - objective(sft))
+    assert theory["attainable_gain_share"] == pytest.approx(share, abs=1e-9)
+
+
 def test_the_folder_holds_every_file_and_no_leftover(run):
     folder, printed = run
     wanted = {"config.json", "stages.json", "metrics.jsonl", "samples.jsonl", "tokenizer.json", "results.json", "report.html"}
     wanted |= {f"checkpoints/{m}/{f}" for m in MODELS for f in ("config.json", "model.safetensors", "tokenizer.json")}
     wanted |= {f"checkpoints/{f}" for f in ("reward_model.safetensors", "reward_model.json", "headroom.json")}
-    wanted |= {"checkpoints/evaluation.safetensors", "checkpoints/evaluation.json"}
+    wanted |= {f"checkpoints/{f}" for f in ("evaluation.safetensors", "evaluation.json", "closed_form.safetensors", "theory.json")}
     found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     assert wanted <= found
     plots = {f for f in found if f.startswith("plots/")}
@@ -149,7 +166,7 @@ def test_every_logged_metric_is_finite_and_explained(run):
     logged = rows(run[0], "metrics.jsonl")
     assert {r["stage"] for r in logged} == {"frozen_lm", "prompter_sft", "reward_model", "align_pro", "rlhf_oracle"}
     names = {key for r in logged for key in r} - {"stage", "step"}
-    assert not names - report.METRICS.keys(), "logged without an explanation in report.METRICS"
+    assert not names - tables.METRICS.keys(), "logged without an explanation in tables.METRICS"
     assert all(math.isfinite(v) for r in logged for v in r.values() if isinstance(v, float))
     for stage in ("align_pro", "rlhf_oracle"):
         assert [r["step"] for r in logged if r["stage"] == stage] == [1, 2, 3, 4, 5]

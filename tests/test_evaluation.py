@@ -465,3 +465,27 @@ def test_the_prompters_kl_is_that_of_its_own_tokens_per_input_and_rewrite(monkey
 
 def test_no_finetuning_has_no_kl():
     assert (evaluator(letters({})).plain().kl == 0).all()
+
+
+# ---------------------------------------------------------------- the closed form: rewrites drawn from a table
+
+
+def test_listed_rewrites_are_drawn_from_the_table_for_the_first_requests():
+    e = evaluator(letters({"a": 1, "b": 2, "c": 3}), N=4, gold=lambda x, y: [0.5] * len(x), rewrites=2000, answers=1)
+    rho = torch.tensor([[0.2, 0.8, 0.0], [0.0, 0.0, 1.0]])
+    found = e.listed([[f"x{i} {c}" for c in "abc"] for i in range(2)], rho, torch.tensor([[0.4, 0.4, 0.2], [0.25, 0.25, 0.5]]))
+    assert found.x == ["x0", "x1"] and found.reward.shape == found.gold.shape == (2, 2000, 1)
+    assert {t for t in found.x_prime[1]} == {"x1 c"} and (found.kl[1] == pytest.approx(math.log(2)))
+    share = np.mean([t == "x0 b" for t in found.x_prime[0]])
+    assert share == pytest.approx(0.8, abs=0.04) and "x0 c" not in found.x_prime[0]
+    assert found.reward[0].mean() == pytest.approx(1 + share)
+    want = {"x0 a": math.log(0.5), "x0 b": math.log(2)}
+    np.testing.assert_allclose(found.kl[0], [want[t] for t in found.x_prime[0]], rtol=1e-5)
+
+
+def test_an_arm_over_fewer_inputs_is_compared_on_its_own_inputs():
+    base = np.array([[[0.0, 2.0]], [[10.0, 10.0]], [[50.0, 90.0]]])
+    few = arm([[[4.0], [4.0]], [[13.0], [13.0]]])
+    found = summarise({"no_finetuning": arm(base), "align_pro": arm(base), "closed_form": few}, EvalConfig(bootstrap=50))["arms"]
+    assert found["closed_form"]["difference"]["mean"] == pytest.approx(3.0) and found["closed_form"]["inputs"] == 2
+    assert found["closed_form"]["win_rate"] == 1.0 and found["align_pro"]["inputs"] == 3

@@ -13,7 +13,7 @@ import torch
 from conftest import lookup_lm, random_lm
 
 from alignpro_mini import generation
-from alignpro_mini.generation import _draw, generate, pad_left, pad_right, sampling_logprobs
+from alignpro_mini.generation import _draw, generate, pad_left, pad_right, sampling_logprobs, sequence_logprobs
 
 PROMPTS = [[4, 7, 2], [5], [9, 9, 8, 1, 6, 2, 11], [3, 10], [6, 1, 1, 8], [10, 2, 7, 5, 9], [1], [8, 8, 4, 2, 3, 5]]
 FAMILIES = ("gpt2", "llama")
@@ -92,6 +92,18 @@ def test_logprobs_are_those_of_the_distribution_sampled_from(family, temperature
         want = naive_logprobs(model, prompt, completion.tokens, temperature or 1.0, top_p)
         assert len(completion.logprobs) == len(completion.tokens)
         assert completion.logprobs == pytest.approx(want, abs=2e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 0.8)])
+def test_scorer_gives_the_samplers_log_probs(family, temperature, top_p):
+    model = random_lm(family=family)
+    sampled = generate(model, PROMPTS, 6, temperature=temperature, top_p=top_p, eos_id=3, generator=rng())
+    want = [sum(naive_logprobs(model, p, c.tokens, temperature, top_p)) for p, c in zip(PROMPTS, sampled)]
+    for max_batch in (1, 3, 128):
+        found = sequence_logprobs(model, PROMPTS, [c.tokens for c in sampled], temperature, top_p, max_batch)
+        assert found.tolist() == pytest.approx(want, abs=2e-4)
+    assert max(want) - min(want) > 1  # in the wrong order it would show
 
 
 @pytest.mark.parametrize("family", FAMILIES)

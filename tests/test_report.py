@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from alignpro_mini import report
+from alignpro_mini import plots, report, tables
 
 PNG = b"\x89PNG\r\n\x1a\n"
 PPO_KEYS = (
@@ -107,7 +107,7 @@ def page(tmp_path_factory):
 
 
 def test_final_table_prints_each_arms_numbers_in_its_row():
-    text = report.final_table(make_results())
+    text = tables.final_table(make_results())
     rows = {line[:14].strip(): line[14:].split() for line in text.splitlines()[2:6]}
     assert list(rows) == ["no fine-tuning", "SFT prompter", "Align-Pro", "oracle"]
     assert rows["Align-Pro"] == "1.800 [1.750, 1.850] 1.000 0.350 0.050 0.600 0.900 0.500 1.25 0.62 0.11 12.3 45.6".split()
@@ -120,7 +120,7 @@ def test_final_table_is_aligned_and_at_most_110_columns_even_for_wide_numbers():
     results = make_results(base=-12.345, pro=-1.8, oracle=-0.0001)
     for a in results["arms"].values():
         a["right_rate"] = 0.5
-    text = report.final_table(results)
+    text = tables.final_table(results)
     table = text.split("\n\n")[0].splitlines()
     assert len({len(line) for line in table}) == 1, "the last column is right-aligned, so every line ends at the same place"
     assert max(map(len, text.splitlines())) <= 110
@@ -133,7 +133,7 @@ def test_what_was_not_measured_is_a_dash_and_never_zero():
     for a in results["arms"].values():
         a["gold_mean"] = a["gold_variance"] = None
         a["variance_parts"]["within"] = float("nan")
-    text = report.final_table(results)
+    text = tables.final_table(results)
     assert "closed: –" in text and "ICC" not in text and "Reward model" not in text
     pro = next(line for line in text.splitlines() if line.startswith("Align-Pro "))
     assert pro.split()[7:10] == ["–", "–", "–"]  # within, gold mean, gold variance
@@ -141,9 +141,9 @@ def test_what_was_not_measured_is_a_dash_and_never_zero():
 
 def test_right_answers_have_a_column_only_in_the_reasoning_task():
     results = make_results(task="reasoning")
-    assert "right" not in report.final_table(results)
+    assert "right" not in tables.final_table(results)
     results["reasoning"] = {"align_pro": {"right": 0.83, "worked": 0.9}}
-    text = report.final_table(results)
+    text = tables.final_table(results)
     rows = {line[:14].strip(): line.split()[-1] for line in text.splitlines()[2:6]}
     assert text.splitlines()[0].endswith("right") and rows["Align-Pro"] == "0.83" and rows["oracle"] == "–"
 
@@ -151,17 +151,17 @@ def test_right_answers_have_a_column_only_in_the_reasoning_task():
 @pytest.mark.parametrize("value, text", [(0.1234, "0.123"), (12.345, "12.35"), (123.456, "123.5"), (-0.0001, "0.000"), (None, "–"),
                                          (float("nan"), "–"), (float("inf"), "–"), (1234567.0, "1e+06"), ([1, -2.5], "[1.000, -2.500]")])  # fmt: skip
 def test_number_format(value, text):
-    assert report._num(value) == text
+    assert tables.num(value) == text
 
 
 def test_t_interval_against_a_printed_table_of_students_t():
     # [1, 2, 3, 4]: mean 2.5, s = 1.29099, t(0.975, 3) = 3.182, half-width 3.182 * 1.29099 / 2
-    mean, half = report._t_interval([1, None, 2, 3, 4])
+    mean, half = tables.t_interval([1, None, 2, 3, 4])
     assert mean == 2.5 and half == pytest.approx(3.182 * 1.29099 / 2, abs=1e-3)
-    assert report._t_interval([7.0]) == (7.0, None) and report._t_interval([None]) == (None, None)
+    assert tables.t_interval([7.0]) == (7.0, None) and tables.t_interval([None]) == (None, None)
     for df, t in ((10, 2.228), (15, 2.131), (30, 2.042), (60, 2.000)):  # where the formula takes over from the table
         values = [0.0, 1.0] * ((df + 1) // 2) + [0.5] * ((df + 1) % 2)
-        assert report._t_interval(values)[1] == pytest.approx(t * np.std(values, ddof=1) / (df + 1) ** 0.5, rel=0.01)
+        assert tables.t_interval(values)[1] == pytest.approx(t * np.std(values, ddof=1) / (df + 1) ** 0.5, rel=0.01)
 
 
 def sweep() -> list[dict]:
@@ -181,12 +181,12 @@ def sweep() -> list[dict]:
 
 
 def test_sweep_counts_hand_worked():
-    assert list(report.sweep_counts(sweep()).values()) == [(3, 5), (2, 4), (2, 4)]
-    assert list(report.sweep_counts(sweep()[:4]).values()) == [(3, 4), (1, 3), (2, 4)]
+    assert list(tables.sweep_counts(sweep()).values()) == [(3, 5), (2, 4), (2, 4)]
+    assert list(tables.sweep_counts(sweep()[:4]).values()) == [(3, 4), (1, 3), (2, 4)]
 
 
 def test_sweep_table_has_a_row_a_seed_averages_and_the_papers_figures():
-    attributes, quality, everything = report.sweep_table(sweep()).split("\n\n")
+    attributes, quality, everything = tables.sweep_table(sweep()).split("\n\n")
     lines = {line.split()[0]: line for line in quality.splitlines()}
     assert "UltraFeedback" in quality and "HelpSteer" in attributes and "all tasks" in everything
     assert [line[0] for line in quality.splitlines()[3:7]] == ["0", "1", "2", "3"], "in the order of the seeds"
@@ -203,8 +203,8 @@ def test_sweep_table_has_a_row_a_seed_averages_and_the_papers_figures():
 
 
 def test_sweep_table_of_nothing_and_of_a_task_of_ones_own():
-    assert report.sweep_table([]) == "no runs"
-    text = report.sweep_table([make_results(task="mine")])
+    assert tables.sweep_table([]) == "no runs"
+    text = tables.sweep_table([make_results(task="mine")])
     assert "task mine" in text and "0.82" not in text and "all tasks" not in text
 
 
@@ -243,7 +243,7 @@ def test_variance_sentence_names_the_part_that_fell_the_most():
 
 @pytest.mark.parametrize("key", sorted({*PPO_KEYS, *EARLIER_KEYS, *RESULT_KEYS}))
 def test_every_metric_is_explained(key):
-    assert len(report.METRICS[key]) == 3 and all(part.strip() for part in report.METRICS[key])
+    assert len(tables.METRICS[key]) == 3 and all(part.strip() for part in tables.METRICS[key])
 
 
 # ---------------------------------------------------------------- plots and page
@@ -268,7 +268,7 @@ def test_untrusted_text_is_shown_and_not_run(page):
 
 def test_the_page_holds_the_first_and_last_step_the_evaluation_and_the_numbers(page):
     _, parsed = page
-    for text in ("FIRST", "LAST", "EVALUATED", "step 1", "step 9", "[1.750, 1.850]", "1.200 to 0.600", '"lr": 0.0001', *report.METRICS):
+    for text in ("FIRST", "LAST", "EVALUATED", "step 1", "step 9", "[1.750, 1.850]", "1.200 to 0.600", '"lr": 0.0001', *tables.METRICS):
         assert text in parsed.text, text
     assert "MIDDLE" not in parsed.text and "OTHER" not in parsed.text
     assert report.headline(make_results()) in parsed.text
@@ -278,14 +278,14 @@ def test_the_task_name_is_escaped_everywhere(tmp_path):
     results = make_results(task="<script>alert(2)</script>$x^$")
     html = report.write_report(tmp_path, results, [], [], {}).read_text(encoding="utf-8")
     assert "<script>" not in html
-    report.sweep_plot([results], tmp_path / "sweep.png")  # "$x^$" is no formula to be parsed
+    plots.sweep_plot([results], tmp_path / "sweep.png")  # "$x^$" is no formula to be parsed
     assert (tmp_path / "sweep.png").read_bytes().startswith(PNG)
 
 
 def test_plots_are_pngs(page, tmp_path):
     made = sorted((page[0].parent / "plots").iterdir())
     assert [p.name for p in made] == ["learning_curves.png", "losses.png", "reward_histograms.png", "reward_vs_kl.png"]
-    report.sweep_plot(sweep(), tmp_path / "new" / "folder" / "sweep.png")
+    plots.sweep_plot(sweep(), tmp_path / "new" / "folder" / "sweep.png")
     for path in (*made, tmp_path / "new" / "folder" / "sweep.png"):
         assert path.read_bytes().startswith(PNG) and path.stat().st_size > 5000
 
@@ -300,24 +300,36 @@ def test_missing_parts_do_not_crash(tmp_path):
     metrics = [{"stage": "align_pro", "step": i, "score_mean": None, "kl_k1": 1.0} for i in range(3)]
     rewards = {"align_pro": np.array([[[np.nan, 1.0]]]), "no_finetuning": np.ones((2, 1, 1))}
     assert report.write_report(tmp_path / "sparse", results, metrics, [{"stage": "evaluation", "x": "x"}], rewards).exists()
-    assert "–" in report.sweep_table([results])
-    report.sweep_plot([results], tmp_path / "sweep.png")
-    report.sweep_plot([], tmp_path / "none.png")
+    assert "–" in tables.sweep_table([results])
+    plots.sweep_plot([results], tmp_path / "sweep.png")
+    plots.sweep_plot([], tmp_path / "none.png")
 
 
 def test_a_step_logged_twice_keeps_its_last_value_in_the_order_of_steps():
     rows = [{"stage": "a", "step": s, "v": v} for s, v in ((2, 1.0), (1, 5.0), (2, 7.0), (3, None), (4, float("nan")))]
-    assert list(report._series(rows + [{"stage": "b", "step": 9, "v": 0.0}], "a", "v").items()) == [(1, 5.0), (2, 7.0)]
+    assert list(plots._series(rows + [{"stage": "b", "step": 9, "v": 0.0}], "a", "v").items()) == [(1, 5.0), (2, 7.0)]
+
+
+THEORY = {
+    "attainable_gain_share": 0.963, "regularised_gap": 0.0421, "lambda_kl_to_optimum": 0.0421, "mass_outside": 0.031,
+    "mass_outside_sft": 0.02, "optimum_noise": 0.01, "delta1": 1.5, "delta2": -0.25, "delta3": -1.0, "r_max": 4.0,
+    "bound_paper": 3.0, "bound_sharp": 2.0,
+}  # fmt: skip
+
+
+def test_the_distance_to_the_optimum_is_told():
+    results = make_results() | {"theory": THEORY}
+    results["arms"]["closed_form"] = arm(1.9, 0.5, inputs=48)
+    text = tables.final_table(results)
+    assert "first 48 requests" in text and "0.963 of the attainable gain" in text
+    assert "gap 0.0421 = λ KL to the optimum 0.0421" in text
+    assert "1.500 + -0.250 + -1.000 = 0.250; bounds: sharper 2.000, paper's 3.000" in text
+    assert THEORY.keys() <= tables.METRICS.keys()
+    without = {k: v for k, v in THEORY.items() if not k.startswith(("delta", "bound"))}  # no oracle was trained
+    assert "Suboptimality" not in tables.final_table(results | {"theory": without})
 
 
 def test_importing_it_leaves_matplotlib_alone():
     code = "import sys; from alignpro_mini import report; print('matplotlib' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.split() == ["False", "False"]
-
-
-def test_every_function_and_the_module_keep_their_size():
-    source = open(report.__file__, encoding="utf-8").read()
-    assert len(source.splitlines()) <= 350
-    starts = [i for i, line in enumerate(source.splitlines()) if re.match(r"def |class |[A-Z_]+ = ", line)]
-    assert max(b - a for a, b in zip(starts, starts[1:])) <= 60

@@ -196,6 +196,8 @@ def test_the_bounds_are_not_idle():
     """A bound that nothing comes near, or one without its KL term, would pass the test above too."""
     slack = [p.bounds()["bound_sharp"] - sum(p.deltas().values()) for p in PROBLEMS]
     assert np.mean([s < 0.05 * p.r_max for s, p in zip(slack, PROBLEMS)]) > 0.05
+    assert theory.bound_sharp(2.0, 0.5, 0.125, 0.25, lam=0.5) == 1 - 0.1875
+    assert theory.bound_paper(2.0, 0.5, 0.25, 0.125, lam=0.5) == 1.5 - 0.0625
 
 
 def test_a_trained_prompter_keeps_the_bound_with_its_own_kl():
@@ -217,6 +219,11 @@ def test_a_prompter_that_may_leave_x_alone_does_no_harm():
     assert tight < 0.05
     never = FiniteProblem([[0.0, 1.0]], [[[1.0, 0.0], [0.0, 1.0]]], [[1.0, 0.0]], [[0.0, 1.0]], 1.0, 1.0)
     assert never.no_harm_floor() == -math.inf
+
+
+def test_the_ceiling_is_of_what_is_offered():
+    never = FiniteProblem([[0.0, 1.0]], [[[0.0, 1.0], [0.5, 0.5]]], [[1.0, 0.0]], [[0.0, 1.0]], 1.0, 1.0)
+    assert never.ceiling() == 0.5  # the first rewrite would earn 1
 
 
 def test_total_variation_and_kl_by_hand():

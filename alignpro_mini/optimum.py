@@ -1,0 +1,138 @@
+"""How near a trained prompter comes to the optimum, where the rewrites of a request can be listed.
+
+    rho, rho_sft   what each prompter gives to each listed rewrite, its EOS included: read off the model exactly
+    R(x, x')       mean reward of many answers of pi_F to each rewrite: estimated, with its standard error
+    theory.py      the optimum of *these* tables and the distance to it: exact
+
+Two things stand between the tables and the world. A prompter may write what is not on the list (or spell a listed rewrite
+by other tokens): that mass is reported, and the rest is scaled to sum to 1. And R is noisy, which flatters the
+optimum, since rho* leans on whatever came out high: `optimum_noise` estimates by how much, and nothing is corrected for
+it, so the share of the attainable gain comes out too low rather than too high.
+
+Shape legend:  N inputs   K listed rewrites   M answers to each   S answers per input used for total variations
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from alignpro_mini import theory
+from alignpro_mini.alignpro import Prompter
+from alignpro_mini.frozen import FrozenLM
+from alignpro_mini.generation import sequence_logprobs
+from alignpro_mini.ppo import Score
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Requests, all their listed rewrites (the plain request first), and what was measured about them."""
+
+    requests: list[str]  # N
+    rewrites: list[list[str]]  # (N, K)
+    r: Tensor  # (N, K, M) rewards of answers to each rewrite
+    p_sft: Tensor  # (N, K) probabilities under rho_sft; a row sums to at most 1
+    p: Tensor  # (N, K) the same of the trained prompter
+
+    @property
+    def R(self) -> Tensor:
+        return self.r.mean(2)  # (N, K)
+
+    @property
+    def rho_sft(self) -> Tensor:
+        return self.p_sft / self.p_sft.sum(1, keepdim=True)  # (N, K)
+
+    @property
+    def rho(self) -> Tensor:
+        return self.p / self.p.sum(1, keepdim=True)  # (N, K)
+
+
+def measure(
+    requests: Sequence[str], rewrites: Sequence[Sequence[str]], frozen: FrozenLM, reward: Score, rho_sft: Prompter, rho: Prompter,
+    answers: int, generator: torch.Generator,
+) -> Listing:  # fmt: skip
+    """Answer every listed rewrite `answers` times and read off what both prompters think of it."""
+    K = len(rewrites[0])
+    asked = [x_prime for row in rewrites for x_prime in row for _ in range(answers)]  # (N*K*M)
+    x = [x for x in requests for _ in range(K * answers)]
+    r = torch.as_tensor(reward(x, frozen.answer(asked, generator)), dtype=torch.float64)
+    return Listing(
+        list(requests), [list(row) for row in rewrites], r.view(len(requests), K, answers),
+        probabilities(rho_sft, requests, rewrites), probabilities(rho, requests, rewrites),
+    )  # fmt: skip
+
+
+def probabilities(prompter: Prompter, requests: Sequence[str], rewrites: Sequence[Sequence[str]]) -> Tensor:
+    """rho(x'|x) of each listed rewrite as the tokenizer spells it, EOS included: (N, K) float64."""
+    pairs = [prompter.tokenizer.chat_with_answer(x, x_prime) for x, row in zip(requests, rewrites, strict=True) for x_prime in row]
+    logs = sequence_logprobs(prompter.model, *zip(*pairs), prompter.temperature)
+    return logs.double().exp().view(len(requests), -1)
+
+
+def describe(listing: Listing, lam: float) -> dict[str, float]:
+    """`theory.closeness` of the trained prompter at price lam, and what limits the comparison.
+
+        mass_outside, mass_outside_sft   what the two prompters give to unlisted rewrites
+        optimum_noise                    by how much the noise in R is expected to flatter J_lam(rho*), in units of reward
+    """
+    rho_sft, R, M = listing.rho_sft, listing.R, listing.r.shape[2]
+    star = theory.optimal_prompter(rho_sft, R, lam)  # (N, K)
+    # J_lam(rho*) = lam ln sum rho_sft exp(R / lam) is convex in R: second derivative rho* (1 - rho*) / lam.
+    noise = (star * (1 - star) * listing.r.var(2) / M).sum(1).mean() / (2 * lam)
+    return theory.closeness(listing.rho, rho_sft, R, lam) | {
+        "mass_outside": 1 - float(listing.p.sum(1).mean()),
+        "mass_outside_sft": 1 - float(listing.p_sft.sum(1).mean()),
+        "optimum_noise": float(noise),
+    }
+
+
+def suboptimality(
+    listing: Listing, frozen: FrozenLM, oracle: FrozenLM, reward: Score, lam: float, answers: int, generator: torch.Generator
+) -> dict[str, float]:
+    """Delta1, Delta2, Delta3 and their two bounds, with the trained oracle in the place of pi*.
+
+    The bounds hold for *any* pi*, and the oracle is the best policy at hand. Total variations are estimated from
+    `answers` samples S an input by TV(p, q) = E_{y ~ p}[max(0, 1 - q(y) / p(y))], unbiased and between 0 and 1;
+    r_max is the range of the rewards seen.
+    """
+    star = theory.optimal_prompter(listing.rho_sft, listing.R, lam)  # (N, K)
+    M = listing.r.shape[2]
+    repeated = [x for x in listing.requests for _ in range(M)]
+    r_oracle = torch.as_tensor(reward(repeated, oracle.answer(repeated, generator)), dtype=torch.float64)  # (N*M,)
+    stairs = [float(r_oracle.mean()), float(listing.R[:, 0].mean()), *(float(theory.value(p, listing.R)) for p in (listing.rho_sft, star))]
+    log_star, oracle_under, plain_under = _answer_logprobs(listing, frozen, oracle, answers, generator)
+    log_mixture = (listing.rho_sft.log()[:, None] + oracle_under).logsumexp(2)  # (N, S)
+    short = lambda log_p, log_q: (1 - (log_q - log_p).exp()).clamp(min=0)  # noqa: E731  max(0, 1 - q/p)
+    tv_rewrites = (listing.rho_sft[:, None] * short(plain_under[:, :, :1], plain_under)).sum(2).mean()
+    r_max = float(torch.cat((listing.r.flatten(), r_oracle)).max() - torch.cat((listing.r.flatten(), r_oracle)).min())
+    kl_star = float(theory.kl(star, listing.rho_sft).mean())
+    kl_back = (stairs[3] - stairs[2]) / lam - kl_star  # by Delta3's identity; rho* may underflow, and its log with it
+    tv_oracle, tv_induced = float(short(log_star, oracle_under[:, :, 0]).mean()), float(short(log_star, log_mixture).mean())
+    return {f"delta{i + 1}": a - b for i, (a, b) in enumerate(zip(stairs, stairs[1:]))} | {
+        "bound_paper": theory.bound_paper(r_max, tv_oracle, float(tv_rewrites), kl_star, lam),
+        "bound_sharp": theory.bound_sharp(r_max, tv_induced, kl_star, kl_back, lam),
+        "r_max": r_max,
+    }
+
+
+def _answer_logprobs(
+    listing: Listing, frozen: FrozenLM, oracle: FrozenLM, S: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probs of S answers to each x: the oracle's under the oracle (N, S); then the oracle's, and the frozen LM's own,
+    under the frozen LM after every listed rewrite, (N, S, K) each. The first listed rewrite is x itself.
+    """
+    N, K = listing.p.shape
+    chat, sampling = frozen.tokenizer.chat, frozen.sampling
+
+    def under(model: FrozenLM, prompts: list, tokens: list) -> Tensor:
+        return sequence_logprobs(model.model, prompts, tokens, sampling.temperature, sampling.top_p).double()
+
+    plain = [x for x in listing.requests for _ in range(S)]  # (N*S)
+    listed = [chat(x_prime) for row in listing.rewrites for _ in range(S) for x_prime in row]  # (N*S*K)
+    by_oracle, by_frozen = ([c.tokens for c in lm.complete(plain, generator)] for lm in (oracle, frozen))
+    log_star = under(oracle, [chat(x) for x in plain], by_oracle).view(N, S)
+    each = (under(frozen, listed, [t for t in tokens for _ in range(K)]).view(N, S, K) for tokens in (by_oracle, by_frozen))
+    return log_star, *each

@@ -1,0 +1,189 @@
+"""What a run found, as tables for the terminal: the arms of one run, a sweep of runs, and what each metric means.
+
+Nothing is measured here. What was not measured (None, NaN, a missing key) prints as an en dash, never as 0.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+ARMS = {  # arm: its name, and its one colour in every plot (Okabe-Ito: safe for the colour-blind)
+    "no_finetuning": ("no fine-tuning", "#6b7280"), "untrained_prompter": ("SFT prompter", "#cc79a7"),
+    "best_of_n": ("best-of-n", "#e69f00"), "align_pro": ("Align-Pro", "#0072b2"), "rlhf_oracle": ("oracle", "#009e73"),
+    "closed_form": ("closed form", "#56b4e9"),
+}
+TRIO = ("no_finetuning", "align_pro", "rlhf_oracle")  # the arms that the paper compares
+PAPER = {  # our task: the data set it mirrors, the paper's share of the gap closed and variance ratio
+    "quality": ("UltraFeedback", .82, .64), "attributes": ("HelpSteer", .77, .72), "reasoning": ("Orca", .41, .68),
+}
+GLOSSARY = """\
+loss heldout_loss | cross-entropy, nats per token (reward: per pair) | falls, flattens | held-out rises: overfitting
+accuracy heldout_accuracy | share of pairs ranked like their label | held-out near the ceiling | 0.5: nothing learned
+margin | reward of the chosen minus the rejected answer | above 0, levels off | keeps growing: overfitting
+ceiling always_longer | accuracy of the gold reward; of the longer answer | far apart | close: it may only count words
+score_mean reward_mean | mean learned reward; minus λ KL (PPO's aim) | rise | second falls: drift costs too much
+score_std advantage_std | standard deviation over the batch | steady, may shrink | near 0: no signal left to learn from
+gold_mean gold_variance | of the true reward, never trained on | mean rises | mean falls: over-optimisation
+kl kl_k1 | KL(ρ‖ρ_sft), nats per sequence; k1: mean log-ratio | 0 to 15 | above: raise λ; long below 0: masking bug
+kl_k3 kl_exact | the same KL by e^(-d) - 1 + d; over the whole vocabulary | close to k1 | far: masking bug
+entropy | of the policy, nats per token | falls slowly | near 0 early: collapsed; rising: gibberish
+policy_loss value_loss | clipped surrogate; critic's squared error | near 0; falls | swings, grows: step too large
+clip_fraction value_clip_fraction | share of tokens clipped | 0.01 to 0.2 | above 0.3: step too large
+ratio_max approx_kl_update | largest probability ratio; KL of an update | below 3; below 0.02 | above: step too large
+explained_variance | 1 - Var(return - value) / Var(return) | climbs to 0.3 to 0.9 | below 0: worse than a constant
+grad_norm | gradient norm before clipping | steady | spikes: outlier batches, or learning rate too high
+missing_eos empty_rewrites | share cut at the token limit; without text | near 0 | high: rambles; silence was rewarded
+cut_answers inputs | share of answers cut at the token limit; requests of the arm | near 0 | high: half an answer is what gets rated
+rewrite_length answer_length | mean tokens: completion; answer | steady | at the limit: rambles; 0: collapsed
+lr kl_coef | learning rate; λ, the price of a nat of KL | as scheduled; steady | λ runs off: KL target out of reach
+tokens_per_s rollout_s score_s update_s | speed; seconds to sample, score, update | steady | slower: longer sequences
+mean ci95 difference | learned reward; its 95% interval; minus no fine-tuning's | above 0 | covers 0: no gain shown
+win_rate tie_rate | answers won (ties half), tied against no fine-tuning | wins > 0.5 | below: no broad gain
+right_rate | share of correct answers (reasoning) | above no fine-tuning | falls as reward rises: style over substance
+variance variance_ratio | of the learned reward; Align-Pro's / no fine-tuning's | below 1 | above 1: less predictable
+between_inputs | variance part: some requests are easier | falls | grows: only some inputs gain
+between_rewrites | variance part: rewrites of one input | near 0 after RL | large: the prompter is undecided
+within | variance part: the frozen LM's own sampling | falls | grows: good rewrites are less reliable
+gap_closed | Align-Pro's gain / the oracle's gain | 0.4 to 0.9 (paper) | below 0: harm; above 1: weak oracle
+attainable_gain_share | share of J_λ(ρ*) - J_λ(ρ_sft) that PPO took; ρ*: closed form | above 0.95 | low: PPO stopped early or collapsed
+regularised_gap lambda_kl_to_optimum | J_λ(ρ*) - J_λ(ρ); λ KL(ρ‖ρ*), two routes to one number | near 0 and equal | differ: a bug
+mass_outside mass_outside_sft | what ρ, ρ_sft give to unlisted rewrites | below 0.1 | grows in PPO: garbled rewrites
+optimum_noise r_max | how far noise in R flatters ρ*; range of rewards | far below the gap | near it: raise --theory.answers
+delta1 delta2 delta3 | J(oracle) - J(π_F), J(π_F) - J(ρ_sft), J(ρ_sft) - J(ρ*) | first above 0, last below | last above 0: a bug
+bound_paper bound_sharp | upper bounds on the sum of the three | above the sum | below it: a bug
+icc best_rewrite_gain | share of the variance due to wording; gain of the best rewrite | icc > 0.1 | 0: RL cannot help
+"""
+METRICS: dict[str, tuple[str, str, str]] = {  # key: meaning, healthy range, what a bad value means
+    key: (meaning, healthy, bad) for line in GLOSSARY.splitlines()
+    for keys, meaning, healthy, bad in [line.split(" | ")] for key in keys.split()
+}
+COLUMNS = (  # heading (two lines in the terminal), path in the arm's results, decimals
+    ("reward\nmean", "mean", 3), ("reward\n95% CI", "ci95", 3), ("var.\ntotal", "variance", 3),
+    ("var.\ninputs", "variance_parts between_inputs", 3), ("var.\nrewr.", "variance_parts between_rewrites", 3),
+    ("var.\nwithin", "variance_parts within", 3), ("gold\nmean", "gold_mean", 3), ("gold\nvar.", "gold_variance", 3),
+    ("KL\nnats", "kl", 2), ("win\nrate", "win_rate", 2), ("tie\nrate", "tie_rate", 2),
+    ("x'\ntok.", "rewrite_length", 2), ("y\ntok.", "answer_length", 2), ("right\nrate", "right_rate", 2),
+)
+
+
+def get(tree, *keys):
+    """tree[k1][k2]..., or None as soon as a level is missing, None or NaN (real data has no gold reward)."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+def num(value, digits: int = 3, sign: str = "") -> str:
+    """0.123, 12.35, 123.5: one decimal less per digit in front; [low, high] for a pair; an en dash for None and NaN."""
+    if isinstance(value, (list, tuple)):
+        return f"[{num(value[0], digits)}, {num(value[1], digits)}]"
+    if value is None or not math.isfinite(value):
+        return "–"
+    digits = max(0, digits - len(str(int(abs(value)))) + 1)
+    return f"{value:.0e}" if abs(value) >= 1e5 else f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # + 0.0: no "-0.0"
+
+
+def _grid(rows: list[list[str]]) -> str:
+    """Aligned text, first column to the left, the others to the right; narrow gaps where 110 columns need them."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    gap = "  " if sum(widths) + 2 * len(widths) <= 112 else " "
+    return "\n".join(gap.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows)
+
+
+def arm_table(results: dict) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of the table of arms; the column of right answers only where the task has them."""
+    right, arms = results.get("reasoning"), results.get("arms") or {}
+    arms = {arm: {"right_rate": get(right, arm, "right")} | arms[arm] for arm in ARMS if arms.get(arm)}
+    columns = COLUMNS if any(get(a, "right_rate") is not None for a in arms.values()) else COLUMNS[:-1]
+    rows = [[ARMS[arm][0], *(num(get(a, *path.split()), d) for _, path, d in columns)] for arm, a in arms.items()]
+    return ["\narm", *(heading for heading, _, _ in columns)], rows
+
+
+def final_table(results: dict) -> str:
+    """The arms of one run as text of at most 110 columns; after an empty line, the comparisons that matter."""
+    heads, rows = arm_table(results)
+    gain = get(results, "arms", "align_pro", "difference") or {}
+    notes = [
+        "var. total is about inputs (between requests) + rewr. (between rewrites) + within (frozen LM's own sampling)",
+        f"Share of the gap to the oracle closed: {num(results.get('gap_closed'), 2)}",
+        f"Variance ratio, Align-Pro / no fine-tuning: {num(results.get('variance_ratio'), 2)}",
+        f"Align-Pro - no fine-tuning, paired: {num(gain.get('mean'), sign='+')}, 95% CI {num(gain.get('ci95'))}",
+    ]
+    if room := results.get("headroom"):
+        notes.append(f"Headroom (ICC): {num(room.get('icc'))}, best rewrite gains {num(room.get('best_rewrite_gain'))}")
+    if rm := results.get("reward_model"):
+        notes.append(f"Reward model: held-out accuracy {num(rm.get('accuracy'))}, ceiling that the label noise allows"
+                     f" {num(rm.get('ceiling'))}, always-longer {num(rm.get('always_longer'))}")
+    if theory := results.get("theory"):
+        notes += _theory_notes(theory, get(results, "arms", "closed_form", "inputs"))
+    return "\n".join([_grid([*map(list, zip(*(h.split("\n") for h in heads))), *rows]), "", *notes])
+
+
+def _theory_notes(theory: dict, inputs: int | None) -> list[str]:
+    """How near PPO came to the optimum, and the bounds, in two lines."""
+    said = [
+        f"Closed form (first {inputs} requests): PPO took {num(theory['attainable_gain_share'], 3)} of the attainable gain; gap"
+        f" {num(theory['regularised_gap'], 4)} = λ KL to the optimum {num(theory['lambda_kl_to_optimum'], 4)}; unlisted"
+        f" {num(theory['mass_outside'], 3)}"
+    ]
+    deltas = [theory.get(f"delta{i}") for i in (1, 2, 3)]
+    if None not in deltas:
+        said.append(
+            f"Suboptimality Δ1 + Δ2 + Δ3 = {' + '.join(num(d, 3) for d in deltas)} = {num(sum(deltas), 3)}; bounds: sharper"
+            f" {num(theory['bound_sharp'], 3)}, paper's {num(theory['bound_paper'], 3)}"
+        )
+    return said
+
+
+def t_interval(values) -> tuple[float | None, float | None]:
+    """Mean over seeds and half-width of its 95% t-interval, which is unknown (None) for a single seed."""
+    values = [v for v in values if v is not None]
+    if len(values) < 2:
+        return (values[0] if values else None), None
+    exact = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)  # 1 to 9 degrees of freedom
+    t = exact[len(values) - 2] if len(values) <= 10 else 1.96 + 2.5 / (len(values) - 1)  # right to 1%
+    return float(np.mean(values)), float(t * np.std(values, ddof=1) / math.sqrt(len(values)))
+
+
+def by_task(runs: list[dict]) -> dict[str, list[dict]]:
+    runs = sorted(runs, key=lambda run: get(run, "seed") or 0)
+    return {task: [r for r in runs if r.get("task") == task] for task in sorted({r.get("task") for r in runs}, key=str)}
+
+
+def _sweep_row(run: dict) -> list:
+    """Three means, difference, gap, variance ratio, three gold means, seconds; None where not measured."""
+    means, golds = ([get(run, "arms", arm, key) for arm in TRIO] for key in ("mean", "gold_mean"))
+    gain, wall = get(run, "arms", "align_pro", "difference", "mean"), sum((run.get("wall_s") or {}).values()) or None
+    return [*means, gain, get(run, "gap_closed"), get(run, "variance_ratio"), *golds, wall]
+
+
+def sweep_counts(runs: list[dict]) -> dict[str, tuple[int, int]]:
+    """{claim: (k, n)}: it holds in k of the n runs that measured it (without an oracle no run can be 'between')."""
+    intervals, rows = [get(r, "arms", "align_pro", "difference", "ci95") for r in runs], [_sweep_row(r) for r in runs]
+    claims = {
+        "Align-Pro above no fine-tuning with interval above zero": [ci[0] > 0 for ci in intervals if ci],
+        "between no fine-tuning and oracle": [r[0] < r[1] < r[2] for r in rows if None not in r[:3]],
+        "variance below no fine-tuning": [r[5] < 1 for r in rows if r[5] is not None],
+    }
+    return {claim: (sum(held), len(held)) for claim, held in claims.items()}
+
+
+def sweep_table(list_of_results: list[dict]) -> str:
+    """Per task: a row a seed, the mean over seeds with its 95% t-interval, the paper's figures, and counts."""
+    heads = [["", *"No-FT,Align-Pro,Oracle,Align-Pro - No-FT,gap,var.,gold,gold,gold,wall".split(",")],
+             ["seed", *"mean,mean,mean,[95% CI],closed,ratio,No-FT,Align-Pro,Oracle,s".split(",")]]
+    digits, blocks = (3, 3, 3, 3, 2, 2, 3, 3, 3, 1), []
+    for task, runs in by_task(list_of_results).items():
+        rows = [[str(run.get("seed")), *map(num, _sweep_row(run), digits)] for run in runs]
+        for row, run in zip(rows, runs):
+            row[4] += " " + num(get(run, "arms", "align_pro", "difference", "ci95"))
+        means, halves = zip(*map(t_interval, zip(*map(_sweep_row, runs))))
+        rows += [["mean", *map(num, means, digits)], ["± 95%", *map(num, halves, digits)]]
+        name, *theirs = PAPER.get(task, ("no data set", None, None))
+        rows.append(["paper", *[""] * 4, *(num(v, 2) for v in theirs), *[""] * 4])
+        blocks.append([f"task {task} (paper: {name})", _grid(heads + rows), runs])
+    blocks += [["all tasks", list_of_results]] if len(blocks) > 1 else []
+    return "\n\n".join("\n".join([*text, *(f"  {claim}: {k} of {n}" for claim, (k, n) in sweep_counts(runs).items())])
+                       for *text, runs in blocks) or "no runs"

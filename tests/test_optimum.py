@@ -1,0 +1,171 @@
+"""Listed rewrites: their probabilities, what they earn, and the bounds, against enumeration."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import Letters, random_lm
+
+from alignpro_mini import optimum, theory
+from alignpro_mini.alignpro import Prompter
+from alignpro_mini.config import SamplingConfig
+from alignpro_mini.frozen import FrozenLM
+from alignpro_mini.optimum import Listing
+
+REQUESTS = ["a", "bc", "h"]
+REWRITES = [["a", "ab", "hgf", "c"], ["bc", "d", "bcbc", "e"], ["h", "a", "bd", "hh"]]  # the request itself first
+WORTH = dict(zip("abcdefgh", (0.0, 3.0, -1.0, 0.5, 2.0, -2.0, 1.0, 0.2)))
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def prompter(seed: int, temperature: float = 1.0) -> Prompter:
+    return Prompter(random_lm(seed=seed), Letters(), 8, temperature)
+
+
+def one_letter(seed: int, temperature: float = 1.0, top_p: float = 1.0) -> FrozenLM:
+    """A model whose answers are one token: the world can be listed."""
+    return FrozenLM(random_lm(seed=seed), Letters(), SamplingConfig(temperature, top_p, max_new_tokens=1))
+
+
+def nudged(lm: FrozenLM, by: float) -> FrozenLM:
+    """A copy of the model with every weight moved a little: an oracle not too far away."""
+    twin = copy.deepcopy(lm.model)
+    with torch.no_grad():
+        for p in twin.parameters():
+            p.add_(by * torch.randn(p.shape, generator=rng(2)))
+    return FrozenLM(twin, Letters(), lm.sampling)
+
+
+def worth(prompts, completions) -> torch.Tensor:
+    """The letter's worth, more for the request "h"; an answer without a letter is worth -3."""
+    return torch.tensor([WORTH.get(y, -3.0) * (2.0 if x == "h" else 1.0) for x, y in zip(prompts, completions, strict=True)])
+
+
+def next_token(lm: FrozenLM, prompt: str) -> torch.Tensor:
+    with torch.no_grad():
+        logits = lm.model(torch.tensor([Letters().chat(prompt)]))[0, -1].double() / lm.sampling.temperature
+    return logits.softmax(-1)  # (12,)
+
+
+def listed(r, p_sft, p) -> Listing:
+    r, p_sft, p = (torch.as_tensor(x, dtype=torch.float64) for x in (r, p_sft, p))
+    return Listing(["x"] * len(p), [["x'"] * p.shape[1]] * len(p), r, p_sft, p)
+
+
+# ---------------------------------------------------------------- what a prompter thinks of a listed rewrite
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_probabilities_are_products_over_the_tokens_and_the_eos(temperature):
+    rho = prompter(3, temperature)
+    want = []
+    for x, row in zip(REQUESTS, REWRITES):
+        for x_prime in row:
+            ids, p = Letters().chat(x), 1.0
+            for token in [*Letters().encode(x_prime), 3]:
+                with torch.no_grad():
+                    p *= (rho.model(torch.tensor([ids]))[0, -1].double() / temperature).softmax(-1)[token].item()
+                ids.append(token)
+            want.append(p)
+    found = optimum.probabilities(rho, REQUESTS, REWRITES)
+    assert found.dtype == torch.float64 and found.shape == (3, 4)
+    np.testing.assert_allclose(found.flatten(), want, rtol=1e-4)
+
+
+def test_measure_asks_each_rewrite_and_rates_against_the_request():
+    lm, seen = one_letter(1), []
+
+    def reward(prompts, completions):
+        seen.extend(prompts)
+        return worth(prompts, completions)
+
+    found = optimum.measure(REQUESTS, REWRITES, lm, reward, prompter(3), prompter(4), 4000, rng())
+    assert seen == [x for x in REQUESTS for _ in range(4 * 4000)]
+    each = torch.stack([worth([x] * 12, [Letters().decode([t]) for t in range(12)]).double() for x in REQUESTS])  # (N, 12)
+    exact = torch.stack([torch.stack([next_token(lm, p) @ each[n] for p in row]) for n, row in enumerate(REWRITES)])
+    torch.testing.assert_close(found.R, exact, rtol=0, atol=5 * float(found.r.std(2).max()) / math.sqrt(4000))
+    assert (exact.max(1).values - exact.min(1).values).min() > 0.5  # which rewrite is asked does matter
+    torch.testing.assert_close(found.p, optimum.probabilities(prompter(4), REQUESTS, REWRITES))
+    torch.testing.assert_close(found.p_sft, optimum.probabilities(prompter(3), REQUESTS, REWRITES))
+
+
+# ---------------------------------------------------------------- how near PPO came
+
+
+def test_mass_outside_is_told_and_the_rest_scaled_to_one():
+    r = np.array([[[0.0, 0.0], [2.0, 4.0]]])  # R = 0, 3
+    facts = optimum.describe(listed(r, [[0.4, 0.4]], [[0.1, 0.6]]), lam=1.0)
+    assert facts["mass_outside"] == pytest.approx(0.3) and facts["mass_outside_sft"] == pytest.approx(0.2)
+    best = math.log(0.5 + 0.5 * math.exp(3))
+    ours = 3 * 6 / 7 - (1 / 7 * math.log(2 / 7) + 6 / 7 * math.log(12 / 7))
+    assert facts["attainable_gain_share"] == pytest.approx((ours - 1.5) / (best - 1.5))
+    assert facts["regularised_gap"] == pytest.approx(best - ours)
+    assert facts["lambda_kl_to_optimum"] == pytest.approx(best - ours, abs=1e-12)
+
+
+def test_the_noise_in_R_flatters_the_optimum_by_what_is_told():
+    draw = np.random.default_rng(0)
+    truth, p, lam, M = draw.normal(size=(4, 6)), np.full((4, 6), 1 / 6), 0.5, 40
+    optimum_ = theory.optimal_prompter(p, truth, lam)
+    exact = float(theory.regularised_value(optimum_, p, truth, lam))
+    excess, told = [], []
+    for _ in range(300):
+        found = listed(truth[..., None] + draw.normal(size=(4, 6, M)), p, p)
+        star = theory.optimal_prompter(p, found.R, lam)
+        # Less what the noise does to the true optimum's own value: that averages to 0, and would blur the rest.
+        luck = float((optimum_ * (found.R - torch.from_numpy(truth))).sum(1).mean())
+        excess.append(float(theory.regularised_value(star, p, found.R, lam)) - exact - luck)
+        told.append(optimum.describe(found, lam)["optimum_noise"])
+    error = np.std(excess) / math.sqrt(300)
+    assert np.mean(excess) > 20 * error  # there is something to tell
+    assert np.mean(told) == pytest.approx(np.mean(excess), rel=0.1)
+
+
+# ---------------------------------------------------------------- Delta and its bounds
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_deltas_and_bounds_equal_the_enumerated_ones(temperature):
+    lm, lam = one_letter(1, temperature), 0.7
+    oracle = nudged(lm, 0.15)
+    found = optimum.measure(REQUESTS, REWRITES, lm, worth, prompter(3), prompter(4), 3000, rng())
+    told = optimum.suboptimality(found, lm, oracle, worth, lam, 3000, rng(1))
+
+    each = torch.stack([worth([x] * 12, [Letters().decode([t]) for t in range(12)]).double() for x in REQUESTS])  # (N, 12)
+    pi_f = torch.stack([torch.stack([next_token(lm, p) for p in row]) for row in REWRITES])  # (N, K, 12)
+    pi_star = torch.stack([next_token(oracle, x) for x in REQUESTS])  # (N, 12)
+    world = theory.FiniteProblem(found.rho_sft, pi_f, pi_f[:, 0], each, lam, beta=1.0)
+    J = [world.J(pi_star), world.J(world.pi_plain), world.J(world.induced(world.rho_sft)), world.J(world.induced(world.rho_star))]
+    for i in range(3):
+        assert told[f"delta{i + 1}"] == pytest.approx(J[i] - J[i + 1], abs=0.1)
+    star, r_max = world.rho_star, world.r_max
+    assert told["r_max"] == pytest.approx(r_max)
+    kl_star, kl_back = theory.kl(star, world.rho_sft).mean().item(), theory.kl(world.rho_sft, star).mean().item()
+    tv = [
+        theory.total_variation(pi_star, pi_f[:, 0]).mean().item(),
+        (world.rho_sft * theory.total_variation(pi_f[:, :1], pi_f)).sum(1).mean().item(),
+        theory.total_variation(pi_star, world.induced(world.rho_sft)).mean().item(),
+    ]
+    assert min(tv) > 0.1 and abs(tv[0] - tv[2]) > 0.05  # which of them is used does matter
+    assert told["bound_paper"] == pytest.approx(r_max * (tv[0] + tv[1]) - lam * kl_star, abs=0.03 * r_max)
+    assert told["bound_sharp"] == pytest.approx(r_max * tv[2] - lam * (kl_star + kl_back), abs=0.03 * r_max)
+    assert sum(told[f"delta{i + 1}"] for i in range(3)) <= told["bound_sharp"] <= told["bound_paper"]
+
+
+def test_a_nucleus_counts_as_what_it_is():
+    """With top_p, tokens outside the nucleus have probability 0: then two models may share no answer at all."""
+    lm, oracle = one_letter(1, top_p=0.05), one_letter(9, top_p=0.05)  # both always give their favourite
+    found = optimum.measure(REQUESTS, REWRITES, lm, worth, prompter(3), prompter(4), 2, rng())
+    favourites = [[int(next_token(m, p).argmax()) for p in ps] for m, ps in ((oracle, REQUESTS), (lm, REQUESTS))]
+    differ = np.mean([a != b for a, b in zip(*favourites)])
+    told = optimum.suboptimality(found, lm, oracle, worth, 0.7, 3, rng(1))
+    rewrites_differ = [[int(next_token(lm, p).argmax()) != f for p in row] for row, f in zip(REWRITES, favourites[1])]
+    tv = (found.rho_sft * torch.tensor(rewrites_differ)).sum(1).mean().item()
+    star = theory.optimal_prompter(found.rho_sft, found.R, 0.7)
+    want = told["r_max"] * (differ + tv) - 0.7 * theory.kl(star, found.rho_sft).mean().item()
+    assert told["bound_paper"] == pytest.approx(want, abs=1e-5)
