@@ -58,11 +58,19 @@ def measure(
     K = len(rewrites[0])
     asked = [x_prime for row in rewrites for x_prime in row for _ in range(answers)]  # (N*K*M)
     x = [x for x in requests for _ in range(K * answers)]
-    r = torch.as_tensor(reward(x, frozen.answer(asked, generator)), dtype=torch.float64)
+    r = _rate_once(reward, x, frozen.answer(asked, generator))  # (N*K*M,)
     return Listing(
         list(requests), [list(row) for row in rewrites], r.view(len(requests), K, answers),
         probabilities(rho_sft, requests, rewrites), probabilities(rho, requests, rewrites),
     )  # fmt: skip
+
+
+def _rate_once(reward: Score, x: Sequence[str], y: Sequence[str]) -> Tensor:
+    """Rewards (B,) float64, each distinct pair rated once: a small LM asked often repeats itself most of the time."""
+    distinct = list(dict.fromkeys(zip(x, y, strict=True)))
+    rewards = torch.as_tensor(reward(*map(list, zip(*distinct))), dtype=torch.float64)  # (distinct,)
+    place = {pair: i for i, pair in enumerate(distinct)}
+    return rewards[[place[pair] for pair in zip(x, y)]]
 
 
 def probabilities(prompter: Prompter, requests: Sequence[str], rewrites: Sequence[Sequence[str]]) -> Tensor:
@@ -101,7 +109,7 @@ def suboptimality(
     star = theory.optimal_prompter(listing.rho_sft, listing.R, lam)  # (N, K)
     M = listing.r.shape[2]
     repeated = [x for x in listing.requests for _ in range(M)]
-    r_oracle = torch.as_tensor(reward(repeated, oracle.answer(repeated, generator)), dtype=torch.float64)  # (N*M,)
+    r_oracle = _rate_once(reward, repeated, oracle.answer(repeated, generator))  # (N*M,)
     stairs = [float(r_oracle.mean()), float(listing.R[:, 0].mean()), *(float(theory.value(p, listing.R)) for p in (listing.rho_sft, star))]
     log_star, oracle_under, plain_under = _answer_logprobs(listing, frozen, oracle, answers, generator)
     log_mixture = (listing.rho_sft.log()[:, None] + oracle_under).logsumexp(2)  # (N, S)

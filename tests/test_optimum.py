@@ -85,7 +85,7 @@ def test_measure_asks_each_rewrite_and_rates_against_the_request():
         return worth(prompts, completions)
 
     found = optimum.measure(REQUESTS, REWRITES, lm, reward, prompter(3), prompter(4), 4000, rng())
-    assert seen == [x for x in REQUESTS for _ in range(4 * 4000)]
+    assert 3 < len(seen) <= 3 * 12 and sorted(set(seen)) == sorted(REQUESTS)  # at most 12 answers exist: each is rated once
     each = torch.stack([worth([x] * 12, [Letters().decode([t]) for t in range(12)]).double() for x in REQUESTS])  # (N, 12)
     exact = torch.stack([torch.stack([next_token(lm, p) @ each[n] for p in row]) for n, row in enumerate(REWRITES)])
     torch.testing.assert_close(found.R, exact, rtol=0, atol=5 * float(found.r.std(2).max()) / math.sqrt(4000))
