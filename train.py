@@ -19,7 +19,7 @@ from pathlib import Path
 # 19 times slower on two cores; spinning only briefly costs a tenth when alone. Must be set before torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
-from alignpro_mini import jobs, pipeline, tables
+from alignpro_mini import assess, jobs, pipeline, tables
 from alignpro_mini.cli import parse_command_line
 from alignpro_mini.config import RunConfig
 from alignpro_mini.run import Run
@@ -35,10 +35,12 @@ def main(config: RunConfig, resume: bool) -> dict:
     pipeline.print_headroom(run, task, pi_f, rho_sft, reward)  # can rewriting move this reward at all?
     rho = pipeline.align_pro(run, task, pi_f, rho_sft, reward)  # PPO on the prompter
     oracle = pipeline.rlhf_oracle(run, task, pi_f, reward)  # the same PPO on a copy of the LM
-    listing = pipeline.closed_form(run, task, pi_f, rho_sft, rho, oracle, reward)  # the exact optimum, and PPO's distance to it
-    results = pipeline.evaluate(run, task, pi_f, rho_sft, rho, oracle, reward, listing)  # all arms, one fixed set
+    listing = assess.closed_form(run, task, pi_f, rho_sft, rho, oracle, reward)  # the exact optimum, and PPO's distance to it
+    arms = assess.evaluate_plain(run, task, pi_f, oracle, reward)  # all arms, one fixed set of unseen requests
+    arms |= assess.evaluate_prompters(run, task, pi_f, rho_sft, rho, reward, listing)
+    results = assess.conclude(run, arms)
     print(tables.final_table(results))
-    print(f"\nreport: {pipeline.write_report(run, results)}")
+    print(f"\nreport: {assess.write_report(run, results, arms)}")
     return results
 
 

@@ -29,15 +29,15 @@ from alignpro_mini.transformer import Transformer
 
 @dataclass(slots=True)
 class Arm:
-    """What one arm did: texts and rewards, (N, K, M) arrays, K = 1 where there is no rewriting."""
+    """What one arm did: (N, K, M) rewards and texts, K = 1 where there is no rewriting. A loaded arm has no texts."""
 
-    x: list[str]
-    x_prime: list[list[str]]  # (N, K)
-    y: np.ndarray  # (N, K, M) texts
     reward: np.ndarray
     gold: np.ndarray | None
     kl: np.ndarray  # (N, K) or (N, 1, M) log-ratio of each sampled sequence to its reference; zeros if none
     extra: dict = field(default_factory=dict)
+    x: list[str] = field(default_factory=list)
+    x_prime: list[list[str]] = field(default_factory=list)  # (N, K)
+    y: np.ndarray | None = None  # (N, K, M)
 
 
 # ---------------------------------------------------------------- statistics (numpy, no models)
@@ -137,7 +137,7 @@ class Evaluator:
             prompts = [frozen.tokenizer.chat(p) for p in asked]
             logs = sequence_kl(frozen.model, self.frozen.model, prompts, completions, frozen.sampling.temperature or 1.0)
             kl = np.array(logs).reshape(len(x_prime), M)
-        return Arm(self.requests, x_prime, y, reward, gold, kl, _lengths([], completions))
+        return Arm(reward, gold, kl, _lengths([], completions), self.requests, x_prime, y)
 
     def prompter(self, prompter: Prompter, reference: Prompter | None) -> Arm:
         """K rewrites of each request, M answers each; the KL is to `reference` (None: no KL)."""
@@ -152,7 +152,7 @@ class Evaluator:
         x_prime = [texts[i * K : (i + 1) * K] for i in range(len(self.requests))]
         y, reward, gold, _, answers = self._answers(self.frozen, x_prime, self.config.answers)
         extra = _lengths(rewrites, answers) | {"empty_rewrites": empty / len(asked)}
-        return Arm(self.requests, x_prime, y, reward, gold, kl, extra)
+        return Arm(reward, gold, kl, extra, self.requests, x_prime, y)
 
     def listed(self, rewrites: list[list[str]], rho: torch.Tensor, rho_sft: torch.Tensor) -> Arm:
         """K rewrites of each of the first requests, drawn from a table: rho, rho_sft (N', L) over L listed rewrites."""
@@ -162,7 +162,7 @@ class Evaluator:
         kl = (rho.gather(1, picks) / rho_sft.gather(1, picks)).log().numpy()  # (N', K)
         local = replace(self, requests=self.requests[:few])
         y, reward, gold, _, answers = local._answers(self.frozen, x_prime, self.config.answers)
-        return Arm(local.requests, x_prime, y, reward, gold, kl, _lengths([], answers))
+        return Arm(reward, gold, kl, _lengths([], answers), local.requests, x_prime, y)
 
     def best_of_n(self, rho_sft: Prompter) -> Arm:
         """K independent picks, each the best of n rewrites by the reward of one answer. KL <= log n - (n-1)/n."""
@@ -177,7 +177,8 @@ class Evaluator:
         y, reward, gold, _, answers = self._answers(self.frozen, x_prime, self.config.answers)
         bound = np.full((len(self.requests), K), np.log(n) - (n - 1) / n)
         chosen = [rewrites[i * n + b] for i, b in enumerate(best)]
-        return Arm(self.requests, x_prime, y, reward, gold, bound, _lengths(chosen, answers) | {"empty_rewrites": empty / len(asked)})
+        extra = _lengths(chosen, answers) | {"empty_rewrites": empty / len(asked)}
+        return Arm(reward, gold, bound, extra, self.requests, x_prime, y)
 
 
 def _lengths(rewrites: Sequence, answers: Sequence) -> dict:
@@ -194,7 +195,7 @@ def summarise(arms: dict[str, Arm], config: EvalConfig) -> dict:
     base = arms["no_finetuning"]
     table: dict[str, dict] = {}
     for name, arm in arms.items():
-        n = len(arm.x)  # the closed form has fewer: it is compared on its own inputs
+        n = len(arm.reward)  # the closed form has fewer: it is compared on its own inputs
         per_input = arm.reward.mean((1, 2))  # (N,)
         judged, judge_base = (arm.gold, base.gold[:n]) if arm.gold is not None else (arm.reward, base.reward[:n])
         wins, ties = win_rate(judged, judge_base)

@@ -1,32 +1,27 @@
-"""The stages of `train.py`, each done once per run: what it needs, what it leaves in the run's folder.
+"""The training stages of `train.py`, each done once per run: what it needs, what it leaves in the run's folder.
 
 Every stage asserts afterwards that the frozen LM is, bit for bit, what it was.
 """
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
 
-from alignpro_mini import evaluation, optimum, report
+from alignpro_mini import evaluation
 from alignpro_mini import reward as reward_
 from alignpro_mini.alignpro import Prompter, train_align_pro, train_rlhf_oracle, usable_rewrites
 from alignpro_mini.checkpoint import load_state, save_state
 from alignpro_mini.config import DTYPES, RunConfig, ShapeConfig, resolve_device
 from alignpro_mini.data import FileTask
 from alignpro_mini.frozen import FrozenLM
-from alignpro_mini.optimum import Listing
 from alignpro_mini.ppo import Score
 from alignpro_mini.run import Run, Stage, write_json
 from alignpro_mini.sft import encode_pairs, train_sft
 from alignpro_mini.smollm2 import load_smollm2
-from alignpro_mini.theory import optimal_prompter
 from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.toyworld import ToyWorld
 from alignpro_mini.transformer import Transformer, TransformerConfig
@@ -215,103 +210,3 @@ def rlhf_oracle(run: Run, task: ToyWorld | FileTask, pi_f: FrozenLM, reward: Rew
     model = run.model("rlhf_oracle", make, pi_f.tokenizer).to(pi_f.model.device)
     pi_f.assert_unchanged("rlhf_oracle")
     return FrozenLM(model, pi_f.tokenizer, pi_f.sampling)
-
-
-def closed_form(
-    run: Run, task: ToyWorld | FileTask, pi_f: FrozenLM, rho_sft: Prompter, rho: Prompter, oracle: FrozenLM | None, reward: Reward
-) -> Listing | None:
-    """Stage 7: the exact optimum over the listed rewrites, and how near to it PPO came; None where it does not exist.
-
-    There is none for real requests (nothing lists their rewrites) and none without one fixed price of KL above 0.
-    """
-    c = run.config
-    if isinstance(task, FileTask) or not c.theory.inputs or c.ppo.kl_coef == 0 or c.ppo.kl_target > 0:
-        return None
-    requests = task.eval_requests[: c.theory.inputs]
-    rewrites = [task.rewrites(x) for x in requests]
-    path = run.path / "checkpoints" / "closed_form.safetensors"
-
-    def make(stage: Stage) -> tuple[Listing, dict]:
-        g = run.generator("closed_form")
-        found = optimum.measure(requests, rewrites, pi_f, reward.train, rho_sft, rho, c.theory.answers, g)
-        facts = optimum.describe(found, c.ppo.kl_coef)
-        if oracle is not None and c.sampling.temperature > 0:
-            facts |= optimum.suboptimality(found, pi_f, oracle, reward.train, c.ppo.kl_coef, c.theory.samples, g)
-        return found, facts
-
-    def load() -> tuple[Listing, dict]:
-        tensors, facts = load_state(path)
-        return Listing(requests, rewrites, **tensors), facts
-
-    def save(made: tuple[Listing, dict]) -> None:
-        save_state(path, {name: getattr(made[0], name) for name in ("r", "p_sft", "p")}, made[1])
-
-    listing, facts = run.once("closed_form", make, load, save)
-    write_json(path.with_name("theory.json"), facts)
-    return listing
-
-
-def evaluate(
-    run: Run, task: ToyWorld | FileTask, pi_f: FrozenLM, rho_sft: Prompter, rho: Prompter, oracle: FrozenLM | None, reward: Reward,
-    listing: Listing | None,
-) -> dict:  # fmt: skip
-    """Stage 8: every arm on the same unseen requests; writes evaluation.safetensors and results.json."""
-    c = run.config
-    requests = task.eval_requests[: c.eval.inputs]
-
-    def make(stage: Stage) -> dict:
-        evaluator = evaluation.Evaluator(requests, pi_f, reward.report, task.gold, c.eval, run.generator("evaluation"))
-        arms = {"no_finetuning": evaluator.plain()}
-        arms["untrained_prompter"] = evaluator.prompter(rho_sft, rho_sft)
-        arms["best_of_n"] = evaluator.best_of_n(rho_sft)
-        arms["align_pro"] = evaluator.prompter(rho, rho_sft)
-        if oracle is not None:
-            arms["rlhf_oracle"] = evaluator.plain(oracle)
-        if listing is not None:
-            arms["closed_form"] = evaluator.listed(
-                listing.rewrites, optimal_prompter(listing.rho_sft, listing.R, c.ppo.kl_coef), listing.rho_sft
-            )
-        rewards = {name: torch.from_numpy(arm.reward) for name, arm in arms.items()}
-        save_state(run.path / "checkpoints" / "evaluation.safetensors", rewards, {})
-        stage.samples(0, [_sample(name, arm, i) for i in range(8) for name, arm in arms.items() if i < len(arm.x)], show=False)
-        return evaluation.summarise(arms, c.eval) | _reasoning(task, arms)
-
-    summary = run.json("evaluation", make)
-    pi_f.assert_unchanged("evaluation")
-    results = {"task": c.task, "preset": c.preset, "seed": c.seed, "n_eval": len(requests)} | summary
-    for extra in ("reward_model", "headroom", "theory"):
-        path = run.path / "checkpoints" / f"{extra}.json"
-        results[extra] = json.loads(path.read_text()) if path.exists() else None
-    results["wall_s"] = {name: stage["seconds"] for name, stage in run.stages.items()}
-    write_json(run.path / "results.json", results)
-    return results
-
-
-def _sample(name: str, arm: evaluation.Arm, i: int) -> dict:
-    return {
-        "arm": name, "x": arm.x[i], "x_prime": arm.x_prime[i][0], "y": arm.y[i, 0, 0],
-        "reward": float(arm.reward[i, 0, 0]), "kl": float(arm.kl[i, 0]),
-    }  # fmt: skip
-
-
-def _reasoning(task: ToyWorld | FileTask, arms: dict[str, evaluation.Arm]) -> dict:
-    """For sums: the share of right answers, of worked answers, and of rewrites that ask for steps."""
-    if task.task != "reasoning":
-        return {}
-    told = {}
-    for name, arm in arms.items():
-        x = np.array(arm.x, dtype=object)[:, None, None].repeat(arm.y.shape[1], 1).repeat(arm.y.shape[2], 2)
-        told[name] = {
-            "right": float(np.mean([task.right(a, b) for a, b in zip(x.flat, arm.y.flat)])),
-            "worked": float(np.mean([task.worked(y) for y in arm.y.flat])),
-            "asks_for_steps": float(np.mean([task.asks_for_steps(t) for row in arm.x_prime for t in row])),
-        }
-    return {"reasoning": told}
-
-
-def write_report(run: Run, results: dict) -> Path:
-    """The plots and report.html from what the run left behind."""
-    tensors, _ = load_state(run.path / "checkpoints" / "evaluation.safetensors")
-    config = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
-    rewards = {name: tensors[name].numpy() for name in results["arms"]}
-    return report.write_report(run.path, results | {"config": config}, run.rows("metrics.jsonl"), run.rows("samples.jsonl"), rewards)

@@ -55,6 +55,14 @@ def _table(heads, rows) -> str:
     return f"<div><table><tr>{'<tr>'.join(cells)}</table></div>"
 
 
+def _side_by_side(samples: list[dict]) -> list[dict]:
+    """The evaluation's samples, request by request, the arms of a request in the table's order."""
+    found = [s for s in samples if s["stage"].startswith("evaluation")]
+    requests = {x: i for i, x in enumerate(dict.fromkeys(s.get("x") for s in found))}
+    order = {arm: i for i, arm in enumerate(ARMS)}
+    return sorted(found, key=lambda s: (requests[s.get("x")], order.get(s.get("arm"), len(order))))
+
+
 def write_report(run_dir: Path, results: dict, metrics: list[dict], samples: list[dict], rewards: dict) -> Path:
     """Write run_dir/plots/*.png and run_dir/report.html, one file without links to anything; returns its path."""
     pictures = [Path(run_dir, "plots", f"{name}.png") for name in "reward_vs_kl reward_histograms learning_curves losses".split()]
@@ -64,7 +72,7 @@ def write_report(run_dir: Path, results: dict, metrics: list[dict], samples: lis
     plots.learning_curves(metrics, pictures[3], plots.LOSS_PANELS)
     (heads, rows), notes = arm_table(results), final_table(results).split("\n\n")[1].splitlines()
     steps = [(row["stage"], row["step"]) for row in samples if row["stage"] == "align_pro"]
-    kept = [s for s in samples if s["stage"] == "evaluation" or (s["stage"], s.get("step")) in steps[:1] + steps[-1:]]
+    kept = [s for s in samples if (s["stage"], s.get("step")) in steps[:1] + steps[-1:]] + _side_by_side(samples)
     texts = [[row.get("x"), ARMS.get(row.get("arm"), [f"step {row.get('step')}"])[0], row.get("x_prime"), row.get("y"),
               num(row.get("reward"), 2), num(row.get("kl"), 2)] for row in kept]
     title = escape(f"Align-Pro: task {results.get('task')}, preset {results.get('preset')}, seed {results.get('seed')}")

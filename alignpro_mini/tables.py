@@ -41,7 +41,7 @@ lr kl_coef | learning rate; λ, the price of a nat of KL | as scheduled; steady 
 tokens_per_s rollout_s score_s update_s | speed; seconds to sample, score, update | steady | slower: longer sequences
 mean ci95 difference | learned reward; its 95% interval; minus no fine-tuning's | above 0 | covers 0: no gain shown
 win_rate tie_rate | answers won (ties half), tied against no fine-tuning | wins > 0.5 | below: no broad gain
-right_rate | share of correct answers (reasoning) | above no fine-tuning | falls as reward rises: style over substance
+right_rate worked_rate asks_for_steps | shares, reasoning: answers right, worked in steps; rewrites that ask for it | above no fine-tuning | falls as reward rises: style over substance
 variance variance_ratio | of the learned reward; Align-Pro's / no fine-tuning's | below 1 | above 1: less predictable
 between_inputs | variance part: some requests are easier | falls | grows: only some inputs gain
 between_rewrites | variance part: rewrites of one input | near 0 after RL | large: the prompter is undecided
@@ -94,8 +94,8 @@ def _grid(rows: list[list[str]]) -> str:
 
 def arm_table(results: dict) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of the table of arms; the column of right answers only where the task has them."""
-    right, arms = results.get("reasoning"), results.get("arms") or {}
-    arms = {arm: {"right_rate": get(right, arm, "right")} | arms[arm] for arm in ARMS if arms.get(arm)}
+    arms = results.get("arms") or {}
+    arms = {arm: arms[arm] for arm in ARMS if arms.get(arm)}
     columns = COLUMNS if any(get(a, "right_rate") is not None for a in arms.values()) else COLUMNS[:-1]
     rows = [[ARMS[arm][0], *(num(get(a, *path.split()), d) for _, path, d in columns)] for arm, a in arms.items()]
     return ["\narm", *(heading for heading, _, _ in columns)], rows

@@ -24,7 +24,7 @@ from alignpro_mini.checkpoint import load_state
 ROOT = Path(__file__).resolve().parent.parent
 ARMS = {"no_finetuning", "untrained_prompter", "best_of_n", "align_pro", "rlhf_oracle", "closed_form"}
 MODELS = ("frozen_lm", "prompter_sft", "align_pro", "rlhf_oracle")
-STAGES = ("frozen_lm", "prompter_sft", "reward_model", "headroom", "align_pro", "rlhf_oracle", "closed_form", "evaluation")
+STAGES = ("frozen_lm", "prompter_sft", "reward_model", "headroom", "align_pro", "rlhf_oracle", "closed_form", "evaluation_plain", "evaluation")
 TINY = {
     "vocab_size": 400, "world.eval_requests": 40, "sampling.max_new_tokens": 20,
     "frozen_lm.steps": 60, "frozen_lm.examples": 600, "frozen_lm.heldout": 32, "frozen_lm.batch": 8,
@@ -107,9 +107,11 @@ def test_results_json_has_every_entry_and_no_nan(run):
 
 
 def test_results_follow_from_the_saved_rewards(run):
-    """The table recomputed from evaluation.safetensors by the definition of mean and variance."""
-    results, (rewards, _) = read(run[0], "results.json"), load_state(run[0] / "checkpoints" / "evaluation.safetensors")
-    assert rewards.keys() == ARMS
+    """The table recomputed from the saved rewards by the definition of mean and variance."""
+    results, checkpoints = read(run[0], "results.json"), run[0] / "checkpoints"
+    saved = load_state(checkpoints / "evaluation.safetensors")[0] | load_state(checkpoints / "evaluation_plain.safetensors")[0]
+    rewards = {name.removesuffix(".reward"): value for name, value in saved.items() if name.endswith(".reward")}
+    assert rewards.keys() == ARMS and {f"{name}.gold" for name in ARMS} <= saved.keys()
     for name, reward in rewards.items():
         flat = reward.flatten().tolist()
         mean = math.fsum(flat) / len(flat)
@@ -147,7 +149,7 @@ def test_the_folder_holds_every_file_and_no_leftover(run):
     wanted = {"config.json", "stages.json", "metrics.jsonl", "samples.jsonl", "tokenizer.json", "results.json", "report.html"}
     wanted |= {f"checkpoints/{m}/{f}" for m in MODELS for f in ("config.json", "model.safetensors", "tokenizer.json")}
     wanted |= {f"checkpoints/{f}" for f in ("reward_model.safetensors", "reward_model.json", "headroom.json")}
-    wanted |= {f"checkpoints/{f}" for f in ("evaluation.safetensors", "evaluation.json", "closed_form.safetensors", "theory.json")}
+    wanted |= {f"checkpoints/{f}" for f in ("evaluation.safetensors", "evaluation_plain.safetensors", "closed_form.safetensors", "theory.json")}
     found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     assert wanted <= found
     plots = {f for f in found if f.startswith("plots/")}
@@ -176,11 +178,11 @@ def test_every_logged_metric_is_finite_and_explained(run):
 
 def test_samples_name_x_rewrite_answer_reward_and_kl(run):
     samples = rows(run[0], "samples.jsonl")
-    assert {s["stage"] for s in samples} == {"align_pro", "rlhf_oracle", "evaluation"}
+    assert {s["stage"] for s in samples} == {"align_pro", "rlhf_oracle", "evaluation", "evaluation_plain"}
     assert all({"step", "x", "x_prime", "y", "reward", "kl"} <= s.keys() for s in samples)
-    evaluated = [s for s in samples if s["stage"] == "evaluation"]
+    evaluated = [s for s in samples if s["stage"].startswith("evaluation")]
     assert {s["arm"] for s in evaluated} == ARMS
-    trained_on = {s["x"] for s in samples if s["stage"] != "evaluation"}
+    trained_on = {s["x"] for s in samples if not s["stage"].startswith("evaluation")}
     assert not trained_on & {s["x"] for s in evaluated}  # no evaluation request was ever trained on
     assert all(s["x_prime"] == s["x"] for s in evaluated if s["arm"] in ("no_finetuning", "rlhf_oracle"))
 
@@ -294,6 +296,8 @@ def test_the_other_tasks_run_too(task, tmp_path):
     finish(tmp_path, "--task", task)
     results = read(tmp_path / f"tiny-{task}-seed0", "results.json")
     assert results["task"] == task and results["arms"].keys() == ARMS
+    for arm in results["arms"].values():  # the share of right answers follows from the true reward, +1 or -1
+        assert task != "reasoning" or arm["right_rate"] == pytest.approx((arm["gold_mean"] + 1) / 2)
     assert np.isfinite([arm["gold_mean"] for arm in results["arms"].values()]).all()
 
 

@@ -162,7 +162,7 @@ def arm(reward, kl=0.0, gold=None) -> Arm:
     reward = np.asarray(reward, dtype=float)
     N, K, M = reward.shape
     texts = np.full((N, K, M), "y", dtype=object)
-    return Arm(["x"] * N, [["x'"] * K] * N, texts, reward, gold, np.full((N, K), kl))
+    return Arm(reward, gold, np.full((N, K), kl), {}, ["x"] * N, [["x'"] * K] * N, texts)
 
 
 def three_arms():

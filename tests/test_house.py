@@ -18,6 +18,7 @@ FLOORS = (
     {"reward", "alignpro"},
     {"optimum", "evaluation"},
     {"pipeline"},
+    {"assess"},
 )
 
 

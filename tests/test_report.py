@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -142,7 +141,7 @@ def test_what_was_not_measured_is_a_dash_and_never_zero():
 def test_right_answers_have_a_column_only_in_the_reasoning_task():
     results = make_results(task="reasoning")
     assert "right" not in tables.final_table(results)
-    results["reasoning"] = {"align_pro": {"right": 0.83, "worked": 0.9}}
+    results["arms"]["align_pro"] |= {"right_rate": 0.83, "worked_rate": 0.9}
     text = tables.final_table(results)
     rows = {line[:14].strip(): line.split()[-1] for line in text.splitlines()[2:6]}
     assert text.splitlines()[0].endswith("right") and rows["Align-Pro"] == "0.83" and rows["oracle"] == "–"

@@ -1,0 +1,163 @@
+"""The stages after the training: the exact optimum, the arms on unseen requests, and what follows from them.
+
+An arm is kept as numbers (rewards, true rewards, KL), so that whoever needs it again (a resumed run, another cell of
+the grid) loads it instead of asking the models once more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from alignpro_mini import evaluation, optimum, report
+from alignpro_mini.alignpro import Prompter
+from alignpro_mini.checkpoint import load_state, save_state
+from alignpro_mini.data import FileTask
+from alignpro_mini.evaluation import Arm, Evaluator
+from alignpro_mini.frozen import FrozenLM
+from alignpro_mini.optimum import Listing
+from alignpro_mini.pipeline import Reward
+from alignpro_mini.run import Run, Stage, write_json
+from alignpro_mini.tables import ARMS
+from alignpro_mini.theory import optimal_prompter
+from alignpro_mini.toyworld import ToyWorld
+
+
+def closed_form(
+    run: Run, task: ToyWorld | FileTask, pi_f: FrozenLM, rho_sft: Prompter, rho: Prompter, oracle: FrozenLM | None, reward: Reward
+) -> Listing | None:
+    """Stage 7: the exact optimum over the listed rewrites, and how near to it PPO came; None where it does not exist.
+
+    There is none for real requests (nothing lists their rewrites) and none without one fixed price of KL above 0.
+    """
+    c = run.config
+    if isinstance(task, FileTask) or not c.theory.inputs or c.ppo.kl_coef == 0 or c.ppo.kl_target > 0:
+        return None
+    requests = task.eval_requests[: c.theory.inputs]
+    rewrites = [task.rewrites(x) for x in requests]
+    path = run.path / "checkpoints" / "closed_form.safetensors"
+
+    def make(stage: Stage) -> tuple[Listing, dict]:
+        g = run.generator("closed_form")
+        found = optimum.measure(requests, rewrites, pi_f, reward.train, rho_sft, rho, c.theory.answers, g)
+        facts = optimum.describe(found, c.ppo.kl_coef)
+        if oracle is not None and c.sampling.temperature > 0:
+            facts |= optimum.suboptimality(found, pi_f, oracle, reward.train, c.ppo.kl_coef, c.theory.samples, g)
+        return found, facts
+
+    def load() -> tuple[Listing, dict]:
+        tensors, facts = load_state(path)
+        return Listing(requests, rewrites, **tensors), facts
+
+    def save(made: tuple[Listing, dict]) -> None:
+        save_state(path, {name: getattr(made[0], name) for name in ("r", "p_sft", "p")}, made[1])
+
+    listing, facts = run.once("closed_form", make, load, save)
+    write_json(path.with_name("theory.json"), facts)
+    return listing
+
+
+def evaluate_plain(
+    run: Run, task: ToyWorld | FileTask, pi_f: FrozenLM, oracle: FrozenLM | None, reward: Reward
+) -> dict[str, Arm]:
+    """Stage 8: the arms without a prompter, no fine-tuning and the oracle, on the unseen requests."""
+
+    def make(evaluator: Evaluator) -> dict[str, Arm]:
+        arms = {"no_finetuning": evaluator.plain()}
+        if oracle is not None:
+            arms["rlhf_oracle"] = evaluator.plain(oracle)
+        return arms
+
+    return _arms(run, "evaluation_plain", task, pi_f, reward, make)
+
+
+def evaluate_prompters(
+    run: Run, task: ToyWorld | FileTask, pi_f: FrozenLM, rho_sft: Prompter, rho: Prompter, reward: Reward, listing: Listing | None
+) -> dict[str, Arm]:
+    """Stage 9: the arms with a prompter, on the same requests."""
+
+    def make(evaluator: Evaluator) -> dict[str, Arm]:
+        arms = {
+            "untrained_prompter": evaluator.prompter(rho_sft, rho_sft),
+            "best_of_n": evaluator.best_of_n(rho_sft),
+            "align_pro": evaluator.prompter(rho, rho_sft),
+        }
+        if listing is not None:
+            star = optimal_prompter(listing.rho_sft, listing.R, run.config.ppo.kl_coef)
+            arms["closed_form"] = evaluator.listed(listing.rewrites, star, listing.rho_sft)
+        return arms
+
+    return _arms(run, "evaluation", task, pi_f, reward, make)
+
+
+def _arms(
+    run: Run, name: str, task: ToyWorld | FileTask, pi_f: FrozenLM, reward: Reward, make: Callable[[Evaluator], dict[str, Arm]]
+) -> dict[str, Arm]:
+    """A stage whose result is some arms, kept as `checkpoints/<name>.safetensors`, with a few of their texts as samples."""
+    c, path = run.config, run.path / "checkpoints" / f"{name}.safetensors"
+
+    def made(stage: Stage) -> dict[str, Arm]:
+        requests = task.eval_requests[: c.eval.inputs]
+        arms = make(Evaluator(requests, pi_f, reward.report, task.gold, c.eval, run.generator(name)))
+        for arm in arms.values():
+            arm.extra |= _reasoning(task, arm)
+        stage.samples(0, [_sample(name, arm, i) for i in range(8) for name, arm in arms.items() if i < len(arm.x)], show=False)
+        return arms
+
+    def save(arms: dict[str, Arm]) -> None:
+        tensors = {f"{name}.{part}": getattr(arm, part) for name, arm in arms.items() for part in ("reward", "gold", "kl")}
+        numbers = {key: torch.from_numpy(value.copy()) for key, value in tensors.items() if value is not None}
+        save_state(path, numbers, {name: arm.extra for name, arm in arms.items()})
+
+    def load() -> dict[str, Arm]:
+        tensors, extras = load_state(path)
+        numbers = {key: value.numpy() for key, value in tensors.items()}
+        return {n: Arm(numbers[f"{n}.reward"], numbers.get(f"{n}.gold"), numbers[f"{n}.kl"], extra) for n, extra in extras.items()}
+
+    arms = run.once(name, made, load, save)
+    pi_f.assert_unchanged(name)
+    return arms
+
+
+def _sample(name: str, arm: Arm, i: int) -> dict:
+    return {
+        "arm": name, "x": arm.x[i], "x_prime": arm.x_prime[i][0], "y": arm.y[i, 0, 0],
+        "reward": float(arm.reward[i, 0, 0]), "kl": float(arm.kl[i, 0]),
+    }  # fmt: skip
+
+
+def _reasoning(task: ToyWorld | FileTask, arm: Arm) -> dict[str, float]:
+    """For sums: the share of right answers, of worked answers, and of rewrites that ask for steps."""
+    if task.task != "reasoning":
+        return {}
+    x = np.array(arm.x, dtype=object)[:, None, None].repeat(arm.y.shape[1], 1).repeat(arm.y.shape[2], 2)
+    return {
+        "right_rate": float(np.mean([task.right(a, b) for a, b in zip(x.flat, arm.y.flat)])),
+        "worked_rate": float(np.mean([task.worked(y) for y in arm.y.flat])),
+        "asks_for_steps": float(np.mean([task.asks_for_steps(t) for row in arm.x_prime for t in row])),
+    }
+
+
+def conclude(run: Run, arms: dict[str, Arm]) -> dict:
+    """What follows from the arms, with what the stages before them left behind: writes `results.json` and returns it."""
+    c = run.config
+    arms = {name: arms[name] for name in ARMS if name in arms}
+    results = {"task": c.task, "preset": c.preset, "seed": c.seed, "n_eval": len(arms["no_finetuning"].reward)}
+    results |= evaluation.summarise(arms, c.eval)
+    for extra in ("reward_model", "headroom", "theory"):
+        path = run.path / "checkpoints" / f"{extra}.json"
+        results[extra] = json.loads(path.read_text()) if path.exists() else None
+    results["wall_s"] = {name: stage["seconds"] for name, stage in run.stages.items()}
+    write_json(run.path / "results.json", results)
+    return results
+
+
+def write_report(run: Run, results: dict, arms: dict[str, Arm]) -> Path:
+    """The plots and report.html from what the run left behind."""
+    config = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
+    rewards = {name: arms[name].reward for name in results["arms"]}
+    return report.write_report(run.path, results | {"config": config}, run.rows("metrics.jsonl"), run.rows("samples.jsonl"), rewards)

@@ -1,0 +1,209 @@
+"""Is the policy gradient right? PPO's and REINFORCE's estimates against the exact gradient of J_lam, by enumeration.
+
+    python tests/gradient_estimates.py            # about 2 minutes on one core; the table, then one JSON line
+
+The problem can be listed: 2 requests, rewrites of at most 2 tokens over a vocabulary of 6 (31 of them), and a frozen LM
+that answers 1 with a probability that depends on the rewrite's text, else 0. So
+
+    J_lam(theta) = E_x [ sum_x' rho_theta(x'|x) R(x, x') - lam KL(rho_theta(.|x) || rho_sft(.|x)) ]
+
+and its gradient in all the transformer's weights are sums over 31 terms, and need no sampling. The estimates come from
+`PPOTrainer` itself (rollout, score, assembled rewards, GAE, loss), many batches of them; REINFORCE is written out here.
+What is reported, with 95 % intervals from resampling the batches:
+
+    cosine    between the mean estimate and the exact gradient       (1 = the right direction)
+    length    |mean estimate| / |exact gradient|                     (1 = the right length)
+    bias      |mean estimate - exact gradient| / |exact gradient|, what the batches' own noise explains taken off
+    noise     trace of the estimates' covariance / |exact gradient|^2, for one batch
+
+Shape legend:  B rows   N requests   L listed rewrites   P parameters
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # run as a script from anywhere
+from conftest import Letters, random_lm
+
+from alignpro_mini import theory
+from alignpro_mini.alignpro import PromptScore
+from alignpro_mini.config import PPOConfig
+from alignpro_mini.generation import sampling_logprobs
+from alignpro_mini.ppo import PPOTrainer
+from alignpro_mini.transformer import Transformer
+
+REQUESTS = ["a", "ba"]
+LETTERS = Letters(letters="ab")  # ids 0 pad, 1 user, 2 assistant, 3 end, 4 a, 5 b
+LISTED = [(3,)] + [(v, w) for v, w in itertools.product((0, 1, 2, 4, 5), range(6))]  # every completion of at most 2 tokens
+CONFIG = PPOConfig(
+    max_new_tokens=2, kl_coef=0.2, gae_lam=1.0, whiten=False, value_coef=0.0, missing_eos_penalty=0.0, micro_batch=4096, minibatches=1
+)
+CHANCE = {"": 0.5, "a": 0.1, "b": 0.95, "aa": 0.7, "ab": 0.3, "ba": 0.4, "bb": 0.05}  # of a good answer, by the rewrite's text
+
+
+class Coin:
+    """A frozen LM that answers "1" with the chance its prompt has, else "0"."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def fits(self, prompt: str) -> bool:
+        return True
+
+    def answer(self, prompts, generator=None) -> list[str]:
+        draws = torch.rand(len(prompts), generator=self.generator)
+        return ["1" if u < CHANCE[p] else "0" for p, u in zip(prompts, draws.tolist())]
+
+
+def rate(prompts, completions) -> Tensor:
+    """An answer "1" earns 1, and 2 where the request was longer."""
+    return torch.tensor([float(y) * len(x) for x, y in zip(prompts, completions)])
+
+
+def listed_logprobs(lm: Transformer) -> Tensor:
+    """log rho(x'|x) of every completion, with gradients: (N, L)."""
+    rows = []
+    for x in REQUESTS:
+        chat = LETTERS.chat(x)
+        ids = torch.tensor([chat + list((c + (0,))[:2]) for c in LISTED])  # (L, P+2)
+        logp = sampling_logprobs(lm(ids)[:, len(chat) - 1 : -1])  # (L, 2, V)
+        taken = logp.gather(2, ids[:, len(chat) :, None])[..., 0]  # (L, 2)
+        real = torch.tensor([[True, len(c) > 1] for c in LISTED])
+        rows.append(torch.where(real, taken, 0.0).sum(1))
+    return torch.stack(rows)
+
+
+def rewards() -> Tensor:
+    """R(x, x') of every completion, (N, L): an empty rewrite is answered as x itself."""
+    return torch.tensor([[CHANCE[LETTERS.decode(c) or x] * len(x) for c in LISTED] for x in REQUESTS], dtype=torch.float64)
+
+
+def flat_gradient(lm: Transformer) -> np.ndarray:
+    return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in lm.parameters()]).double().numpy()
+
+
+def exact_gradient(lm: Transformer, reference: Transformer, lam: float) -> np.ndarray:
+    """The enumerated gradient of J_lam, (P,)."""
+    lm.zero_grad()
+    with torch.no_grad():
+        rho_sft = listed_logprobs(reference).double().exp()
+    rho = listed_logprobs(lm).double().exp()
+    # The float32 rows sum to 1 only to 1e-7, which `theory` accepts; J_lam's own formula does the rest.
+    theory.regularised_value(rho, rho_sft, rewards(), lam).backward()
+    return flat_gradient(lm)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimator:
+    """One way to estimate the gradient. `moved`: the policy has moved from the one that sampled, as in PPO's later steps."""
+
+    name: str
+    answers: int = 1
+    clip: float = 0.2
+    whiten: bool = False
+    moved: bool = False
+    reinforce: bool = False
+
+
+ESTIMATORS = (
+    Estimator("REINFORCE, M = 1", reinforce=True),
+    Estimator("PPO, first step, M = 1"),
+    Estimator("PPO, first step, M = 2", answers=2),
+    Estimator("PPO, first step, M = 4", answers=4),
+    Estimator("PPO, first step, whitened", whiten=True),
+    Estimator("PPO, later step, no clip", moved=True, clip=1e6),
+    Estimator("PPO, later step, clip 0.2", moved=True),
+    Estimator("PPO, later step, clip 0.05", moved=True, clip=0.05),
+)
+
+
+def models(seed: int = 3) -> tuple[Transformer, Transformer, Transformer]:
+    """(reference, the policy that samples, the same a few steps on)."""
+    shape = dict(vocab_size=6, d_model=8, n_layers=1, n_heads=2, n_kv_heads=2, max_len=12)
+    reference = random_lm(seed=seed, **shape)
+    policy, later = copy.deepcopy(reference), None
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=draw))
+        later = copy.deepcopy(policy)
+        for p in later.parameters():
+            p.add_(0.02 * torch.randn(p.shape, generator=draw))
+    return reference, policy, later
+
+
+def estimates(how: Estimator, batches: int, batch: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(batches, P) estimates of the gradient of J_lam, each from `batch` episodes, and the exact one (P,)."""
+    reference, policy, later = models()
+    generator = torch.Generator().manual_seed(seed)
+    score = PromptScore(Coin(generator), rate, generator, how.answers)
+    trainer = PPOTrainer(policy, reference, LETTERS, score, replace(CONFIG, clip=how.clip, whiten=how.whiten), generator)
+    where = later if how.moved else policy
+    rows = []
+    for _ in range(batches):
+        trainer.policy.lm = policy
+        rollout = trainer.rollout([REQUESTS[i % 2] for i in range(batch)])
+        rollout.scores = trainer.scores(rollout)
+        trainer.estimate_advantages(rollout, trainer.assemble_rewards(rollout))
+        trainer.policy.lm = where
+        where.zero_grad()
+        loss = reinforce_loss(trainer, rollout) if how.reinforce else trainer.loss(rollout)[0]
+        (-loss / batch).backward()  # per episode: the trainer's own divisor, the batch's tokens, is a step size
+        rows.append(flat_gradient(where))
+    return np.stack(rows), exact_gradient(where, reference, CONFIG.kl_coef)
+
+
+def reinforce_loss(trainer: PPOTrainer, rollout) -> Tensor:
+    """-sum over episodes of (r - lam log rho/rho_sft - b) log rho(x'|x): paper.md's gradient, the batch mean as b."""
+    logits, _ = trainer.policy(rollout.features, rollout.mask, rollout.action)
+    chosen = sampling_logprobs(logits).gather(1, rollout.tokens[rollout.action][:, None])[:, 0]  # (n,)
+    logp = torch.zeros_like(rollout.logp).masked_scatter(rollout.action, chosen).sum(1)  # (B,)
+    worth = rollout.scores - trainer.kl_coef * rollout.kl  # (B,)
+    B = len(worth)
+    # The mean of the *others* is independent of an episode's own reward, so the baseline adds no bias.
+    others = (worth.sum() - worth) / (B - 1)
+    return -((worth - others) * logp).sum()
+
+
+def compare(found: np.ndarray, exact: np.ndarray, resamples: int = 400) -> dict:
+    """Cosine, length and bias of the mean estimate with 95 % intervals, and one batch's noise."""
+    rng, n = np.random.default_rng(0), len(found)
+    size = np.linalg.norm(exact)
+
+    def measure(mean: np.ndarray) -> tuple[float, float]:
+        return float(mean @ exact / np.linalg.norm(mean) / size), float(np.linalg.norm(mean) / size)
+
+    drawn = [measure(found[rng.integers(0, n, n)].mean(0)) for _ in range(resamples)]
+    (cosine, length), intervals = measure(found.mean(0)), np.quantile(drawn, (0.025, 0.975), axis=0).T.tolist()
+    noise = float(found.var(0, ddof=1).sum() / size**2)
+    error2 = float(((found.mean(0) - exact) ** 2).sum() / size**2)
+    return {
+        "cosine": cosine, "cosine_ci95": intervals[0], "length": length, "length_ci95": intervals[1],
+        # E|mean - exact|^2 = |bias|^2 + noise / n, so what is left over is the bias.
+        "bias": max(0.0, error2 - noise / n) ** 0.5, "error": error2**0.5, "noise_floor": (noise / n) ** 0.5, "noise": noise,
+    }  # fmt: skip
+
+
+def main(batches: int = 300, batch: int = 512) -> None:
+    table = {how.name: compare(*estimates(how, batches, batch)) for how in ESTIMATORS}
+    print(f"{batches} batches of {batch} episodes, lam {CONFIG.kl_coef}\n")
+    print("| estimate | cosine, 95 % interval | length, 95 % interval | bias | noise of a batch |\n|---|---|---|---|---|")
+    for name, t in table.items():
+        cosine, length = (f"{t[k]:.4f} [{t[k + '_ci95'][0]:.4f}, {t[k + '_ci95'][1]:.4f}]" for k in ("cosine", "length"))
+        print(f"| {name} | {cosine} | {length} | {t['bias']:.3f} (seen down to {t['noise_floor']:.3f}) | {t['noise']:.2f} |")
+    print(json.dumps({name: {k: v if isinstance(v, list) else round(v, 5) for k, v in t.items()} for name, t in table.items()}))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)  # the model is far too small for two
+    main()

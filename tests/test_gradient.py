@@ -1,0 +1,63 @@
+"""The policy gradient against the enumerated one (tests/gradient_estimates.py has the whole table)."""
+
+import numpy as np
+import pytest
+import torch
+from gradient_estimates import CONFIG, ESTIMATORS, compare, estimates, exact_gradient, listed_logprobs, models, rewards
+
+from alignpro_mini import theory
+
+BY_NAME = {how.name: how for how in ESTIMATORS}
+
+
+def test_the_list_is_complete():
+    for lm in models():
+        torch.testing.assert_close(listed_logprobs(lm).exp().sum(1), torch.ones(2), rtol=0, atol=1e-5)
+
+
+def test_the_exact_gradient_equals_finite_differences():
+    reference, policy, _ = models()
+    policy, reference = policy.double(), reference.double()
+    rho_sft = listed_logprobs(reference).exp().detach()
+    gradient, size = exact_gradient(policy, reference, 0.2), 0.0
+    direction = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        nudge = [torch.randn(p.shape, generator=direction) for p in policy.parameters()]
+        values = []
+        for step in (1e-3, -2e-3):
+            with torch.no_grad():
+                for p, d in zip(policy.parameters(), nudge):
+                    p.add_(step * d)
+                values.append(theory.regularised_value(listed_logprobs(policy).double().exp(), rho_sft, rewards(), 0.2).item())
+        with torch.no_grad():
+            for p, d in zip(policy.parameters(), nudge):
+                p.add_(1e-3 * d)
+        slope = float(np.concatenate([d.flatten().numpy() for d in nudge]) @ gradient)
+        size = max(size, abs(slope))
+        assert (values[0] - values[1]) / 2e-3 == pytest.approx(slope, abs=0.02 * size)
+    assert size > 0.1
+
+
+@pytest.mark.parametrize("name", ["REINFORCE, M = 1", "PPO, first step, M = 1", "PPO, first step, M = 4"])
+def test_the_expected_estimate_is_the_exact_gradient(name):
+    found = compare(*estimates(BY_NAME[name], 60, 512))
+    assert found["noise_floor"] < 0.05  # enough batches to tell
+    assert found["error"] < 2 * found["noise_floor"], found
+    assert found["cosine_ci95"][1] > 0.998 and found["length_ci95"][0] < 1 < found["length_ci95"][1] + 0.02
+
+
+def test_more_answers_a_rewrite_lower_the_noise_and_move_nothing():
+    one, four = (compare(*estimates(BY_NAME[f"PPO, first step, M = {m}"], 25, 512))["noise"] for m in (1, 4))
+    assert four < 0.9 * one
+
+
+def test_whitening_keeps_the_direction():
+    found = compare(*estimates(BY_NAME["PPO, first step, whitened"], 25, 512))
+    assert found["cosine"] > 0.99 and not 0.9 < found["length"] < 1.1  # a change of step size
+
+
+def test_later_steps_point_the_right_way_and_clipping_shortens_them():
+    none, wide, narrow = (compare(*estimates(BY_NAME[f"PPO, later step, {c}"], 25, 512)) for c in ("no clip", "clip 0.2", "clip 0.05"))
+    assert none["cosine"] > 0.97 and wide["cosine"] > 0.8
+    assert narrow["length"] < wide["length"] < none["length"]
+    assert CONFIG.clip == 0.2
