@@ -3,6 +3,7 @@
     python train.py                                     # the embedded world, task quality: 3 to 4 minutes on two cores,
                                                         # mean reward about -0.1 -> 1.3, variance about 1.0 -> 0.2
     python train.py --task all --seed 0-4 --jobs 2      # several runs, two side by side, and one table
+    python train.py --grid all --task all --seed 0-4 --jobs 2   # the paper's figure: two prompters x two frozen models
     python train.py --preset smollm2 --data.prompts ... # a real chat model and real prompts (see the README)
     python train.py --help                              # every option, with its reason
 
@@ -13,13 +14,14 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 # OpenMP's threads wait for each other by spinning. Where another program wants the cores too, that made training some
 # 19 times slower on two cores; spinning only briefly costs a tenth when alone. Must be set before torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
-from alignpro_mini import assess, jobs, pipeline, tables
+from alignpro_mini import assess, grid, jobs, pipeline, tables
 from alignpro_mini.cli import parse_command_line
 from alignpro_mini.config import RunConfig
 from alignpro_mini.run import Run
@@ -46,12 +48,16 @@ def main(config: RunConfig, resume: bool) -> dict:
 
 if __name__ == "__main__":
     configs, how = parse_command_line()
+    one = partial(grid.run_group, cells=how.cells) if how.cells else main
     try:
         if how.jobs > 1:
             results = jobs.run_side_by_side(Path(__file__), sys.argv[1:], configs, how.jobs)
         else:
-            results = [main(config, how.resume) for config in configs]
+            results = [one(config, resume=how.resume) for config in configs]
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         sys.exit(f"train.py: error: {error}")
-    if len(results) > 1:
+    if how.cells:
+        print(tables.grid_table(results))
+        print(f"\nfigures: {', '.join(map(str, grid.draw(results, configs[0])))}")
+    elif len(results) > 1:
         print(tables.sweep_table(results))

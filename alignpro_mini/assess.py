@@ -94,6 +94,11 @@ def evaluate_prompters(
     return _arms(run, "evaluation", task, pi_f, reward, make)
 
 
+def evaluate_swapped(run: Run, task: ToyWorld, other: FrozenLM, rho_sft: Prompter, rho: Prompter, reward: Reward) -> Arm:
+    """This run's prompter in front of a frozen model that it was not trained for."""
+    return _arms(run, "swapped", task, other, reward, lambda evaluator: {"swapped": evaluator.prompter(rho, rho_sft)})["swapped"]
+
+
 def _arms(
     run: Run, name: str, task: ToyWorld | FileTask, pi_f: FrozenLM, reward: Reward, make: Callable[[Evaluator], dict[str, Arm]]
 ) -> dict[str, Arm]:

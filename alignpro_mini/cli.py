@@ -11,7 +11,9 @@ import difflib
 import sys
 from dataclasses import replace
 
-from alignpro_mini.config import PRESETS, TASKS, RunConfig, preset
+from alignpro_mini.config import PRESETS, TASKS, RunConfig, grid_part, preset
+from alignpro_mini.tables import CELLS
+
 
 def leaves(config, prefix: str = "") -> dict[str, dataclasses.Field]:
     """The dotted name of every option -> its dataclass field: {"seed": ..., "ppo.lr": ...}."""
@@ -71,7 +73,7 @@ def _span(text: str) -> list[int]:
 
 
 def parse_command_line(argv: list[str] | None = None) -> tuple[list[RunConfig], argparse.Namespace]:
-    """The runs asked for, and `resume` and `jobs`. `--task a,b` (or all) and `--seed 0-4` make several runs.
+    """The runs asked for, and `resume`, `jobs` and the grid's `cells`. `--task a,b` (or all), `--seed 0-4`: several runs.
 
     Ends the program with a one-line error for an unknown option (naming the nearest one) or an impossible value.
     """
@@ -107,11 +109,18 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[list[RunConfig], 
                 parser.error(f"--task: {task!r} is not one of {', '.join(TASKS)}, all{nearest(task, TASKS)}")
         seeds = _span(given.seed) if given.seed is not None else [base.seed]
         runs = [with_options(base, options | {"task": t, "seed": s}).validate() for t in tasks for s in seeds]
+        if given.grid:
+            grid_part(base, "F1")  # a preset without a second pair of models is told now
+            runs = [replace(r, name=f"grid-{r.run_name}") for r in runs]
     except ValueError as error:
         parser.error(str(error))
-    if len(runs) > 1 and runs[0].name:
+    if len(runs) > 1 and options.get("name"):
         parser.error("--name names one run; with several tasks or seeds leave it out (use --out for another folder)")
-    return runs, argparse.Namespace(resume=given.resume, jobs=given.jobs)
+    cells = CELLS if given.grid == "all" else tuple(given.grid.split(",")) if given.grid else ()
+    for cell in cells:
+        if cell not in CELLS:
+            parser.error(f"--grid: {cell!r} is not one of all, {', '.join(CELLS)}{nearest(cell, CELLS)}")
+    return runs, argparse.Namespace(resume=given.resume, jobs=given.jobs, cells=cells)
 
 
 def _parser(base: RunConfig) -> argparse.ArgumentParser:
@@ -125,6 +134,7 @@ def _parser(base: RunConfig) -> argparse.ArgumentParser:
     )
     parser.add_argument("--resume", action="store_true", help="go on where a run of the same name stopped")
     parser.add_argument("--jobs", type=int, default=1, help="of several runs, how many side by side, each on its share of cores")
+    parser.add_argument("--grid", default="", metavar="CELLS", help="two prompters x two frozen models: all, or some of " + ", ".join(CELLS))
     groups = {"": parser.add_argument_group("run")}
     for name, f in leaves(base).items():
         section = name.rpartition(".")[0]

@@ -257,6 +257,27 @@ def preset(name: str) -> RunConfig:
     return _smollm2(tiny)
 
 
+# The grid's second prompter and second frozen model: other sizes than the preset's own.
+SECOND = {
+    "tiny": (ShapeConfig(d_model=64, n_layers=2), ShapeConfig(d_model=128, n_layers=3)),
+    "small": (ShapeConfig(d_model=128, n_layers=4), ShapeConfig(d_model=320, n_layers=6, n_heads=10)),
+    "gpt2": (ShapeConfig(d_model=384, n_layers=6, n_heads=6), ShapeConfig(d_model=768, n_layers=12, n_heads=12, n_kv_heads=4)),
+}
+
+
+def grid_part(config: RunConfig, part: str) -> RunConfig:
+    """The configuration of one part of the grid, its name set: "F2", "P1", "P2-F1", or "reward" (that of P1 and F1).
+
+    P1 and F1 are the preset's own prompter and frozen model. Raises ValueError for a preset without a second pair.
+    """
+    _check(config.preset in SECOND, f"--grid needs two models of each kind, and --preset {config.preset} has one: use {', '.join(SECOND)}")
+    prompter, frozen = SECOND[config.preset]
+    return replace(
+        config, name=part, prompter_model=prompter if "P2" in part else config.prompter_model,
+        frozen_model=frozen if "F2" in part else config.frozen_model,
+    )  # fmt: skip
+
+
 def _smollm2(tiny: RunConfig) -> RunConfig:
     """SmolLM2-135M on two cores: only the top layers learn, over a trunk whose outputs are computed once."""
     return replace(

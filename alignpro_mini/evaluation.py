@@ -190,6 +190,13 @@ def _lengths(rewrites: Sequence, answers: Sequence) -> dict:
     }
 
 
+def paired(arm: Arm, base: Arm, resamples: int) -> dict:
+    """Mean of arm - base over their common first inputs, and its 95 % interval from resampling these."""
+    n = min(len(arm.reward), len(base.reward))
+    difference = arm.reward[:n].mean((1, 2)) - base.reward[:n].mean((1, 2))  # (n,) the same inputs
+    return {"mean": float(difference.mean()), "ci95": bootstrap_interval(difference, resamples)}
+
+
 def summarise(arms: dict[str, Arm], config: EvalConfig) -> dict:
     """`results.json`'s arms, gap_closed and variance_ratio from what the arms did (see the README for each entry)."""
     base = arms["no_finetuning"]
@@ -199,7 +206,6 @@ def summarise(arms: dict[str, Arm], config: EvalConfig) -> dict:
         per_input = arm.reward.mean((1, 2))  # (N,)
         judged, judge_base = (arm.gold, base.gold[:n]) if arm.gold is not None else (arm.reward, base.reward[:n])
         wins, ties = win_rate(judged, judge_base)
-        difference = per_input - base.reward[:n].mean((1, 2))  # (N,) paired: the same inputs
         table[name] = {
             "inputs": n,
             "mean": float(arm.reward.mean()),
@@ -212,9 +218,7 @@ def summarise(arms: dict[str, Arm], config: EvalConfig) -> dict:
             "kl": float(arm.kl.mean()),
             "win_rate": wins,
             "tie_rate": ties,
-            "difference": None
-            if name == "no_finetuning"
-            else {"mean": float(difference.mean()), "ci95": bootstrap_interval(difference, config.bootstrap)},
+            "difference": None if name == "no_finetuning" else paired(arm, base, config.bootstrap),
             **arm.extra,
         }
     pro, none, oracle = (table.get(n) for n in ("align_pro", "no_finetuning", "rlhf_oracle"))

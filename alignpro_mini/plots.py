@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alignpro_mini.tables import ARMS, PAPER, TRIO, by_task, get, num, t_interval
+from alignpro_mini.tables import ARMS, PAPER, TRIO, by_task, get, grid_cells, num, t_interval
 
 
 def _figure(path, rows: int, cols: int, size: tuple[float, float], **share):
@@ -113,4 +113,48 @@ def sweep_plot(list_of_results: list[dict], path) -> None:
             ax.set_title(title, fontsize=10, parse_math=False)
             ax.set_xticks(range(3), [ARMS[arm][0] for arm in TRIO])
             ax.set(ylabel=f"{key} of the learned reward", xlim=(-0.4, 2.4))
+    figure.savefig(path)
+
+
+def grid_figure(groups: list[dict], path) -> None:
+    """The paper's figure: a column a task; reward mean above, variance below; three bars a cell, 95% t-intervals over seeds."""
+    cells, tasks = grid_cells(groups), list(by_task(groups))
+    figure, axes = _figure(path, 2, max(1, len(tasks)), (4.6 * max(1, len(tasks)), 6.8))
+    for column, task in zip(axes.T, tasks):
+        names = [cell for t, cell in cells if t == task]
+        for ax, key in zip(column, ("mean", "variance")):
+            for i, arm in enumerate(TRIO):
+                found = [t_interval([get(r, "arms", arm, key) for r in cells[task, cell]]) for cell in names]
+                where = np.arange(len(names)) + 0.27 * (i - 1)
+                halves = [half or 0.0 for _, half in found]
+                ax.bar(where, [m for m, _ in found], 0.25, yerr=halves, capsize=3, color=ARMS[arm][1], label=ARMS[arm][0])
+            ax.axhline(0, color="black", linewidth=0.6)
+            ax.set_xticks(range(len(names)), names)
+            ax.set(title=task, ylabel=f"{key} of the learned reward")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(path)
+
+
+PARTS = (("between_inputs", "#e69f00"), ("between_rewrites", "#cc79a7"), ("within", "#56b4e9"))
+
+
+def variance_figure(groups: list[dict], path) -> None:
+    """Which part of the variance falls: a column a task, a bar an arm and cell, its three parts on top of each other."""
+    cells, tasks = grid_cells(groups), list(by_task(groups))
+    figure, axes = _figure(path, 1, max(1, len(tasks)), (4.6 * max(1, len(tasks)), 4.2))
+    for ax, task in zip(axes.flat, tasks):
+        names = [cell for t, cell in cells if t == task]
+        for i, arm in enumerate(TRIO):
+            where, base = np.arange(len(names)) + 0.27 * (i - 1), np.zeros(len(names))
+            for part, colour in PARTS:
+                height = [t_interval([get(r, "arms", arm, "variance_parts", part) for r in cells[task, cell]])[0] or 0.0 for cell in names]
+                height = np.maximum(height, 0.0)  # an unbiased part near 0 may come out a little below it
+                ax.bar(where, height, 0.25, bottom=base, color=colour, label=part.replace("_", " ") if i == 0 else None)
+                base = base + height
+            for x, top in zip(where, base):
+                ax.text(x, top, " " + ARMS[arm][0], rotation=90, ha="center", va="bottom", fontsize=6)
+        ax.set_xticks(range(len(names)), names)
+        ax.set(title=task, ylabel="variance of the learned reward")
+        ax.set_ylim(0, 1.35 * ax.get_ylim()[1])  # room for the arms' names
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path)

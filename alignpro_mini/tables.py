@@ -59,6 +59,22 @@ METRICS: dict[str, tuple[str, str, str]] = {  # key: meaning, healthy range, wha
     key: (meaning, healthy, bad) for line in GLOSSARY.splitlines()
     for keys, meaning, healthy, bad in [line.split(" | ")] for key in keys.split()
 }
+# The paper's figure, read off to about 0.005: mean, then variance, of no fine-tuning, Align-Pro and the oracle.
+PAPER_CELLS = {
+    "quality": {
+        "P1-F1": (.389, 1.127, 1.368, 1.871, 1.142, 1.798), "P1-F2": (.695, 1.331, 1.403, 1.843, 1.417, 1.790),
+        "P2-F1": (.456, 1.130, 1.398, 2.240, 1.215, 1.924), "P2-F2": (.703, 1.400, 1.481, 2.192, 1.373, 1.940),
+    },
+    "reasoning": {
+        "P1-F1": (1.590, 1.851, 2.456, 1.907, 1.221, 1.439), "P1-F2": (1.959, 2.375, 2.612, 1.886, 1.399, 1.650),
+        "P2-F1": (1.122, 1.434, 2.182, 1.975, 1.332, 1.310), "P2-F2": (1.822, 2.054, 2.408, 1.657, 1.117, 1.364),
+    },
+    "attributes": {
+        "P1-F1": (.111, .733, .845, .982, .867, .817), "P1-F2": (.252, .705, 1.001, 1.136, .750, .887),
+        "P2-F1": (.194, .812, .950, 1.070, .723, .968), "P2-F2": (.290, .847, .964, .945, .610, .857),
+    },
+}
+CELLS = tuple(PAPER_CELLS["quality"])  # prompter - frozen model
 COLUMNS = (  # heading (two lines in the terminal), path in the arm's results, decimals
     ("reward\nmean", "mean", 3), ("reward\n95% CI", "ci95", 3), ("var.\ntotal", "variance", 3),
     ("var.\ninputs", "variance_parts between_inputs", 3), ("var.\nrewr.", "variance_parts between_rewrites", 3),
@@ -153,10 +169,11 @@ def by_task(runs: list[dict]) -> dict[str, list[dict]]:
 
 
 def _sweep_row(run: dict) -> list:
-    """Three means, difference, gap, variance ratio, three gold means, seconds; None where not measured."""
+    """Three means, difference, gap, variance ratio, three gold means, attainable share, seconds; None where not measured."""
     means, golds = ([get(run, "arms", arm, key) for arm in TRIO] for key in ("mean", "gold_mean"))
     gain, wall = get(run, "arms", "align_pro", "difference", "mean"), sum((run.get("wall_s") or {}).values()) or None
-    return [*means, gain, get(run, "gap_closed"), get(run, "variance_ratio"), *golds, wall]
+    share = get(run, "theory", "attainable_gain_share")
+    return [*means, gain, get(run, "gap_closed"), get(run, "variance_ratio"), *golds, share, wall]
 
 
 def sweep_counts(runs: list[dict]) -> dict[str, tuple[int, int]]:
@@ -166,15 +183,25 @@ def sweep_counts(runs: list[dict]) -> dict[str, tuple[int, int]]:
         "Align-Pro above no fine-tuning with interval above zero": [ci[0] > 0 for ci in intervals if ci],
         "between no fine-tuning and oracle": [r[0] < r[1] < r[2] for r in rows if None not in r[:3]],
         "variance below no fine-tuning": [r[5] < 1 for r in rows if r[5] is not None],
+        "at least 0.95 of the attainable gain": [r[9] >= 0.95 for r in rows if r[9] is not None],
     }
-    return {claim: (sum(held), len(held)) for claim, held in claims.items()}
+    return {claim: (sum(held), len(held)) for claim, held in claims.items() if held}
+
+
+def _right_answers(runs: list[dict]) -> list[str]:
+    """For sums: right answers and requests for steps, averaged over the seeds; nothing for other tasks."""
+    rate = lambda arm, key: t_interval([get(r, "arms", arm, key) for r in runs])[0]  # noqa: E731
+    if rate("align_pro", "right_rate") is None:
+        return []
+    before, after, asks = rate("no_finetuning", "right_rate"), rate("align_pro", "right_rate"), rate("align_pro", "asks_for_steps")
+    return [f"  right answers {num(before, 3)} to {num(after, 3)}; rewrites that ask for steps {num(asks, 3)} (means over seeds)"]
 
 
 def sweep_table(list_of_results: list[dict]) -> str:
     """Per task: a row a seed, the mean over seeds with its 95% t-interval, the paper's figures, and counts."""
-    heads = [["", *"No-FT,Align-Pro,Oracle,Align-Pro - No-FT,gap,var.,gold,gold,gold,wall".split(",")],
-             ["seed", *"mean,mean,mean,[95% CI],closed,ratio,No-FT,Align-Pro,Oracle,s".split(",")]]
-    digits, blocks = (3, 3, 3, 3, 2, 2, 3, 3, 3, 1), []
+    heads = [["", *"No-FT,Align-Pro,Oracle,Align-Pro - No-FT,gap,var.,gold,gold,gold,attain.,wall".split(",")],
+             ["seed", *"mean,mean,mean,[95% CI],closed,ratio,No-FT,Align-Pro,Oracle,share,s".split(",")]]
+    digits, blocks = (3, 3, 3, 3, 2, 2, 3, 3, 3, 3, 1), []
     for task, runs in by_task(list_of_results).items():
         rows = [[str(run.get("seed")), *map(num, _sweep_row(run), digits)] for run in runs]
         for row, run in zip(rows, runs):
@@ -182,8 +209,61 @@ def sweep_table(list_of_results: list[dict]) -> str:
         means, halves = zip(*map(t_interval, zip(*map(_sweep_row, runs))))
         rows += [["mean", *map(num, means, digits)], ["± 95%", *map(num, halves, digits)]]
         name, *theirs = PAPER.get(task, ("no data set", None, None))
-        rows.append(["paper", *[""] * 4, *(num(v, 2) for v in theirs), *[""] * 4])
-        blocks.append([f"task {task} (paper: {name})", _grid(heads + rows), runs])
+        rows.append(["paper", *[""] * 4, *(num(v, 2) for v in theirs), *[""] * 5])
+        blocks.append([f"task {task} (paper: {name})", _grid(heads + rows), *_right_answers(runs), runs])
     blocks += [["all tasks", list_of_results]] if len(blocks) > 1 else []
     return "\n\n".join("\n".join([*text, *(f"  {claim}: {k} of {n}" for claim, (k, n) in sweep_counts(runs).items())])
                        for *text, runs in blocks) or "no runs"
+
+
+def grid_cells(groups: list[dict]) -> dict[tuple[str, str], list[dict]]:
+    """{(task, cell): its results, a seed each} of the groups that `grid.run_group` returns."""
+    return {
+        (task, cell): [g["cells"][cell] for g in runs if cell in g["cells"]]
+        for task, runs in by_task(groups).items() for cell in CELLS if any(cell in g["cells"] for g in runs)
+    }  # fmt: skip
+
+
+def _six(runs: list[dict]) -> list[float]:
+    """Mean, then variance, of the three arms, averaged over seeds, in the order of PAPER_CELLS."""
+    return [t_interval([get(r, "arms", arm, key) for r in runs])[0] for key in ("mean", "variance") for arm in TRIO]
+
+
+def grid_counts(sixes: list) -> dict[str, tuple[int, int]]:
+    """{claim: (k, n)} over cells, each six numbers as in PAPER_CELLS."""
+    claims = {
+        "mean between no fine-tuning and oracle": [s[0] < s[1] < s[2] for s in sixes],
+        "variance below no fine-tuning": [s[4] < s[3] for s in sixes],
+        "variance below the oracle": [s[4] < s[5] for s in sixes],
+    }
+    return {claim: (sum(held), len(held)) for claim, held in claims.items()}
+
+
+def grid_table(groups: list[dict]) -> str:
+    """Task by task and cell by cell, means over seeds with 95% t-intervals; then the counts beside the paper's own."""
+    cells = grid_cells(groups)
+    rows = [["", "", *"mean,mean,mean,var.,var.,var.,gap closed,var. ratio,attain.".split(",")],
+            ["task", "cell", *"No-FT,Align-Pro,Oracle,No-FT,Align-Pro,Oracle,ours (paper),ours (paper),share".split(",")]]
+    for (task, cell), runs in cells.items():
+        pairs = [t_interval([get(r, "arms", arm, key) for r in runs]) for key in ("mean", "variance") for arm in TRIO]
+        gap, ratio, share = (t_interval([get(r, *keys) for r in runs])[0] for keys in (("gap_closed",), ("variance_ratio",), ("theory", "attainable_gain_share")))
+        a, b, c, v, w, _ = PAPER_CELLS[task][cell]
+        told = [num(m, 2) + ("" if half is None else f" ±{num(half, 2)}") for m, half in pairs]
+        rows.append([task, cell, *told, f"{num(gap, 2)} ({(b - a) / (c - a):.2f})", f"{num(ratio, 2)} ({w / v:.2f})", num(share, 3)])
+    ours, each = grid_counts([_six(runs) for runs in cells.values()]), grid_counts([_six([r]) for runs in cells.values() for r in runs])
+    paper = grid_counts([six for task in PAPER_CELLS.values() for six in task.values()])
+    said = [f"  {c}: {ours[c][0]} of {ours[c][1]} cells, {each[c][0]} of {each[c][1]} single runs (paper: {k} of {n} cells)" for c, (k, n) in paper.items()]
+    return "\n".join([_grid(rows), "", *said, *_swap_lines(groups)])
+
+
+def _swap_lines(groups: list[dict]) -> list[str]:
+    """Per task, how a prompter fares in front of the frozen model it was not trained for, averaged over all swaps."""
+    lines = []
+    for task, runs in by_task(groups).items():
+        swaps = [s for g in runs for s in g["swap"].values()]
+        if swaps:
+            gain, loss = (t_interval([s[key]["mean"] for s in swaps])[0] for key in ("against_no_finetuning", "against_its_own_prompter"))
+            helped = sum(s["against_no_finetuning"]["ci95"][0] > 0 for s in swaps)
+            lines.append(f"  swapped, {task}: {num(gain, 3, '+')} against no fine-tuning ({helped} of {len(swaps)} with interval above 0), "
+                         f"{num(loss, 3, '+')} against the prompter trained for that model")
+    return lines

@@ -371,7 +371,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _optimum("bounds-without-the-nucleus", ("sampling.temperature, sampling.top_p)", "sampling.temperature)"), "test_a_nucleus_counts_as_what_it_is"),
     mutant("evaluation.py", "closed-form-with-the-kl-swapped", ("(rho.gather(1, picks) / rho_sft.gather(1, picks))", "(rho_sft.gather(1, picks) / rho.gather(1, picks))"),
            "test_listed_rewrites_are_drawn_from_the_table_for_the_first_requests"),
-    mutant("evaluation.py", "fewer-inputs-compared-with-all", ("difference = per_input - base.reward[:n].mean((1, 2))", "difference = per_input - base.reward.mean()"),
+    mutant("evaluation.py", "fewer-inputs-compared-with-all", ("base.reward[:n].mean((1, 2))  # (n,)", "base.reward.mean()  # (n,)"),
            "test_an_arm_over_fewer_inputs_is_compared_on_its_own_inputs"),
     mutant("cli.py", "type-from-the-presets-value", ("_parse(text, f.default)", "_parse(text, get(base, name))"), "test_config.py::test_values_become_the_type_of_their_field"),
 )
@@ -429,7 +429,7 @@ MUTANTS += (
     mutant("evaluation.py", "within-divided-by-n", ("(N * K * (M - 1))", "(N * K * M)"), "test_variance_parts_by_hand", "test_variance_parts_against_anova_by_loops"),
     mutant("evaluation.py", "noise-counted-as-rewrites", ("(ms_rewrites - ms_within) / M", "ms_rewrites / M"), "test_variance_parts_by_hand",
            "test_headroom_is_none_when_the_reward_ignores_the_rewrite"),
-    mutant("evaluation.py", "unpaired-interval", ("bootstrap_interval(difference", "bootstrap_interval(per_input"), BY_HAND),
+    mutant("evaluation.py", "unpaired-interval", ("bootstrap_interval(difference", "bootstrap_interval(arm.reward.mean((1, 2))"), BY_HAND),
     mutant("evaluation.py", "bootstrap-resamples-half", ("len(per_input)))].mean(1)", "len(per_input) // 2))].mean(1)"), "test_bootstrap_covers_the_truth_about_95_times_in_100",
            "test_bootstrap_agrees_with_the_normal_interval"),
     mutant("evaluation.py", "ties-are-wins", ("tie.mean() / 2)", "tie.mean())"), "test_win_rate_by_hand"),

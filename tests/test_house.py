@@ -19,6 +19,7 @@ FLOORS = (
     {"optimum", "evaluation"},
     {"pipeline"},
     {"assess"},
+    {"grid"},
 )
 
 

@@ -169,19 +169,21 @@ def sweep() -> list[dict]:
     interval above 0: runs 0, 1 yes; 2 no (it covers 0); 3 yes; attributes no (it starts at 0)     3 of 5
     between:          run 0 yes; 1 above the oracle; 2 below no fine-tuning; 3 has no oracle; attributes yes   2 of 4
     variance ratio:   0.5 yes, 0.7 yes, 1.2 no, 1.0 no, attributes not measured                                2 of 4
+    attainable share: run 0 yes, 1 no, others not measured                                                     1 of 2
     """
+    share = lambda value: {"theory": {"attainable_gain_share": value}}  # noqa: E731
     return [
         make_results(seed=3, oracle=None, ratio=1.0),
-        make_results(seed=0, base=1.0, pro=1.5, oracle=2.0, ci=(0.4, 0.6), ratio=0.5),
-        make_results(seed=1, base=1.0, pro=2.2, oracle=2.0, ci=(1.1, 1.3), ratio=0.7),
+        make_results(seed=0, base=1.0, pro=1.5, oracle=2.0, ci=(0.4, 0.6), ratio=0.5) | share(0.97),
+        make_results(seed=1, base=1.0, pro=2.2, oracle=2.0, ci=(1.1, 1.3), ratio=0.7) | share(0.93),
         make_results(seed=2, base=1.0, pro=0.9, oracle=2.0, ci=(-0.3, 0.1), ratio=1.2),
         make_results(seed=0, pro=1.2, ci=(0.0, 0.4), ratio=None, task="attributes"),
     ]
 
 
 def test_sweep_counts_hand_worked():
-    assert list(tables.sweep_counts(sweep()).values()) == [(3, 5), (2, 4), (2, 4)]
-    assert list(tables.sweep_counts(sweep()[:4]).values()) == [(3, 4), (1, 3), (2, 4)]
+    assert list(tables.sweep_counts(sweep()).values()) == [(3, 5), (2, 4), (2, 4), (1, 2)]
+    assert list(tables.sweep_counts(sweep()[:4]).values()) == [(3, 4), (1, 3), (2, 4), (1, 2)]
 
 
 def test_sweep_table_has_a_row_a_seed_averages_and_the_papers_figures():
@@ -189,16 +191,72 @@ def test_sweep_table_has_a_row_a_seed_averages_and_the_papers_figures():
     lines = {line.split()[0]: line for line in quality.splitlines()}
     assert "UltraFeedback" in quality and "HelpSteer" in attributes and "all tasks" in everything
     assert [line[0] for line in quality.splitlines()[3:7]] == ["0", "1", "2", "3"], "in the order of the seeds"
-    assert lines["0"].split()[1:] == "1.000 1.500 2.000 0.500 [0.400, 0.600] 0.50 0.50 0.500 0.750 1.000 120".split()
+    assert lines["0"].split()[1:] == "1.000 1.500 2.000 0.500 [0.400, 0.600] 0.50 0.50 0.500 0.750 1.000 0.970 120".split()
     # means over seeds 0 to 3; the oracle and the gap over 0 to 2 only: gaps 0.5, 1.2, -0.1
-    assert lines["mean"].split()[1:] == "1.000 1.600 2.000 0.600 0.53 0.85 0.500 0.800 1.000 120".split()
+    assert lines["mean"].split()[1:] == "1.000 1.600 2.000 0.600 0.53 0.85 0.500 0.800 1.000 0.950 120".split()
     assert lines["paper"].split()[1:] == ["0.82", "0.64"]
     # gaps: s = 0.65064, t(2) = 4.303, half-width 4.303 * 0.65064 / sqrt(3) = 1.616
     assert lines["±"].split()[6] == "1.62"
     assert "with interval above zero: 3 of 4" in quality and "with interval above zero: 3 of 5" in everything
     assert "between no fine-tuning and oracle: 1 of 3" in quality
     assert [line.split()[1] for line in attributes.splitlines() if line.startswith("± 95%")] == ["95%"]
-    assert attributes.splitlines()[5].split()[2:] == ["–"] * 10, "one seed has no interval"
+    assert attributes.splitlines()[5].split()[2:] == ["–"] * 11, "one seed has no interval"
+
+
+def test_right_answers_are_told_beside_the_sweep_of_sums():
+    runs = [make_results(task="reasoning", seed=seed) for seed in (0, 1)]
+    assert "right answers" not in tables.sweep_table(runs)
+    for run, (before, after, asks) in zip(runs, ((0.3, 0.8, 0.9), (0.5, 0.9, 1.0))):
+        run["arms"]["no_finetuning"]["right_rate"] = before
+        run["arms"]["align_pro"] |= {"right_rate": after, "asks_for_steps": asks}
+    assert "right answers 0.400 to 0.850; rewrites that ask for steps 0.950" in tables.sweep_table(runs)
+
+
+# ---------------------------------------------------------------- the grid
+
+
+def cell(base, pro, oracle, variances, seed=0, task="quality", share=0.97) -> dict:
+    run = make_results(base=base, pro=pro, oracle=oracle, seed=seed, task=task) | {"theory": {"attainable_gain_share": share}}
+    for name, variance in zip(("no_finetuning", "align_pro", "rlhf_oracle"), variances):
+        run["arms"][name]["variance"] = variance
+    return run
+
+
+def groups() -> list[dict]:
+    """Two seeds of two cells; P1-F2 holds every claim on average, P2-F1 none: there seed 1 alone is between."""
+    swap = lambda mean, low: {"against_no_finetuning": {"mean": mean, "ci95": [low, 2.0]}, "against_its_own_prompter": {"mean": -mean / 10, "ci95": [-1, 1]}}  # noqa: E731
+    cells = [
+        {"P1-F2": cell(0.0, 1.0, 2.0, (1.0, 0.4, 0.5), 0), "P2-F1": cell(0.0, 2.2, 2.0, (1.0, 1.5, 0.5), 0)},
+        {"P1-F2": cell(0.0, 1.4, 2.0, (1.2, 0.4, 0.7), 1), "P2-F1": cell(0.0, 1.9, 2.0, (1.0, 0.9, 0.5), 1)},
+    ]
+    swaps = [{"P1-F1": swap(1.0, 0.5)}, {"P1-F1": swap(0.5, -0.5)}]
+    return [{"task": "quality", "seed": i, "cells": c, "swap": s, "preset": "tiny"} for i, (c, s) in enumerate(zip(cells, swaps))]
+
+
+def test_grid_table_averages_over_seeds_and_counts_cells_and_runs():
+    text = tables.grid_table(groups())
+    rows = {line.split()[1]: line for line in text.splitlines() if line.startswith("quality")}
+    assert list(rows) == ["P1-F2", "P2-F1"]
+    # P1-F2: Align-Pro's mean 1.2, t(1) 12.706 * 0.2828 / sqrt(2) = 2.54; gap (0.5 + 0.7) / 2; paper .636 / .708, 1.417 / 1.843
+    assert "1.20 ±2.54" in rows["P1-F2"] and "0.60 (0.90)" in rows["P1-F2"] and "(0.77)" in rows["P1-F2"]
+    assert "mean between no fine-tuning and oracle: 1 of 2 cells, 3 of 4 single runs (paper: 12 of 12 cells)" in text
+    assert "variance below no fine-tuning: 1 of 2 cells, 3 of 4 single runs (paper: 12 of 12 cells)" in text
+    assert "variance below the oracle: 1 of 2 cells, 2 of 4 single runs (paper: 10 of 12 cells)" in text
+    assert "swapped, quality: +0.750 against no fine-tuning (1 of 2 with interval above 0), -0.075 against" in text
+
+
+def test_the_papers_cells_average_to_its_summary():
+    for task, (name, gap, ratio) in tables.PAPER.items():
+        cells = tables.PAPER_CELLS[task].values()
+        assert np.mean([(b - a) / (c - a) for a, b, c, *_ in cells]) == pytest.approx(gap, abs=0.02), name
+        assert np.mean([w / v for *_, v, w, _ in cells]) == pytest.approx(ratio, abs=0.02), name
+
+
+def test_grid_figures_are_drawn_for_any_part_of_the_grid(tmp_path):
+    for i, found in enumerate((groups(), groups()[:1], [])):
+        plots.grid_figure(found, tmp_path / f"{i}.png")
+        plots.variance_figure(found, tmp_path / f"v{i}.png")
+        assert (tmp_path / f"{i}.png").read_bytes().startswith(PNG) and (tmp_path / f"v{i}.png").read_bytes().startswith(PNG)
 
 
 def test_sweep_table_of_nothing_and_of_a_task_of_ones_own():
