@@ -4,6 +4,7 @@
                                                         # mean reward about -0.1 -> 1.3, variance about 1.0 -> 0.2
     python train.py --task all --seed 0-4 --jobs 2      # several runs, two side by side, and one table
     python train.py --grid all --task all --seed 0-4 --jobs 2   # the paper's figure: two prompters x two frozen models
+    python train.py --frontier 0.05,0.1,0.2,0.5                # reward against KL, beside the exact optimum
     python train.py --preset smollm2 --data.prompts ... # a real chat model and real prompts (see the README)
     python train.py --help                              # every option, with its reason
 
@@ -21,7 +22,7 @@ from pathlib import Path
 # 19 times slower on two cores; spinning only briefly costs a tenth when alone. Must be set before torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
-from alignpro_mini import assess, grid, jobs, pipeline, tables
+from alignpro_mini import assess, frontier, grid, jobs, pipeline, tables
 from alignpro_mini.cli import parse_command_line
 from alignpro_mini.config import RunConfig
 from alignpro_mini.run import Run
@@ -48,7 +49,7 @@ def main(config: RunConfig, resume: bool) -> dict:
 
 if __name__ == "__main__":
     configs, how = parse_command_line()
-    one = partial(grid.run_group, cells=how.cells) if how.cells else main
+    one = partial(grid.run_group, cells=how.cells) if how.cells else partial(frontier.run_frontier, lams=how.lams) if how.lams else main
     try:
         if how.jobs > 1:
             results = jobs.run_side_by_side(Path(__file__), sys.argv[1:], configs, how.jobs)
@@ -59,5 +60,7 @@ if __name__ == "__main__":
     if how.cells:
         print(tables.grid_table(results))
         print(f"\nfigures: {', '.join(map(str, grid.draw(results, configs[0])))}")
+    elif how.lams:
+        print(tables.frontier_table(results))
     elif len(results) > 1:
         print(tables.sweep_table(results))

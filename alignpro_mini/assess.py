@@ -27,6 +27,20 @@ from alignpro_mini.theory import optimal_prompter
 from alignpro_mini.toyworld import ToyWorld
 
 
+def list_rewrites(run: Run, task: ToyWorld, pi_f: FrozenLM, rho_sft: Prompter, rho: Prompter, reward: Reward) -> Listing:
+    """The stage "listing": all listed rewrites of the first evaluation requests, what they earn, and how likely they are."""
+    c = run.config
+    requests = task.eval_requests[: c.theory.inputs]
+    rewrites = [task.rewrites(x) for x in requests]
+    path = run.path / "checkpoints" / "listing.safetensors"
+    return run.once(
+        "listing",
+        lambda stage: optimum.measure(requests, rewrites, pi_f, reward.train, rho_sft, rho, c.theory.answers, run.generator("listing")),
+        lambda: Listing(requests, rewrites, **load_state(path)[0]),
+        lambda made: save_state(path, {name: getattr(made, name) for name in ("r", "p_sft", "p")}, {}),
+    )
+
+
 def closed_form(
     run: Run, task: ToyWorld | FileTask, pi_f: FrozenLM, rho_sft: Prompter, rho: Prompter, oracle: FrozenLM | None, reward: Reward
 ) -> Listing | None:
@@ -37,27 +51,16 @@ def closed_form(
     c = run.config
     if isinstance(task, FileTask) or not c.theory.inputs or c.ppo.kl_coef == 0 or c.ppo.kl_target > 0:
         return None
-    requests = task.eval_requests[: c.theory.inputs]
-    rewrites = [task.rewrites(x) for x in requests]
-    path = run.path / "checkpoints" / "closed_form.safetensors"
+    listing = list_rewrites(run, task, pi_f, rho_sft, rho, reward)
 
-    def make(stage: Stage) -> tuple[Listing, dict]:
-        g = run.generator("closed_form")
-        found = optimum.measure(requests, rewrites, pi_f, reward.train, rho_sft, rho, c.theory.answers, g)
-        facts = optimum.describe(found, c.ppo.kl_coef)
+    def make(stage: Stage) -> dict:
+        facts = optimum.describe(listing, c.ppo.kl_coef)
         if oracle is not None and c.sampling.temperature > 0:
-            facts |= optimum.suboptimality(found, pi_f, oracle, reward.train, c.ppo.kl_coef, c.theory.samples, g)
-        return found, facts
+            g = run.generator("theory")
+            facts |= optimum.suboptimality(listing, pi_f, oracle, reward.train, c.ppo.kl_coef, c.theory.samples, g)
+        return facts
 
-    def load() -> tuple[Listing, dict]:
-        tensors, facts = load_state(path)
-        return Listing(requests, rewrites, **tensors), facts
-
-    def save(made: tuple[Listing, dict]) -> None:
-        save_state(path, {name: getattr(made[0], name) for name in ("r", "p_sft", "p")}, made[1])
-
-    listing, facts = run.once("closed_form", make, load, save)
-    write_json(path.with_name("theory.json"), facts)
+    run.json("theory", make)
     return listing
 
 

@@ -73,7 +73,7 @@ def _span(text: str) -> list[int]:
 
 
 def parse_command_line(argv: list[str] | None = None) -> tuple[list[RunConfig], argparse.Namespace]:
-    """The runs asked for, and `resume`, `jobs` and the grid's `cells`. `--task a,b` (or all), `--seed 0-4`: several runs.
+    """The runs asked for, and `resume`, `jobs` the grid's `cells`, the frontier's `lams`. `--task a,b` (or all), `--seed 0-4`: several runs.
 
     Ends the program with a one-line error for an unknown option (naming the nearest one) or an impossible value.
     """
@@ -109,6 +109,10 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[list[RunConfig], 
                 parser.error(f"--task: {task!r} is not one of {', '.join(TASKS)}, all{nearest(task, TASKS)}")
         seeds = _span(given.seed) if given.seed is not None else [base.seed]
         runs = [with_options(base, options | {"task": t, "seed": s}).validate() for t in tasks for s in seeds]
+        lams = [float(lam) for lam in given.frontier.split(",")] if given.frontier else []
+        if any(lam <= 0 for lam in lams) or lams and (given.grid or base.preset == "smollm2"):
+            parser.error("--frontier: give prices above 0, such as 0.05,0.1,0.2, a preset of the embedded world, and no --grid")
+        runs = [replace(r, name=f"frontier-{r.run_name}") for r in runs] if lams else runs
         if given.grid:
             grid_part(base, "F1")  # a preset without a second pair of models is told now
             runs = [replace(r, name=f"grid-{r.run_name}") for r in runs]
@@ -120,7 +124,7 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[list[RunConfig], 
     for cell in cells:
         if cell not in CELLS:
             parser.error(f"--grid: {cell!r} is not one of all, {', '.join(CELLS)}{nearest(cell, CELLS)}")
-    return runs, argparse.Namespace(resume=given.resume, jobs=given.jobs, cells=cells)
+    return runs, argparse.Namespace(resume=given.resume, jobs=given.jobs, cells=cells, lams=lams)
 
 
 def _parser(base: RunConfig) -> argparse.ArgumentParser:
@@ -135,6 +139,7 @@ def _parser(base: RunConfig) -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="go on where a run of the same name stopped")
     parser.add_argument("--jobs", type=int, default=1, help="of several runs, how many side by side, each on its share of cores")
     parser.add_argument("--grid", default="", metavar="CELLS", help="two prompters x two frozen models: all, or some of " + ", ".join(CELLS))
+    parser.add_argument("--frontier", default="", metavar="LAMBDAS", help="reward against KL at these prices, such as 0.05,0.1,0.2")
     groups = {"": parser.add_argument_group("run")}
     for name, f in leaves(base).items():
         section = name.rpartition(".")[0]

@@ -23,7 +23,6 @@ from alignpro_mini.config import RunConfig, grid_part
 from alignpro_mini.evaluation import Arm, paired
 from alignpro_mini.frozen import FrozenLM
 from alignpro_mini.run import Run, write_json
-from alignpro_mini.tables import CELLS
 
 
 class Parts:

@@ -158,3 +158,24 @@ def variance_figure(groups: list[dict], path) -> None:
         ax.set_ylim(0, 1.35 * ax.get_ylim()[1])  # room for the arms' names
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path)
+
+
+def frontier_figure(results: dict, path) -> None:
+    """Reward against KL: the closed form as a curve, Align-Pro, best-of-n and RLHF as points with their lambda or n."""
+    figure, ((ax,),) = _figure(path, 1, 1, (8.4, 5.0))
+    curve, name, colour = results["closed_form"], *ARMS["closed_form"]
+    ax.plot([p["kl"] for p in curve], [p["mean"] for p in curve], color=colour, linewidth=2, label=f"{name}: the optimum at every λ")
+    series = (
+        ("align_pro", "λ {lam:g}", results["align_pro"], "kl", "mean"), ("best_of_n", "n {n}", results["best_of_n"], "kl", "mean"),
+        ("rlhf_oracle", "β {lam:g}", [p for p in results["align_pro"] if "rlhf_kl" in p], "rlhf_kl", "rlhf_mean"),
+    )  # fmt: skip
+    for arm, mark, points, x, y in series:
+        name, colour = ARMS[arm]
+        label = f"{name} (KL of answers: another budget)" if arm == "rlhf_oracle" else name
+        ax.plot([p[x] for p in points], [p[y] for p in points], "o", color=colour, label=label)
+        for p in points:
+            ax.annotate(mark.format(**p), (p[x], p[y]), xytext=(5, -10), textcoords="offset points", fontsize=8, color=colour)
+    ax.axhline(results["no_finetuning"], color=ARMS[TRIO[0]][1], linestyle="--", label=ARMS[TRIO[0]][0])
+    ax.set(xlabel="KL to the reference, nats", ylabel="mean reward", title=f"task {results['task']}, seed {results['seed']}")
+    ax.legend(frameon=False)
+    figure.savefig(path)

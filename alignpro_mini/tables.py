@@ -267,3 +267,15 @@ def _swap_lines(groups: list[dict]) -> list[str]:
             lines.append(f"  swapped, {task}: {num(gain, 3, '+')} against no fine-tuning ({helped} of {len(swaps)} with interval above 0), "
                          f"{num(loss, 3, '+')} against the prompter trained for that model")
     return lines
+
+
+def frontier_table(runs: list[dict]) -> str:
+    """Per run a row a price: Align-Pro beside the optimum at the same price, RLHF beside both; then best-of-n."""
+    blocks = []
+    for run in runs:
+        rows = [["λ", "KL", "reward", "attain. share", "unlisted", "RLHF: KL of answers", "reward"]]
+        rows += [[f"{p['lam']:g}", *(num(p.get(k), d) for k, d in zip(
+            ("kl", "mean", "attainable_gain_share", "mass_outside", "rlhf_kl", "rlhf_mean"), (2, 3, 3, 3, 2, 3)))] for p in run["align_pro"]]
+        best = [["n", "KL", "bound", "reward"], *([str(p["n"]), num(p["kl"], 2), num(p["kl_bound"], 2), num(p["mean"])] for p in run["best_of_n"])]
+        blocks.append(f"task {run['task']}, seed {run['seed']}; no fine-tuning {num(run['no_finetuning'])}\n{_grid(rows)}\n\nbest-of-n\n{_grid(best)}")
+    return "\n\n".join(blocks)

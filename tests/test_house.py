@@ -19,7 +19,7 @@ FLOORS = (
     {"optimum", "evaluation"},
     {"pipeline"},
     {"assess"},
-    {"grid"},
+    {"grid", "frontier"},
 )
 
 

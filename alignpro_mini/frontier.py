@@ -1,0 +1,89 @@
+"""What a nat of KL buys: reward against KL over a sweep of lambda, the exact optimum as a curve.
+
+    <out>/frontier-<preset>-<task>-seed<k>/
+        base/           the frozen LM, the SFT prompter, the reward model, R over the listed rewrites
+        lam-0.1/ ...    Align-Pro and the RLHF oracle trained at this price
+        results.json, frontier.png
+
+    closed form    (KL, J) of rho* as lambda runs from large to small: no prompter lies above this curve
+    Align-Pro      (KL, J) of the trained prompters, on the same listed rewrites: exact
+    best-of-n      the same for the distribution of its picks, simulated from the same answers
+    RLHF           mean reward on the evaluation requests, against the KL of *answers*: another budget, told beside it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from alignpro_mini import assess, optimum, pipeline, plots, theory
+from alignpro_mini.config import RunConfig
+from alignpro_mini.optimum import Listing
+from alignpro_mini.run import Run, write_json
+
+BEST_OF = (2, 4, 8, 16, 32)
+
+
+def run_frontier(config: RunConfig, lams: Sequence[float], resume: bool) -> dict:
+    """Train at each price, measure, draw; returns (and writes) {"task", "preset", "seed", "closed_form", "align_pro", ...}."""
+    folder = Path(config.out) / config.run_name
+    task = pipeline.make_task(config)
+    base = Run(replace(config, out=str(folder), name="base"), resume)
+    tokenizer, pi_f = pipeline.frozen_lm(base, task)
+    rho_sft = pipeline.prompter_sft(base, task, tokenizer, pi_f)
+    reward = pipeline.reward_model(base, task, pi_f, rho_sft)
+    listing = assess.list_rewrites(base, task, pi_f, rho_sft, rho_sft, reward)
+    points = []
+    for lam in lams:
+        priced = replace(config.ppo, kl_coef=lam, kl_target=0.0), replace(config.oracle, kl_coef=lam, kl_target=0.0)
+        run = Run(replace(config, out=str(folder), name=f"lam-{lam:g}", ppo=priced[0], oracle=priced[1]), resume)
+        rho = pipeline.align_pro(run, task, pi_f, rho_sft, reward)
+        oracle = pipeline.rlhf_oracle(run, task, pi_f, reward)
+        ours = replace(listing, p=optimum.probabilities(rho, listing.requests, listing.rewrites))
+        arms = assess.evaluate_plain(run, task, pi_f, oracle, reward)
+        point = {"lam": lam, **_point(ours.rho, ours), **optimum.describe(ours, lam)}
+        if "rlhf_oracle" in arms:
+            point |= {"rlhf_kl": float(arms["rlhf_oracle"].kl.mean()), "rlhf_mean": float(arms["rlhf_oracle"].reward.mean())}
+        points.append(point)
+    results = {
+        "task": config.task, "preset": config.preset, "seed": config.seed, "no_finetuning": float(listing.R[:, 0].mean()),
+        "closed_form": closed_form_curve(listing, lams), "align_pro": points, "best_of_n": best_of_n(listing, config.seed),
+    }  # fmt: skip
+    write_json(folder / "results.json", results)
+    plots.frontier_figure(results, folder / "frontier.png")
+    return results
+
+
+def _point(rho: torch.Tensor, listing: Listing) -> dict[str, float]:
+    """Where a prompter (N, K) lies: KL to rho_sft in nats, and J."""
+    return {"kl": float(theory.kl(rho, listing.rho_sft).mean()), "mean": float(theory.value(rho, listing.R))}
+
+
+def closed_form_curve(listing: Listing, lams: Sequence[float], points: int = 60) -> list[dict[str, float]]:
+    """rho* for prices from ten times the largest of `lams` down to a tenth of the smallest."""
+    prices = np.geomspace(10 * max(lams), 0.1 * min(lams), points)
+    return [{"lam": lam} | _point(theory.optimal_prompter(listing.rho_sft, listing.R, lam), listing) for lam in prices.tolist()]
+
+
+def best_of_n(listing: Listing, seed: int, draws: int = 4000) -> list[dict[str, float]]:
+    """Best-of-n's picks, simulated: n rewrites of rho_sft, one of the listed answers to each, the best answer's rewrite.
+
+    The picks of `draws` tries an input give a distribution over rewrites, whose KL and J are then exact. KL is a little
+    too high for few draws: by about (K - 1) / (2 draws) nats.
+    """
+    g = torch.Generator().manual_seed(seed)
+    N, K, M = listing.r.shape
+    found = []
+    for n in BEST_OF:
+        picked = torch.zeros(N, K, dtype=torch.float64)
+        for i in range(N):
+            rewrite = torch.multinomial(listing.rho_sft[i], draws * n, replacement=True, generator=g).view(draws, n)
+            answer = torch.randint(M, (draws, n), generator=g)  # (draws, n)
+            best = listing.r[i][rewrite, answer].argmax(1, keepdim=True)  # (draws, 1)
+            picked[i] = rewrite.gather(1, best)[:, 0].bincount(minlength=K).double() / draws
+        found.append({"n": n, "kl_bound": float(np.log(n) - (n - 1) / n)} | _point(picked, listing))
+    return found
