@@ -64,9 +64,15 @@ def _point(rho: torch.Tensor, listing: Listing) -> dict[str, float]:
 
 
 def closed_form_curve(listing: Listing, lams: Sequence[float], points: int = 60) -> list[dict[str, float]]:
-    """rho* for prices from ten times the largest of `lams` down to a tenth of the smallest."""
-    prices = np.geomspace(10 * max(lams), 0.1 * min(lams), points)
-    return [{"lam": lam} | _point(theory.optimal_prompter(listing.rho_sft, listing.R, lam), listing) for lam in prices.tolist()]
+    """rho* for prices from ten times the largest of `lams` down to a tenth of the smallest, with the variance on the way.
+
+    `between_rewrites` and `within` and their derivatives along 1/lambda are `theory.along_eta`'s.
+    """
+    found = []
+    for lam in np.geomspace(10 * max(lams), 0.1 * min(lams), points).tolist():
+        along = theory.along_eta(listing.rho_sft, listing.R, listing.r.var(2), 1 / lam)
+        found.append({"lam": lam} | along | _point(theory.optimal_prompter(listing.rho_sft, listing.R, lam), listing))
+    return found
 
 
 def best_of_n(listing: Listing, seed: int, draws: int = 4000) -> list[dict[str, float]]:

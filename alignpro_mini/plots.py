@@ -161,9 +161,15 @@ def variance_figure(groups: list[dict], path) -> None:
 
 
 def frontier_figure(results: dict, path) -> None:
-    """Reward against KL: the closed form as a curve, Align-Pro, best-of-n and RLHF as points with their lambda or n."""
-    figure, ((ax,),) = _figure(path, 1, 1, (8.4, 5.0))
+    """Reward against KL: the closed form as a curve, the others as points with their lambda or n; beside it the variance."""
+    figure, ((ax, spread),) = _figure(path, 1, 2, (13, 5.0))
     curve, name, colour = results["closed_form"], *ARMS["closed_form"]
+    for part, shade in PARTS[1:]:
+        spread.plot([p["kl"] for p in curve], [p[part] for p in curve], color=shade, label=part.replace("_", " "))
+    spread.plot([p["kl"] for p in curve], [p["between_rewrites"] + p["within"] for p in curve], color="black", label="both")
+    spread.set(xlabel="KL of the optimum to the reference, nats", ylabel="variance of the reward for one request", ylim=(0, None))
+    spread.set_title("the variance along the closed form")
+    spread.legend(frameon=False)
     ax.plot([p["kl"] for p in curve], [p["mean"] for p in curve], color=colour, linewidth=2, label=f"{name}: the optimum at every λ")
     series = (
         ("align_pro", "λ {lam:g}", results["align_pro"], "kl", "mean"), ("best_of_n", "n {n}", results["best_of_n"], "kl", "mean"),

@@ -42,7 +42,7 @@ def test_noisy_answers_make_best_of_n_weaker():
 
 
 def test_no_prompter_lies_above_the_closed_form():
-    found, rng = listing(N=1), np.random.default_rng(1)
+    found, rng = listing(N=1, M=2), np.random.default_rng(1)
     curve = frontier.closed_form_curve(found, [0.05, 2.0], points=400)
     kl, mean = (np.array([p[k] for p in curve]) for k in ("kl", "mean"))
     assert (np.diff(kl) > -1e-12).all() and (np.diff(mean) > -1e-12).all()  # cheaper KL buys more
