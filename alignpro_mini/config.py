@@ -152,8 +152,8 @@ class EvalConfig:
 class TheoryConfig:
     """How near to the exact optimum PPO came, over the embedded world's listed rewrites."""
 
-    inputs: int = option(32, "evaluation requests whose rewrites are all tried; 0 leaves the comparison out")
-    answers: int = option(32, "answers to each listed rewrite: fewer flatter the optimum, and the share of its gain comes out too low")
+    inputs: int = option(16, "evaluation requests whose rewrites are all tried; 0 leaves the comparison out")
+    answers: int = option(64, "answers to each listed rewrite: fewer flatter the optimum, and the share of its gain comes out too low")
     samples: int = option(4, "answers to each request for the total variations in the bounds")
 
     def __post_init__(self) -> None:

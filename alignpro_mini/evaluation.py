@@ -85,8 +85,12 @@ def bootstrap_interval(per_input: np.ndarray, resamples: int, seed: int = 0) -> 
 
 
 def win_rate(judged: np.ndarray, baseline: np.ndarray) -> tuple[float, float]:
-    """(wins + ties / 2, ties) as shares: answer j of an input against answer j of the baseline for the same input."""
+    """(wins + ties / 2, ties) as shares: answer j of an input against answer j of the baseline for the same input.
+
+    A baseline with fewer answers is gone through again.
+    """
     a, b = judged.reshape(len(judged), -1), baseline.reshape(len(baseline), -1)
+    b = np.tile(b, (1, -(-a.shape[1] // b.shape[1])))[:, : a.shape[1]]
     tie = np.isclose(a, b, rtol=0, atol=1e-9)
     return float(((a > b) & ~tie).mean() + tie.mean() / 2), float(tie.mean())
 
@@ -155,11 +159,14 @@ class Evaluator:
         return Arm(reward, gold, kl, extra, self.requests, x_prime, y)
 
     def listed(self, rewrites: list[list[str]], rho: torch.Tensor, rho_sft: torch.Tensor) -> Arm:
-        """K rewrites of each of the first requests, drawn from a table: rho, rho_sft (N', L) over L listed rewrites."""
-        K, few = self.config.rewrites, len(rewrites)
-        picks = torch.multinomial(rho, K, replacement=True, generator=self.generator)  # (N', K)
+        """4K rewrites of each of the first requests, drawn from a table: rho, rho_sft (N', L) over L listed rewrites.
+
+        Four times as many as elsewhere, because these requests are few.
+        """
+        K, few = 4 * self.config.rewrites, len(rewrites)
+        picks = torch.multinomial(rho, K, replacement=True, generator=self.generator)  # (N', 4K)
         x_prime = [[row[j] for j in pick] for row, pick in zip(rewrites, picks.tolist())]
-        kl = (rho.gather(1, picks) / rho_sft.gather(1, picks)).log().numpy()  # (N', K)
+        kl = (rho.gather(1, picks) / rho_sft.gather(1, picks)).log().numpy()  # (N', 4K)
         local = replace(self, requests=self.requests[:few])
         y, reward, gold, _, answers = local._answers(self.frozen, x_prime, self.config.answers)
         return Arm(reward, gold, kl, _lengths([], answers), local.requests, x_prime, y)

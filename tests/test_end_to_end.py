@@ -116,7 +116,7 @@ def test_results_follow_from_the_saved_rewards(run):
         flat = reward.flatten().tolist()
         mean = math.fsum(flat) / len(flat)
         arm = results["arms"][name]
-        assert len(flat) == (4 if name == "closed_form" else 24) * 2 * 2  # the same inputs, K x M answers each
+        assert len(flat) == (4 * 4 if name == "closed_form" else 24) * 2 * 2  # the same inputs, K x M answers each
         assert arm["mean"] == pytest.approx(mean)
         assert arm["variance"] == pytest.approx(math.fsum((v - mean) ** 2 for v in flat) / (len(flat) - 1))
     arms = results["arms"]

@@ -152,6 +152,7 @@ def test_win_rate_by_hand():
     assert win_rate(ours, base) == (2 / 8 + 4 / 16, 4 / 8)
     assert win_rate(base, ours) == (2 / 8 + 4 / 16, 4 / 8)
     assert win_rate(ours, ours) == (0.5, 1.0)
+    assert win_rate(np.tile(ours.reshape(2, 4), 2), base) == win_rate(ours, base)  # twice as many answers
     assert win_rate(ours + 1, ours) == (1.0, 0.0) and win_rate(ours - 1, ours) == (0.0, 0.0)
 
 
@@ -471,7 +472,7 @@ def test_no_finetuning_has_no_kl():
 
 
 def test_listed_rewrites_are_drawn_from_the_table_for_the_first_requests():
-    e = evaluator(letters({"a": 1, "b": 2, "c": 3}), N=4, gold=lambda x, y: [0.5] * len(x), rewrites=2000, answers=1)
+    e = evaluator(letters({"a": 1, "b": 2, "c": 3}), N=4, gold=lambda x, y: [0.5] * len(x), rewrites=500, answers=1)
     rho = torch.tensor([[0.2, 0.8, 0.0], [0.0, 0.0, 1.0]])
     found = e.listed([[f"x{i} {c}" for c in "abc"] for i in range(2)], rho, torch.tensor([[0.4, 0.4, 0.2], [0.25, 0.25, 0.5]]))
     assert found.x == ["x0", "x1"] and found.reward.shape == found.gold.shape == (2, 2000, 1)
