@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def list_rewrites(run: Run, task: ToyWorld, pi_f: FrozenLM, rho_sft: Prompter, r
         "listing",
         lambda stage: optimum.measure(requests, rewrites, pi_f, reward.train, rho_sft, rho, c.theory.answers, run.generator("listing")),
         lambda: Listing(requests, rewrites, **load_state(path)[0]),
-        lambda made: save_state(path, {name: getattr(made, name) for name in ("r", "p_sft", "p")}, {}),
+        lambda made: save_state(path, {name: getattr(made, name) for name in ("r", "log_sft", "log_rho")}, {}),
     )
 
 
@@ -95,6 +96,17 @@ def evaluate_prompters(
         return arms
 
     return _arms(run, "evaluation", task, pi_f, reward, make)
+
+
+def evaluate_rlhf(run: Run, requests: list[str], pi_f: FrozenLM, oracle: FrozenLM, reward: Reward) -> dict[str, float]:
+    """Where RLHF lies, in the units and on the requests of the listed rewrites: the KL of its answers and their mean reward."""
+
+    def make(stage: Stage) -> dict[str, float]:
+        many = replace(run.config.eval, inputs=len(requests), rewrites=1, answers=run.config.theory.answers)
+        arm = Evaluator(requests, pi_f, reward.train, None, many, run.generator("rlhf")).plain(oracle)
+        return {"rlhf_kl": float(arm.kl.mean()), "rlhf_mean": float(arm.reward.mean())}
+
+    return run.json("rlhf", make)
 
 
 def evaluate_swapped(run: Run, task: ToyWorld, other: FrozenLM, rho_sft: Prompter, rho: Prompter, reward: Reward) -> Arm:

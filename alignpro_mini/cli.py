@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import math
 import sys
 from dataclasses import replace
 
@@ -72,6 +73,21 @@ def _span(text: str) -> list[int]:
     return list(dict.fromkeys(numbers))
 
 
+def _prices(text: str | None, base: RunConfig, options: dict[str, object], grid: str) -> list[float]:
+    """'0.1,0.2' -> [0.1, 0.2]; None -> []. Raises ValueError for prices or companions that cannot be meant."""
+    if text is None:
+        return []
+    lams = list(dict.fromkeys(float(lam) for lam in text.split(","))) if text.strip() else []
+    if not lams or not all(0 < lam < math.inf for lam in lams):
+        raise ValueError(f"--frontier: {text!r} is not a list of prices above 0, such as 0.05,0.1,0.2")
+    if grid or base.preset == "smollm2" or options.get("theory.inputs") == 0:
+        raise ValueError("--frontier lists the rewrites of the embedded world: leave out --grid, --preset smollm2 and --theory.inputs 0")
+    for name in ("ppo.kl_coef", "ppo.kl_target", "oracle.kl_coef", "oracle.kl_target"):
+        if name in options:
+            raise ValueError(f"--frontier sets the price of KL itself: leave out --{name}")
+    return lams
+
+
 def parse_command_line(argv: list[str] | None = None) -> tuple[list[RunConfig], argparse.Namespace]:
     """The runs asked for, and `resume`, `jobs` the grid's `cells`, the frontier's `lams`. `--task a,b` (or all), `--seed 0-4`: several runs.
 
@@ -103,15 +119,13 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[list[RunConfig], 
         if choices and options[name] not in choices:
             parser.error(f"--{name}: {text!r} is not one of {', '.join(choices)}{nearest(text, choices)}")
     try:
-        tasks = {None: [base.task], "all": list(TASKS)}.get(given.task) or given.task.split(",")
+        tasks = {None: [base.task], "all": list(TASKS)}.get(given.task) or list(dict.fromkeys(given.task.split(",")))
         for task in tasks:
             if task not in (*TASKS, "chat"):
                 parser.error(f"--task: {task!r} is not one of {', '.join(TASKS)}, all{nearest(task, TASKS)}")
         seeds = _span(given.seed) if given.seed is not None else [base.seed]
         runs = [with_options(base, options | {"task": t, "seed": s}).validate() for t in tasks for s in seeds]
-        lams = [float(lam) for lam in given.frontier.split(",")] if given.frontier else []
-        if any(lam <= 0 for lam in lams) or lams and (given.grid or base.preset == "smollm2"):
-            parser.error("--frontier: give prices above 0, such as 0.05,0.1,0.2, a preset of the embedded world, and no --grid")
+        lams = _prices(given.frontier, base, options, given.grid)
         runs = [replace(r, name=f"frontier-{r.run_name}") for r in runs] if lams else runs
         if given.grid:
             grid_part(base, "F1")  # a preset without a second pair of models is told now
@@ -139,7 +153,7 @@ def _parser(base: RunConfig) -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="go on where a run of the same name stopped")
     parser.add_argument("--jobs", type=int, default=1, help="of several runs, how many side by side, each on its share of cores")
     parser.add_argument("--grid", default="", metavar="CELLS", help="two prompters x two frozen models: all, or some of " + ", ".join(CELLS))
-    parser.add_argument("--frontier", default="", metavar="LAMBDAS", help="reward against KL at these prices, such as 0.05,0.1,0.2")
+    parser.add_argument("--frontier", default=None, metavar="LAMBDAS", help="reward against KL at these prices, such as 0.05,0.1,0.2")
     groups = {"": parser.add_argument_group("run")}
     for name, f in leaves(base).items():
         section = name.rpartition(".")[0]

@@ -154,10 +154,11 @@ class TheoryConfig:
 
     inputs: int = option(16, "evaluation requests whose rewrites are all tried; 0 leaves the comparison out")
     answers: int = option(64, "answers to each listed rewrite: fewer flatter the optimum, and the share of its gain comes out too low")
-    samples: int = option(4, "answers to each request for the total variations in the bounds")
+    samples: int = option(16, "answers to each request for the total variations in the bounds")
 
     def __post_init__(self) -> None:
-        _check(self.inputs >= 0 and self.samples >= 1, "inputs must be at least 0 and samples at least 1")
+        _check(self.inputs == 0 or self.inputs >= 2, f"inputs is {self.inputs}; it takes at least 2, or 0 to leave the comparison out")
+        _check(self.samples >= 1, "samples must be at least 1")
         _check(self.answers >= 2, f"answers is {self.answers}; one answer to a rewrite has no standard error")
 
 

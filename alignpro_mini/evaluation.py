@@ -7,7 +7,8 @@
     rlhf_oracle          x straight to the RLHF-trained copy of pi_F
     closed_form          x' ~ rho*, the exact optimum over the listed rewrites, for the first requests only (optimum.py)
 
-Rewards of an arm are an array (N inputs, K rewrites, M answers); every arm has the same N inputs and K x M answers.
+Rewards of an arm are an array (N inputs, K rewrites, M answers); every arm but the closed form has the same N inputs and
+K x M answers.
 The pick of best-of-n is answered *again*: its first answer was chosen for being good, so counting it would flatter.
 """
 
@@ -33,7 +34,7 @@ class Arm:
 
     reward: np.ndarray
     gold: np.ndarray | None
-    kl: np.ndarray  # (N, K) or (N, 1, M) log-ratio of each sampled sequence to its reference; zeros if none
+    kl: np.ndarray  # (N, K), oracle (N, M): log-ratio of each sampled sequence to its reference; best-of-n: its bound
     extra: dict = field(default_factory=dict)
     x: list[str] = field(default_factory=list)
     x_prime: list[list[str]] = field(default_factory=list)  # (N, K)

@@ -7,8 +7,10 @@
 
     closed form    (KL, J) of rho* as lambda runs from large to small: no prompter lies above this curve
     Align-Pro      (KL, J) of the trained prompters, on the same listed rewrites: exact
-    best-of-n      the same for the distribution of its picks, simulated from the same answers
-    RLHF           mean reward on the evaluation requests, against the KL of *answers*: another budget, told beside it
+    best-of-n      the same for the distribution of its picks: chosen by one half of the answers, rated by the other
+    RLHF           mean reward on the same requests, against the KL of *answers*: another budget, told beside it
+
+Rewards are in the units that PPO sees, those of lambda (a callable is shifted and scaled; the learned reward already is).
 """
 
 from __future__ import annotations
@@ -43,11 +45,10 @@ def run_frontier(config: RunConfig, lams: Sequence[float], resume: bool) -> dict
         run = Run(replace(config, out=str(folder), name=f"lam-{lam:g}", ppo=priced[0], oracle=priced[1]), resume)
         rho = pipeline.align_pro(run, task, pi_f, rho_sft, reward)
         oracle = pipeline.rlhf_oracle(run, task, pi_f, reward)
-        ours = replace(listing, p=optimum.probabilities(rho, listing.requests, listing.rewrites))
-        arms = assess.evaluate_plain(run, task, pi_f, oracle, reward)
+        ours = replace(listing, log_rho=optimum.log_probabilities(rho, listing.requests, listing.rewrites))
         point = {"lam": lam, **_point(ours.rho, ours), **optimum.describe(ours, lam)}
-        if "rlhf_oracle" in arms:
-            point |= {"rlhf_kl": float(arms["rlhf_oracle"].kl.mean()), "rlhf_mean": float(arms["rlhf_oracle"].reward.mean())}
+        if oracle is not None:
+            point |= assess.evaluate_rlhf(run, listing.requests, pi_f, oracle, reward)
         points.append(point)
     results = {
         "task": config.task, "preset": config.preset, "seed": config.seed, "no_finetuning": float(listing.R[:, 0].mean()),
@@ -76,20 +77,25 @@ def closed_form_curve(listing: Listing, lams: Sequence[float], points: int = 60)
 
 
 def best_of_n(listing: Listing, seed: int, draws: int = 4000) -> list[dict[str, float]]:
-    """Best-of-n's picks, simulated: n rewrites of rho_sft, one of the listed answers to each, the best answer's rewrite.
+    """Best-of-n's picks, simulated: n rewrites of rho_sft, one answer each, the best answer's rewrite.
 
-    The picks of `draws` tries an input give a distribution over rewrites, whose KL and J are then exact. KL is a little
-    too high for few draws: by about (K - 1) / (2 draws) nats.
+    The picks of `draws` tries an input give a distribution over rewrites, whose KL and J are then exact, but for a KL that
+    is too high by about (K - 1) / (2 draws) nats. Picks are made by the first half of the listed answers and rated by the
+    second: an answer that was chosen for being good would flatter. Raises ValueError for a single answer a rewrite.
     """
     g = torch.Generator().manual_seed(seed)
     N, K, M = listing.r.shape
+    if M < 2:
+        raise ValueError("best-of-n needs two answers a rewrite at least: one to choose by, one to rate")
+    chosen_by, rated_by = listing.r[:, :, : M // 2], listing.r[:, :, M // 2 :].mean(2)  # (N, K, M/2), (N, K)
     found = []
     for n in BEST_OF:
         picked = torch.zeros(N, K, dtype=torch.float64)
         for i in range(N):
             rewrite = torch.multinomial(listing.rho_sft[i], draws * n, replacement=True, generator=g).view(draws, n)
-            answer = torch.randint(M, (draws, n), generator=g)  # (draws, n)
-            best = listing.r[i][rewrite, answer].argmax(1, keepdim=True)  # (draws, 1)
+            answer = torch.randint(M // 2, (draws, n), generator=g)  # (draws, n)
+            best = chosen_by[i][rewrite, answer].argmax(1, keepdim=True)  # (draws, 1)
             picked[i] = rewrite.gather(1, best)[:, 0].bincount(minlength=K).double() / draws
-        found.append({"n": n, "kl_bound": float(np.log(n) - (n - 1) / n)} | _point(picked, listing))
+        point = {"n": n, "kl_bound": float(np.log(n) - (n - 1) / n), "kl": float(theory.kl(picked, listing.rho_sft).mean())}
+        found.append(point | {"mean": float(theory.value(picked, rated_by))})
     return found

@@ -5,6 +5,7 @@
         P1/  P2/      an SFT prompter
         reward/       one reward model for all cells, learned on F1's answers to P1's rewrites
         P1-F1/ ...    Align-Pro of this cell and the arms with a prompter
+        P1-F1-swapped/ ...   its prompter in front of the other frozen model
         results.json  all cells, and the swap test
 
 So no fine-tuning and the oracle cannot change with the prompter, as they do in the paper's figure. Swap test: a prompter
@@ -13,6 +14,7 @@ trained for F1 is put in front of F2, and back, to see whether what it learned i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from alignpro_mini.config import RunConfig, grid_part
 from alignpro_mini.evaluation import Arm, paired
 from alignpro_mini.frozen import FrozenLM
 from alignpro_mini.run import Run, write_json
+from alignpro_mini.tables import CELLS
 
 
 class Parts:
@@ -61,9 +64,13 @@ def run_group(config: RunConfig, cells: Sequence[str], resume: bool) -> dict:
         arms = plain[F] | assess.evaluate_prompters(run, task, frozen[F], rho_sft[P], rho[cell], reward, listing)
         found[cell], own[cell] = assess.conclude(run, arms), arms["align_pro"]
     swap = {cell: _swapped(parts, task, cell, frozen, rho_sft, rho, reward, plain, own) for cell in cells if _other(cell) in cells}
-    results = {"task": config.task, "preset": config.preset, "seed": config.seed, "cells": found, "swap": swap}
+    path = Path(parts.config.out) / "results.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}  # other cells, of an earlier command
+    merged = {key: before.get(key, {}) | new for key, new in (("cells", found), ("swap", swap))}
+    results = {"task": config.task, "preset": config.preset, "seed": config.seed}
+    results |= {key: {cell: value[cell] for cell in CELLS if cell in value} for key, value in merged.items()}
     results["wall_s"] = {part: sum(stage["seconds"] for stage in run.stages.values()) for part, run in parts.runs.items()}
-    write_json(Path(parts.config.out) / "results.json", results)
+    write_json(path, results)
     return results
 
 
@@ -88,7 +95,7 @@ def _swapped(
 ) -> dict:  # fmt: skip
     """The cell's prompter in front of the other frozen model: against no prompter there, and against the one trained for it."""
     P, away, n = cell.split("-")[0], _other(cell).split("-")[1], parts.config.eval.bootstrap
-    arm = assess.evaluate_swapped(parts[cell], task, frozen[away], rho_sft[P], rho[cell], reward)
+    arm = assess.evaluate_swapped(parts[f"{cell}-swapped"], task, frozen[away], rho_sft[P], rho[cell], reward)
     return {
         "in_front_of": away, "mean": float(arm.reward.mean()), "variance": float(arm.reward.var(ddof=1)),
         "against_no_finetuning": paired(arm, plain[away]["no_finetuning"], n),

@@ -4,10 +4,10 @@
     R(x, x')       mean reward of many answers of pi_F to each rewrite: estimated, with its standard error
     theory.py      the optimum of *these* tables and the distance to it: exact
 
-Two things stand between the tables and the world. A prompter may write what is not on the list (or spell a listed rewrite
-by other tokens): that mass is reported, and the rest is scaled to sum to 1. And R is noisy, which flatters the
-optimum, since rho* leans on whatever came out high: `optimum_noise` estimates by how much, and nothing is corrected for
-it, so the share of the attainable gain comes out too low rather than too high.
+Two things stand between the tables and the world, and they pull the share of the attainable gain in opposite directions;
+both are reported and neither is corrected for. R is noisy, which flatters the optimum, since rho* leans on whatever came
+out high (`optimum_noise`). And a prompter may write what is not on the list, or spell a listed rewrite by other tokens:
+the rest is scaled to sum to 1, which leaves out what that mass costs (`mass_outside`, `unlisted_cost`).
 
 Shape legend:  N inputs   K listed rewrites   M answers to each   S answers per input used for total variations
 """
@@ -34,8 +34,8 @@ class Listing:
     requests: list[str]  # N
     rewrites: list[list[str]]  # (N, K)
     r: Tensor  # (N, K, M) rewards of answers to each rewrite
-    p_sft: Tensor  # (N, K) probabilities under rho_sft; a row sums to at most 1
-    p: Tensor  # (N, K) the same of the trained prompter
+    log_sft: Tensor  # (N, K) log-probabilities under rho_sft; a row's probabilities sum to at most 1
+    log_rho: Tensor  # (N, K) the same of the trained prompter
 
     @property
     def R(self) -> Tensor:
@@ -43,11 +43,11 @@ class Listing:
 
     @property
     def rho_sft(self) -> Tensor:
-        return self.p_sft / self.p_sft.sum(1, keepdim=True)  # (N, K)
+        return self.log_sft.softmax(1)  # (N, K)
 
     @property
     def rho(self) -> Tensor:
-        return self.p / self.p.sum(1, keepdim=True)  # (N, K)
+        return self.log_rho.softmax(1)  # (N, K) finite even for a prompter that has left the list altogether
 
 
 def measure(
@@ -61,38 +61,46 @@ def measure(
     r = _rate_once(reward, x, frozen.answer(asked, generator))  # (N*K*M,)
     return Listing(
         list(requests), [list(row) for row in rewrites], r.view(len(requests), K, answers),
-        probabilities(rho_sft, requests, rewrites), probabilities(rho, requests, rewrites),
+        log_probabilities(rho_sft, requests, rewrites), log_probabilities(rho, requests, rewrites),
     )  # fmt: skip
 
 
 def _rate_once(reward: Score, x: Sequence[str], y: Sequence[str]) -> Tensor:
-    """Rewards (B,) float64, each distinct pair rated once: a small LM asked often repeats itself most of the time."""
+    """Rewards (B,) float64, each distinct pair rated once: a small LM asked often repeats itself most of the time.
+
+    A reward that differs from call to call is thereby taken as fixed.
+    """
     distinct = list(dict.fromkeys(zip(x, y, strict=True)))
     rewards = torch.as_tensor(reward(*map(list, zip(*distinct))), dtype=torch.float64)  # (distinct,)
     place = {pair: i for i, pair in enumerate(distinct)}
     return rewards[[place[pair] for pair in zip(x, y)]]
 
 
-def probabilities(prompter: Prompter, requests: Sequence[str], rewrites: Sequence[Sequence[str]]) -> Tensor:
-    """rho(x'|x) of each listed rewrite as the tokenizer spells it, EOS included: (N, K) float64."""
+def log_probabilities(prompter: Prompter, requests: Sequence[str], rewrites: Sequence[Sequence[str]]) -> Tensor:
+    """log rho(x'|x) of each listed rewrite as the tokenizer spells it, EOS included: (N, K) float64."""
     pairs = [prompter.tokenizer.chat_with_answer(x, x_prime) for x, row in zip(requests, rewrites, strict=True) for x_prime in row]
-    logs = sequence_logprobs(prompter.model, *zip(*pairs), prompter.temperature)
-    return logs.double().exp().view(len(requests), -1)
+    return sequence_logprobs(prompter.model, *zip(*pairs), prompter.temperature).double().view(len(requests), -1)
 
 
 def describe(listing: Listing, lam: float) -> dict[str, float]:
     """`theory.closeness` of the trained prompter at price lam, and what limits the comparison.
 
         mass_outside, mass_outside_sft   what the two prompters give to unlisted rewrites
-        optimum_noise                    by how much the noise in R is expected to flatter J_lam(rho*), in units of reward
+        unlisted_cost                    the least KL, times lam, that moving mass off the list takes; the share leaves it out
+        optimum_noise                    by how much the noise in R is expected to flatter J_lam(rho*), in units of reward; to
+                                         second order, and so too low where R's standard errors are not well below lam
     """
     rho_sft, R, M = listing.rho_sft, listing.R, listing.r.shape[2]
     star = theory.optimal_prompter(rho_sft, R, lam)  # (N, K)
     # J_lam(rho*) = lam ln sum rho_sft exp(R / lam) is convex in R: second derivative rho* (1 - rho*) / lam.
     noise = (star * (1 - star) * listing.r.var(2) / M).sum(1).mean() / (2 * lam)
+    # Rounding can put a row's sum above 1 by 1e-7, and a log needs some mass on either side.
+    ours, start = (x.exp().sum(1).clamp(1e-9, 1 - 1e-9) for x in (listing.log_rho, listing.log_sft))  # (N,) on the list
+    two = lambda on: torch.stack((on, 1 - on), dim=1)  # noqa: E731  (N, 2)
     return theory.closeness(listing.rho, rho_sft, R, lam) | {
-        "mass_outside": 1 - float(listing.p.sum(1).mean()),
-        "mass_outside_sft": 1 - float(listing.p_sft.sum(1).mean()),
+        "mass_outside": 1 - float(ours.mean()),
+        "mass_outside_sft": 1 - float(start.mean()),
+        "unlisted_cost": lam * float(theory.kl(two(ours), two(start)).mean()),
         "optimum_noise": float(noise),
     }
 
@@ -112,7 +120,7 @@ def suboptimality(
     r_oracle = _rate_once(reward, repeated, oracle.answer(repeated, generator))  # (N*M,)
     stairs = [float(r_oracle.mean()), float(listing.R[:, 0].mean()), *(float(theory.value(p, listing.R)) for p in (listing.rho_sft, star))]
     log_star, oracle_under, plain_under = _answer_logprobs(listing, frozen, oracle, answers, generator)
-    log_mixture = (listing.rho_sft.log()[:, None] + oracle_under).logsumexp(2)  # (N, S)
+    log_mixture = (listing.log_sft.log_softmax(1)[:, None] + oracle_under).logsumexp(2)  # (N, S)
     short = lambda log_p, log_q: (1 - (log_q - log_p).exp()).clamp(min=0)  # noqa: E731  max(0, 1 - q/p)
     tv_rewrites = (listing.rho_sft[:, None] * short(plain_under[:, :, :1], plain_under)).sum(2).mean()
     r_max = float(torch.cat((listing.r.flatten(), r_oracle)).max() - torch.cat((listing.r.flatten(), r_oracle)).min())
@@ -132,7 +140,7 @@ def _answer_logprobs(
     """Log-probs of S answers to each x: the oracle's under the oracle (N, S); then the oracle's, and the frozen LM's own,
     under the frozen LM after every listed rewrite, (N, S, K) each. The first listed rewrite is x itself.
     """
-    N, K = listing.p.shape
+    N, K = listing.log_rho.shape
     chat, sampling = frozen.tokenizer.chat, frozen.sampling
 
     def under(model: FrozenLM, prompts: list, tokens: list) -> Tensor:

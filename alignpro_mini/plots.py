@@ -127,7 +127,7 @@ def grid_figure(groups: list[dict], path) -> None:
                 found = [t_interval([get(r, "arms", arm, key) for r in cells[task, cell]]) for cell in names]
                 where = np.arange(len(names)) + 0.27 * (i - 1)
                 halves = [half or 0.0 for _, half in found]
-                ax.bar(where, [m for m, _ in found], 0.25, yerr=halves, capsize=3, color=ARMS[arm][1], label=ARMS[arm][0])
+                ax.bar(where, [np.nan if m is None else m for m, _ in found], 0.25, yerr=halves, capsize=3, color=ARMS[arm][1], label=ARMS[arm][0])
             ax.axhline(0, color="black", linewidth=0.6)
             ax.set_xticks(range(len(names)), names)
             ax.set(title=task, ylabel=f"{key} of the learned reward")

@@ -30,7 +30,7 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("alignpro_mini", "tests", "pyproject.toml")
+COPIED = ("alignpro_mini", "tests", "tutorials", "pyproject.toml")
 TIMEOUT_S = 600  # a mutant may loop for ever
 
 
@@ -51,11 +51,13 @@ def mutant(module: str, name: str, *edits_and_tests: str | tuple[str, str]) -> M
 
 
 _rl = partial(mutant, "rl_math.py")
-_generation, _ppo, _sft, _reward, _theory, _optimum = (
-    partial(mutant, f"{name}.py") for name in ("generation", "ppo", "sft", "reward", "theory", "optimum")
+_generation, _ppo, _sft, _reward, _theory, _optimum, _frontier = (
+    partial(mutant, f"{name}.py") for name in ("generation", "ppo", "sft", "reward", "theory", "optimum", "frontier")
 )
 
 
+FRONTIER = "test_a_frontier_end_to_end_and_again_with_resume"
+SWAP = "test_grid.py::test_the_swap_puts_the_trained_prompter_before_the_other_model"
 PADDING = "test_padding_never_reaches_a_result"
 PAD_GRAD = "test_gradient_is_finite_and_exactly_zero_on_padding"
 SHAPES = "test_column_against_row_is_refused_not_broadcast"
@@ -360,7 +362,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _theory("skewness-forgotten", ('"d_between_rewrites": each(off**3)', '"d_between_rewrites": each(off**2)'), "test_derivatives_along_eta_equal_finite_differences"),
     _theory("floor-too-high", ("self.lam * float(p0.log().mean() + kl(", "self.lam * float(kl("), "test_a_prompter_that_may_leave_x_alone_does_no_harm"),
     _theory("ceiling-from-what-is-never-offered", (".masked_fill(self.rho_sft == 0, -torch.inf)", ""), "test_the_ceiling_is_of_what_is_offered"),
-    _optimum("listed-mass-not-scaled-to-one", ("return self.p / self.p.sum(1, keepdim=True)", "return self.p"), "test_mass_outside_is_told_and_the_rest_scaled_to_one"),
+    _optimum("listed-mass-not-scaled-to-one", ("return self.log_rho.softmax(1)", "return self.log_rho.exp()"), "test_mass_outside_is_told_and_the_rest_scaled_to_one"),
     _optimum("listed-reward-sees-the-rewrite", ("_rate_once(reward, x, frozen", "_rate_once(reward, asked, frozen"), "test_measure_asks_each_rewrite_and_rates_against_the_request"),
     _optimum("listed-at-another-temperature", ("*zip(*pairs), prompter.temperature)", "*zip(*pairs))"), "test_probabilities_are_products_over_the_tokens_and_the_eos[0.6]"),
     _optimum("noise-without-lam", ("/ (2 * lam)", "/ 2"), "test_the_noise_in_R_flatters_the_optimum_by_what_is_told"),
@@ -369,6 +371,15 @@ MUTANTS: tuple[Mutant, ...] = (
              "test_deltas_and_bounds_equal_the_enumerated_ones"),
     _optimum("bounds-at-another-temperature", ("sampling.temperature, sampling.top_p)", "1.0, sampling.top_p)"), "test_deltas_and_bounds_equal_the_enumerated_ones[0.7]"),
     _optimum("bounds-without-the-nucleus", ("sampling.temperature, sampling.top_p)", "sampling.temperature)"), "test_a_nucleus_counts_as_what_it_is"),
+    _optimum("cost-of-leaving-the-list-swapped", ("theory.kl(two(ours), two(start))", "theory.kl(two(start), two(ours))"), "test_what_moving_mass_off_the_list_costs_is_told"),
+    _frontier("frontier-of-the-untrained-prompter", ("        ours = replace(listing, log_rho=optimum.log_probabilities(rho, listing.requests, listing.rewrites))\n", "        ours = listing\n"), FRONTIER),
+    _frontier("frontier-against-another-rewrite", ("listing.R[:, 0]", "listing.R[:, 1]"), FRONTIER),
+    _frontier("best-of-n-rated-by-what-chose-it", ("rated_by = listing.r[:, :, : M // 2], listing.r[:, :, M // 2 :]", "rated_by = listing.r[:, :, : M // 2], listing.r[:, :, : M // 2]"),
+              "test_picks_are_rated_by_answers_that_did_not_choose_them"),
+    mutant("assess.py", "rlhf-in-other-units", ("pi_f, reward.train, None, many", "pi_f, reward.report, None, many"),
+           "test_frontier.py::test_a_callable_is_drawn_in_the_units_of_lambda"),
+    mutant("grid.py", "swap-of-nothing", ("task, frozen[away], rho_sft[P]", "task, frozen[cell.split('-')[1]], rho_sft[P]"), SWAP),
+    mutant("grid.py", "swap-of-the-untrained-prompter", ("rho_sft[P], rho[cell], reward)\n    return", "rho_sft[P], rho_sft[P], reward)\n    return"), SWAP),
     mutant("evaluation.py", "closed-form-with-the-kl-swapped", ("(rho.gather(1, picks) / rho_sft.gather(1, picks))", "(rho_sft.gather(1, picks) / rho.gather(1, picks))"),
            "test_listed_rewrites_are_drawn_from_the_table_for_the_first_requests"),
     mutant("evaluation.py", "fewer-inputs-compared-with-all", ("base.reward[:n].mean((1, 2))  # (n,)", "base.reward.mean()  # (n,)"),

@@ -133,7 +133,7 @@ def test_the_distance_to_the_optimum_is_in_the_results(run):
     theory, (saved, _) = read(run[0], "results.json")["theory"], load_state(run[0] / "checkpoints" / "listing.safetensors")
     wanted = "attainable_gain_share regularised_gap lambda_kl_to_optimum mass_outside delta1 delta2 delta3 bound_paper bound_sharp"
     assert set(wanted.split()) <= theory.keys()
-    r, sft, rho = (saved[name].numpy() for name in ("r", "p_sft", "p"))  # (4, 24, 4), (4, 24), (4, 24)
+    r, sft, rho = saved["r"].numpy(), saved["log_sft"].exp().numpy(), saved["log_rho"].exp().numpy()  # (4, 24, 4), (4, 24), (4, 24)
     assert r.shape == (4, 24, 4) and theory["mass_outside"] == pytest.approx(1 - rho.sum(1).mean())
     R, sft, rho, lam = r.mean(2), sft / sft.sum(1, keepdims=True), rho / rho.sum(1, keepdims=True), 0.1
     objective = lambda p: ((p * R).sum(1) - lam * (p * np.log(p / sft)).sum(1)).mean()  # noqa: E731

@@ -3,14 +3,16 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from test_end_to_end import TINY
 
 from alignpro_mini import config as config_module
-from alignpro_mini import grid, pipeline
+from alignpro_mini import assess, grid, load_pretrained, pipeline
 from alignpro_mini.cli import parse_command_line, with_options
 from alignpro_mini.config import ShapeConfig, grid_part, preset
+from alignpro_mini.evaluation import Arm
 from alignpro_mini.tables import CELLS
 
 
@@ -67,6 +69,24 @@ def test_the_parts_have_the_sizes_they_are_said_to_have(group):
     assert [width(cell, "align_pro") for cell in CELLS] == [32, 32, 16, 16]
 
 
+def test_the_swap_puts_the_trained_prompter_before_the_other_model(group, monkeypatch):
+    seen = {}
+
+    def spy(run, task, other, rho_sft, rho, reward):
+        weights = {name: load_pretrained(group[0] / part / "checkpoints" / model)[0] for name, part, model in (
+            ("other", other_part(run.config.name), "frozen_lm"), ("rho", run.config.name[:5], "align_pro"), ("sft", run.config.name[:2], "prompter_sft"))}
+        same = lambda a, b: all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))  # noqa: E731
+        seen[run.config.name[:5]] = same(other.model, weights["other"]), same(rho.model, weights["rho"]), same(rho_sft.model, weights["sft"])
+        return plain["no_finetuning"]
+
+    other_part = lambda cell: {"F1": "F2", "F2": "F1"}[cell[3:5]]  # noqa: E731
+    plain = {"no_finetuning": Arm(np.zeros((24, 1, 4)), None, np.zeros((24, 1)))}
+    monkeypatch.setattr(assess, "evaluate_swapped", spy)
+    monkeypatch.setattr(grid, "write_json", lambda path, tree: None)
+    grid.run_group(small_grid(group[0].parent), CELLS, resume=True)
+    assert seen == dict.fromkeys(CELLS, (True, True, True))
+
+
 def test_the_swap_is_measured_against_both(group):
     swap, cells = group[3]["swap"], group[3]["cells"]
     assert {cell: s["in_front_of"] for cell, s in swap.items()} == {"P1-F1": "F2", "P1-F2": "F1", "P2-F1": "F2", "P2-F2": "F1"}
@@ -83,6 +103,11 @@ def test_figures_and_numbers_are_left_behind(group):
     assert all(p.parent == group[0] and p.stat().st_size > 1000 for p in grid.draw([group[3]], config))
     several = grid.draw([group[3], group[3] | {"seed": 1}], config)
     assert all(p.parent == group[0].parent for p in several)
+
+
+def test_one_cell_again_leaves_the_others_in_the_results(group):
+    again = grid.run_group(small_grid(group[0].parent), ("P1-F2",), resume=True)
+    assert again["cells"] == group[3]["cells"] and again["swap"] == group[3]["swap"]
 
 
 def test_a_second_start_without_resume_is_refused(group):

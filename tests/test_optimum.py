@@ -54,7 +54,7 @@ def next_token(lm: FrozenLM, prompt: str) -> torch.Tensor:
 
 def listed(r, p_sft, p) -> Listing:
     r, p_sft, p = (torch.as_tensor(x, dtype=torch.float64) for x in (r, p_sft, p))
-    return Listing(["x"] * len(p), [["x'"] * p.shape[1]] * len(p), r, p_sft, p)
+    return Listing(["x"] * len(p), [["x'"] * p.shape[1]] * len(p), r, p_sft.log(), p.log())
 
 
 # ---------------------------------------------------------------- what a prompter thinks of a listed rewrite
@@ -72,7 +72,7 @@ def test_probabilities_are_products_over_the_tokens_and_the_eos(temperature):
                     p *= (rho.model(torch.tensor([ids]))[0, -1].double() / temperature).softmax(-1)[token].item()
                 ids.append(token)
             want.append(p)
-    found = optimum.probabilities(rho, REQUESTS, REWRITES)
+    found = optimum.log_probabilities(rho, REQUESTS, REWRITES).exp()
     assert found.dtype == torch.float64 and found.shape == (3, 4)
     np.testing.assert_allclose(found.flatten(), want, rtol=1e-4)
 
@@ -90,8 +90,8 @@ def test_measure_asks_each_rewrite_and_rates_against_the_request():
     exact = torch.stack([torch.stack([next_token(lm, p) @ each[n] for p in row]) for n, row in enumerate(REWRITES)])
     torch.testing.assert_close(found.R, exact, rtol=0, atol=5 * float(found.r.std(2).max()) / math.sqrt(4000))
     assert (exact.max(1).values - exact.min(1).values).min() > 0.5  # which rewrite is asked does matter
-    torch.testing.assert_close(found.p, optimum.probabilities(prompter(4), REQUESTS, REWRITES))
-    torch.testing.assert_close(found.p_sft, optimum.probabilities(prompter(3), REQUESTS, REWRITES))
+    torch.testing.assert_close(found.log_rho, optimum.log_probabilities(prompter(4), REQUESTS, REWRITES))
+    torch.testing.assert_close(found.log_sft, optimum.log_probabilities(prompter(3), REQUESTS, REWRITES))
 
 
 # ---------------------------------------------------------------- how near PPO came
@@ -106,6 +106,19 @@ def test_mass_outside_is_told_and_the_rest_scaled_to_one():
     assert facts["attainable_gain_share"] == pytest.approx((ours - 1.5) / (best - 1.5))
     assert facts["regularised_gap"] == pytest.approx(best - ours)
     assert facts["lambda_kl_to_optimum"] == pytest.approx(best - ours, abs=1e-12)
+
+
+def test_what_moving_mass_off_the_list_costs_is_told():
+    """The listed part is optimal, yet 60 % has left the list: KL of (.4, .6) to (.8, .2), by hand."""
+    facts = optimum.describe(listed([[[0.0, 0.0], [0.0, 0.0]]], [[0.4, 0.4]], [[0.2, 0.2]]), lam=0.5)
+    assert facts["regularised_gap"] == pytest.approx(0, abs=1e-12)
+    assert facts["unlisted_cost"] == pytest.approx(0.5 * (0.4 * math.log(0.4 / 0.8) + 0.6 * math.log(0.6 / 0.2)))
+
+
+def test_a_prompter_that_has_left_the_list_is_described_all_the_same():
+    gone = Listing(["x"], [["a", "b"]], torch.zeros(1, 2, 2), torch.tensor([[0.5, 0.5]]).double().log(), torch.tensor([[-900.0, -901.0]]).double())
+    facts = optimum.describe(gone, 1.0)
+    assert facts["mass_outside"] == pytest.approx(1) and math.isfinite(facts["regularised_gap"]) and facts["unlisted_cost"] > 5
 
 
 def test_the_noise_in_R_flatters_the_optimum_by_what_is_told():

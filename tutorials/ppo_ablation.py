@@ -26,27 +26,27 @@ from alignpro_mini.cli import parse_command_line, with_options
 from alignpro_mini.config import RunConfig
 from alignpro_mini.run import Run
 
-VARIANTS = {
-    "as it is": {},
-    "learning rate / 3": {"ppo.lr": 1.7e-4},
-    "learning rate x 3": {"ppo.lr": 1.5e-3},
-    "no annealing": {"ppo.anneal": False},
-    "half the iterations": {"ppo.iterations": 20},
-    "twice the iterations": {"ppo.iterations": 80},
-    "batch / 2": {"ppo.batch": 64},
-    "batch x 2": {"ppo.batch": 256},
-    "1 epoch": {"ppo.epochs": 1},
-    "4 epochs": {"ppo.epochs": 4},
-    "1 minibatch": {"ppo.minibatches": 1},
-    "4 minibatches": {"ppo.minibatches": 4},
-    "2 answers a rewrite": {"ppo.answers": 2},
-    "4 answers a rewrite": {"ppo.answers": 4},
-    "no whitening": {"ppo.whiten": False},
-    "GAE's lambda 1": {"ppo.gae_lam": 1.0},
-    "GAE's lambda 0.8": {"ppo.gae_lam": 0.8},
-    "no value baseline": {"ppo.value_coef": 0.0},
-    "clip 0.1": {"ppo.clip": 0.1},
-    "clip 0.4": {"ppo.clip": 0.4},
+VARIANTS = {  # name: options changed, made from the PPO section p as it is
+    "as it is": lambda p: {},
+    "learning rate / 3": lambda p: {"ppo.lr": p.lr / 3},
+    "learning rate x 3": lambda p: {"ppo.lr": p.lr * 3},
+    "other annealing": lambda p: {"ppo.anneal": not p.anneal},
+    "half the iterations": lambda p: {"ppo.iterations": max(1, p.iterations // 2)},
+    "twice the iterations": lambda p: {"ppo.iterations": p.iterations * 2},
+    "batch / 2": lambda p: {"ppo.batch": max(p.minibatches, p.batch // 2)},
+    "batch x 2": lambda p: {"ppo.batch": p.batch * 2},
+    "half the epochs": lambda p: {"ppo.epochs": max(1, p.epochs // 2)},
+    "twice the epochs": lambda p: {"ppo.epochs": p.epochs * 2},
+    "1 minibatch": lambda p: {"ppo.minibatches": 1},
+    "twice the minibatches": lambda p: {"ppo.minibatches": p.minibatches * 2},
+    "twice the answers a rewrite": lambda p: {"ppo.answers": p.answers * 2},
+    "4 times the answers a rewrite": lambda p: {"ppo.answers": p.answers * 4},
+    "other whitening": lambda p: {"ppo.whiten": not p.whiten},
+    "GAE's lambda 1": lambda p: {"ppo.gae_lam": 1.0},
+    "GAE's lambda 0.8": lambda p: {"ppo.gae_lam": 0.8},
+    "no value baseline": lambda p: {"ppo.value_coef": 0.0},
+    "clip / 2": lambda p: {"ppo.clip": p.clip / 2},
+    "clip x 2": lambda p: {"ppo.clip": p.clip * 2},
 }
 
 
@@ -60,23 +60,36 @@ def ablate(config: RunConfig, resume: bool) -> dict[str, dict[str, float]]:
     reward = pipeline.reward_model(base, task, pi_f, rho_sft)
     listing = assess.list_rewrites(base, task, pi_f, rho_sft, rho_sft, reward)
     found = {}
-    for variant, options in VARIANTS.items():
-        run = Run(with_options(config, options | {"out": folder, "name": variant.replace(" ", "-").replace("/", "by")}), resume)
+    for variant, change in VARIANTS.items():
+        options = change(config.ppo) | {"out": folder, "name": variant.replace(" ", "-").replace("/", "by")}
+        run = Run(with_options(config, options), resume)
         rho = pipeline.align_pro(run, task, pi_f, rho_sft, reward)
-        ours = replace(listing, p=optimum.probabilities(rho, listing.requests, listing.rewrites))
+        ours = replace(listing, log_rho=optimum.log_probabilities(rho, listing.requests, listing.rewrites))
         found[variant] = optimum.describe(ours, config.ppo.kl_coef) | {"seconds": run.stages["align_pro"]["seconds"]}
     return found
 
 
+def share(row: dict[str, float]) -> str:
+    """The share of the attainable gain, or a dash where there was nothing to gain."""
+    return "–" if row["attainable_gain_share"] is None else f"{row['attainable_gain_share']:.3f}"
+
+
 def main() -> None:
     configs, how = parse_command_line()
-    runs = {f"{c.task} {c.seed}": ablate(c, how.resume) for c in configs}
+    ppo = configs[0].ppo
+    if how.jobs > 1 or how.cells or how.lams:
+        sys.exit("ppo_ablation.py: error: it runs one after the other and knows no grid: leave out --jobs, --grid and --frontier")
+    if configs[0].preset == "smollm2" or not configs[0].theory.inputs or not ppo.kl_coef or ppo.kl_target:
+        sys.exit("ppo_ablation.py: error: the optimum is known for the embedded world and one fixed price of KL above 0 only")
+    try:
+        runs = {f"{c.task} {c.seed}": ablate(c, how.resume) for c in configs}
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"ppo_ablation.py: error: {error}")
     print("\n| variant | " + " | ".join(runs) + " | unlisted | seconds |\n" + "|---" * (len(runs) + 3) + "|")
     for variant in VARIANTS:
         rows = [run[variant] for run in runs.values()]
         mean = {key: sum(row[key] for row in rows) / len(rows) for key in ("mass_outside", "seconds")}
-        shares = " | ".join(f"{row['attainable_gain_share']:.3f}" for row in rows)
-        print(f"| {variant} | {shares} | {mean['mass_outside']:.3f} | {mean['seconds']:.0f} |")
+        print(f"| {variant} | {' | '.join(map(share, rows))} | {mean['mass_outside']:.3f} | {mean['seconds']:.0f} |")
     noise = ", ".join(f"{name} {run['as it is']['optimum_noise']:.4f}" for name, run in runs.items())
     print(f"\nby how much the noise in R flatters the optimum, in units of reward: {noise}")
 
