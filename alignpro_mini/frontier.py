@@ -30,15 +30,20 @@ from alignpro_mini.run import Run, write_json
 BEST_OF = (2, 4, 8, 16, 32)
 
 
+def base(config: RunConfig, folder: Path, resume: bool):
+    """What runs that differ in PPO alone share, kept in `folder`/base: (task, pi_F, rho_sft, reward, listed rewrites)."""
+    task = pipeline.make_task(config)
+    run = Run(replace(config, out=str(folder), name="base"), resume)
+    tokenizer, pi_f = pipeline.frozen_lm(run, task)
+    rho_sft = pipeline.prompter_sft(run, task, tokenizer, pi_f)
+    reward = pipeline.reward_model(run, task, pi_f, rho_sft)
+    return task, pi_f, rho_sft, reward, assess.list_rewrites(run, task, pi_f, rho_sft, rho_sft, reward)
+
+
 def run_frontier(config: RunConfig, lams: Sequence[float], resume: bool) -> dict:
     """Train at each price, measure, draw; returns (and writes) {"task", "preset", "seed", "closed_form", "align_pro", ...}."""
     folder = Path(config.out) / config.run_name
-    task = pipeline.make_task(config)
-    base = Run(replace(config, out=str(folder), name="base"), resume)
-    tokenizer, pi_f = pipeline.frozen_lm(base, task)
-    rho_sft = pipeline.prompter_sft(base, task, tokenizer, pi_f)
-    reward = pipeline.reward_model(base, task, pi_f, rho_sft)
-    listing = assess.list_rewrites(base, task, pi_f, rho_sft, rho_sft, reward)
+    task, pi_f, rho_sft, reward, listing = base(config, folder, resume)
     points = []
     for lam in lams:
         priced = replace(config.ppo, kl_coef=lam, kl_target=0.0), replace(config.oracle, kl_coef=lam, kl_target=0.0)
@@ -72,7 +77,8 @@ def closed_form_curve(listing: Listing, lams: Sequence[float], points: int = 60)
     found = []
     for lam in np.geomspace(10 * max(lams), 0.1 * min(lams), points).tolist():
         along = theory.along_eta(listing.rho_sft, listing.R, listing.r.var(2), 1 / lam)
-        found.append({"lam": lam} | along | _point(theory.optimal_prompter(listing.rho_sft, listing.R, lam), listing))
+        star = theory.optimal_prompter(listing.rho_sft, listing.R, lam)
+        found.append({"lam": lam, "kl": float(theory.kl(star, listing.rho_sft).mean())} | along)
     return found
 
 

@@ -1,6 +1,6 @@
 """Is the policy gradient right? PPO's and REINFORCE's estimates against the exact gradient of J_lam, by enumeration.
 
-    python tests/gradient_estimates.py            # about 2 minutes on one core; the table, then one JSON line
+    python tests/gradient_estimates.py            # minutes on one core; the table, then one JSON line
 
 The problem can be listed: 2 requests, rewrites of at most 2 tokens over a vocabulary of 6 (31 of them), and a frozen LM
 that answers 1 with a probability that depends on the rewrite's text, else 0. So

@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also where the package is not installed
 
-from alignpro_mini import assess, optimum, pipeline
+from alignpro_mini import frontier, optimum, pipeline
 from alignpro_mini.cli import parse_command_line, with_options
 from alignpro_mini.config import RunConfig
 from alignpro_mini.run import Run
@@ -52,16 +52,11 @@ VARIANTS = {  # name: options changed, made from the PPO section p as it is
 
 def ablate(config: RunConfig, resume: bool) -> dict[str, dict[str, float]]:
     """{variant: its distance to the optimum, its KL and its seconds} for one task and seed."""
-    folder = str(Path(config.out) / f"ablation-{config.run_name}")
-    task = pipeline.make_task(config)
-    base = Run(replace(config, out=folder, name="base"), resume)
-    tokenizer, pi_f = pipeline.frozen_lm(base, task)
-    rho_sft = pipeline.prompter_sft(base, task, tokenizer, pi_f)
-    reward = pipeline.reward_model(base, task, pi_f, rho_sft)
-    listing = assess.list_rewrites(base, task, pi_f, rho_sft, rho_sft, reward)
+    folder = Path(config.out) / f"ablation-{config.run_name}"
+    task, pi_f, rho_sft, reward, listing = frontier.base(config, folder, resume)
     found = {}
     for variant, change in VARIANTS.items():
-        options = change(config.ppo) | {"out": folder, "name": variant.replace(" ", "-").replace("/", "by")}
+        options = change(config.ppo) | {"out": str(folder), "name": variant.replace(" ", "-").replace("/", "by")}
         run = Run(with_options(config, options), resume)
         rho = pipeline.align_pro(run, task, pi_f, rho_sft, reward)
         ours = replace(listing, log_rho=optimum.log_probabilities(rho, listing.requests, listing.rewrites))
