@@ -121,6 +121,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.d_model, config.d_model, bias=config.family == "gpt2")
 
     def forward(self, x: Tensor, rope, allowed: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+        """Causal self-attention, (B, T, D) -> (B, T, D); `layer` names this block's place in the cache."""
         B, T, D = x.shape
         q, k, v = self.qkv(x).split(
             [self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim], dim=-1
