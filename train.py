@@ -50,17 +50,20 @@ def main(config: RunConfig, resume: bool) -> dict:
 if __name__ == "__main__":
     configs, how = parse_command_line()
     one = partial(grid.run_group, cells=how.cells) if how.cells else partial(frontier.run_frontier, lams=how.lams) if how.lams else main
+    failed = []
     try:
-        if how.jobs > 1:
-            results = jobs.run_side_by_side(Path(__file__), sys.argv[1:], configs, how.jobs)
+        if how.jobs > 1 and len(configs) > 1:
+            results, failed = jobs.run_side_by_side(Path(__file__), sys.argv[1:], configs, how.jobs)
         else:
             results = [one(config, resume=how.resume) for config in configs]
-    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:  # what a user can mend; a bug keeps its traceback
         sys.exit(f"train.py: error: {error}")
-    if how.cells:
+    if how.cells and results:
         print(tables.grid_table(results))
         print(f"\nfigures: {', '.join(map(str, grid.draw(results, configs[0])))}")
     elif how.lams:
         print(tables.frontier_table(results))
     elif len(results) > 1:
         print(tables.sweep_table(results))
+    if failed:
+        sys.exit(f"train.py: error: {len(failed)} of {len(configs)} runs failed; see {', '.join(map(str, failed))}")

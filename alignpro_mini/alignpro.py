@@ -36,7 +36,7 @@ class PromptScore:
     """score(x, x') = mean over M answers y ~ pi_F(. | x') of r(x, y): what makes PPO into Align-Pro.
 
     `reward(prompts, completions)` rates the answers against the *original* request. Averaging r over the answers before
-    anything else is what the objective asks for (paper.md: R(x, x') = E_y[r(x, y)]).
+    anything else is what the objective asks for: R(x, x') = E_y[r(x, y)].
     The last call's rewrites, answers and rewards stay in `x_prime`, `y`, `r` (M per request, request by request).
     """
 

@@ -55,13 +55,14 @@ def closed_form(
     listing = list_rewrites(run, task, pi_f, rho_sft, rho, reward)
 
     def make(stage: Stage) -> dict:
-        facts = optimum.describe(listing, c.ppo.kl_coef)
+        facts = optimum.describe(listing, c.ppo.kl_coef) | dict.fromkeys(("delta1", "bound_paper", "bound_sharp", "r_max"))
         if oracle is not None and c.sampling.temperature > 0:
             g = run.generator("theory")
             facts |= optimum.suboptimality(listing, pi_f, oracle, reward.train, c.ppo.kl_coef, c.theory.samples, g)
         return facts
 
     run.json("theory", make)
+    pi_f.assert_unchanged("theory")
     return listing
 
 

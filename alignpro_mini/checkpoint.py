@@ -29,7 +29,7 @@ from torch import Tensor
 from alignpro_mini.tokenizer import Tokenizer, one_line
 from alignpro_mini.transformer import Transformer, TransformerConfig
 
-CONFIG, WEIGHTS, VOCABULARY, INCOMING = "config.json", "model.safetensors", "tokenizer.json", ".incoming"
+CONFIG, WEIGHTS, VOCABULARY, INCOMING, SYSTEM = "config.json", "model.safetensors", "tokenizer.json", ".incoming", "system_prompt"
 MODEL_TYPES = ("gpt2", "llama", "qwen2")
 KEYS = {  # family -> our field -> published key
     "gpt2": {
@@ -111,7 +111,7 @@ def _find(directory: Path, name: str) -> Path:
 def load_pretrained(
     directory: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[Transformer, Tokenizer | None]:
-    """Open a folder: the model in eval mode, and its tokenizer or None.
+    """Open a folder: the model in eval mode, and its tokenizer (with the system prompt it was saved with) or None.
 
     Every published tensor must be there, in the shape that config.json asks for, and finite. Raises
     FileNotFoundError for a missing folder or file, and ValueError for anything that does not fit.
@@ -133,6 +133,9 @@ def load_pretrained(
     model = from_published(config, tensors, str(weights), device, dtype)
     vocabulary = _find(directory, VOCABULARY)
     tokenizer = Tokenizer.load(vocabulary) if vocabulary.exists() else None
+    system = _read_json(_find(directory, CONFIG)).get(SYSTEM)
+    if tokenizer is not None and isinstance(system, str):
+        tokenizer = tokenizer.with_system(system)
     _check_fit(vocabulary, tokenizer, config)
     return model, tokenizer
 
@@ -238,6 +241,8 @@ def _published_config(model: Transformer, tokenizer: Tokenizer | None) -> dict:
     if tokenizer is not None:
         raw["eos_token_id"] = tokenizer.eos_id
         raw["pad_token_id"] = tokenizer.pad_id if tokenizer.pad_id != tokenizer.eos_id else None
+        if tokenizer.system is not None:
+            raw[SYSTEM] = tokenizer.system
     return raw
 
 

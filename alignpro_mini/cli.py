@@ -35,7 +35,10 @@ def get(config, dotted: str):
 
 
 def with_options(config: RunConfig, options: dict[str, object]) -> RunConfig:
-    """A copy with the dotted options set. Raises KeyError, naming the nearest option, for an unknown one."""
+    """A copy with the dotted options set.
+
+    Raises KeyError, naming the nearest option, for an unknown one, and ValueError naming the option for a bad value.
+    """
     known = leaves(config)
     tree: dict[str, dict] = {}
     top = {}
@@ -44,7 +47,13 @@ def with_options(config: RunConfig, options: dict[str, object]) -> RunConfig:
             raise KeyError(f"unknown option {name!r}{nearest(name, known)}")
         section, _, leaf = name.rpartition(".")
         (tree.setdefault(section, {}) if section else top)[leaf] = value
-    return replace(config, **{s: replace(getattr(config, s), **values) for s, values in tree.items()}, **top)
+    sections = {}
+    for section, values in tree.items():
+        try:
+            sections[section] = replace(getattr(config, section), **values)
+        except ValueError as error:  # it begins with the field's name
+            raise ValueError(f"--{section}.{error}") from None
+    return replace(config, **sections, **top)
 
 
 def nearest(name: str, known) -> str:
@@ -73,14 +82,18 @@ def _span(text: str) -> list[int]:
     return list(dict.fromkeys(numbers))
 
 
-def _prices(text: str | None, base: RunConfig, options: dict[str, object], grid: str) -> list[float]:
+def _prices(text: str | None, base: RunConfig, options: dict[str, object], grid: str | None) -> list[float]:
     """'0.1,0.2' -> [0.1, 0.2]; None -> []. Raises ValueError for prices or companions that cannot be meant."""
     if text is None:
         return []
-    lams = list(dict.fromkeys(float(lam) for lam in text.split(","))) if text.strip() else []
-    if not lams or not all(0 < lam < math.inf for lam in lams):
-        raise ValueError(f"--frontier: {text!r} is not a list of prices above 0, such as 0.05,0.1,0.2")
-    if grid or base.preset == "smollm2" or options.get("theory.inputs") == 0:
+    wrong = f"--frontier: {text!r} is not a list of prices above 0, such as 0.05,0.1,0.2"
+    try:
+        lams = list({f"{float(lam):g}": float(lam) for lam in text.split(",")}.values())  # a folder each, named by %g
+    except ValueError:
+        raise ValueError(wrong) from None
+    if not all(0 < lam < math.inf for lam in lams):
+        raise ValueError(wrong)
+    if grid is not None or base.preset == "smollm2" or options.get("theory.inputs") == 0:
         raise ValueError("--frontier lists the rewrites of the embedded world: leave out --grid, --preset smollm2 and --theory.inputs 0")
     for name in ("ppo.kl_coef", "ppo.kl_target", "oracle.kl_coef", "oracle.kl_target"):
         if name in options:
@@ -89,7 +102,7 @@ def _prices(text: str | None, base: RunConfig, options: dict[str, object], grid:
 
 
 def parse_command_line(argv: list[str] | None = None) -> tuple[list[RunConfig], argparse.Namespace]:
-    """The runs asked for, and `resume`, `jobs` the grid's `cells`, the frontier's `lams`. `--task a,b` (or all), `--seed 0-4`: several runs.
+    """The runs asked for, and `resume`, `jobs`, the grid's `cells`, the frontier's `lams`. `--task a,b` (or all), `--seed 0-4`: several runs.
 
     Ends the program with a one-line error for an unknown option (naming the nearest one) or an impossible value.
     """
@@ -125,16 +138,24 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[list[RunConfig], 
                 parser.error(f"--task: {task!r} is not one of {', '.join(TASKS)}, all{nearest(task, TASKS)}")
         seeds = _span(given.seed) if given.seed is not None else [base.seed]
         runs = [with_options(base, options | {"task": t, "seed": s}).validate() for t in tasks for s in seeds]
+        for name in options:
+            if name in runs[0].unread() or name.partition(".")[0] in runs[0].unread():
+                why = "--reward" if name.startswith("reward_model") or name == "data.preferences" else f"--preset {base.preset}"
+                raise ValueError(f"--{name} is not read with {why}: leave it out")
         lams = _prices(given.frontier, base, options, given.grid)
         runs = [replace(r, name=f"frontier-{r.run_name}") for r in runs] if lams else runs
-        if given.grid:
+        if given.grid is not None:
             grid_part(base, "F1")  # a preset without a second pair of models is told now
             runs = [replace(r, name=f"grid-{r.run_name}") for r in runs]
     except ValueError as error:
         parser.error(str(error))
     if len(runs) > 1 and options.get("name"):
         parser.error("--name names one run; with several tasks or seeds leave it out (use --out for another folder)")
-    cells = CELLS if given.grid == "all" else tuple(given.grid.split(",")) if given.grid else ()
+    if given.jobs < 1:
+        parser.error(f"--jobs is {given.jobs}; it must be at least 1")
+    if given.name and (given.name in (".", "..") or set(given.name) & set("/\\")):
+        parser.error(f"--name: {given.name!r} is a path; give one folder's name, and the place by --out")
+    cells = () if given.grid is None else CELLS if given.grid == "all" else tuple(given.grid.split(","))
     for cell in cells:
         if cell not in CELLS:
             parser.error(f"--grid: {cell!r} is not one of all, {', '.join(CELLS)}{nearest(cell, CELLS)}")
@@ -152,7 +173,7 @@ def _parser(base: RunConfig) -> argparse.ArgumentParser:
     )
     parser.add_argument("--resume", action="store_true", help="go on where a run of the same name stopped")
     parser.add_argument("--jobs", type=int, default=1, help="of several runs, how many side by side, each on its share of cores")
-    parser.add_argument("--grid", default="", metavar="CELLS", help="two prompters x two frozen models: all, or some of " + ", ".join(CELLS))
+    parser.add_argument("--grid", default=None, metavar="CELLS", help="two prompters x two frozen models: all, or some of " + ", ".join(CELLS))
     parser.add_argument("--frontier", default=None, metavar="LAMBDAS", help="reward against KL at these prices, such as 0.05,0.1,0.2")
     groups = {"": parser.add_argument_group("run")}
     for name, f in leaves(base).items():

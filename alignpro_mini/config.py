@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 
@@ -15,8 +16,9 @@ PRESETS = ("tiny", "small", "gpt2", "smollm2")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def option(default, help: str, choices: tuple = ()):
-    return field(default=default, metadata={"help": help, "choices": choices})
+def option(default, help: str, choices: tuple = (), *, least: float | None = None, above: float | None = None):
+    """A field with its help; numbers are checked to be finite, at least `least`, above `above` (`_check_ranges`)."""
+    return field(default=default, metadata={"help": help, "choices": choices, "least": least, "above": above})
 
 
 def _check(ok: bool, message: str) -> None:
@@ -24,142 +26,146 @@ def _check(ok: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def _check_ranges(config) -> None:
+    """Raises ValueError, beginning with the field's name, for a number that is not finite or out of its range."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if isinstance(value, (int, float)):
+            least, above = f.metadata.get("least"), f.metadata.get("above")
+            _check(math.isfinite(value), f"{f.name} is {value}; it must be a finite number")
+            _check(least is None or value >= least, f"{f.name} is {value}; it must be at least {least}")
+            _check(above is None or value > above, f"{f.name} is {value}; it must be above {above}")
+
+
 @dataclass(frozen=True, slots=True)
 class ShapeConfig:
     """The size of a model trained from scratch (the vocabulary comes from the tokenizer)."""
 
     family: str = option("llama", "architecture family", ("llama", "gpt2"))
-    d_model: int = option(96, "width of the residual stream")
-    n_layers: int = option(3, "number of blocks")
-    n_heads: int = option(4, "attention heads per block")
-    n_kv_heads: int = option(0, "key/value heads, each shared by n_heads / n_kv_heads queries (0: n_heads)")
-    max_len: int = option(160, "longest row in tokens: prompt and completion together")
+    d_model: int = option(96, "width of the residual stream", least=1)
+    n_layers: int = option(3, "number of blocks", least=1)
+    n_heads: int = option(4, "attention heads per block", least=1)
+    n_kv_heads: int = option(0, "key/value heads, each shared by n_heads / n_kv_heads queries (0: n_heads)", least=0)
+    max_len: int = option(160, "longest row in tokens: prompt and completion together", least=2)
+
+    def __post_init__(self) -> None:
+        _check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True)
 class SFTConfig:
     """Supervised fine-tuning (next-token loss on the answer) of the frozen LM or the prompter."""
 
-    examples: int = option(20_000, "training examples drawn in the embedded world")
-    steps: int = option(700, "optimiser steps")
-    batch: int = option(32, "examples a step")
-    lr: float = option(3e-3, "peak learning rate; 5 % linear warm-up, then cosine down to a tenth")
-    weight_decay: float = option(0.01, "AdamW's decoupled weight decay, on matrices only")
-    grad_clip: float = option(1.0, "largest gradient norm")
-    train_layers: int = option(0, "train only this many top blocks over a frozen trunk (0: everything)")
-    heldout: int = option(256, "examples kept out of training to report the loss on")
+    examples: int = option(20_000, "training examples drawn in the embedded world", least=1)
+    steps: int = option(700, "optimiser steps", least=1)
+    batch: int = option(32, "examples a step", least=1)
+    lr: float = option(3e-3, "peak learning rate; 5 % linear warm-up, then cosine down to a tenth", above=0)
+    weight_decay: float = option(0.01, "AdamW's decoupled weight decay, on matrices only", least=0)
+    grad_clip: float = option(1.0, "largest gradient norm", above=0)
+    train_layers: int = option(0, "train only this many top blocks over a frozen trunk (0: everything)", least=0)
+    heldout: int = option(256, "examples kept out of training to report the loss on", least=1)
 
     def __post_init__(self) -> None:
-        _check(self.steps >= 1 and self.batch >= 1, "steps and batch must be at least 1")
-        _check(self.lr > 0, f"lr is {self.lr}; it must be above 0")
+        _check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True)
 class RewardConfig:
     """The reward model and its preferences."""
 
-    pairs: int = option(3000, "preference pairs drawn in the embedded world (files bring their own)")
+    pairs: int = option(3000, "preference pairs drawn in the embedded world (files bring their own)", least=1)
     heldout: float = option(0.1, "share of the prompts whose pairs are kept out to measure accuracy")
-    epochs: float = option(2.0, "passes over the pairs")
-    batch: int = option(64, "pairs a step")
-    lr: float = option(5e-4, "peak learning rate")
-    weight_decay: float = option(0.05, "AdamW's decoupled weight decay")
-    grad_clip: float = option(1.0, "largest gradient norm")
-    train_layers: int = option(0, "train only this many top blocks over a frozen trunk (0: everything)")
-    normalise_on: int = option(1000, "answers to the SFT prompter's rewrites on which rewards get mean 0, variance 1")
-    max_tokens: int = option(256, "pairs longer than this, prompt and answer, are left out and counted")
+    epochs: float = option(2.0, "passes over the pairs", above=0)
+    batch: int = option(64, "pairs a step", least=1)
+    lr: float = option(5e-4, "peak learning rate", above=0)
+    weight_decay: float = option(0.05, "AdamW's decoupled weight decay", least=0)
+    grad_clip: float = option(1.0, "largest gradient norm", above=0)
+    train_layers: int = option(0, "train only this many top blocks over a frozen trunk (0: everything)", least=0)
+    normalise_on: int = option(1000, "answers to the SFT prompter's rewrites on which rewards get mean 0, variance 1", least=2)
+    max_tokens: int = option(256, "pairs longer than this, prompt and answer, are left out and counted", least=1)
 
     def __post_init__(self) -> None:
+        _check_ranges(self)
         _check(0 < self.heldout < 1, f"heldout is {self.heldout}; it is a share in (0, 1)")
-        _check(self.batch >= 1 and self.epochs > 0, "batch must be at least 1 and epochs above 0")
-        _check(self.lr > 0, f"lr is {self.lr}; it must be above 0")
 
 
 @dataclass(frozen=True, slots=True)
 class PPOConfig:
     """PPO with GAE and a KL penalty; the same for the prompter (ppo) and the RLHF oracle (oracle)."""
 
-    iterations: int = option(40, "rollout-and-update rounds")
-    batch: int = option(128, "prompts a round")
-    answers: int = option(1, "M, answers of the frozen LM per rewrite, their rewards averaged (oracle: always 1)")
-    epochs: int = option(2, "passes over each round's rollout")
-    minibatches: int = option(2, "optimiser steps a pass")
-    micro_batch: int = option(128, "rows per forward pass; gradients accumulate, so it changes memory only")
-    lr: float = option(5e-4, "learning rate at the start")
+    iterations: int = option(40, "rollout-and-update rounds", least=1)
+    batch: int = option(128, "prompts a round", least=1)
+    answers: int = option(1, "M, answers of the frozen LM per rewrite, their rewards averaged (oracle: always 1)", least=1)
+    epochs: int = option(2, "passes over each round's rollout", least=1)
+    minibatches: int = option(2, "optimiser steps a pass", least=1)
+    micro_batch: int = option(128, "rows per forward pass; gradients accumulate, so it changes memory only", least=1)
+    lr: float = option(5e-4, "learning rate at the start", above=0)
     anneal: bool = option(True, "lower the learning rate linearly to 0 over the run")
-    kl_coef: float = option(0.1, "lambda, the price of a nat of KL to the SFT policy in units of reward")
-    kl_target: float = option(0.0, "if above 0, kl_coef is adapted to hold the sequence KL at this many nats")
-    kl_horizon: float = option(10_000.0, "episodes over which the adaptive controller reacts")
+    kl_coef: float = option(0.1, "lambda, the price of a nat of KL to the SFT policy in units of reward", least=0)
+    kl_target: float = option(0.0, "if above 0, kl_coef is adapted to hold the sequence KL at this many nats", least=0)
+    kl_horizon: float = option(10_000.0, "episodes over which the adaptive controller reacts", above=0)
     gamma: float = option(1.0, "discount; 1, because the score comes once, at the end of a short text")
     gae_lam: float = option(0.95, "lambda of GAE: 1 is unbiased, lower trusts the value head")
-    clip: float = option(0.2, "PPO's epsilon: how far a token's probability ratio earns credit")
-    value_clip: float = option(0.4, "how far a value may move from the rollout's in one round")
-    value_coef: float = option(0.5, "weight of the value loss")
+    clip: float = option(0.2, "PPO's epsilon: how far a token's probability ratio earns credit", above=0)
+    value_clip: float = option(0.4, "how far a value may move from the rollout's in one round", above=0)
+    value_coef: float = option(0.5, "weight of the value loss", least=0)
     whiten: bool = option(True, "scale advantages to mean 0, variance 1 over a round")
-    grad_clip: float = option(1.0, "largest gradient norm")
-    missing_eos_penalty: float = option(1.0, "taken from the score of a completion cut before its EOS")
+    grad_clip: float = option(1.0, "largest gradient norm", above=0)
+    missing_eos_penalty: float = option(1.0, "taken from the score of a completion cut before its EOS", least=0)
     temperature: float = option(1.0, "temperature of the policy's sampling, and of the log-probs that PPO uses")
-    max_new_tokens: int = option(48, "longest completion of the policy")
-    train_layers: int = option(0, "train only this many top blocks over a frozen trunk (0: everything)")
-    checkpoint_every: int = option(10, "rounds between training-state checkpoints")
+    max_new_tokens: int = option(48, "longest completion of the policy", least=1)
+    train_layers: int = option(0, "train only this many top blocks over a frozen trunk (0: everything)", least=0)
+    checkpoint_every: int = option(10, "rounds between training-state checkpoints", least=1)
 
     def __post_init__(self) -> None:
-        _check(self.iterations >= 1 and self.batch >= 1 and self.epochs >= 1, "iterations, batch, epochs must be >= 1")
-        _check(
-            1 <= self.minibatches <= self.batch,
-            f"minibatches is {self.minibatches}; with a batch of {self.batch} it must lie in 1..{self.batch}",
-        )
-        _check(self.temperature > 0, "temperature must be above 0: greedy rollouts explore nothing")
-        _check(self.answers >= 1, "answers must be at least 1")
-        _check(self.micro_batch >= 1 and self.checkpoint_every >= 1, "micro_batch and checkpoint_every must be at least 1")
-        _check(self.lr > 0, f"lr is {self.lr}; it must be above 0")
-        _check(0 <= self.gae_lam <= 1 and 0 <= self.gamma <= 1, "gamma and gae_lam must lie in 0..1")
-        _check(self.kl_coef >= 0 and self.kl_target >= 0, "kl_coef and kl_target must not be negative")
+        _check_ranges(self)
+        _check(self.minibatches <= self.batch, f"minibatches is {self.minibatches}; a batch of {self.batch} has no more than that many")
+        _check(self.temperature > 0, f"temperature is {self.temperature}; it must be above 0: greedy rollouts explore nothing")
+        for name in ("gamma", "gae_lam"):
+            _check(0 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}; it must lie in 0..1")
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingConfig:
     """How the frozen LM answers, the same for every arm."""
 
-    temperature: float = option(1.0, "sampling temperature of the frozen LM; 0 is greedy")
+    temperature: float = option(1.0, "sampling temperature of the frozen LM; 0 is greedy", least=0)
     top_p: float = option(1.0, "nucleus mass of the frozen LM's sampling")
-    max_new_tokens: int = option(72, "longest answer")
+    max_new_tokens: int = option(72, "longest answer", least=1)
 
     def __post_init__(self) -> None:
-        _check(self.temperature >= 0 and 0 < self.top_p <= 1, "temperature must be >= 0 and top_p in (0, 1]")
+        _check_ranges(self)
+        _check(0 < self.top_p <= 1, f"top_p is {self.top_p}; it must lie in (0, 1]")
 
 
 @dataclass(frozen=True, slots=True)
 class EvalConfig:
     """The arms on one fixed set of unseen requests."""
 
-    inputs: int = option(512, "evaluation requests, the same for every arm")
-    rewrites: int = option(2, "K, rewrites per request (the arms without a prompter get K x M answers)")
-    answers: int = option(2, "M, answers per rewrite")
-    best_of: int = option(4, "n of best-of-n rewriting; each choice is made on its own draws, then answered afresh")
-    bootstrap: int = option(2000, "resamples of the requests for the 95 % intervals")
-    headroom_inputs: int = option(64, "requests for the headroom diagnostic printed before PPO")
+    inputs: int = option(512, "evaluation requests, the same for every arm", least=2)
+    rewrites: int = option(2, "K, rewrites per request (the arms without a prompter get K x M answers)", least=1)
+    answers: int = option(2, "M, answers per rewrite", least=1)
+    best_of: int = option(4, "n of best-of-n rewriting; each choice is made on its own draws, then answered afresh", least=1)
+    bootstrap: int = option(2000, "resamples of the requests for the 95 % intervals", least=1)
+    headroom_inputs: int = option(64, "requests for the headroom diagnostic printed before PPO", least=2)
     oracle: bool = option(True, "train and evaluate the RLHF oracle too")
 
     def __post_init__(self) -> None:
-        _check(self.inputs >= 2 and self.rewrites >= 1 and self.answers >= 1, "inputs >= 2, rewrites and answers >= 1")
-        _check(self.rewrites * self.answers >= 2, "one answer per input has no variance: raise eval.rewrites or eval.answers")
-        _check(self.best_of >= 1 and self.bootstrap >= 1, "best_of and bootstrap must be at least 1")
-        _check(self.headroom_inputs >= 2, f"headroom_inputs is {self.headroom_inputs}; it takes at least 2")
+        _check_ranges(self)
+        _check(self.rewrites * self.answers >= 2, "answers is 1 and rewrites is 1: one answer an input has no variance; raise one of them")
 
 
 @dataclass(frozen=True, slots=True)
 class TheoryConfig:
     """How near to the exact optimum PPO came, over the embedded world's listed rewrites."""
 
-    inputs: int = option(16, "evaluation requests whose rewrites are all tried; 0 leaves the comparison out")
-    answers: int = option(64, "answers to each listed rewrite: fewer flatter the optimum, and the share of its gain comes out too low")
-    samples: int = option(16, "answers to each request for the total variations in the bounds")
+    inputs: int = option(16, "evaluation requests whose rewrites are all tried; 0 leaves the comparison out", least=0)
+    answers: int = option(64, "answers to each listed rewrite: fewer flatter the optimum, and the share of its gain comes out too low", least=2)
+    samples: int = option(16, "answers to each request for the total variations in the bounds", least=1)
 
     def __post_init__(self) -> None:
-        _check(self.inputs == 0 or self.inputs >= 2, f"inputs is {self.inputs}; it takes at least 2, or 0 to leave the comparison out")
-        _check(self.samples >= 1, "samples must be at least 1")
-        _check(self.answers >= 2, f"answers is {self.answers}; one answer to a rewrite has no standard error")
+        _check_ranges(self)
+        _check(self.inputs != 1, "inputs is 1; it takes at least 2, or 0 to leave the comparison out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +175,12 @@ class DataConfig:
     prompts: str = option("", "JSONL (.gz too) with a `prompt` a line: the requests; several files: comma")
     preferences: str = option("", "JSONL (.gz too) with `prompt, chosen, rejected` a line; several files: comma")
     rewrites: str = option("", "JSONL (.gz too) with `prompt, rewrite` a line for the prompter's SFT; empty: endings")
-    max_prompt_tokens: int = option(48, "longer requests are left out and counted")
-    rewrite_pairs: int = option(4000, "SFT pairs made by adding openings and endings to the requests")
+    max_prompt_tokens: int = option(48, "longer requests are left out and counted", least=1)
+    rewrite_pairs: int = option(4000, "SFT pairs made by adding openings and endings to the requests", least=1)
     model: str = option("", "folder of the chat model; empty: where `python -m alignpro_mini.smollm2` puts it")
+
+    def __post_init__(self) -> None:
+        _check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +195,7 @@ class RunConfig:
     reward: str = option("", "module:function(prompts, completions) -> rewards instead of the learned reward model")
     out: str = option("runs", "folder of the runs")
     name: str = option("", "name of this run's folder; empty: <preset>-<task>-seed<seed>")
-    vocab_size: int = option(640, "entries of the byte-level BPE tokenizer trained on the world's corpus")
+    vocab_size: int = option(640, "entries of the byte-level BPE tokenizer trained on the world's corpus", least=260)
     frozen_model: ShapeConfig = ShapeConfig()
     prompter_model: ShapeConfig = ShapeConfig()
     world: WorldConfig = WorldConfig()
@@ -201,6 +210,7 @@ class RunConfig:
     theory: TheoryConfig = TheoryConfig()
 
     def __post_init__(self) -> None:
+        _check_ranges(self)
         _check(self.preset in PRESETS, f"preset is {self.preset!r}; it must be one of {', '.join(PRESETS)}")
         _check(self.dtype in DTYPES, f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
         if self.reward:
@@ -226,8 +236,29 @@ class RunConfig:
             self.theory.inputs <= self.eval.inputs,
             f"--theory.inputs is {self.theory.inputs}, but it takes them from the {self.eval.inputs} of --eval.inputs",
         )
-        _check(not self.data.prompts, f"--data.prompts is read by --preset smollm2 only, not by {self.preset}")
+        _check(
+            self.task != "reasoning" or (self.world.follow, self.world.spread) == (WorldConfig().follow, WorldConfig().spread),
+            "--world.follow and --world.spread shape the tasks quality and attributes, not reasoning: leave them or the task out",
+        )
+        _check(
+            self.reward_model.pairs >= 2 * self.reward_model.batch,
+            f"--reward_model.pairs is {self.reward_model.pairs}; it takes at least two batches of --reward_model.batch {self.reward_model.batch}",
+        )
+        for section, length, model in (
+            ("ppo", self.ppo.max_new_tokens, "prompter_model"), ("oracle", self.oracle.max_new_tokens, "frozen_model"),
+            ("sampling", self.sampling.max_new_tokens, "frozen_model"),
+        ):  # fmt: skip
+            longest = getattr(self, model).max_len
+            _check(length < longest, f"--{section}.max_new_tokens is {length}; with the prompt it must fit --{model}.max_len {longest}")
         return self
+
+    def unread(self) -> tuple[str, ...]:
+        """The sections and options that this run does not read: who sets one means another run."""
+        learned = tuple(f"reward_model.{f.name}" for f in fields(RewardConfig) if f.name != "normalise_on")
+        return (
+            (("world", "oracle", "theory", "frozen_lm", "frozen_model", "prompter_model", "vocab_size") if self.preset == "smollm2" else ("data",))
+            + (("data.preferences", *learned) if self.reward else ())
+        )
 
     @property
     def run_name(self) -> str:
@@ -262,7 +293,7 @@ def preset(name: str) -> RunConfig:
 SECOND = {
     "tiny": (ShapeConfig(d_model=64, n_layers=2), ShapeConfig(d_model=128, n_layers=3)),
     "small": (ShapeConfig(d_model=128, n_layers=4), ShapeConfig(d_model=320, n_layers=6, n_heads=10)),
-    "gpt2": (ShapeConfig(d_model=384, n_layers=6, n_heads=6), ShapeConfig(d_model=768, n_layers=12, n_heads=12, n_kv_heads=4)),
+    "gpt2": (ShapeConfig(d_model=384, n_layers=6, n_heads=6), ShapeConfig(d_model=1024, n_layers=16, n_heads=16, n_kv_heads=4)),
 }
 
 

@@ -45,7 +45,7 @@ class Arm:
 
 
 def variance_parts(rewards: np.ndarray) -> dict[str, float]:
-    """The three parts of Var(r) for a balanced (N, K, M) array, by nested ANOVA mean squares (paper.md section 4).
+    """The three parts of Var(r) for a balanced (N, K, M) array, by nested ANOVA mean squares.
 
         Var(r) = between inputs + between rewrites of an input + within a rewrite (the LM's own sampling)
         within = MSW,  between_rewrites = (MSP - MSW) / M,  between_inputs = (MSX - MSP) / (K M)
@@ -206,7 +206,7 @@ def paired(arm: Arm, base: Arm, resamples: int) -> dict:
 
 
 def summarise(arms: dict[str, Arm], config: EvalConfig) -> dict:
-    """`results.json`'s arms, gap_closed and variance_ratio from what the arms did (see the README for each entry)."""
+    """`results.json`'s arms, gap_closed and variance_ratio from what the arms did (`tables.GLOSSARY` explains each entry)."""
     base = arms["no_finetuning"]
     table: dict[str, dict] = {}
     for name, arm in arms.items():

@@ -5,7 +5,8 @@
         lam-0.1/ ...    Align-Pro and the RLHF oracle trained at this price
         results.json, frontier.png
 
-    closed form    (KL, J) of rho* as lambda runs from large to small: no prompter lies above this curve
+    closed form    (KL, J) of rho* as lambda runs from large to small, twice: rated by the answers that chose it, which
+                   flatters it, and by answers that did not, which does it wrong; no prompter lies above the truth between
     Align-Pro      (KL, J) of the trained prompters, on the same listed rewrites: exact
     best-of-n      the same for the distribution of its picks: chosen by one half of the answers, rated by the other
     RLHF           mean reward on the same requests, against the KL of *answers*: another budget, told beside it
@@ -70,15 +71,21 @@ def _point(rho: torch.Tensor, listing: Listing) -> dict[str, float]:
 
 
 def closed_form_curve(listing: Listing, lams: Sequence[float], points: int = 60) -> list[dict[str, float]]:
-    """rho* for prices from ten times the largest of `lams` down to a tenth of the smallest, with the variance on the way.
+    """rho* for prices from ten times the largest of `lams` down to the smallest, with the variance on the way.
 
-    `between_rewrites` and `within` and their derivatives along 1/lambda are `theory.along_eta`'s.
+    R is noisy, and rho* leans on what came out high: `mean`, by the same answers, is too high. `kl_held_out` and
+    `mean_held_out` are those of the optimum by one half of the answers, rated by the other half (both ways, averaged): a
+    prompter that exists, and so too low. `between_rewrites` and `within` and their derivatives along 1/lambda are
+    `theory.along_eta`'s.
     """
-    found = []
-    for lam in np.geomspace(10 * max(lams), 0.1 * min(lams), points).tolist():
+    found, halves = [], [half.mean(2) for half in listing.r.tensor_split(2, dim=2)]  # (N, K) each
+    for lam in np.geomspace(10 * max(lams), min(lams), points).tolist():
         along = theory.along_eta(listing.rho_sft, listing.R, listing.r.var(2), 1 / lam)
         star = theory.optimal_prompter(listing.rho_sft, listing.R, lam)
         found.append({"lam": lam, "kl": float(theory.kl(star, listing.rho_sft).mean())} | along)
+        blind = [(theory.optimal_prompter(listing.rho_sft, chose, lam), rates) for chose, rates in (halves, halves[::-1])]
+        found[-1]["kl_held_out"] = sum(float(theory.kl(p, listing.rho_sft).mean()) for p, _ in blind) / 2
+        found[-1]["mean_held_out"] = sum(float(theory.value(p, rates)) for p, rates in blind) / 2
     return found
 
 

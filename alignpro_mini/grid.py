@@ -41,10 +41,16 @@ class Parts:
             self.runs[part] = Run(grid_part(self.config, part), self.resume)
         return self.runs[part]
 
+    def finished(self, cell: str) -> bool:
+        """Whether an earlier command has left this cell behind, evaluation and all."""
+        return (Path(self.config.out) / cell / "results.json").exists()
+
 
 def run_group(config: RunConfig, cells: Sequence[str], resume: bool) -> dict:
     """The wanted cells of one task and seed; returns (and writes) {"task", "preset", "seed", "cells", "swap", "wall_s"}."""
     task, parts = pipeline.make_task(config), Parts(config, resume)
+    # Cells of an earlier command come along: the swap test needs two, and results.json holds them all.
+    cells = [cell for cell in CELLS if cell in cells or parts.finished(cell)]
     wanted = sorted({part for cell in cells for part in cell.split("-")} | {"F1", "P1"})  # these two made the reward model
     frozen: dict[str, FrozenLM] = {}
     for F in (part for part in wanted if part[0] == "F"):
@@ -64,19 +70,25 @@ def run_group(config: RunConfig, cells: Sequence[str], resume: bool) -> dict:
         arms = plain[F] | assess.evaluate_prompters(run, task, frozen[F], rho_sft[P], rho[cell], reward, listing)
         found[cell], own[cell] = assess.conclude(run, arms), arms["align_pro"]
     swap = {cell: _swapped(parts, task, cell, frozen, rho_sft, rho, reward, plain, own) for cell in cells if _other(cell) in cells}
-    path = Path(parts.config.out) / "results.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}  # other cells, of an earlier command
-    merged = {key: before.get(key, {}) | new for key, new in (("cells", found), ("swap", swap))}
-    results = {"task": config.task, "preset": config.preset, "seed": config.seed}
-    results |= {key: {cell: value[cell] for cell in CELLS if cell in value} for key, value in merged.items()}
+    results = {"task": config.task, "preset": config.preset, "seed": config.seed, "cells": found, "swap": swap}
     results["wall_s"] = {part: sum(stage["seconds"] for stage in run.stages.values()) for part, run in parts.runs.items()}
-    write_json(path, results)
+    write_json(Path(parts.config.out) / "results.json", results)
     return results
 
 
 def draw(groups: list[dict], config: RunConfig) -> list[Path]:
-    """The figures of all groups, and their numbers in one small file: beside the groups' folders, or in the only one's."""
-    stem = Path(config.out, config.run_name if len(groups) == 1 else "", f"grid-{config.preset}")
+    """The figures of these groups and of those that earlier commands left beside them, and their numbers in one file.
+
+    A group with a --name of its own is drawn alone, in its folder.
+    """
+    stem = Path(config.out, f"grid-{config.preset}")
+    found = {}
+    if config.run_name.startswith(stem.name):
+        found = {path: json.loads(path.read_text(encoding="utf-8")) for path in stem.parent.glob(f"{stem.name}-*/results.json")}
+    else:
+        stem = Path(config.out, config.run_name, stem.name)
+    by_run = {(g["task"], g["seed"]): g for g in (*found.values(), *groups)}
+    groups = [by_run[key] for key in sorted(by_run)]
     mean, variance, numbers = (stem.with_name(stem.name + end) for end in (".png", "-variance.png", ".json"))
     plots.grid_figure(groups, mean)
     plots.variance_figure(groups, variance)

@@ -86,9 +86,15 @@ def describe(listing: Listing, lam: float) -> dict[str, float]:
     """`theory.closeness` of the trained prompter at price lam, and what limits the comparison.
 
         mass_outside, mass_outside_sft   what the two prompters give to unlisted rewrites
-        unlisted_cost                    the least KL, times lam, that moving mass off the list takes; the share leaves it out
+        unlisted_cost                    the least KL, times lam, that moving mass off the list (or onto it) takes; the share leaves
+                                         it out
+        r_standard_error                 of R: root mean square over the listed rewrites
         optimum_noise                    by how much the noise in R is expected to flatter J_lam(rho*), in units of reward; to
                                          second order, and so too low where R's standard errors are not well below lam
+        delta2, delta3                   J(pi_F) - J(rho_sft), J(rho_sft) - J(rho*); the R that chose rho* measures it too, which
+                                         flatters it by about twice `optimum_noise`
+
+    Rewards, and so everything but the masses and the share, are in the units that PPO sees and lam is a price in.
     """
     rho_sft, R, M = listing.rho_sft, listing.R, listing.r.shape[2]
     star = theory.optimal_prompter(rho_sft, R, lam)  # (N, K)
@@ -100,15 +106,18 @@ def describe(listing: Listing, lam: float) -> dict[str, float]:
     return theory.closeness(listing.rho, rho_sft, R, lam) | {
         "mass_outside": 1 - float(ours.mean()),
         "mass_outside_sft": 1 - float(start.mean()),
+        "r_standard_error": float((listing.r.var(2) / M).mean().sqrt()),
         "unlisted_cost": lam * float(theory.kl(two(ours), two(start)).mean()),
         "optimum_noise": float(noise),
+        "delta2": float(R[:, 0].mean() - theory.value(rho_sft, R)),
+        "delta3": float(theory.value(rho_sft, R) - theory.value(star, R)),
     }
 
 
 def suboptimality(
     listing: Listing, frozen: FrozenLM, oracle: FrozenLM, reward: Score, lam: float, answers: int, generator: torch.Generator
 ) -> dict[str, float]:
-    """Delta1, Delta2, Delta3 and their two bounds, with the trained oracle in the place of pi*.
+    """Delta1 and the two bounds on Delta1 + Delta2 + Delta3, with the trained oracle in the place of pi*.
 
     The bounds hold for *any* pi*, and the oracle is the best policy at hand. Total variations are estimated from
     `answers` samples S an input by TV(p, q) = E_{y ~ p}[max(0, 1 - q(y) / p(y))], unbiased and between 0 and 1;
@@ -118,16 +127,17 @@ def suboptimality(
     M = listing.r.shape[2]
     repeated = [x for x in listing.requests for _ in range(M)]
     r_oracle = _rate_once(reward, repeated, oracle.answer(repeated, generator))  # (N*M,)
-    stairs = [float(r_oracle.mean()), float(listing.R[:, 0].mean()), *(float(theory.value(p, listing.R)) for p in (listing.rho_sft, star))]
     log_star, oracle_under, plain_under = _answer_logprobs(listing, frozen, oracle, answers, generator)
     log_mixture = (listing.log_sft.log_softmax(1)[:, None] + oracle_under).logsumexp(2)  # (N, S)
     short = lambda log_p, log_q: (1 - (log_q - log_p).exp()).clamp(min=0)  # noqa: E731  max(0, 1 - q/p)
     tv_rewrites = (listing.rho_sft[:, None] * short(plain_under[:, :, :1], plain_under)).sum(2).mean()
     r_max = float(torch.cat((listing.r.flatten(), r_oracle)).max() - torch.cat((listing.r.flatten(), r_oracle)).min())
     kl_star = float(theory.kl(star, listing.rho_sft).mean())
-    kl_back = (stairs[3] - stairs[2]) / lam - kl_star  # by Delta3's identity; rho* may underflow, and its log with it
+    gain = float(theory.value(star, listing.R) - theory.value(listing.rho_sft, listing.R))  # -Delta3
+    kl_back = gain / lam - kl_star  # by Delta3's identity; rho* may underflow, and its log with it
     tv_oracle, tv_induced = float(short(log_star, oracle_under[:, :, 0]).mean()), float(short(log_star, log_mixture).mean())
-    return {f"delta{i + 1}": a - b for i, (a, b) in enumerate(zip(stairs, stairs[1:]))} | {
+    return {
+        "delta1": float(r_oracle.mean() - listing.R[:, 0].mean()),
         "bound_paper": theory.bound_paper(r_max, tv_oracle, float(tv_rewrites), kl_star, lam),
         "bound_sharp": theory.bound_sharp(r_max, tv_induced, kl_star, kl_back, lam),
         "r_max": r_max,

@@ -39,8 +39,18 @@ class Reward:
 
 
 def make_task(config: RunConfig) -> ToyWorld | FileTask:
-    """Requests to train on and to evaluate on, rewrites to imitate, and the true reward where it is known."""
+    """Requests to train on and to evaluate on, rewrites to imitate, and the true reward where it is known.
+
+    Raises ValueError for a shape that no transformer has, or a `--reward` that cannot be loaded: now, not after the SFT.
+    """
+    if config.reward:
+        reward_.load_callable(config.reward)
     if config.preset != "smollm2":
+        for name in ("frozen_model", "prompter_model"):
+            try:
+                transformer_config(getattr(config, name), config.vocab_size)
+            except ValueError as error:
+                raise ValueError(f"--{name}: {error}") from None
         return ToyWorld(config.task, config.world, config.seed)
     _, tokenizer = load_smollm2(config.data.model or None)
     task = FileTask(config.data, config.eval.inputs, config.seed, lambda text: len(tokenizer.encode(text)))
@@ -51,12 +61,16 @@ def make_task(config: RunConfig) -> ToyWorld | FileTask:
     return task
 
 
-def new_model(shape: ShapeConfig, vocab_size: int, generator: torch.Generator, device: torch.device) -> Transformer:
-    """A transformer of this shape with fresh weights, drawn on the CPU so that every device starts the same."""
-    config = TransformerConfig(
+def transformer_config(shape: ShapeConfig, vocab_size: int) -> TransformerConfig:
+    """The shape with its vocabulary. Raises ValueError for one that no transformer has."""
+    return TransformerConfig(
         vocab_size, shape.d_model, shape.n_layers, shape.n_heads, shape.n_kv_heads, max_len=shape.max_len, family=shape.family
     )
-    return Transformer(config, generator).to(device)
+
+
+def new_model(shape: ShapeConfig, vocab_size: int, generator: torch.Generator, device: torch.device) -> Transformer:
+    """A transformer of this shape with fresh weights, drawn on the CPU so that every device starts the same."""
+    return Transformer(transformer_config(shape, vocab_size), generator).to(device)
 
 
 def copy_of(model: Transformer) -> Transformer:
@@ -74,7 +88,7 @@ def frozen_lm(run: Run, task: ToyWorld | FileTask) -> tuple[Tokenizer, FrozenLM]
         return tokenizer, FrozenLM(model.to(device, DTYPES[c.dtype]), tokenizer, c.sampling)
     corpus = task.corpus(c.frozen_lm.examples, random.Random(f"corpus {c.seed}"))
     path = run.path / "tokenizer.json"
-    if not path.exists():
+    if "frozen_lm" not in run.stages:  # not "if there is none": one that a failed start left behind may be another's
         Tokenizer.train([text for pair in corpus[:5000] for text in pair], c.vocab_size).save(path)
     tokenizer = Tokenizer.load(path)
 
@@ -119,6 +133,7 @@ def reward_model(run: Run, task: ToyWorld | FileTask, pi_f: FrozenLM, rho_sft: P
             return reward_.moments(score(requests, answers))
 
         m = run.json("reward_scale", measure)
+        pi_f.assert_unchanged("reward_scale")
         return Reward(score, lambda x, y: (score(x, y) - m["mean"]) / m["std"])
     path = run.path / "checkpoints" / "reward_model.safetensors"
 
@@ -151,7 +166,7 @@ def _preferences(run: Run, task: ToyWorld | FileTask, pi_f: FrozenLM, rho_sft: P
         return [reward_.Preference(*pair) for pair in task.preferences()]
     picked = torch.randint(len(task.train_requests), (run.config.reward_model.pairs,), generator=g).tolist()
     requests = [task.train_requests[i] for i in picked]
-    first, second = (pi_f.answer(rho_sft.rewrite(requests, g), g) for _ in range(2))
+    first, second = (pi_f.answer(usable_rewrites(requests, rho_sft.rewrite(requests, g), pi_f.fits)[0], g) for _ in range(2))
     return reward_.draw_preferences(requests, first, second, task.gold, run.config.world.preference_scale, g)
 
 
@@ -173,6 +188,7 @@ def print_headroom(run: Run, task: ToyWorld | FileTask, pi_f: FrozenLM, rho_sft:
         return evaluation.headroom(evaluator, rho_sft)
 
     found = run.json("headroom", make)
+    pi_f.assert_unchanged("headroom")
     print(
         f"headroom: of the reward's variance for one request, {100 * found['icc']:.0f} % lies between rewrites "
         f"(ICC {found['icc']:.2f}; between {found['between_rewrites']:.2f}, the LM's own sampling {found['within']:.2f}); "

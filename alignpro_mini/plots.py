@@ -117,7 +117,11 @@ def sweep_plot(list_of_results: list[dict], path) -> None:
 
 
 def grid_figure(groups: list[dict], path) -> None:
-    """The paper's figure: a column a task; reward mean above, variance below; three bars a cell, 95% t-intervals over seeds."""
+    """The paper's figure: a column a task; reward mean above, variance below; three bars a cell.
+
+    Error bars are 95% t-intervals over seeds. A single seed has none: its mean gets the bootstrap interval over requests
+    instead, its variance nothing.
+    """
     cells, tasks = grid_cells(groups), list(by_task(groups))
     figure, axes = _figure(path, 2, max(1, len(tasks)), (4.6 * max(1, len(tasks)), 6.8))
     for column, task in zip(axes.T, tasks):
@@ -125,12 +129,16 @@ def grid_figure(groups: list[dict], path) -> None:
         for ax, key in zip(column, ("mean", "variance")):
             for i, arm in enumerate(TRIO):
                 found = [t_interval([get(r, "arms", arm, key) for r in cells[task, cell]]) for cell in names]
-                where = np.arange(len(names)) + 0.27 * (i - 1)
-                halves = [half or 0.0 for _, half in found]
-                ax.bar(where, [np.nan if m is None else m for m, _ in found], 0.25, yerr=halves, capsize=3, color=ARMS[arm][1], label=ARMS[arm][0])
+                where, heights = np.arange(len(names)) + 0.27 * (i - 1), [np.nan if m is None else m for m, _ in found]
+                ax.bar(where, heights, 0.25, color=ARMS[arm][1], label=ARMS[arm][0])
+                for x, (mean, half), cell in zip(where, found, names):
+                    single = get(cells[task, cell][0], "arms", arm, "ci95") if key == "mean" else None
+                    low, high = (mean - half, mean + half) if half is not None else single or (np.nan, np.nan)
+                    ax.errorbar(x, (low + high) / 2, (high - low) / 2, color="black", linewidth=1, capsize=3)
             ax.axhline(0, color="black", linewidth=0.6)
             ax.set_xticks(range(len(names)), names)
-            ax.set(title=task, ylabel=f"{key} of the learned reward")
+            seeds = max(len(cells[task, cell]) for cell in names)
+            ax.set(title=f"{task}, {seeds} seed{'s' if seeds > 1 else ''}", ylabel=f"{key} of the learned reward")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path)
 
@@ -161,7 +169,7 @@ def variance_figure(groups: list[dict], path) -> None:
 
 
 def frontier_figure(results: dict, path) -> None:
-    """Reward against KL: the closed form as a curve, the others as points with their lambda or n; beside it the variance."""
+    """Reward against KL: the closed form as two curves about the truth, the others as points with their lambda or n; beside it the variance."""
     figure, ((ax, spread),) = _figure(path, 1, 2, (13, 5.0))
     curve, name, colour = results["closed_form"], *ARMS["closed_form"]
     for part, shade in PARTS[1:]:
@@ -170,7 +178,11 @@ def frontier_figure(results: dict, path) -> None:
     spread.set(xlabel="KL of the optimum to the reference, nats", ylabel="variance of the reward for one request", ylim=(0, None))
     spread.set_title("the variance along the closed form")
     spread.legend(frameon=False)
-    ax.plot([p["kl"] for p in curve], [p["mean"] for p in curve], color=colour, linewidth=2, label=f"{name}: the optimum at every λ")
+    ax.plot([p["kl"] for p in curve], [p["mean"] for p in curve], color=colour, linewidth=2, label=f"{name}, flattered by the noise in R")
+    ax.plot(
+        [p["kl_held_out"] for p in curve], [p["mean_held_out"] for p in curve], "--", color=colour, linewidth=2,
+        label=f"{name}, chosen by half of the answers, rated by the rest",
+    )  # fmt: skip
     series = (
         ("align_pro", "λ {lam:g}", results["align_pro"], "kl", "mean"), ("best_of_n", "n {n}", results["best_of_n"], "kl", "mean"),
         ("rlhf_oracle", "β {lam:g}", [p for p in results["align_pro"] if "rlhf_kl" in p], "rlhf_kl", "rlhf_mean"),

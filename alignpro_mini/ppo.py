@@ -6,8 +6,8 @@ asks a frozen LM (Align-Pro), a reward model (RLHF) or a student's own function 
 Shape legend:  B rows   P longest prompt   T longest completion   V vocabulary   D width
 
     columns of a row      0 ........ P-1 | P ............ P+T-1
-    prompt, left-padded   . . Tell me .  |
-    completion                           | Please tell me . <end> . .     the action mask (B, T) is True up to <end>
+    prompt, left-padded   _ _ Tell me .  |                                _ is padding
+    completion                           | Please tell me . <end> _ _     the action mask (B, T) is True up to <end>
     predicted from               column P-1 ............ P+T-2            token t's log-prob comes from the state at t-1
 """
 
@@ -39,7 +39,7 @@ class Policy(nn.Module):
         super().__init__()
         self.lm = lm
         self.value_head = nn.Linear(lm.config.d_model, 1, device=lm.device)
-        nn.init.zeros_(self.value_head.weight)  # the first advantages are then the plain returns
+        nn.init.zeros_(self.value_head.weight)  # nothing is expected yet: no state is better than another
         nn.init.zeros_(self.value_head.bias)
         self.depth = lm.config.n_layers - train_layers if train_layers else 0  # blocks of the frozen trunk
 

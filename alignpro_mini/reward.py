@@ -110,7 +110,7 @@ class RewardModel(nn.Module):
 def moments(rewards: Tensor) -> dict[str, float]:
     """Mean and standard deviation of rewards (B,). Raises ValueError when they do not vary: nothing could be learned."""
     mean, std = rewards.mean().item(), rewards.std().item()
-    if std < 1e-6:
+    if not std >= 1e-6:  # a NaN too: a single answer has no spread
         raise ValueError(f"every one of {len(rewards)} answers got the reward {mean:.4g}: there is nothing to optimise")
     return {"mean": mean, "std": std}
 
@@ -169,8 +169,8 @@ def train_reward_model(
     kept = [p for p in pairs if p.chosen != p.rejected and fits(p)]
     if len(kept) < 2 * config.batch:
         raise ValueError(
-            f"only {len(kept)} of {len(pairs)} preference pairs differ and fit {config.max_tokens} tokens: "
-            f"raise --reward_model.max_tokens or bring more"
+            f"only {len(kept)} of {len(pairs)} preference pairs differ and fit {config.max_tokens} tokens, two batches take "
+            f"{2 * config.batch}: bring more pairs, raise --reward_model.max_tokens or lower --reward_model.batch"
         )
     train, heldout = split_by_prompt(kept, config.heldout, generator)
     parameters = [*trainable(model.lm, config.train_layers), *model.head.parameters()]
@@ -234,8 +234,8 @@ class TrunkCache:
 def load_callable(spec: str) -> Score:
     """A reward from `module:function`; its rewards become a float tensor (B,), checked.
 
-    Raises ValueError when the module or function is missing, or when a call returns the wrong number of rewards or
-    one that is not finite.
+    Raises ValueError when the module or function is missing or cannot be read, or when a call returns something else
+    than one finite reward an answer. An error inside the function itself passes through.
     """
     import importlib
     import sys
@@ -245,11 +245,17 @@ def load_callable(spec: str) -> Score:
         sys.path.insert(0, "")  # a reward file in the working directory, also when the script lies elsewhere
     try:
         function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:  # the two last: ":f" and ".x:f"
         raise ValueError(f"--reward {spec}: {error}; write module:function of an importable module") from None
+    if not callable(function):
+        raise ValueError(f"--reward {spec} is a {type(function).__name__}, not a function of (prompts, completions)")
 
     def score(prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
-        rewards = torch.as_tensor(function(list(prompts), list(completions)), dtype=torch.float32).cpu()
+        returned = function(list(prompts), list(completions))
+        try:
+            rewards = torch.as_tensor(returned, dtype=torch.float32).cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"--reward {spec} returned a {type(returned).__name__} that is no list of numbers ({error})") from None
         if rewards.shape != (len(prompts),):
             raise ValueError(f"--reward {spec} returned shape {tuple(rewards.shape)} for {len(prompts)} answers")
         if not bool(torch.isfinite(rewards).all()):

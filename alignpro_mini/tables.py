@@ -34,7 +34,7 @@ clip_fraction value_clip_fraction | share of tokens clipped | 0.01 to 0.2 | abov
 ratio_max approx_kl_update | largest probability ratio; KL of an update | below 3; below 0.02 | above: step too large
 explained_variance | 1 - Var(return - value) / Var(return) | climbs to 0.3 to 0.9 | below 0: worse than a constant
 grad_norm | gradient norm before clipping | steady | spikes: outlier batches, or learning rate too high
-missing_eos empty_rewrites | share cut at the token limit; without text | near 0 | high: rambles; silence was rewarded
+missing_eos empty_rewrites | share cut at the token limit; empty or too long to be sent, so x was | near 0 | high: rambles, or silence
 cut_answers inputs | share of answers cut at the token limit; requests of the arm | near 0 | high: half an answer is what gets rated
 rewrite_length answer_length | mean tokens: completion; answer | steady | at the limit: rambles; 0: collapsed
 lr kl_coef | learning rate; λ, the price of a nat of KL | as scheduled; steady | λ runs off: KL target out of reach
@@ -50,8 +50,9 @@ gap_closed | Align-Pro's gain / the oracle's gain | 0.4 to 0.9 (paper) | below 0
 attainable_gain_share | share of J_λ(ρ*) - J_λ(ρ_sft) that PPO took; ρ*: closed form | above 0.95 | low: PPO stopped early or collapsed
 regularised_gap lambda_kl_to_optimum | J_λ(ρ*) - J_λ(ρ); λ KL(ρ‖ρ*), two routes to one number | near 0 and equal | differ: a bug
 mass_outside mass_outside_sft | what ρ, ρ_sft give to unlisted rewrites | below 0.1 | grows in PPO: garbled rewrites
-optimum_noise unlisted_cost r_max | what the share leaves out: noise in R, mass off the list; range of rewards | far below the gap | near it: more --theory.answers
-delta1 delta2 delta3 | J(oracle) - J(π_F), J(π_F) - J(ρ_sft), J(ρ_sft) - J(ρ*) | first above 0, last below | last above 0: a bug
+optimum_noise unlisted_cost | what the share leaves out: noise in R; mass that left the list or came to it | far below the gap | near it: more --theory.answers
+r_standard_error r_max | of R, the mean reward of a rewrite; range of the rewards; both as PPO sees them | below λ | above: more --theory.answers
+delta1 delta2 delta3 | J(oracle) - J(π_F), J(π_F) - J(ρ_sft), J(ρ_sft) - J(ρ*), as PPO sees rewards | first above 0, last below | last above 0: a bug
 bound_paper bound_sharp | upper bounds on the sum of the three, estimated | above the sum | far below it: a bug
 icc best_rewrite_gain | share of the variance due to wording; gain of the best rewrite | icc > 0.1 | 0: RL cannot help
 """
@@ -171,11 +172,11 @@ def by_task(runs: list[dict]) -> dict[str, list[dict]]:
 
 
 def _sweep_row(run: dict) -> list:
-    """Three means, difference, gap, variance ratio, three gold means, attainable share, seconds; None where not measured."""
+    """Three means, difference, gap, variance ratio, three gold means, attainable share, mass off the list, seconds; or None."""
     means, golds = ([get(run, "arms", arm, key) for arm in TRIO] for key in ("mean", "gold_mean"))
     gain, wall = get(run, "arms", "align_pro", "difference", "mean"), sum((run.get("wall_s") or {}).values()) or None
-    share = get(run, "theory", "attainable_gain_share")
-    return [*means, gain, get(run, "gap_closed"), get(run, "variance_ratio"), *golds, share, wall]
+    near = (get(run, "theory", key) for key in ("attainable_gain_share", "mass_outside"))
+    return [*means, gain, get(run, "gap_closed"), get(run, "variance_ratio"), *golds, *near, wall]
 
 
 def sweep_counts(runs: list[dict]) -> dict[str, tuple[int, int]]:
@@ -201,9 +202,9 @@ def _right_answers(runs: list[dict]) -> list[str]:
 
 def sweep_table(list_of_results: list[dict]) -> str:
     """Per task: a row a seed, the mean over seeds with its 95% t-interval, the paper's figures, and counts."""
-    heads = [["", *"No-FT,Align-Pro,Oracle,Align-Pro - No-FT,gap,var.,gold,gold,gold,attain.,wall".split(",")],
-             ["seed", *"mean,mean,mean,[95% CI],closed,ratio,No-FT,Align-Pro,Oracle,share,s".split(",")]]
-    digits, blocks = (3, 3, 3, 3, 2, 2, 3, 3, 3, 3, 1), []
+    heads = [["", *"No-FT,Align-Pro,Oracle,Align-Pro - No-FT,gap,var.,gold,gold,gold,attain.,un-,wall".split(",")],
+             ["seed", *"mean,mean,mean,[95% CI],closed,ratio,No-FT,Align-Pro,Oracle,share,listed,s".split(",")]]
+    digits, blocks = (3, 3, 3, 3, 2, 2, 3, 3, 3, 3, 3, 1), []
     for task, runs in by_task(list_of_results).items():
         rows = [[str(run.get("seed")), *map(num, _sweep_row(run), digits)] for run in runs]
         for row, run in zip(rows, runs):
@@ -211,7 +212,7 @@ def sweep_table(list_of_results: list[dict]) -> str:
         means, halves = zip(*map(t_interval, zip(*map(_sweep_row, runs))))
         rows += [["mean", *map(num, means, digits)], ["± 95%", *map(num, halves, digits)]]
         name, *theirs = PAPER.get(task, ("no data set", None, None))
-        rows.append(["paper", *[""] * 4, *(num(v, 2) for v in theirs), *[""] * 5])
+        rows.append(["paper", *[""] * 4, *(num(v, 2) for v in theirs), *[""] * 6])
         blocks.append([f"task {task} (paper: {name})", _grid(heads + rows), *_right_answers(runs), runs])
     blocks += [["all tasks", list_of_results]] if len(blocks) > 1 else []
     return "\n\n".join("\n".join([*text, *(f"  {claim}: {k} of {n}" for claim, (k, n) in sweep_counts(runs).items())])
@@ -244,14 +245,15 @@ def grid_counts(sixes: list) -> dict[str, tuple[int, int]]:
 def grid_table(groups: list[dict]) -> str:
     """Task by task and cell by cell, means over seeds with 95% t-intervals; then the counts beside the paper's own."""
     cells = grid_cells(groups)
-    rows = [["", "", *"mean,mean,mean,var.,var.,var.,gap closed,var. ratio,attain.".split(",")],
-            ["task", "cell", *"No-FT,Align-Pro,Oracle,No-FT,Align-Pro,Oracle,ours (paper),ours (paper),share".split(",")]]
+    rows = [["", "", *"mean,mean,mean,var.,var.,var.,gap closed,var. ratio,attain.,un-".split(",")],
+            ["task", "cell", *"No-FT,Align-Pro,Oracle,No-FT,Align-Pro,Oracle,ours (paper),ours (paper),share,listed".split(",")]]
     for (task, cell), runs in cells.items():
         pairs = [t_interval([get(r, "arms", arm, key) for r in runs]) for key in ("mean", "variance") for arm in TRIO]
-        gap, ratio, share = (t_interval([get(r, *keys) for r in runs])[0] for keys in (("gap_closed",), ("variance_ratio",), ("theory", "attainable_gain_share")))
+        summary = ("gap_closed",), ("variance_ratio",), ("theory", "attainable_gain_share"), ("theory", "mass_outside")
+        gap, ratio, share, unlisted = (t_interval([get(r, *keys) for r in runs])[0] for keys in summary)
         a, b, c, v, w, _ = PAPER_CELLS[task][cell]
         told = [num(m, 2) + ("" if half is None else f" ±{num(half, 2)}") for m, half in pairs]
-        rows.append([task, cell, *told, f"{num(gap, 2)} ({(b - a) / (c - a):.2f})", f"{num(ratio, 2)} ({w / v:.2f})", num(share, 3)])
+        rows.append([task, cell, *told, f"{num(gap, 2)} ({(b - a) / (c - a):.2f})", f"{num(ratio, 2)} ({w / v:.2f})", num(share, 3), num(unlisted, 3)])
     ours, each = grid_counts([_six(runs) for runs in cells.values()]), grid_counts([_six([r]) for runs in cells.values() for r in runs])
     paper = grid_counts([six for task in PAPER_CELLS.values() for six in task.values()])
     said = [f"  {c}: {ours[c][0]} of {ours[c][1]} cells, {each[c][0]} of {each[c][1]} single runs (paper: {k} of {n} cells)" for c, (k, n) in paper.items()]

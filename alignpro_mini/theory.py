@@ -26,6 +26,8 @@ from torch import Tensor
 def _distribution(p, name: str) -> Tensor:
     """p as float64, its last axis checked to be a distribution. Raises ValueError naming the first row that is not."""
     p = torch.as_tensor(p, dtype=torch.float64)
+    if p.dim() == 0:
+        raise ValueError(f"{name} is a single number; it must be a table whose rows are distributions")
     rows = p.detach().reshape(-1, p.shape[-1])
     bad = ((rows.sum(-1) - 1).abs() > 1e-6) | (rows < 0).any(-1) | ~rows.isfinite().all(-1)
     if bool(bad.any()):
@@ -129,10 +131,13 @@ def along_eta(rho_sft, R, V, eta: float) -> dict[str, float]:
         d Var(R) / d eta =  kappa_3(R)           the spread between rewrites *rises* first where good ones are rare
         d E[V] / d eta   =  Cov(V, R)            the LM's own spread falls only if better rewrites are also steadier
 
-    R and V are (N, K): mean and variance of r over the answers to a rewrite. Everything is averaged over inputs.
+    R and V are (N, K): mean and variance of r over the answers to a rewrite. Everything is averaged over inputs. Raises
+    ValueError for other shapes and rows of rho_sft that are no distribution.
     """
     R, rho_sft = _tables(1.0, R, rho_sft=rho_sft)
     V = torch.as_tensor(V, dtype=torch.float64)  # (N, K)
+    if V.shape != R.shape:
+        raise ValueError(f"V has shape {tuple(V.shape)}; it must be R's, {tuple(R.shape)}")
     rho = (rho_sft.log() + eta * R).softmax(-1)  # (N, K)
     mean = (rho * R).sum(-1, keepdim=True)  # (N, 1)
     off = R - mean  # (N, K)
@@ -186,6 +191,8 @@ class FiniteProblem:
         for name in ("rho_sft", "pi_f", "pi_plain"):
             object.__setattr__(self, name, _distribution(getattr(self, name), name))
         object.__setattr__(self, "r", torch.as_tensor(self.r, dtype=torch.float64))
+        if self.pi_f.dim() != 3:
+            raise ValueError(f"pi_f has shape {tuple(self.pi_f.shape)}; it must be (N inputs, K rewrites, Y answers)")
         N, K, Y = self.pi_f.shape
         for name, shape in {"rho_sft": (N, K), "pi_plain": (N, Y), "r": (N, Y)}.items():
             if getattr(self, name).shape != shape:
@@ -246,8 +253,11 @@ class FiniteProblem:
 
             J(rho*) >= J(pi_F) - lam E log(1 / rho_sft(x|x)) + lam E KL(rho* || rho_sft)
 
-        A prompter that sometimes leaves the request alone buys this floor; -inf if it never does.
+        A prompter that sometimes leaves the request alone buys this floor; -inf if it never does. Raises ValueError where
+        that rewrite is not answered as x itself.
         """
+        if not torch.allclose(self.pi_f[:, identity], self.pi_plain, atol=1e-9):
+            raise ValueError(f"rewrite {identity} is not x itself: its answers pi_f[:, {identity}] differ from pi_plain")
         p0 = self.rho_sft[:, identity]  # (N,)
         return self.J(self.pi_plain) + self.lam * float(p0.log().mean() + kl(self.rho_star, self.rho_sft).mean())
 

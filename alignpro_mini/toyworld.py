@@ -34,25 +34,25 @@ HELPSTEER_WEIGHTS = {"helpfulness": 0.65, "correctness": 0.8, "coherence": 0.45,
 class WorldConfig:
     """What the embedded world is like (only the toy presets use it)."""
 
-    follow: float = field(default=0.9, metadata={"help": "probability that an answer in the corpus obeys a cue, for each part of the style"})
+    follow: float = field(default=0.9, metadata={"help": "probability that an answer in the corpus obeys a cue, for each part of the style (not in reasoning)"})
     spread: str = field(
         default="plain",
         metadata={
             "help": "whose answers are a lottery: 'plain' (no cue: any style; cues pin it) or 'cue' "
-            "(no cue: always middling; cues help on average but gamble, so variance rises)",
+            "(no cue: always middling; cues help on average but gamble, so variance rises); not in reasoning",
             "choices": ("plain", "cue"),
         },
     )
     eval_requests: int = field(default=600, metadata={"help": "requests kept for evaluation, never trained on"})
-    preference_scale: float = field(
-        default=2.0, metadata={"help": "preferences: P(a over b) = sigmoid(scale x (gold a - gold b)); larger is cleaner"}
-    )
+    preference_scale: float = field(default=2.0, metadata={"help": "P(a over b) = sigmoid(scale x (gold a - gold b)); larger is cleaner"})
 
     def __post_init__(self) -> None:
         if not 0 <= self.follow <= 1:
-            raise ValueError(f"world.follow is {self.follow}; a probability lies in 0..1")
+            raise ValueError(f"follow is {self.follow}; a probability lies in 0..1")
         if self.spread not in ("plain", "cue"):
-            raise ValueError(f"world.spread is {self.spread!r}; it must be 'plain' or 'cue'")
+            raise ValueError(f"spread is {self.spread!r}; it must be 'plain' or 'cue'")
+        if not 0 < self.preference_scale < float("inf"):
+            raise ValueError(f"preference_scale is {self.preference_scale}; it must be above 0 and finite")
 
 
 # ---------------------------------------------------------------- towns: tasks quality and attributes

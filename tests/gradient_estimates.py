@@ -9,12 +9,13 @@ that answers 1 with a probability that depends on the rewrite's text, else 0. So
 
 and its gradient in all the transformer's weights are sums over 31 terms, and need no sampling. The estimates come from
 `PPOTrainer` itself (rollout, score, assembled rewards, GAE, loss), many batches of them; REINFORCE is written out here.
-What is reported, with 95 % intervals from resampling the batches:
+GAE's lambda is 1 unless told, and there is no value loss: the values stay 0. What is reported, with 95 % intervals from
+resampling the batches:
 
     cosine    between the mean estimate and the exact gradient       (1 = the right direction)
     length    |mean estimate| / |exact gradient|                     (1 = the right length)
-    bias      |mean estimate - exact gradient| / |exact gradient|, what the batches' own noise explains taken off
-    noise     trace of the estimates' covariance / |exact gradient|^2, for one batch
+    bias      |mean estimate - exact gradient| / |exact gradient|, the relative error less what the batches' noise explains
+    noise     sqrt(trace of the estimates' covariance) / |exact gradient|: by how much one batch is off
 
 Shape legend:  B rows   N requests   L listed rewrites   P parameters
 """
@@ -113,6 +114,7 @@ class Estimator:
     whiten: bool = False
     moved: bool = False
     reinforce: bool = False
+    gae_lam: float = 1.0
 
 
 ESTIMATORS = (
@@ -121,6 +123,8 @@ ESTIMATORS = (
     Estimator("PPO, first step, M = 2", answers=2),
     Estimator("PPO, first step, M = 4", answers=4),
     Estimator("PPO, first step, whitened", whiten=True),
+    Estimator("PPO, first step, GAE's λ 0.95", gae_lam=0.95),
+    Estimator("PPO, first step, GAE's λ 0.5", gae_lam=0.5),
     Estimator("PPO, later step, no clip", moved=True, clip=1e6),
     Estimator("PPO, later step, clip 0.2", moved=True),
     Estimator("PPO, later step, clip 0.05", moved=True, clip=0.05),
@@ -147,7 +151,7 @@ def estimates(how: Estimator, batches: int, batch: int, seed: int = 0) -> tuple[
     reference, policy, later = models()
     generator = torch.Generator().manual_seed(seed)
     score = PromptScore(Coin(generator), rate, generator, how.answers)
-    trainer = PPOTrainer(policy, reference, LETTERS, score, replace(CONFIG, clip=how.clip, whiten=how.whiten), generator)
+    trainer = PPOTrainer(policy, reference, LETTERS, score, replace(CONFIG, clip=how.clip, whiten=how.whiten, gae_lam=how.gae_lam), generator)
     where = later if how.moved else policy
     rows = []
     for _ in range(batches):
@@ -164,7 +168,7 @@ def estimates(how: Estimator, batches: int, batch: int, seed: int = 0) -> tuple[
 
 
 def reinforce_loss(trainer: PPOTrainer, rollout) -> Tensor:
-    """-sum over episodes of (r - lam log rho/rho_sft - b) log rho(x'|x): paper.md's gradient, the batch mean as b."""
+    """-sum over episodes of (r - lam log rho/rho_sft - b) log rho(x'|x): the score-function gradient, the others' mean as b."""
     logits, _ = trainer.policy(rollout.features, rollout.mask, rollout.action)
     chosen = sampling_logprobs(logits).gather(1, rollout.tokens[rollout.action][:, None])[:, 0]  # (n,)
     logp = torch.zeros_like(rollout.logp).masked_scatter(rollout.action, chosen).sum(1)  # (B,)
@@ -179,28 +183,28 @@ def compare(found: np.ndarray, exact: np.ndarray, resamples: int = 400) -> dict:
     """Cosine, length and bias of the mean estimate with 95 % intervals, and one batch's noise."""
     rng, n = np.random.default_rng(0), len(found)
     size = np.linalg.norm(exact)
+    noise2 = float(found.var(0, ddof=1).sum() / size**2)
 
-    def measure(mean: np.ndarray) -> tuple[float, float]:
-        return float(mean @ exact / np.linalg.norm(mean) / size), float(np.linalg.norm(mean) / size)
+    def measure(mean: np.ndarray, noises: int) -> tuple[float, float, float]:
+        # E|mean - exact|^2 = |bias|^2 + noise^2 / n, so what is left over is the bias; a resampled mean has that noise twice.
+        bias2 = float(((mean - exact) ** 2).sum() / size**2) - noises * noise2 / n
+        return float(mean @ exact / np.linalg.norm(mean) / size), float(np.linalg.norm(mean) / size), max(0.0, bias2) ** 0.5
 
-    drawn = [measure(found[rng.integers(0, n, n)].mean(0)) for _ in range(resamples)]
-    (cosine, length), intervals = measure(found.mean(0)), np.quantile(drawn, (0.025, 0.975), axis=0).T.tolist()
-    noise = float(found.var(0, ddof=1).sum() / size**2)
-    error2 = float(((found.mean(0) - exact) ** 2).sum() / size**2)
-    return {
-        "cosine": cosine, "cosine_ci95": intervals[0], "length": length, "length_ci95": intervals[1],
-        # E|mean - exact|^2 = |bias|^2 + noise / n, so what is left over is the bias.
-        "bias": max(0.0, error2 - noise / n) ** 0.5, "error": error2**0.5, "noise_floor": (noise / n) ** 0.5, "noise": noise,
+    drawn = [measure(found[rng.integers(0, n, n)].mean(0), 2) for _ in range(resamples)]
+    values, intervals = measure(found.mean(0), 1), np.quantile(drawn, (0.025, 0.975), axis=0).T.tolist()
+    table = {name: found for name, *found in zip(("cosine", "length", "bias"), values, intervals)}
+    return {key: value for name, (v, ci) in table.items() for key, value in ((name, v), (f"{name}_ci95", ci))} | {
+        "noise": noise2**0.5, "noise_floor": (noise2 / n) ** 0.5,
     }  # fmt: skip
 
 
 def main(batches: int = 300, batch: int = 512) -> None:
     table = {how.name: compare(*estimates(how, batches, batch)) for how in ESTIMATORS}
     print(f"{batches} batches of {batch} episodes, lam {CONFIG.kl_coef}\n")
-    print("| estimate | cosine, 95 % interval | length, 95 % interval | bias | noise of a batch |\n|---|---|---|---|---|")
+    print("| estimate | cosine, 95 % interval | length | bias | bias seen down to | noise of a batch |\n|---|---|---|---|---|---|")
     for name, t in table.items():
-        cosine, length = (f"{t[k]:.4f} [{t[k + '_ci95'][0]:.4f}, {t[k + '_ci95'][1]:.4f}]" for k in ("cosine", "length"))
-        print(f"| {name} | {cosine} | {length} | {t['bias']:.3f} (seen down to {t['noise_floor']:.3f}) | {t['noise']:.2f} |")
+        told = (f"{t[k]:.{d}f} [{t[k + '_ci95'][0]:.{d}f}, {t[k + '_ci95'][1]:.{d}f}]" for k, d in (("cosine", 4), ("length", 3), ("bias", 3)))
+        print(f"| {name} | {' | '.join(told)} | {t['noise_floor']:.3f} | {t['noise']:.2f} |")
     print(json.dumps({name: {k: v if isinstance(v, list) else round(v, 5) for k, v in t.items()} for name, t in table.items()}))
 
 

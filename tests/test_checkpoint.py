@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from alignpro_mini import checkpoint
 from alignpro_mini.checkpoint import load_pretrained, load_state, save_pretrained, save_state
 from alignpro_mini.smollm2 import build_tokenizer
-from alignpro_mini.tokenizer import SMOLLM2_SYSTEM, Tokenizer
+from alignpro_mini.tokenizer import SMOLLM2_SYSTEM, Tokenizer, byte_level
 from alignpro_mini.transformer import Transformer, TransformerConfig
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -94,6 +94,21 @@ def test_round_trip_keeps_config_weights_tokenizer_and_random_state(family, tmp_
     assert all(p.requires_grad for p in again.parameters())
     raw = json.loads((tmp_path / "config.json").read_text())
     assert (raw["eos_token_id"], raw["pad_token_id"], raw["bos_token_id"]) == (3, 0, None)
+
+
+def test_the_system_prompt_comes_back(tmp_path):
+    """A prompter that was trained behind its own system prompt must be asked behind it."""
+    from tokenizers import models
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    words = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(ByteLevel.alphabet())]
+    plain = Tokenizer(byte_level(models.BPE(vocab={w: i for i, w in enumerate(words)}, merges=[]), words[:3]))
+    told = plain.with_system("Rewrite it.")
+    lm = Transformer(TransformerConfig(vocab_size=len(words), d_model=16, n_layers=1, n_heads=2), torch.Generator())
+    save_pretrained(lm, tmp_path, told)
+    assert load_pretrained(tmp_path)[1].chat("x") == told.chat("x") != plain.chat("x")
+    save_pretrained(lm, tmp_path, plain)  # and goes when it is not there any more
+    assert load_pretrained(tmp_path)[1].chat("x") == plain.chat("x")
 
 
 def test_tying_is_kept(tmp_path):

@@ -42,13 +42,28 @@ def test_the_exact_gradient_equals_finite_differences():
 def test_the_expected_estimate_is_the_exact_gradient(name):
     found = compare(*estimates(BY_NAME[name], 60, 512))
     assert found["noise_floor"] < 0.05  # enough batches to tell
-    assert found["error"] < 2 * found["noise_floor"], found
+    assert found["bias"] < 1.7 * found["noise_floor"], found
     assert found["cosine_ci95"][1] > 0.998 and found["length_ci95"][0] < 1 < found["length_ci95"][1] + 0.02
 
 
 def test_more_answers_a_rewrite_lower_the_noise_and_move_nothing():
     one, four = (compare(*estimates(BY_NAME[f"PPO, first step, M = {m}"], 25, 512))["noise"] for m in (1, 4))
-    assert four < 0.9 * one
+    assert four < 0.95 * one
+
+
+def test_a_low_lambda_of_gae_is_seen_as_bias():
+    """Without a value head it takes credit from a rewrite's first token: bias, in the wrong direction too."""
+    found = compare(*estimates(BY_NAME["PPO, first step, GAE's λ 0.5"], 25, 512))
+    low, high = found["bias_ci95"]
+    assert 0.1 < low < found["bias"] < high and found["cosine_ci95"][1] < 1
+
+
+def test_bias_and_noise_are_what_they_are_said_to_be():
+    rng, exact, off = np.random.default_rng(5), np.zeros(50), np.zeros(50)
+    exact[0], off[1] = 2.0, 0.6  # off by 0.3 lengths
+    found = compare(exact + off + 0.4 * rng.normal(size=(4000, 50)) / 50**0.5, exact)
+    assert found["bias"] == pytest.approx(0.3, abs=0.01) and found["bias_ci95"][0] < 0.3 < found["bias_ci95"][1]
+    assert found["noise"] == pytest.approx(0.2, abs=0.01)  # 0.4 over a length of 2
 
 
 def test_whitening_keeps_the_direction():

@@ -56,7 +56,7 @@ def test_every_cell_has_its_results_and_the_cells_of_a_model_share_its_arms(grou
     assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(whole))
 
 
-def test_a_cell_alone_is_the_cell_of_the_whole_grid_and_nothing_is_done_twice(group):
+def test_a_cell_is_loaded_by_the_whole_grid_and_nothing_is_done_twice(group):
     folder, alone, before, whole = group
     assert list(alone["cells"]) == ["P2-F2"] and alone["swap"] == {}
     assert alone["cells"]["P2-F2"] == whole["cells"]["P2-F2"]
@@ -98,16 +98,36 @@ def test_the_swap_is_measured_against_both(group):
 
 
 def test_figures_and_numbers_are_left_behind(group):
-    config = small_grid(group[0].parent)
+    config = small_grid(group[0].parent)  # with a name of its own
     assert [p.name for p in grid.draw([group[3]], config)] == ["grid-tiny.png", "grid-tiny-variance.png", "grid-tiny.json"]
     assert all(p.parent == group[0] and p.stat().st_size > 1000 for p in grid.draw([group[3]], config))
-    several = grid.draw([group[3], group[3] | {"seed": 1}], config)
-    assert all(p.parent == group[0].parent for p in several)
+
+
+def test_the_figures_hold_what_earlier_commands_left_beside_them(group, tmp_path):
+    for seed in (0, 2):
+        folder = tmp_path / f"grid-tiny-quality-seed{seed}"
+        folder.mkdir()
+        (folder / "results.json").write_text(json.dumps(group[3] | {"seed": seed, "wall_s": {"F1": 1.0}}))
+    fresh = [group[3] | {"seed": seed, "wall_s": {"F1": 2.0}} for seed in (1, 2)]
+    *figures, numbers = grid.draw(fresh, small_grid(tmp_path, name="grid-tiny-quality-seed1"))
+    assert all(p.parent == tmp_path and p.stat().st_size > 1000 for p in figures)
+    assert [(g["seed"], g["wall_s"]["F1"]) for g in json.loads(numbers.read_text())["groups"]] == [(0, 1.0), (1, 2.0), (2, 2.0)]
 
 
 def test_one_cell_again_leaves_the_others_in_the_results(group):
     again = grid.run_group(small_grid(group[0].parent), ("P1-F2",), resume=True)
-    assert again["cells"] == group[3]["cells"] and again["swap"] == group[3]["swap"]
+    assert again == group[3]  # all cells, all swaps, and the seconds of every part
+
+
+def test_cells_of_two_commands_are_swapped_too(group, tmp_path):
+    """The second command finds the first one's cell: the swap test needs both."""
+    first = grid.run_group(small_grid(tmp_path), ("P2-F1",), resume=False)
+    second = grid.run_group(small_grid(tmp_path), ("P2-F2",), resume=True)
+    assert first["swap"] == {} and set(second["swap"]) == {"P2-F1", "P2-F2"}
+    for key in ("cells", "swap"):  # and both come out as in the whole grid, which was made in another order
+        for cell in ("P2-F1", "P2-F2"):
+            timeless = [{k: v for k, v in r[key][cell].items() if k != "wall_s"} for r in (second, group[3])]
+            assert timeless[0] == timeless[1]
 
 
 def test_a_second_start_without_resume_is_refused(group):

@@ -147,7 +147,7 @@ def test_deltas_and_bounds_equal_the_enumerated_ones(temperature):
     lm, lam = one_letter(1, temperature), 0.7
     oracle = nudged(lm, 0.15)
     found = optimum.measure(REQUESTS, REWRITES, lm, worth, prompter(3), prompter(4), 3000, rng())
-    told = optimum.suboptimality(found, lm, oracle, worth, lam, 3000, rng(1))
+    told = optimum.describe(found, lam) | optimum.suboptimality(found, lm, oracle, worth, lam, 3000, rng(1))
 
     each = torch.stack([worth([x] * 12, [Letters().decode([t]) for t in range(12)]).double() for x in REQUESTS])  # (N, 12)
     pi_f = torch.stack([torch.stack([next_token(lm, p) for p in row]) for row in REWRITES])  # (N, K, 12)

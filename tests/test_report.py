@@ -171,11 +171,11 @@ def sweep() -> list[dict]:
     variance ratio:   0.5 yes, 0.7 yes, 1.2 no, 1.0 no, attributes not measured                                2 of 4
     attainable share: run 0 yes, 1 no, others not measured                                                     1 of 2
     """
-    share = lambda value: {"theory": {"attainable_gain_share": value}}  # noqa: E731
+    near = lambda share, outside: {"theory": {"attainable_gain_share": share, "mass_outside": outside}}  # noqa: E731
     return [
         make_results(seed=3, oracle=None, ratio=1.0),
-        make_results(seed=0, base=1.0, pro=1.5, oracle=2.0, ci=(0.4, 0.6), ratio=0.5) | share(0.97),
-        make_results(seed=1, base=1.0, pro=2.2, oracle=2.0, ci=(1.1, 1.3), ratio=0.7) | share(0.93),
+        make_results(seed=0, base=1.0, pro=1.5, oracle=2.0, ci=(0.4, 0.6), ratio=0.5) | near(0.97, 0.03),
+        make_results(seed=1, base=1.0, pro=2.2, oracle=2.0, ci=(1.1, 1.3), ratio=0.7) | near(0.93, 0.05),
         make_results(seed=2, base=1.0, pro=0.9, oracle=2.0, ci=(-0.3, 0.1), ratio=1.2),
         make_results(seed=0, pro=1.2, ci=(0.0, 0.4), ratio=None, task="attributes"),
     ]
@@ -191,16 +191,16 @@ def test_sweep_table_has_a_row_a_seed_averages_and_the_papers_figures():
     lines = {line.split()[0]: line for line in quality.splitlines()}
     assert "UltraFeedback" in quality and "HelpSteer" in attributes and "all tasks" in everything
     assert [line[0] for line in quality.splitlines()[3:7]] == ["0", "1", "2", "3"], "in the order of the seeds"
-    assert lines["0"].split()[1:] == "1.000 1.500 2.000 0.500 [0.400, 0.600] 0.50 0.50 0.500 0.750 1.000 0.970 120".split()
+    assert lines["0"].split()[1:] == "1.000 1.500 2.000 0.500 [0.400, 0.600] 0.50 0.50 0.500 0.750 1.000 0.970 0.030 120".split()
     # means over seeds 0 to 3; the oracle and the gap over 0 to 2 only: gaps 0.5, 1.2, -0.1
-    assert lines["mean"].split()[1:] == "1.000 1.600 2.000 0.600 0.53 0.85 0.500 0.800 1.000 0.950 120".split()
+    assert lines["mean"].split()[1:] == "1.000 1.600 2.000 0.600 0.53 0.85 0.500 0.800 1.000 0.950 0.040 120".split()
     assert lines["paper"].split()[1:] == ["0.82", "0.64"]
     # gaps: s = 0.65064, t(2) = 4.303, half-width 4.303 * 0.65064 / sqrt(3) = 1.616
     assert lines["±"].split()[6] == "1.62"
     assert "with interval above zero: 3 of 4" in quality and "with interval above zero: 3 of 5" in everything
     assert "between no fine-tuning and oracle: 1 of 3" in quality
     assert [line.split()[1] for line in attributes.splitlines() if line.startswith("± 95%")] == ["95%"]
-    assert attributes.splitlines()[5].split()[2:] == ["–"] * 11, "one seed has no interval"
+    assert attributes.splitlines()[5].split()[2:] == ["–"] * 12, "one seed has no interval"
 
 
 def test_right_answers_are_told_beside_the_sweep_of_sums():

@@ -222,6 +222,11 @@ def column(prompts, completions):
     return [[0.0]] * len(prompts)
 def nan(prompts, completions):
     return [1.0] * (len(prompts) - 1) + [float("nan")]
+def nothing(prompts, completions):
+    pass
+def own_bug(prompts, completions):
+    return [0.0][len(prompts)]
+constant = 3.0
 """
 
 
@@ -239,13 +244,20 @@ def test_a_callable_is_loaded_by_name(own):
 
 @pytest.mark.parametrize(("function", "words"), [
     ("one_too_few", r"shape \(1,\) for 2 answers"), ("column", r"shape \(2, 1\) for 2 answers"), ("nan", "nan for the answer 'bad'"),
+    ("nothing", "returned a NoneType that is no list of numbers"),
 ])
 def test_wrong_rewards_are_refused_when_they_come(own, function, words):
     with pytest.raises(ValueError, match=words):
         load_callable(f"{own}:{function}")(["x", "y"], ["good", "bad"])
 
 
-@pytest.mark.parametrize("spec", ["no_such_module_anywhere:f", "reward_of_a_test:no_such_function"])
-def test_a_missing_callable_is_named(own, spec):
+@pytest.mark.parametrize("spec", ["no_such_module_anywhere:f", "reward_of_a_test:no_such_function", ":f", ".x:f", "garbled:f", "reward_of_a_test:constant"])
+def test_a_missing_callable_is_named(own, spec, tmp_path):
+    (tmp_path / "garbled.py").write_text("def f(:")
     with pytest.raises(ValueError, match=spec):
         load_callable(spec)
+
+
+def test_a_bug_in_the_function_keeps_its_own_error(own):
+    with pytest.raises(IndexError):
+        load_callable(f"{own}:own_bug")(["x"], ["y"])

@@ -219,6 +219,8 @@ def test_a_prompter_that_may_leave_x_alone_does_no_harm():
     assert tight < 0.05
     never = FiniteProblem([[0.0, 1.0]], [[[1.0, 0.0], [0.0, 1.0]]], [[1.0, 0.0]], [[0.0, 1.0]], 1.0, 1.0)
     assert never.no_harm_floor() == -math.inf
+    with pytest.raises(ValueError, match="rewrite 1 is not x itself"):
+        never.no_harm_floor(identity=1)
 
 
 def test_the_ceiling_is_of_what_is_offered():
@@ -246,6 +248,7 @@ def test_total_variation_and_kl_by_hand():
     ([0.5, 0.5], [0.0, 1.0], 1.0, "N inputs, K rewrites"),
     ([[0.5, 0.5]], [[0.0, math.inf]], 1.0, "not finite"),
     ([[math.nan, 0.5]], [[0.0, 1.0]], 1.0, "rho_sft: row 0"),
+    (0.5, [[0.0, 1.0]], 1.0, "rho_sft is a single number"),
 ])  # fmt: skip
 def test_tables_that_cannot_be_meant_are_refused(rho_sft, R, lam, told):
     with pytest.raises(ValueError, match=told):
@@ -255,6 +258,10 @@ def test_tables_that_cannot_be_meant_are_refused(rho_sft, R, lam, told):
 def test_a_problem_whose_parts_do_not_fit_is_refused():
     with pytest.raises(ValueError, match="pi_plain has shape"):
         FiniteProblem([[0.5, 0.5]], [[[1.0], [1.0]]], [[0.5, 0.5]], [[1.0]], 1.0, 1.0)
+    with pytest.raises(ValueError, match=r"pi_f has shape \(1, 2\); it must be \(N inputs, K rewrites, Y answers\)"):
+        FiniteProblem([[0.5, 0.5]], [[0.5, 0.5]], [[0.5, 0.5]], [[1.0, 0.0]], 1.0, 1.0)
+    with pytest.raises(ValueError, match=r"V has shape \(2,\); it must be R's, \(1, 2\)"):
+        theory.along_eta([[0.5, 0.5]], [[0.0, 1.0]], [1.0, 1.0], 1.0)
 
 
 def test_arrays_and_tensors_are_the_same_to_it():

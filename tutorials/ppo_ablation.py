@@ -9,8 +9,8 @@ listed rewrite earns, so that only PPO differs. The yardstick is the share of th
 
     (J_lam(rho) - J_lam(rho_sft)) / (J_lam(rho*) - J_lam(rho_sft)),
 
-which is 1 for the closed-form optimum rho* and 0 for the SFT prompter. What is left out: any option changed together
-with another one.
+which is 1 for the closed-form optimum rho* and 0 for the SFT prompter. "As it is, other draws" tells how much of a
+difference is luck. What is left out: options changed together (but for the value baseline, which needs GAE's lambda 1).
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from alignpro_mini.cli import parse_command_line, with_options
 from alignpro_mini.config import RunConfig
 from alignpro_mini.run import Run
 
+OTHER_DRAWS = 1_000_000  # a seed for PPO alone; what it starts from stays that of --seed
 VARIANTS = {  # name: options changed, made from the PPO section p as it is
     "as it is": lambda p: {},
+    "as it is, other draws": lambda p: {"seed": OTHER_DRAWS},  # how much is luck
     "learning rate / 3": lambda p: {"ppo.lr": p.lr / 3},
     "learning rate x 3": lambda p: {"ppo.lr": p.lr * 3},
     "other annealing": lambda p: {"ppo.anneal": not p.anneal},
@@ -44,7 +46,7 @@ VARIANTS = {  # name: options changed, made from the PPO section p as it is
     "other whitening": lambda p: {"ppo.whiten": not p.whiten},
     "GAE's lambda 1": lambda p: {"ppo.gae_lam": 1.0},
     "GAE's lambda 0.8": lambda p: {"ppo.gae_lam": 0.8},
-    "no value baseline": lambda p: {"ppo.value_coef": 0.0},
+    "GAE's lambda 1, no value baseline": lambda p: {"ppo.gae_lam": 1.0, "ppo.value_coef": 0.0},  # below 1 it would also lose credit
     "clip / 2": lambda p: {"ppo.clip": p.clip / 2},
     "clip x 2": lambda p: {"ppo.clip": p.clip * 2},
 }
@@ -56,7 +58,7 @@ def ablate(config: RunConfig, resume: bool) -> dict[str, dict[str, float]]:
     task, pi_f, rho_sft, reward, listing = frontier.base(config, folder, resume)
     found = {}
     for variant, change in VARIANTS.items():
-        options = change(config.ppo) | {"out": str(folder), "name": variant.replace(" ", "-").replace("/", "by")}
+        options = change(config.ppo) | {"out": str(folder), "name": variant.replace(" ", "-").replace("/", "by").replace(",", "").replace("'", "")}
         run = Run(with_options(config, options), resume)
         rho = pipeline.align_pro(run, task, pi_f, rho_sft, reward)
         ours = replace(listing, log_rho=optimum.log_probabilities(rho, listing.requests, listing.rewrites))

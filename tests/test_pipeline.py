@@ -1,0 +1,63 @@
+"""The stages' own wiring: what is refused before any training, and what each model is given."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from test_end_to_end import TINY
+
+from alignpro_mini import pipeline
+from alignpro_mini.cli import with_options
+from alignpro_mini.config import preset
+from alignpro_mini.run import Run
+
+
+@pytest.mark.parametrize(("options", "told"), [
+    ({"prompter_model.n_heads": 5}, "--prompter_model: .*n_heads 5"),
+    ({"frozen_model.n_kv_heads": 3}, "--frozen_model: .*n_kv_heads 3"),
+    ({"reward": "no_such_module:f"}, "--reward no_such_module:f: No module"),
+])  # fmt: skip
+def test_what_would_fail_after_the_sft_is_told_before_it(options, told):
+    with pytest.raises(ValueError, match=told):
+        pipeline.make_task(with_options(preset("tiny"), options))
+
+
+class Silent:
+    """A prompter that says nothing to every second request."""
+
+    def rewrite(self, requests, generator):
+        return ["" if i % 2 else f"please {x}" for i, x in enumerate(requests)]
+
+
+class Echo:
+    def __init__(self):
+        self.asked = []
+
+    def fits(self, text):
+        return True
+
+    def answer(self, prompts, generator):
+        self.asked += prompts
+        return list(prompts)
+
+
+def test_preferences_are_between_answers_that_ppo_would_get(tmp_path):
+    """An empty rewrite is not sent: x is, here as everywhere."""
+    config = with_options(preset("tiny"), {"out": str(tmp_path), "reward_model.pairs": 200})
+    run, task, pi_f = Run(config), pipeline.make_task(config), Echo()
+    pairs = pipeline._preferences(run, task, pi_f, Silent(), torch.Generator().manual_seed(0))
+    assert len(pairs) == 200 and len(pi_f.asked) == 400
+    asked = [pair.prompt for pair in pairs] * 2
+    assert pi_f.asked == [x if i % 2 else f"please {x}" for i, x in enumerate(asked)]
+
+
+def test_a_vocabulary_that_a_failed_start_left_behind_is_not_used(tmp_path):
+    few = TINY | {"out": str(tmp_path), "name": "r", "device": "cpu", "frozen_lm.steps": 1}
+    config = with_options(preset("tiny"), few)
+    run = Run(config)
+    (run.path / "tokenizer.json").write_text(json.dumps("of another run"))
+    tokenizer, lm = pipeline.frozen_lm(run, pipeline.make_task(config))
+    assert lm.model.config.vocab_size == tokenizer.vocab_size == config.vocab_size
+    again = Run(dataclasses.replace(config), resume=True)
+    assert pipeline.frozen_lm(again, pipeline.make_task(config))[0].encode("Tell me") == tokenizer.encode("Tell me")
