@@ -276,7 +276,8 @@ class ToyWorld:
         final = f"The {fill['o']} shows {fill['shown'][-1]}."
         if rng.random() >= CUES["reasoning"][cue]:
             return final
-        steps = [f"{name} {number} makes {hour}." for (name, number), hour in zip(fill["moves"], fill["shown"][1:])]
+        # Each step says the hour that it starts from: a small LM adds two neighbours soon, an hour it must look up late.
+        steps = [f"{name} {a} and {n} makes {b}." for (name, n), a, b in zip(fill["moves"], fill["shown"], fill["shown"][1:])]
         return " ".join(steps + [final])
 
     # ------------------------------------------------------------ the gold reward

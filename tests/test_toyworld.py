@@ -193,8 +193,8 @@ def test_reasoning_by_hand_with_the_turn_past_twelve():
     w._slots[x] = {"o": "clock", "s": 11, "shown": [11, 1, 7, 12, 3]}  # 11 -> 1 -> 7 -> 12 -> 3
     assert expected_hour(x) == 3
     answers = {
-        "The clock shows 3.": 1, "Tom 2 makes 1. Anna 6 makes 7. Ben 5 makes 12. Emma 3 makes 3. The clock shows 3.": 1,
-        "Tom 2 makes 9. The clock shows 3.": 1, "The clock shows 15.": -1, "The clock shows 27.": -1, "The clock shows 4.": -1,
+        "The clock shows 3.": 1, "Tom 11 and 2 makes 1. Anna 1 and 6 makes 7. Ben 7 and 5 makes 12. Emma 12 and 3 makes 3. The clock shows 3.": 1,
+        "Tom 11 and 2 makes 9. The clock shows 3.": 1, "The clock shows 15.": -1, "The clock shows 27.": -1, "The clock shows 4.": -1,
         "The clock shows 3. The clock shows 4.": -1, "The clock shows 4. The clock shows 3.": 1, "3": -1, "": -1,
         "The clock shows .": -1, "The clock shows 33.": -1, "The clock shows -3.": -1, "The clock shows three.": -1,
     }  # fmt: skip
@@ -220,8 +220,9 @@ def test_the_corpus_never_teaches_a_wrong_sum_whether_worked_or_not(worlds):
     for prompt, answer in w.corpus(3000, random.Random(0)):
         assert int(re.fullmatch(r".*shows (\d+)\.", answer).group(1)) == expected_hour(prompt)
         hour = None
-        for number, made in re.findall(r"\w+ (\d+) makes (\d+)\.", answer):
+        for start, number, made in re.findall(r"\w+ (\d+) and (\d+) makes (\d+)\.", answer):
             before = hour or int(re.search(r"(?:shows|at|says|from|after) (\d+)\.", prompt).group(1))
+            assert int(start) == before
             hour = (before + int(number) - 1) % 12 + 1
             assert int(made) == hour
         kinds["worked" if hour else "direct", "steps" if "step by step" in prompt else "number" if "Just the number" in prompt else ""] += 1
