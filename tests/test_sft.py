@@ -125,7 +125,7 @@ def test_batches_cover_everything_each_pass_in_a_fresh_order():
         assert len(set(seen)) == 6
         left_out += set(range(7)) - set(seen)
     assert len(set(left_out)) > 3, "the short last batch must not always drop the same example"
-    with pytest.raises(ValueError, match="2 examples do not fill one batch of 3"):
+    with pytest.raises(ValueError, match="2 examples, those held out not counted, do not fill one batch of 3"):
         next(shuffled_batches(2, 3, rng()))
 
 
