@@ -138,9 +138,10 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[list[RunConfig], 
                 parser.error(f"--task: {task!r} is not one of {', '.join(TASKS)}, all{nearest(task, TASKS)}")
         seeds = _span(given.seed) if given.seed is not None else [base.seed]
         runs = [with_options(base, options | {"task": t, "seed": s}).validate() for t in tasks for s in seeds]
+        unread = runs[0].unread()
         for name in options:
-            if name in runs[0].unread() or name.partition(".")[0] in runs[0].unread():
-                why = "--reward" if name.startswith("reward_model") or name == "data.preferences" else f"--preset {base.preset}"
+            why = unread.get(name.partition(".")[0]) or unread.get(name)
+            if why:
                 raise ValueError(f"--{name} is not read with {why}: leave it out")
         lams = _prices(given.frontier, base, options, given.grid)
         runs = [replace(r, name=f"frontier-{r.run_name}") for r in runs] if lams else runs

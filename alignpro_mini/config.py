@@ -48,8 +48,7 @@ class ShapeConfig:
     n_kv_heads: int = option(0, "key/value heads, each shared by n_heads / n_kv_heads queries (0: n_heads)", least=0)
     max_len: int = option(160, "longest row in tokens: prompt and completion together", least=2)
 
-    def __post_init__(self) -> None:
-        _check_ranges(self)
+    __post_init__ = _check_ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +64,7 @@ class SFTConfig:
     train_layers: int = option(0, "train only this many top blocks over a frozen trunk (0: everything)", least=0)
     heldout: int = option(256, "examples kept out of training to report the loss on", least=1)
 
-    def __post_init__(self) -> None:
-        _check_ranges(self)
+    __post_init__ = _check_ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +177,7 @@ class DataConfig:
     rewrite_pairs: int = option(4000, "SFT pairs made by adding openings and endings to the requests", least=1)
     model: str = option("", "folder of the chat model; empty: where `python -m alignpro_mini.smollm2` puts it")
 
-    def __post_init__(self) -> None:
-        _check_ranges(self)
+    __post_init__ = _check_ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,13 +249,12 @@ class RunConfig:
             _check(length < longest, f"--{section}.max_new_tokens is {length}; with the prompt it must fit --{model}.max_len {longest}")
         return self
 
-    def unread(self) -> tuple[str, ...]:
-        """The sections and options that this run does not read: who sets one means another run."""
-        learned = tuple(f"reward_model.{f.name}" for f in fields(RewardConfig) if f.name != "normalise_on")
-        return (
-            (("world", "oracle", "theory", "frozen_lm", "frozen_model", "prompter_model", "vocab_size") if self.preset == "smollm2" else ("data",))
-            + (("data.preferences", *learned) if self.reward else ())
-        )
+    def unread(self) -> dict[str, str]:
+        """{section or option that this run does not read: why}; who sets one means another run."""
+        files = self.preset == "smollm2"
+        world = ("world", "oracle", "theory", "frozen_lm", "frozen_model", "prompter_model", "vocab_size")
+        learned = ("data.preferences", *(f"reward_model.{f.name}" for f in fields(RewardConfig) if f.name != "normalise_on"))
+        return dict.fromkeys(learned if self.reward else (), "--reward") | dict.fromkeys(world if files else ("data",), f"--preset {self.preset}")
 
     @property
     def run_name(self) -> str:

@@ -197,7 +197,35 @@ def _right_answers(runs: list[dict]) -> list[str]:
     if rate("align_pro", "right_rate") is None:
         return []
     before, after, asks = rate("no_finetuning", "right_rate"), rate("align_pro", "right_rate"), rate("align_pro", "asks_for_steps")
-    return [f"  right answers {num(before, 3)} to {num(after, 3)}; rewrites that ask for steps {num(asks, 3)} (means over seeds)"]
+    rises = [get(r, "arms", "align_pro", "right_rate") - get(r, "arms", "no_finetuning", "right_rate") for r in runs]
+    return [f"  right answers {num(before, 3)} to {num(after, 3)}; rewrites that ask for steps {num(asks, 3)} (means over seeds)",
+            f"  right answers rise by {num(min(rises), 3)} to {num(max(rises), 3)}, seed by seed"]
+
+
+def _variance_lines(runs: list[dict]) -> list[str]:
+    """Which part of the variance falls: an arm a line, means over the seeds."""
+    paths = ("variance", "variance_parts between_inputs", "variance_parts between_rewrites", "variance_parts within", "gold_variance")
+    rows = [["  means over seeds", "variance", "between inputs", "between rewrites", "within", "gold variance"]]
+    for arm, (name, _) in ARMS.items():
+        found = [t_interval([get(r, "arms", arm, *path.split()) for r in runs])[0] for path in paths]
+        rows += [[f"  {name}", *map(num, found)]] if found[0] is not None else []
+    return [_grid(rows)]
+
+
+def _theory_lines(runs: list[dict]) -> list[str]:
+    """Suboptimality and bounds, means over seeds; then what stands beside the attainable share, in parts of that gain."""
+    keys = ("delta1", "delta2", "delta3", "bound_sharp", "bound_paper")
+    told = [r["theory"] for r in runs if all(get(r, "theory", k) is not None for k in (*keys, "optimum_noise", "unlisted_cost"))]
+    if not told:
+        return []
+    d1, d2, d3, sharp, paper = (num(t_interval([t[k] for t in told])[0], 2) for k in keys)
+    held = sum(sum(t[f"delta{i}"] for i in (1, 2, 3)) <= t["bound_sharp"] <= t["bound_paper"] for t in told)
+    # share = 1 - gap / attainable gain
+    parts = [[t[k] * (1 - t["attainable_gain_share"]) / t["regularised_gap"] for t in told if t["regularised_gap"] > 0]
+             for k in ("optimum_noise", "unlisted_cost")]
+    spans = [f"{num(min(p), 3)} to {num(max(p), 3)}" if p else "–" for p in parts]
+    return [f"  Δ1, Δ2, Δ3 {d1}, {d2}, {d3}; bounds: sharper {sharp}, paper's {paper} (means); both held in {held} of {len(told)}",
+            f"  of the attainable gain, noise in R flatters the optimum by {spans[0]}, mass off the list costs {spans[1]} or more"]
 
 
 def sweep_table(list_of_results: list[dict]) -> str:
@@ -213,7 +241,7 @@ def sweep_table(list_of_results: list[dict]) -> str:
         rows += [["mean", *map(num, means, digits)], ["± 95%", *map(num, halves, digits)]]
         name, *theirs = PAPER.get(task, ("no data set", None, None))
         rows.append(["paper", *[""] * 4, *(num(v, 2) for v in theirs), *[""] * 6])
-        blocks.append([f"task {task} (paper: {name})", _grid(heads + rows), *_right_answers(runs), runs])
+        blocks.append([f"task {task} (paper: {name})", _grid(heads + rows), *_variance_lines(runs), *_theory_lines(runs), *_right_answers(runs), runs])
     blocks += [["all tasks", list_of_results]] if len(blocks) > 1 else []
     return "\n\n".join("\n".join([*text, *(f"  {claim}: {k} of {n}" for claim, (k, n) in sweep_counts(runs).items())])
                        for *text, runs in blocks) or "no runs"
