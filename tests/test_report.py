@@ -212,6 +212,21 @@ def test_right_answers_are_told_beside_the_sweep_of_sums():
     assert "right answers 0.400 to 0.850; rewrites that ask for steps 0.950" in tables.sweep_table(runs)
 
 
+def test_the_sweep_tells_the_parts_and_the_theory():
+    """Attainable gains 0.04 / 0.04 = 1 and 0.02 / 0.01 = 2: noise 0.01 and 0.02 are 0.010 of both, costs 0.03 and 0.1 are 0.030 and 0.050."""
+    theory = dict(delta1=1.0, delta2=-0.25, delta3=-0.5, bound_sharp=0.5, bound_paper=2.0)
+    near = [dict(attainable_gain_share=0.96, regularised_gap=0.04, optimum_noise=0.01, unlisted_cost=0.03),
+            dict(attainable_gain_share=0.99, regularised_gap=0.02, optimum_noise=0.02, unlisted_cost=0.1, delta1=2.0)]
+    told = tables.sweep_table([make_results(seed=i) | {"theory": theory | n} for i, n in enumerate(near)])
+    assert "Δ1, Δ2, Δ3 1.50, -0.25, -0.50; bounds: sharper 0.50, paper's 2.00 (means); both held in 1 of 2" in told
+    assert "flatters the optimum by 0.010 to 0.010, mass off the list costs 0.030 to 0.050 or more" in told
+    parts = next(line.split() for line in told.splitlines() if line.startswith("  Align-Pro  "))
+    arm = make_results()["arms"]["align_pro"]
+    values = [arm["variance"], *(arm["variance_parts"][k] for k in ("between_inputs", "between_rewrites", "within")), arm["gold_variance"]]
+    assert parts[1:] == [tables.num(v) for v in values]
+    assert "Δ1" not in tables.sweep_table([make_results()])
+
+
 # ---------------------------------------------------------------- the grid
 
 
