@@ -38,7 +38,9 @@ def main(config: RunConfig, resume: bool) -> dict:
     pipeline.print_headroom(run, task, pi_f, rho_sft, reward)  # can rewriting move this reward at all?
     rho = pipeline.align_pro(run, task, pi_f, rho_sft, reward)  # PPO on the prompter
     oracle = pipeline.rlhf_oracle(run, task, pi_f, reward)  # the same PPO on a copy of the LM
-    listing = assess.closed_form(run, task, pi_f, rho_sft, rho, oracle, reward)  # the exact optimum, and PPO's distance to it
+    rated = assess.rate_rewrites(run, task, pi_f, reward)  # every rewrite that can be listed, tried many times
+    samples = assess.sample_oracle(run, pi_f, oracle, reward, rated)  # for the bounds on the distance to the oracle
+    listing = assess.closed_form(run, rho_sft, rho, rated, samples)  # the exact optimum, and PPO's distance to it
     arms = assess.evaluate_plain(run, task, pi_f, oracle, reward)  # all arms, one fixed set of unseen requests
     arms |= assess.evaluate_prompters(run, task, pi_f, rho_sft, rho, reward, listing)
     results = assess.conclude(run, arms)

@@ -6,9 +6,9 @@ the grid) loads it instead of asking the models once more.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from alignpro_mini.checkpoint import load_state, save_state
 from alignpro_mini.data import FileTask
 from alignpro_mini.evaluation import Arm, Evaluator
 from alignpro_mini.frozen import FrozenLM
-from alignpro_mini.optimum import Listing
+from alignpro_mini.optimum import Listing, OracleSamples, RatedRewrites
 from alignpro_mini.pipeline import Reward
 from alignpro_mini.run import Run, Stage, write_json
 from alignpro_mini.tables import ARMS
@@ -28,41 +28,59 @@ from alignpro_mini.theory import optimal_prompter
 from alignpro_mini.toyworld import ToyWorld
 
 
-def list_rewrites(run: Run, task: ToyWorld, pi_f: FrozenLM, rho_sft: Prompter, rho: Prompter, reward: Reward) -> Listing:
-    """The stage "listing": all listed rewrites of the first evaluation requests, what they earn, and how likely they are."""
-    c = run.config
-    requests = task.eval_requests[: c.theory.inputs]
-    rewrites = [task.rewrites(x) for x in requests]
-    path = run.path / "checkpoints" / "listing.safetensors"
-    return run.once(
-        "listing",
-        lambda stage: optimum.measure(requests, rewrites, pi_f, reward.train, rho_sft, rho, c.theory.answers, run.generator("listing")),
-        lambda: Listing(requests, rewrites, **load_state(path)[0]),
-        lambda made: save_state(path, {name: getattr(made, name) for name in ("r", "log_sft", "log_rho")}, {}),
-    )
+def rate_rewrites(run: Run, task: ToyWorld | FileTask, pi_f: FrozenLM, reward: Reward) -> RatedRewrites | None:
+    """The stage "listing": all listed rewrites of the first evaluation requests, and what they earn, whoever writes them.
 
-
-def closed_form(
-    run: Run, task: ToyWorld | FileTask, pi_f: FrozenLM, rho_sft: Prompter, rho: Prompter, oracle: FrozenLM | None, reward: Reward
-) -> Listing | None:
-    """Stage 7: the exact optimum over the listed rewrites, and how near to it PPO came; None where it does not exist.
-
-    There is none for real requests (nothing lists their rewrites) and none without one fixed price of KL above 0.
+    None where there is no exact optimum: for real requests (nothing lists their rewrites), without one fixed price of KL
+    above 0, and with `--theory.inputs 0`.
     """
     c = run.config
     if isinstance(task, FileTask) or not c.theory.inputs or c.ppo.kl_coef == 0 or c.ppo.kl_target > 0:
         return None
-    listing = list_rewrites(run, task, pi_f, rho_sft, rho, reward)
+    requests = task.eval_requests[: c.theory.inputs]
+    rewrites = [task.rewrites(x) for x in requests]
+    path = run.path / "checkpoints" / "listing.safetensors"
+    rated = run.once(
+        "listing",
+        lambda stage: optimum.rate(requests, rewrites, pi_f, reward.train, c.theory.answers, run.generator("listing")),
+        lambda: RatedRewrites(requests, rewrites, load_state(path)[0]["r"]),
+        lambda made: save_state(path, {"r": made.r}, {}),
+    )
+    pi_f.assert_unchanged("listing")
+    return rated
+
+
+def sample_oracle(
+    run: Run, pi_f: FrozenLM, oracle: FrozenLM | None, reward: Reward, rated: RatedRewrites | None
+) -> OracleSamples | None:
+    """What the bounds on the suboptimality ask of the oracle; None where there is no oracle or no chance in an answer."""
+    c = run.config
+    if rated is None or oracle is None or c.sampling.temperature == 0:
+        return None
+    path = run.path / "checkpoints" / "theory_oracle.safetensors"
+    samples = run.once(
+        "theory_oracle",
+        lambda stage: optimum.sample_oracle(rated, pi_f, oracle, reward.train, c.theory.samples, run.generator("theory")),
+        lambda: OracleSamples(**load_state(path)[0]),
+        lambda made: save_state(path, {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}, {}),
+    )
+    pi_f.assert_unchanged("theory_oracle")
+    return samples
+
+
+def closed_form(
+    run: Run, rho_sft: Prompter, rho: Prompter, rated: RatedRewrites | None, samples: OracleSamples | None
+) -> Listing | None:
+    """Stage 7: the exact optimum over the listed rewrites, and how near to it PPO came; None where it does not exist."""
+    if rated is None:
+        return None
+    listing, lam = rated.under(rho_sft, rho), run.config.ppo.kl_coef
 
     def make(stage: Stage) -> dict:
-        facts = optimum.describe(listing, c.ppo.kl_coef) | dict.fromkeys(("delta1", "bound_paper", "bound_sharp", "r_max"))
-        if oracle is not None and c.sampling.temperature > 0:
-            g = run.generator("theory")
-            facts |= optimum.suboptimality(listing, pi_f, oracle, reward.train, c.ppo.kl_coef, c.theory.samples, g)
-        return facts
+        facts = optimum.describe(listing, lam) | dict.fromkeys(("delta1", "bound_paper", "bound_sharp", "r_max"))
+        return facts if samples is None else facts | optimum.suboptimality(listing, samples, lam)
 
     run.json("theory", make)
-    pi_f.assert_unchanged("theory")
     return listing
 
 
@@ -103,7 +121,7 @@ def evaluate_rlhf(run: Run, requests: list[str], pi_f: FrozenLM, oracle: FrozenL
     """Where RLHF lies, in the units and on the requests of the listed rewrites: the KL of its answers and their mean reward."""
 
     def make(stage: Stage) -> dict[str, float]:
-        many = replace(run.config.eval, inputs=len(requests), rewrites=1, answers=run.config.theory.answers)
+        many = dataclasses.replace(run.config.eval, inputs=len(requests), rewrites=1, answers=run.config.theory.answers)
         arm = Evaluator(requests, pi_f, reward.train, None, many, run.generator("rlhf")).plain(oracle)
         return {"rlhf_kl": float(arm.kl.mean()), "rlhf_mean": float(arm.reward.mean())}
 

@@ -91,13 +91,13 @@ class RewardConfig:
 class PPOConfig:
     """PPO with GAE and a KL penalty; the same for the prompter (ppo) and the RLHF oracle (oracle)."""
 
-    iterations: int = option(40, "rollout-and-update rounds", least=1)
+    iterations: int = option(60, "rollout-and-update rounds", least=1)
     batch: int = option(128, "prompts a round", least=1)
     answers: int = option(1, "M, answers of the frozen LM per rewrite, their rewards averaged (oracle: always 1)", least=1)
     epochs: int = option(2, "passes over each round's rollout", least=1)
     minibatches: int = option(2, "optimiser steps a pass", least=1)
     micro_batch: int = option(128, "rows per forward pass; gradients accumulate, so it changes memory only", least=1)
-    lr: float = option(5e-4, "learning rate at the start", above=0)
+    lr: float = option(3e-4, "learning rate at the start", above=0)
     anneal: bool = option(True, "lower the learning rate linearly to 0 over the run")
     kl_coef: float = option(0.1, "lambda, the price of a nat of KL to the SFT policy in units of reward", least=0)
     kl_target: float = option(0.0, "if above 0, kl_coef is adapted to hold the sequence KL at this many nats", least=0)
@@ -202,7 +202,7 @@ class RunConfig:
     reward_model: RewardConfig = RewardConfig()
     sampling: SamplingConfig = SamplingConfig()
     ppo: PPOConfig = PPOConfig()
-    oracle: PPOConfig = PPOConfig(kl_coef=0.05, max_new_tokens=72)
+    oracle: PPOConfig = PPOConfig(iterations=40, lr=5e-4, kl_coef=0.05, max_new_tokens=72)
     eval: EvalConfig = EvalConfig()
     theory: TheoryConfig = TheoryConfig()
 
@@ -287,7 +287,7 @@ def preset(name: str) -> RunConfig:
 
 # The grid's second prompter and second frozen model: other sizes than the preset's own.
 SECOND = {
-    "tiny": (ShapeConfig(d_model=64, n_layers=2), ShapeConfig(d_model=128, n_layers=3)),
+    "tiny": (ShapeConfig(d_model=64, n_layers=2), ShapeConfig(n_layers=2)),
     "small": (ShapeConfig(d_model=128, n_layers=4), ShapeConfig(d_model=320, n_layers=6, n_heads=10)),
     "gpt2": (ShapeConfig(d_model=384, n_layers=6, n_heads=6), ShapeConfig(d_model=1024, n_layers=16, n_heads=16, n_kv_heads=4)),
 }

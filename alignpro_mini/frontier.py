@@ -32,33 +32,33 @@ BEST_OF = (2, 4, 8, 16, 32)
 
 
 def base(config: RunConfig, folder: Path, resume: bool):
-    """What runs that differ in PPO alone share, kept in `folder`/base: (task, pi_F, rho_sft, reward, listed rewrites)."""
+    """What runs that differ in PPO alone share, kept in `folder`/base: (task, pi_F, rho_sft, reward, rated rewrites)."""
     task = pipeline.make_task(config)
     run = Run(replace(config, out=str(folder), name="base"), resume)
     tokenizer, pi_f = pipeline.frozen_lm(run, task)
     rho_sft = pipeline.prompter_sft(run, task, tokenizer, pi_f)
     reward = pipeline.reward_model(run, task, pi_f, rho_sft)
-    return task, pi_f, rho_sft, reward, assess.list_rewrites(run, task, pi_f, rho_sft, rho_sft, reward)
+    return task, pi_f, rho_sft, reward, assess.rate_rewrites(run, task, pi_f, reward)
 
 
 def run_frontier(config: RunConfig, lams: Sequence[float], resume: bool) -> dict:
     """Train at each price, measure, draw; returns (and writes) {"task", "preset", "seed", "closed_form", "align_pro", ...}."""
     folder = Path(config.out) / config.run_name
-    task, pi_f, rho_sft, reward, listing = base(config, folder, resume)
-    points = []
+    task, pi_f, rho_sft, reward, rated = base(config, folder, resume)
+    untrained, points = rated.under(rho_sft, rho_sft), []
     for lam in lams:
         priced = replace(config.ppo, kl_coef=lam, kl_target=0.0), replace(config.oracle, kl_coef=lam, kl_target=0.0)
         run = Run(replace(config, out=str(folder), name=f"lam-{lam:g}", ppo=priced[0], oracle=priced[1]), resume)
         rho = pipeline.align_pro(run, task, pi_f, rho_sft, reward)
         oracle = pipeline.rlhf_oracle(run, task, pi_f, reward)
-        ours = replace(listing, log_rho=optimum.log_probabilities(rho, listing.requests, listing.rewrites))
+        ours = rated.under(rho_sft, rho)
         point = {"lam": lam, **_point(ours.rho, ours), **optimum.describe(ours, lam)}
         if oracle is not None:
-            point |= assess.evaluate_rlhf(run, listing.requests, pi_f, oracle, reward)
+            point |= assess.evaluate_rlhf(run, rated.requests, pi_f, oracle, reward)
         points.append(point)
     results = {
-        "task": config.task, "preset": config.preset, "seed": config.seed, "no_finetuning": float(listing.R[:, 0].mean()),
-        "closed_form": closed_form_curve(listing, lams), "align_pro": points, "best_of_n": best_of_n(listing, config.seed),
+        "task": config.task, "preset": config.preset, "seed": config.seed, "no_finetuning": float(rated.R[:, 0].mean()),
+        "closed_form": closed_form_curve(untrained, lams), "align_pro": points, "best_of_n": best_of_n(untrained, config.seed),
     }  # fmt: skip
     write_json(folder / "results.json", results)
     plots.frontier_figure(results, folder / "frontier.png")

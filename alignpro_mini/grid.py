@@ -1,7 +1,8 @@
 """The paper's figure again: two prompters x two frozen models, every cell on the same requests and in the same units.
 
     <out>/grid-<preset>-<task>-seed<k>/
-        F1/  F2/      a frozen model, its RLHF oracle, and the arms without a prompter: once, whatever stands before it
+        F1/  F2/      a frozen model, its RLHF oracle, the arms without a prompter, and what every listed rewrite earns: once,
+                      whatever stands before it
         P1/  P2/      an SFT prompter
         reward/       one reward model for all cells, learned on F1's answers to P1's rewrites
         P1-F1/ ...    Align-Pro of this cell and the arms with a prompter
@@ -57,16 +58,18 @@ def run_group(config: RunConfig, cells: Sequence[str], resume: bool) -> dict:
         tokenizer, frozen[F] = pipeline.frozen_lm(parts[F], task)
     rho_sft = {P: pipeline.prompter_sft(parts[P], task, tokenizer, frozen["F1"]) for P in wanted if P[0] == "P"}
     reward = pipeline.reward_model(parts["reward"], task, frozen["F1"], rho_sft["P1"])
-    oracle, plain = {}, {}
+    oracle, plain, rated, samples = {}, {}, {}, {}
     for F in {cell.split("-")[1]: None for cell in cells}:
         oracle[F] = pipeline.rlhf_oracle(parts[F], task, frozen[F], reward)
         plain[F] = assess.evaluate_plain(parts[F], task, frozen[F], oracle[F], reward)
+        rated[F] = assess.rate_rewrites(parts[F], task, frozen[F], reward)
+        samples[F] = assess.sample_oracle(parts[F], frozen[F], oracle[F], reward, rated[F])
     found, rho, own = {}, {}, {}
     for cell in cells:
         P, F = cell.split("-")
         run = parts[cell]
         rho[cell] = pipeline.align_pro(run, task, frozen[F], rho_sft[P], reward)
-        listing = assess.closed_form(run, task, frozen[F], rho_sft[P], rho[cell], oracle[F], reward)
+        listing = assess.closed_form(run, rho_sft[P], rho[cell], rated[F], samples[F])
         arms = plain[F] | assess.evaluate_prompters(run, task, frozen[F], rho_sft[P], rho[cell], reward, listing)
         found[cell], own[cell] = assess.conclude(run, arms), arms["align_pro"]
     swap = {cell: _swapped(parts, task, cell, frozen, rho_sft, rho, reward, plain, own) for cell in cells if _other(cell) in cells}

@@ -28,18 +28,31 @@ from alignpro_mini.ppo import Score
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
-    """Requests, all their listed rewrites (the plain request first), and what was measured about them."""
+class RatedRewrites:
+    """Requests, all their listed rewrites (the plain request first), and what they earn: no prompter is in this."""
 
     requests: list[str]  # N
     rewrites: list[list[str]]  # (N, K)
     r: Tensor  # (N, K, M) rewards of answers to each rewrite
-    log_sft: Tensor  # (N, K) log-probabilities under rho_sft; a row's probabilities sum to at most 1
-    log_rho: Tensor  # (N, K) the same of the trained prompter
 
     @property
     def R(self) -> Tensor:
         return self.r.mean(2)  # (N, K)
+
+    def under(self, rho_sft: Prompter, rho: Prompter) -> Listing:
+        """The same, with what both prompters think of each rewrite."""
+        return Listing(
+            self.requests, self.rewrites, self.r,
+            log_probabilities(rho_sft, self.requests, self.rewrites), log_probabilities(rho, self.requests, self.rewrites),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Listing(RatedRewrites):
+    """Rated rewrites, and how likely two prompters are to write them."""
+
+    log_sft: Tensor  # (N, K) log-probabilities under rho_sft; a row's probabilities sum to at most 1
+    log_rho: Tensor  # (N, K) the same of the trained prompter
 
     @property
     def rho_sft(self) -> Tensor:
@@ -50,19 +63,15 @@ class Listing:
         return self.log_rho.softmax(1)  # (N, K) finite even for a prompter that has left the list altogether
 
 
-def measure(
-    requests: Sequence[str], rewrites: Sequence[Sequence[str]], frozen: FrozenLM, reward: Score, rho_sft: Prompter, rho: Prompter,
-    answers: int, generator: torch.Generator,
-) -> Listing:  # fmt: skip
-    """Answer every listed rewrite `answers` times and read off what both prompters think of it."""
+def rate(
+    requests: Sequence[str], rewrites: Sequence[Sequence[str]], frozen: FrozenLM, reward: Score, answers: int, generator: torch.Generator
+) -> RatedRewrites:
+    """Answer every listed rewrite `answers` times, and rate the answers against the request."""
     K = len(rewrites[0])
     asked = [x_prime for row in rewrites for x_prime in row for _ in range(answers)]  # (N*K*M)
     x = [x for x in requests for _ in range(K * answers)]
     r = _rate_once(reward, x, frozen.answer(asked, generator))  # (N*K*M,)
-    return Listing(
-        list(requests), [list(row) for row in rewrites], r.view(len(requests), K, answers),
-        log_probabilities(rho_sft, requests, rewrites), log_probabilities(rho, requests, rewrites),
-    )  # fmt: skip
+    return RatedRewrites(list(requests), [list(row) for row in rewrites], r.view(len(requests), K, answers))
 
 
 def _rate_once(reward: Score, x: Sequence[str], y: Sequence[str]) -> Tensor:
@@ -114,51 +123,57 @@ def describe(listing: Listing, lam: float) -> dict[str, float]:
     }
 
 
-def suboptimality(
-    listing: Listing, frozen: FrozenLM, oracle: FrozenLM, reward: Score, lam: float, answers: int, generator: torch.Generator
-) -> dict[str, float]:
-    """Delta1 and the two bounds on Delta1 + Delta2 + Delta3, with the trained oracle in the place of pi*.
+@dataclass(frozen=True, slots=True)
+class OracleSamples:
+    """What the bounds ask of the oracle and the frozen LM: no prompter is in this either. Log-probabilities are of whole answers."""
 
-    The bounds hold for *any* pi*, and the oracle is the best policy at hand. Total variations are estimated from
-    `answers` samples S an input by TV(p, q) = E_{y ~ p}[max(0, 1 - q(y) / p(y))], unbiased and between 0 and 1;
-    r_max is the range of the rewards seen.
-    """
-    star = theory.optimal_prompter(listing.rho_sft, listing.R, lam)  # (N, K)
-    M = listing.r.shape[2]
-    repeated = [x for x in listing.requests for _ in range(M)]
-    r_oracle = _rate_once(reward, repeated, oracle.answer(repeated, generator))  # (N*M,)
-    log_star, oracle_under, plain_under = _answer_logprobs(listing, frozen, oracle, answers, generator)
-    log_mixture = (listing.log_sft.log_softmax(1)[:, None] + oracle_under).logsumexp(2)  # (N, S)
-    short = lambda log_p, log_q: (1 - (log_q - log_p).exp()).clamp(min=0)  # noqa: E731  max(0, 1 - q/p)
-    tv_rewrites = (listing.rho_sft[:, None] * short(plain_under[:, :, :1], plain_under)).sum(2).mean()
-    r_max = float(torch.cat((listing.r.flatten(), r_oracle)).max() - torch.cat((listing.r.flatten(), r_oracle)).min())
-    kl_star = float(theory.kl(star, listing.rho_sft).mean())
-    gain = float(theory.value(star, listing.R) - theory.value(listing.rho_sft, listing.R))  # -Delta3
-    kl_back = gain / lam - kl_star  # by Delta3's identity; rho* may underflow, and its log with it
-    tv_oracle, tv_induced = float(short(log_star, oracle_under[:, :, 0]).mean()), float(short(log_star, log_mixture).mean())
-    return {
-        "delta1": float(r_oracle.mean() - listing.R[:, 0].mean()),
-        "bound_paper": theory.bound_paper(r_max, tv_oracle, float(tv_rewrites), kl_star, lam),
-        "bound_sharp": theory.bound_sharp(r_max, tv_induced, kl_star, kl_back, lam),
-        "r_max": r_max,
-    }
+    r: Tensor  # (N, M) rewards of the oracle's answers
+    own: Tensor  # (N, S) the oracle's answers under the oracle itself
+    oracle_under: Tensor  # (N, S, K) the same answers under the frozen LM, after each listed rewrite
+    plain_under: Tensor  # (N, S, K) the frozen LM's answers to x under the frozen LM, after each listed rewrite
 
 
-def _answer_logprobs(
-    listing: Listing, frozen: FrozenLM, oracle: FrozenLM, S: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probs of S answers to each x: the oracle's under the oracle (N, S); then the oracle's, and the frozen LM's own,
-    under the frozen LM after every listed rewrite, (N, S, K) each. The first listed rewrite is x itself.
-    """
-    N, K = listing.log_rho.shape
+def sample_oracle(
+    rated: RatedRewrites, frozen: FrozenLM, oracle: FrozenLM, reward: Score, answers: int, generator: torch.Generator
+) -> OracleSamples:
+    """As many rated answers of the oracle as each rewrite has, and `answers` S of both models for the total variations."""
+    N, K, M = rated.r.shape
+    repeated = [x for x in rated.requests for _ in range(M)]
+    r = _rate_once(reward, repeated, oracle.answer(repeated, generator)).view(N, M)
     chat, sampling = frozen.tokenizer.chat, frozen.sampling
 
     def under(model: FrozenLM, prompts: list, tokens: list) -> Tensor:
         return sequence_logprobs(model.model, prompts, tokens, sampling.temperature, sampling.top_p).double()
 
-    plain = [x for x in listing.requests for _ in range(S)]  # (N*S)
-    listed = [chat(x_prime) for row in listing.rewrites for _ in range(S) for x_prime in row]  # (N*S*K)
+    plain = [x for x in rated.requests for _ in range(answers)]  # (N*S)
+    listed = [chat(x_prime) for row in rated.rewrites for _ in range(answers) for x_prime in row]  # (N*S*K)
     by_oracle, by_frozen = ([c.tokens for c in lm.complete(plain, generator)] for lm in (oracle, frozen))
-    log_star = under(oracle, [chat(x) for x in plain], by_oracle).view(N, S)
-    each = (under(frozen, listed, [t for t in tokens for _ in range(K)]).view(N, S, K) for tokens in (by_oracle, by_frozen))
-    return log_star, *each
+    own = under(oracle, [chat(x) for x in plain], by_oracle).view(N, answers)
+    each = (under(frozen, listed, [t for t in tokens for _ in range(K)]).view(N, answers, K) for tokens in (by_oracle, by_frozen))
+    return OracleSamples(r, own, *each)
+
+
+def suboptimality(listing: Listing, samples: OracleSamples, lam: float) -> dict[str, float]:
+    """Delta1 and the two bounds on Delta1 + Delta2 + Delta3, with the trained oracle in the place of pi*.
+
+    The bounds hold for *any* pi*, and the oracle is the best policy at hand. Total variations are estimated from
+    samples by TV(p, q) = E_{y ~ p}[max(0, 1 - q(y) / p(y))], unbiased and between 0 and 1; r_max is the range of the
+    rewards seen. The first listed rewrite is x itself.
+    """
+    star = theory.optimal_prompter(listing.rho_sft, listing.R, lam)  # (N, K)
+    log_mixture = (listing.log_sft.log_softmax(1)[:, None] + samples.oracle_under).logsumexp(2)  # (N, S)
+    short = lambda log_p, log_q: (1 - (log_q - log_p).exp()).clamp(min=0)  # noqa: E731  max(0, 1 - q/p)
+    tv_rewrites = (listing.rho_sft[:, None] * short(samples.plain_under[:, :, :1], samples.plain_under)).sum(2).mean()
+    seen = torch.cat((listing.r.flatten(), samples.r.flatten()))
+    r_max = float(seen.max() - seen.min())
+    kl_star = float(theory.kl(star, listing.rho_sft).mean())
+    gain = float(theory.value(star, listing.R) - theory.value(listing.rho_sft, listing.R))  # -Delta3
+    kl_back = gain / lam - kl_star  # by Delta3's identity; rho* may underflow, and its log with it
+    tv_oracle = float(short(samples.own, samples.oracle_under[:, :, 0]).mean())
+    tv_induced = float(short(samples.own, log_mixture).mean())
+    return {
+        "delta1": float(samples.r.mean() - listing.R[:, 0].mean()),
+        "bound_paper": theory.bound_paper(r_max, tv_oracle, float(tv_rewrites), kl_star, lam),
+        "bound_sharp": theory.bound_sharp(r_max, tv_induced, kl_star, kl_back, lam),
+        "r_max": r_max,
+    }

@@ -18,13 +18,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alignpro_mini import tables
+from alignpro_mini import load_pretrained, tables
+from alignpro_mini.alignpro import Prompter
 from alignpro_mini.checkpoint import load_state
+from alignpro_mini.optimum import log_probabilities
+from alignpro_mini.toyworld import ToyWorld, WorldConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 ARMS = {"no_finetuning", "untrained_prompter", "best_of_n", "align_pro", "rlhf_oracle", "closed_form"}
 MODELS = ("frozen_lm", "prompter_sft", "align_pro", "rlhf_oracle")
-STAGES = ("frozen_lm", "prompter_sft", "reward_model", "headroom", "align_pro", "rlhf_oracle", "listing", "theory", "evaluation_plain", "evaluation")
+STAGES = ("frozen_lm", "prompter_sft", "reward_model", "headroom", "align_pro", "rlhf_oracle", "listing", "theory_oracle", "theory", "evaluation_plain", "evaluation")
 TINY = {
     "vocab_size": 400, "world.eval_requests": 40, "sampling.max_new_tokens": 20,
     "frozen_lm.steps": 60, "frozen_lm.examples": 600, "frozen_lm.heldout": 32, "frozen_lm.batch": 8,
@@ -130,10 +133,13 @@ def test_results_follow_from_the_saved_rewards(run):
 
 def test_the_distance_to_the_optimum_is_in_the_results(run):
     """From the saved tables by plain sums: the optimum, the share of its gain, and the master identity."""
-    theory, (saved, _) = read(run[0], "results.json")["theory"], load_state(run[0] / "checkpoints" / "listing.safetensors")
+    kept, theory = run[0] / "checkpoints", read(run[0], "results.json")["theory"]
+    world = ToyWorld("quality", WorldConfig(), seed=0)
+    rewrites = [world.rewrites(x) for x in world.eval_requests[:4]]
+    under = lambda m: log_probabilities(Prompter(*load_pretrained(kept / m), 24), world.eval_requests[:4], rewrites).exp().numpy()  # noqa: E731
     wanted = "attainable_gain_share regularised_gap lambda_kl_to_optimum mass_outside delta1 delta2 delta3 bound_paper bound_sharp"
     assert set(wanted.split()) <= theory.keys()
-    r, sft, rho = saved["r"].numpy(), saved["log_sft"].exp().numpy(), saved["log_rho"].exp().numpy()  # (4, 24, 4), (4, 24), (4, 24)
+    r, sft, rho = load_state(kept / "listing.safetensors")[0]["r"].numpy(), under("prompter_sft"), under("align_pro")  # (4, 24, 4), (4, 24), (4, 24)
     assert r.shape == (4, 24, 4) and theory["mass_outside"] == pytest.approx(1 - rho.sum(1).mean())
     R, sft, rho, lam = r.mean(2), sft / sft.sum(1, keepdims=True), rho / rho.sum(1, keepdims=True), 0.1
     objective = lambda p: ((p * R).sum(1) - lam * (p * np.log(p / sft)).sum(1)).mean()  # noqa: E731
@@ -149,7 +155,7 @@ def test_the_folder_holds_every_file_and_no_leftover(run):
     wanted = {"config.json", "stages.json", "metrics.jsonl", "samples.jsonl", "tokenizer.json", "results.json", "report.html"}
     wanted |= {f"checkpoints/{m}/{f}" for m in MODELS for f in ("config.json", "model.safetensors", "tokenizer.json")}
     wanted |= {f"checkpoints/{f}" for f in ("reward_model.safetensors", "reward_model.json", "headroom.json")}
-    wanted |= {f"checkpoints/{f}" for f in ("evaluation.safetensors", "evaluation_plain.safetensors", "listing.safetensors", "theory.json")}
+    wanted |= {f"checkpoints/{f}" for f in ("evaluation.safetensors", "evaluation_plain.safetensors", "listing.safetensors", "theory_oracle.safetensors", "theory.json")}
     found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     assert wanted <= found
     plots = {f for f in found if f.startswith("plots/")}

@@ -96,9 +96,9 @@ def test_a_frontier_end_to_end_and_again_with_resume(tmp_path, small):  # noqa: 
     requests = ToyWorld("quality", config.world).eval_requests[: config.theory.inputs]
     rewrites = [ToyWorld("quality", config.world).rewrites(x) for x in requests]
     for p in results["align_pro"]:
-        model, tokenizer = load_pretrained(folder / f"lam-{p['lam']:g}" / "checkpoints" / "align_pro")
-        rho = optimum.log_probabilities(Prompter(model, tokenizer, 20), requests, rewrites).softmax(1)
-        assert p["kl"] == pytest.approx(float(theory.kl(rho, saved["log_sft"].softmax(1)).mean()), rel=1e-3) and p["kl"] > 1e-9
+        places = (folder / f"lam-{p['lam']:g}" / "checkpoints" / "align_pro", folder / "base" / "checkpoints" / "prompter_sft")
+        rho, sft = (optimum.log_probabilities(Prompter(*load_pretrained(place), 20), requests, rewrites).softmax(1) for place in places)
+        assert p["kl"] == pytest.approx(float(theory.kl(rho, sft).mean()), rel=1e-3) and p["kl"] > 1e-9
         saved_config = json.loads((folder / f"lam-{p['lam']:g}" / "config.json").read_text())
         assert saved_config["ppo"]["kl_coef"] == saved_config["oracle"]["kl_coef"] == p["lam"]
         assert p["regularised_gap"] == pytest.approx(p["lambda_kl_to_optimum"], abs=1e-6) and p["rlhf_kl"] is not None

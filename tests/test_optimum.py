@@ -84,7 +84,7 @@ def test_measure_asks_each_rewrite_and_rates_against_the_request():
         seen.extend(prompts)
         return worth(prompts, completions)
 
-    found = optimum.measure(REQUESTS, REWRITES, lm, reward, prompter(3), prompter(4), 4000, rng())
+    found = optimum.rate(REQUESTS, REWRITES, lm, reward, 4000, rng()).under(prompter(3), prompter(4))
     assert 3 < len(seen) <= 3 * 12 and sorted(set(seen)) == sorted(REQUESTS)  # at most 12 answers exist: each is rated once
     each = torch.stack([worth([x] * 12, [Letters().decode([t]) for t in range(12)]).double() for x in REQUESTS])  # (N, 12)
     exact = torch.stack([torch.stack([next_token(lm, p) @ each[n] for p in row]) for n, row in enumerate(REWRITES)])
@@ -146,8 +146,8 @@ def test_the_noise_in_R_flatters_the_optimum_by_what_is_told():
 def test_deltas_and_bounds_equal_the_enumerated_ones(temperature):
     lm, lam = one_letter(1, temperature), 0.7
     oracle = nudged(lm, 0.15)
-    found = optimum.measure(REQUESTS, REWRITES, lm, worth, prompter(3), prompter(4), 3000, rng())
-    told = optimum.describe(found, lam) | optimum.suboptimality(found, lm, oracle, worth, lam, 3000, rng(1))
+    found = optimum.rate(REQUESTS, REWRITES, lm, worth, 3000, rng()).under(prompter(3), prompter(4))
+    told = optimum.describe(found, lam) | optimum.suboptimality(found, optimum.sample_oracle(found, lm, oracle, worth, 3000, rng(1)), lam)
 
     each = torch.stack([worth([x] * 12, [Letters().decode([t]) for t in range(12)]).double() for x in REQUESTS])  # (N, 12)
     pi_f = torch.stack([torch.stack([next_token(lm, p) for p in row]) for row in REWRITES])  # (N, K, 12)
@@ -173,10 +173,10 @@ def test_deltas_and_bounds_equal_the_enumerated_ones(temperature):
 def test_a_nucleus_counts_as_what_it_is():
     """With top_p, tokens outside the nucleus have probability 0: then two models may share no answer at all."""
     lm, oracle = one_letter(1, top_p=0.05), one_letter(9, top_p=0.05)  # both always give their favourite
-    found = optimum.measure(REQUESTS, REWRITES, lm, worth, prompter(3), prompter(4), 2, rng())
+    found = optimum.rate(REQUESTS, REWRITES, lm, worth, 2, rng()).under(prompter(3), prompter(4))
     favourites = [[int(next_token(m, p).argmax()) for p in ps] for m, ps in ((oracle, REQUESTS), (lm, REQUESTS))]
     differ = np.mean([a != b for a, b in zip(*favourites)])
-    told = optimum.suboptimality(found, lm, oracle, worth, 0.7, 3, rng(1))
+    told = optimum.suboptimality(found, optimum.sample_oracle(found, lm, oracle, worth, 3, rng(1)), 0.7)
     rewrites_differ = [[int(next_token(lm, p).argmax()) != f for p in row] for row, f in zip(REWRITES, favourites[1])]
     tv = (found.rho_sft * torch.tensor(rewrites_differ)).sum(1).mean().item()
     star = theory.optimal_prompter(found.rho_sft, found.R, 0.7)

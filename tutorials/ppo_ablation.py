@@ -16,7 +16,6 @@ difference is luck. What is left out: options changed together (but for the valu
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also where the package is not installed
@@ -55,14 +54,13 @@ VARIANTS = {  # name: options changed, made from the PPO section p as it is
 def ablate(config: RunConfig, resume: bool) -> dict[str, dict[str, float]]:
     """{variant: its distance to the optimum, its KL and its seconds} for one task and seed."""
     folder = Path(config.out) / f"ablation-{config.run_name}"
-    task, pi_f, rho_sft, reward, listing = frontier.base(config, folder, resume)
+    task, pi_f, rho_sft, reward, rated = frontier.base(config, folder, resume)
     found = {}
     for variant, change in VARIANTS.items():
         options = change(config.ppo) | {"out": str(folder), "name": variant.replace(" ", "-").replace("/", "by").replace(",", "").replace("'", "")}
         run = Run(with_options(config, options), resume)
         rho = pipeline.align_pro(run, task, pi_f, rho_sft, reward)
-        ours = replace(listing, log_rho=optimum.log_probabilities(rho, listing.requests, listing.rewrites))
-        found[variant] = optimum.describe(ours, config.ppo.kl_coef) | {"seconds": run.stages["align_pro"]["seconds"]}
+        found[variant] = optimum.describe(rated.under(rho_sft, rho), config.ppo.kl_coef) | {"seconds": run.stages["align_pro"]["seconds"]}
     return found
 
 
