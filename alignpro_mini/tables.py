@@ -271,7 +271,7 @@ def grid_counts(sixes: list) -> dict[str, tuple[int, int]]:
 
 
 def grid_table(groups: list[dict]) -> str:
-    """Task by task and cell by cell, means over seeds with 95% t-intervals; then the counts beside the paper's own."""
+    """Cell by cell, means over seeds with 95% t-intervals; the counts beside the paper's own; what falls; swaps; time."""
     cells = grid_cells(groups)
     rows = [["", "", *"mean,mean,mean,var.,var.,var.,gap closed,var. ratio,attain.,un-".split(",")],
             ["task", "cell", *"No-FT,Align-Pro,Oracle,No-FT,Align-Pro,Oracle,ours (paper),ours (paper),share,listed".split(",")]]
@@ -285,7 +285,21 @@ def grid_table(groups: list[dict]) -> str:
     ours, each = grid_counts([_six(runs) for runs in cells.values()]), grid_counts([_six([r]) for runs in cells.values() for r in runs])
     paper = grid_counts([six for task in PAPER_CELLS.values() for six in task.values()])
     said = [f"  {c}: {ours[c][0]} of {ours[c][1]} cells, {each[c][0]} of {each[c][1]} single runs (paper: {k} of {n} cells)" for c, (k, n) in paper.items()]
-    return "\n".join([_grid(rows), "", *said, *_swap_lines(groups)])
+    alone = sweep_counts([r for runs in cells.values() for r in runs])
+    said += [f"  {claim}: {k} of {n} single runs" for claim, (k, n) in alone.items() if claim.startswith(("Align-Pro above", "at least"))]
+    for task in by_task(groups):
+        runs = [r for (t, _), found in cells.items() if t == task for r in found]
+        said += ["", f"task {task}, all cells", *_variance_lines(runs), *_right_answers(runs)]
+    return "\n".join([_grid(rows), "", *said, "", *_swap_lines(groups), *_time_lines(groups)])
+
+
+def _time_lines(groups: list[dict]) -> list[str]:
+    """How long the stages took, those of an earlier command included."""
+    seconds = [sum(g["wall_s"].values()) for g in groups if g.get("wall_s")]
+    if not seconds:
+        return []
+    each = f"{min(seconds) / 60:.0f} to {max(seconds) / 60:.0f} minutes a task and seed"
+    return [f"  all stages of all parts: {sum(seconds) / 3600:.2f} hours one after the other, {each}"]
 
 
 def _swap_lines(groups: list[dict]) -> list[str]:

@@ -245,7 +245,8 @@ def groups() -> list[dict]:
         {"P1-F2": cell(0.0, 1.4, 2.0, (1.2, 0.4, 0.7), 1), "P2-F1": cell(0.0, 1.9, 2.0, (1.0, 0.9, 0.5), 1)},
     ]
     swaps = [{"P1-F1": swap(1.0, 0.5)}, {"P1-F1": swap(0.5, -0.5)}]
-    return [{"task": "quality", "seed": i, "cells": c, "swap": s, "preset": "tiny"} for i, (c, s) in enumerate(zip(cells, swaps))]
+    wall = {"F1": 3000.0, "P1-F2": 600.0}  # an hour
+    return [{"task": "quality", "seed": i, "cells": c, "swap": s, "preset": "tiny", "wall_s": wall} for i, (c, s) in enumerate(zip(cells, swaps))]
 
 
 def test_grid_table_averages_over_seeds_and_counts_cells_and_runs():
@@ -257,6 +258,12 @@ def test_grid_table_averages_over_seeds_and_counts_cells_and_runs():
     assert "mean between no fine-tuning and oracle: 1 of 2 cells, 3 of 4 single runs (paper: 12 of 12 cells)" in text
     assert "variance below no fine-tuning: 1 of 2 cells, 3 of 4 single runs (paper: 12 of 12 cells)" in text
     assert "variance below the oracle: 1 of 2 cells, 2 of 4 single runs (paper: 10 of 12 cells)" in text
+    assert "at least 0.95 of the attainable gain: 4 of 4 single runs" in text
+    assert "Align-Pro above no fine-tuning with interval above zero: 4 of 4 single runs" in text
+    parts = next(line for line in text.splitlines() if line.startswith("  Align-Pro  ")).split()  # P1-F2 and P2-F1, two seeds each
+    assert "task quality, all cells" in text and float(parts[1]) == pytest.approx((0.4 + 1.5 + 0.4 + 0.9) / 4)
+    assert "all stages of all parts: 2.00 hours one after the other, 60 to 60 minutes a task and seed" in text
+    assert "all stages" not in tables.grid_table([g | {"wall_s": {}} for g in groups()])
     assert "swapped, quality: +0.750 against no fine-tuning (1 of 2 with interval above 0), -0.075 against" in text
 
 
