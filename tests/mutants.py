@@ -57,6 +57,7 @@ _generation, _ppo, _sft, _reward, _theory, _optimum, _frontier = (
 
 
 FRONTIER = "test_a_frontier_end_to_end_and_again_with_resume"
+SHARED = "test_grid.py::test_every_cell_has_its_results_and_the_cells_of_a_model_share_its_arms"
 SWAP = "test_grid.py::test_the_swap_puts_the_trained_prompter_before_the_other_model"
 PADDING = "test_padding_never_reaches_a_result"
 PAD_GRAD = "test_gradient_is_finite_and_exactly_zero_on_padding"
@@ -373,13 +374,15 @@ MUTANTS: tuple[Mutant, ...] = (
     _optimum("bounds-without-the-nucleus", ("sampling.temperature, sampling.top_p)", "sampling.temperature)"), "test_a_nucleus_counts_as_what_it_is"),
     _optimum("cost-of-leaving-the-list-swapped", ("theory.kl(two(ours), two(start))", "theory.kl(two(start), two(ours))"), "test_what_moving_mass_off_the_list_costs_is_told"),
     _frontier("frontier-of-the-untrained-prompter", ("        ours = rated.under(rho_sft, rho)\n", "        ours = untrained\n"), FRONTIER),
-    _frontier("frontier-against-another-rewrite", ("listing.R[:, 0]", "listing.R[:, 1]"), FRONTIER),
+    _frontier("frontier-against-another-rewrite", ("rated.R[:, 0]", "rated.R[:, 1]"), FRONTIER),
     _frontier("best-of-n-rated-by-what-chose-it", ("rated_by = listing.r[:, :, : M // 2], listing.r[:, :, M // 2 :]", "rated_by = listing.r[:, :, : M // 2], listing.r[:, :, : M // 2]"),
               "test_picks_are_rated_by_answers_that_did_not_choose_them"),
     mutant("assess.py", "rlhf-in-other-units", ("pi_f, reward.train, None, many", "pi_f, reward.report, None, many"),
            "test_frontier.py::test_a_callable_is_drawn_in_the_units_of_lambda"),
     _frontier("held-out-curve-rated-by-what-chose-it", ("theory.optimal_prompter(listing.rho_sft, chose, lam), rates)", "theory.optimal_prompter(listing.rho_sft, chose, lam), chose)"),
               "test_the_two_curves_lie_on_either_side_of_the_truth"),
+    mutant("grid.py", "every-cell-rated-by-the-first-model", ("rated[F], samples[F])", "rated[min(rated)], samples[F])"), SHARED),
+    mutant("grid.py", "every-oracle-the-first", ("rated[F], samples[F])", "rated[F], samples[min(samples)])"), SHARED),
     mutant("grid.py", "earlier-cells-forgotten", ("if cell in cells or parts.finished(cell)]", "if cell in cells]"),
            "test_grid.py::test_cells_of_two_commands_are_swapped_too"),
     mutant("grid.py", "earlier-groups-not-drawn", ("(*found.values(), *groups)", "groups"),

@@ -10,6 +10,7 @@ from test_end_to_end import TINY
 
 from alignpro_mini import config as config_module
 from alignpro_mini import assess, grid, load_pretrained, pipeline
+from alignpro_mini.checkpoint import load_state
 from alignpro_mini.cli import parse_command_line, with_options
 from alignpro_mini.config import ShapeConfig, grid_part, preset
 from alignpro_mini.evaluation import Arm
@@ -53,6 +54,10 @@ def test_every_cell_has_its_results_and_the_cells_of_a_model_share_its_arms(grou
     for name in ("no_finetuning", "rlhf_oracle"):  # the paper's bars change with the prompter; these cannot
         assert arms["P1-F1"][name] == arms["P2-F1"][name] != arms["P1-F2"][name] == arms["P2-F2"][name]
     assert len({arms[cell]["align_pro"]["mean"] for cell in CELLS}) == 4
+    for cell, results in whole["cells"].items():  # no prompter is in Delta1: from the two tables of the cell's frozen model
+        tables = [load_state(folder / cell[3:] / "checkpoints" / f"{name}.safetensors")[0]["r"] for name in ("theory_oracle", "listing")]
+        assert results["theory"]["delta1"] == pytest.approx(float(tables[0].mean() - tables[1][:, 0].mean()))
+    assert [p.parent.parent.name for p in sorted(folder.rglob("listing.safetensors"))] == ["F1", "F2"]
     assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(whole))
 
 
