@@ -14,7 +14,7 @@ Shape legend:  N inputs   K listed rewrites   M answers to each   S answers per 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,14 +75,16 @@ def rate(
 
 
 def _rate_once(reward: Score, x: Sequence[str], y: Sequence[str]) -> Tensor:
-    """Rewards (B,) float64, each distinct pair rated once: a small LM asked often repeats itself most of the time.
+    """Rewards (B,) float64; a reward that differs from call to call is taken as fixed."""
+    return _each_once(lambda x, y: torch.as_tensor(reward(x, y), dtype=torch.float64), x, y)
 
-    A reward that differs from call to call is thereby taken as fixed.
-    """
-    distinct = list(dict.fromkeys(zip(x, y, strict=True)))
-    rewards = torch.as_tensor(reward(*map(list, zip(*distinct))), dtype=torch.float64)  # (distinct,)
-    place = {pair: i for i, pair in enumerate(distinct)}
-    return rewards[[place[pair] for pair in zip(x, y)]]
+
+def _each_once(f: Callable[[list, list], Tensor], first: Sequence, second: Sequence) -> Tensor:
+    """f over pairs, each distinct pair computed once: a small LM asked often repeats itself most of the time."""
+    pairs = list(zip(first, second, strict=True))
+    distinct = list(dict.fromkeys(pairs))
+    found, place = f(*map(list, zip(*distinct))), {pair: i for i, pair in enumerate(distinct)}  # (distinct,)
+    return found[[place[pair] for pair in pairs]]
 
 
 def log_probabilities(prompter: Prompter, requests: Sequence[str], rewrites: Sequence[Sequence[str]]) -> Tensor:
@@ -143,7 +145,8 @@ def sample_oracle(
     chat, sampling = frozen.tokenizer.chat, frozen.sampling
 
     def under(model: FrozenLM, prompts: list, tokens: list) -> Tensor:
-        return sequence_logprobs(model.model, prompts, tokens, sampling.temperature, sampling.top_p).double()
+        score = lambda p, t: sequence_logprobs(model.model, p, t, sampling.temperature, sampling.top_p).double()  # noqa: E731
+        return _each_once(score, [tuple(p) for p in prompts], [tuple(t) for t in tokens])
 
     plain = [x for x in rated.requests for _ in range(answers)]  # (N*S)
     listed = [chat(x_prime) for row in rated.rewrites for _ in range(answers) for x_prime in row]  # (N*S*K)
