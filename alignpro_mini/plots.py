@@ -170,7 +170,7 @@ def variance_figure(groups: list[dict], path) -> None:
 
 def frontier_figure(results: dict, path) -> None:
     """Reward against KL: the closed form as two curves about the truth, the others as points with their lambda or n; beside it the variance."""
-    figure, ((ax, spread),) = _figure(path, 1, 2, (13, 5.0))
+    figure, ((ax, spread),) = _figure(path, 1, 2, (13, 5.6))
     curve, name, colour = results["closed_form"], *ARMS["closed_form"]
     for part, shade in PARTS[1:]:
         spread.plot([p["kl"] for p in curve], [p[part] for p in curve], color=shade, label=part.replace("_", " "))
@@ -183,17 +183,18 @@ def frontier_figure(results: dict, path) -> None:
         [p["kl_held_out"] for p in curve], [p["mean_held_out"] for p in curve], "--", color=colour, linewidth=2,
         label=f"{name}, chosen by half of the answers, rated by the rest",
     )  # fmt: skip
-    series = (
-        ("align_pro", "λ {lam:g}", results["align_pro"], "kl", "mean"), ("best_of_n", "n {n}", results["best_of_n"], "kl", "mean"),
-        ("rlhf_oracle", "β {lam:g}", [p for p in results["align_pro"] if "rlhf_kl" in p], "rlhf_kl", "rlhf_mean"),
+    series = (  # each arm's marks on a side of their own: the points lie close
+        ("align_pro", "λ {lam:g}", results["align_pro"], "kl", "mean", (4, -13)),
+        ("best_of_n", "n {n}", results["best_of_n"], "kl", "mean", (-22, 6)),
+        ("rlhf_oracle", "β {lam:g}", [p for p in results["align_pro"] if "rlhf_kl" in p], "rlhf_kl", "rlhf_mean", (5, 5)),
     )  # fmt: skip
-    for arm, mark, points, x, y in series:
+    for arm, mark, points, x, y, beside in series:
         name, colour = ARMS[arm]
         label = f"{name} (KL of answers: another budget)" if arm == "rlhf_oracle" else name
         ax.plot([p[x] for p in points], [p[y] for p in points], "o", color=colour, label=label)
         for p in points:
-            ax.annotate(mark.format(**p), (p[x], p[y]), xytext=(5, -10), textcoords="offset points", fontsize=8, color=colour)
+            ax.annotate(mark.format(**p), (p[x], p[y]), xytext=beside, textcoords="offset points", fontsize=8, color=colour)
     ax.axhline(results["no_finetuning"], color=ARMS[TRIO[0]][1], linestyle="--", label=ARMS[TRIO[0]][0])
     ax.set(xlabel="KL to the reference, nats", ylabel="mean reward", title=f"task {results['task']}, seed {results['seed']}")
-    ax.legend(frameon=False)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path)
