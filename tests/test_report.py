@@ -255,7 +255,7 @@ def test_grid_table_averages_over_seeds_and_counts_cells_and_runs():
     assert list(rows) == ["P1-F2", "P2-F1"]
     # P1-F2: Align-Pro's mean 1.2, t(1) 12.706 * 0.2828 / sqrt(2) = 2.54; gap (0.5 + 0.7) / 2; paper .636 / .708, 1.417 / 1.843
     assert "1.20 ±2.54" in rows["P1-F2"] and "0.60 (0.90)" in rows["P1-F2"] and "(0.77)" in rows["P1-F2"]
-    assert "mean between no fine-tuning and oracle: 1 of 2 cells, 3 of 4 single runs (paper: 12 of 12 cells)" in text
+    assert "between no fine-tuning and oracle: 1 of 2 cells, 3 of 4 single runs (paper: 12 of 12 cells)" in text
     assert "variance below no fine-tuning: 1 of 2 cells, 3 of 4 single runs (paper: 12 of 12 cells)" in text
     assert "variance below the oracle: 1 of 2 cells, 2 of 4 single runs (paper: 10 of 12 cells)" in text
     assert "at least 0.95 of the attainable gain: 4 of 4 single runs" in text
@@ -278,7 +278,7 @@ def test_grid_figures_are_drawn_for_any_part_of_the_grid(tmp_path):
     without = groups()
     for results in (c for group in without for c in group["cells"].values()):
         del results["arms"]["rlhf_oracle"]
-    assert "mean between no fine-tuning and oracle: 0 of 0 cells" in tables.grid_table(without)
+    assert "between no fine-tuning and oracle: 0 of 0 cells" in tables.grid_table(without)
     for i, found in enumerate((groups(), groups()[:1], without, [])):
         plots.grid_figure(found, tmp_path / f"{i}.png")
         plots.variance_figure(found, tmp_path / f"v{i}.png")
