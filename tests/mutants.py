@@ -364,7 +364,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _theory("floor-too-high", ("self.lam * float(p0.log().mean() + kl(", "self.lam * float(kl("), "test_a_prompter_that_may_leave_x_alone_does_no_harm"),
     _theory("ceiling-from-what-is-never-offered", (".masked_fill(self.rho_sft == 0, -torch.inf)", ""), "test_the_ceiling_is_of_what_is_offered"),
     _optimum("listed-mass-not-scaled-to-one", ("return self.log_rho.softmax(1)", "return self.log_rho.exp()"), "test_mass_outside_is_told_and_the_rest_scaled_to_one"),
-    _optimum("listed-reward-sees-the-rewrite", ("_rate_once(reward, x, frozen", "_rate_once(reward, asked, frozen"), "test_measure_asks_each_rewrite_and_rates_against_the_request"),
+    _optimum("listed-reward-sees-the-rewrite", ("_rate_once(reward, x, frozen", "_rate_once(reward, asked, frozen"), "test_each_rewrite_is_asked_and_rates_against_the_request"),
     _optimum("listed-at-another-temperature", ("*zip(*pairs), prompter.temperature)", "*zip(*pairs))"), "test_probabilities_are_products_over_the_tokens_and_the_eos[0.6]"),
     _optimum("noise-without-lam", ("/ (2 * lam)", "/ 2"), "test_the_noise_in_R_flatters_the_optimum_by_what_is_told"),
     _optimum("tv-may-be-negative", (".clamp(min=0)", ""), "test_deltas_and_bounds_equal_the_enumerated_ones"),

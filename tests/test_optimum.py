@@ -77,7 +77,7 @@ def test_probabilities_are_products_over_the_tokens_and_the_eos(temperature):
     np.testing.assert_allclose(found.flatten(), want, rtol=1e-4)
 
 
-def test_measure_asks_each_rewrite_and_rates_against_the_request():
+def test_each_rewrite_is_asked_and_rates_against_the_request():
     lm, seen = one_letter(1), []
 
     def reward(prompts, completions):
