@@ -16,6 +16,9 @@ PRESETS = ("tiny", "small", "gpt2", "smollm2")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+MICRO_BATCH = "{} of similar length per forward pass; gradients accumulate, so it changes only padding, memory and speed"
+
+
 def option(default, help: str, choices: tuple = (), *, least: float | None = None, above: float | None = None):
     """A field with its help; numbers are checked to be finite, at least `least`, above `above` (`_check_ranges`)."""
     return field(default=default, metadata={"help": help, "choices": choices, "least": least, "above": above})
@@ -58,6 +61,7 @@ class SFTConfig:
     examples: int = option(20_000, "training examples drawn in the embedded world", least=1)
     steps: int = option(700, "optimiser steps", least=1)
     batch: int = option(32, "examples a step", least=1)
+    micro_batch: int = option(16, MICRO_BATCH.format("examples"), least=1)
     lr: float = option(3e-3, "peak learning rate; 5 % linear warm-up, then cosine down to a tenth", above=0)
     weight_decay: float = option(0.01, "AdamW's decoupled weight decay, on matrices only", least=0)
     grad_clip: float = option(1.0, "largest gradient norm", above=0)
@@ -75,6 +79,7 @@ class RewardConfig:
     heldout: float = option(0.1, "share of the prompts whose pairs are kept out to measure accuracy")
     epochs: float = option(2.0, "passes over the pairs", above=0)
     batch: int = option(64, "pairs a step", least=1)
+    micro_batch: int = option(16, MICRO_BATCH.format("pairs"), least=1)
     lr: float = option(5e-4, "peak learning rate", above=0)
     weight_decay: float = option(0.05, "AdamW's decoupled weight decay", least=0)
     grad_clip: float = option(1.0, "largest gradient norm", above=0)
@@ -96,7 +101,7 @@ class PPOConfig:
     answers: int = option(1, "M, answers of the frozen LM per rewrite, their rewards averaged (oracle: always 1)", least=1)
     epochs: int = option(2, "passes over each round's rollout", least=1)
     minibatches: int = option(2, "optimiser steps a pass", least=1)
-    micro_batch: int = option(128, "rows per forward pass; gradients accumulate, so it changes memory only", least=1)
+    micro_batch: int = option(32, MICRO_BATCH.format("rows"), least=1)
     lr: float = option(3e-4, "learning rate at the start", above=0)
     anneal: bool = option(True, "lower the learning rate linearly to 0 over the run")
     kl_coef: float = option(0.1, "lambda, the price of a nat of KL to the SFT policy in units of reward", least=0)
@@ -270,17 +275,19 @@ def preset(name: str) -> RunConfig:
     if name in ("small", "gpt2"):
         width, layers, heads, lr = (256, 6, 8, 1e-3) if name == "small" else (768, 12, 12, 3e-4)
         shape = ShapeConfig(family="llama" if name == "small" else "gpt2", d_model=width, n_layers=layers, n_heads=heads)
+        # A CPU gains by less padding, a GPU by fewer and larger kernels.
+        whole = lambda rows: {"micro_batch": rows} if name == "gpt2" else {}  # noqa: E731
         prompter = shape if name == "gpt2" else replace(shape, d_model=192, n_layers=4, n_heads=6)
         return replace(
             tiny,
             preset=name,
             frozen_model=shape,
             prompter_model=prompter,
-            frozen_lm=replace(tiny.frozen_lm, lr=lr, steps=1500),
-            prompter_sft=replace(tiny.prompter_sft, lr=lr, steps=800),
-            reward_model=replace(tiny.reward_model, lr=lr / 4, pairs=8000),
-            ppo=replace(tiny.ppo, lr=lr / 4, iterations=100, batch=256),
-            oracle=replace(tiny.oracle, lr=lr / 4, iterations=100, batch=256),
+            frozen_lm=replace(tiny.frozen_lm, lr=lr, steps=1500, **whole(32)),
+            prompter_sft=replace(tiny.prompter_sft, lr=lr, steps=800, **whole(32)),
+            reward_model=replace(tiny.reward_model, lr=lr / 4, pairs=8000, **whole(64)),
+            ppo=replace(tiny.ppo, lr=lr / 4, iterations=100, batch=256, **whole(128)),
+            oracle=replace(tiny.oracle, lr=lr / 4, iterations=100, batch=256, **whole(128)),
         )
     return _smollm2(tiny)
 

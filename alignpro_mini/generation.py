@@ -7,14 +7,15 @@
 
 Left padding puts the last prompt token of every row in the same column, so one write index serves all rows.
 Each row has its own stream of uniform numbers, drawn before the loop: which rows share a batch, and when the
-others leave it, does not change what a row samples.
+others leave it, does not change what a row samples. A prompt that comes more than once goes through the model once;
+its keys and values are then copied to every row that continues it.
 
-Shape legend:  N prompts   B rows still generating   P longest prompt   T new tokens   V vocabulary
+Shape legend:  N prompts   U distinct prompts   B rows still generating   P longest prompt   T new tokens   V vocabulary
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +50,12 @@ def sampling_logprobs(logits: Tensor, temperature: float = 1.0, top_p: float = 1
         ordered = ordered.masked_fill(before >= top_p, -torch.inf)
         logits = torch.empty_like(logits).scatter_(-1, index, ordered)
     return logits.log_softmax(-1)
+
+
+def by_length(lengths: Sequence, most: int) -> Iterator[list[int]]:
+    """The indices of `lengths` in batches of at most `most`, rows of similar length together: little padding."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return (order[start : start + most] for start in range(0, len(order), most))
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_id: int, device=None) -> tuple[Tensor, Tensor]:
@@ -103,13 +110,11 @@ def generate(
             )
     draw_on = generator.device if generator is not None else "cpu"
     uniforms = torch.rand(len(prompts), max_new_tokens, generator=generator, device=draw_on)  # (N, T)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     was_training = model.training
     model.eval()
     results: list[Completion | None] = [None] * len(prompts)
     try:
-        for start in range(0, len(order), max_batch):
-            chunk = order[start : start + max_batch]
+        for chunk in by_length([(len(p), tuple(p)) for p in prompts], max_batch):  # and equal ones side by side
             tokens, logps = _generate_batch(
                 model, [prompts[i] for i in chunk], uniforms[chunk].to(model.device), temperature, top_p, eos_id, compact
             )
@@ -126,11 +131,13 @@ def _generate_batch(
 ) -> tuple[Tensor, Tensor]:
     """One batch: tokens (B, T) and their log-probs (B, T); what follows a row's EOS is meaningless."""
     device, N, limit = model.device, *uniforms.shape
-    ids, mask = pad_left(prompts, 0, device)  # (B, P)
-    P = ids.shape[1]
-    cache = KVCache(model.config, N, P + limit, model.embed.weight)
-    cache.mask[:, :P] = mask
-    cache.mask[:, P:] = True  # new tokens are real; slots not yet written are never looked at
+    place = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}  # U distinct ones
+    ids, mask = pad_left(list(place), 0, device)  # (U, P)
+    cache = KVCache(model.config, *mask.shape, model.embed.weight)
+    cache.mask.copy_(mask)
+    which = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)  # (B,)
+    states = model.hidden(ids, cache=cache)[which, -1]  # (B, D)
+    cache.spread(which, limit)
     tokens = torch.zeros(N, limit, dtype=torch.long, device=device)  # (N, T)
     logps = torch.zeros(N, limit, device=device)  # (N, T)
     if eos_id is not None:
@@ -140,23 +147,26 @@ def _generate_batch(
     # Asking a GPU "is anybody done?" waits for it, so there it is asked only every 8 tokens.
     every = 8 if device.type == "cuda" else 1
     for t in range(limit):
-        logits = model.unembed(model.hidden(ids, cache=cache)[:, -1])  # (B, V)
+        if t:
+            states = model.hidden(new[:, None], cache=cache)[:, -1]  # (B, D)
+        logits = model.unembed(states)  # (B, V)
         logp = sampling_logprobs(logits, temperature, top_p)  # (B, V)
         new = logp.argmax(-1) if temperature == 0 else _draw(logp, uniforms[rows, t])  # (B,)
         tokens[rows, t] = new
         logps[rows, t] = logp.gather(-1, new[:, None])[:, 0]
-        ids = new[:, None]  # (B, 1)
         if eos_id is None:
             continue
         done |= new == eos_id
         if (t + 1) % every == 0:
-            alive = (~done).nonzero()[:, 0]  # (B',)
-            if len(alive) == 0:
+            left = len(rows) - int(done.sum())
+            if left == 0:
                 break
-            # Copying the cache costs about a step, so a few finished rows are carried along.
-            if compact and len(alive) <= 0.8 * len(rows):
-                cache.keep(alive)
-                rows, ids, done = rows[alive], ids[alive], done[alive]
+            # It costs a part of a step, so a few finished rows are carried along.
+            if compact and left <= 0.9 * len(rows):
+                stay = torch.arange(left, device=device)  # (B',)
+                stay[done[:left]] = left + (~done[left:]).nonzero()[:, 0]  # the last rows take the places of the finished
+                cache.keep(stay)
+                rows, new, done = rows[stay], new[stay], done[stay]
     return tokens, logps
 
 
@@ -181,9 +191,7 @@ def sequence_logprobs(
     Both are lists of token ids; whether an EOS counts is up to the completion. -inf where top_p rules a token out.
     """
     found = torch.empty(len(prompts))
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(completions[i]))
-    for start in range(0, len(order), max_batch):
-        chunk = order[start : start + max_batch]
+    for chunk in by_length([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)], max_batch):
         left, left_mask = pad_left([prompts[i] for i in chunk], 0, model.device)  # (B, P)
         right, action = pad_right([completions[i] for i in chunk], 0, model.device)  # (B, T)
         hidden = model.hidden(torch.cat((left, right), 1), torch.cat((left_mask, action), 1))  # (B, P+T, D)

@@ -225,7 +225,7 @@ class PPOTrainer:
                         sums[name] += value / tokens
                 if not all(value == value for value in sums.values()):
                     raise FloatingPointError(f"PPO loss is NaN: lower the learning rate (now {self.lr:.1e})")
-                sums["grad_norm"] += optimizer_step(self.optimizer, self.parameters, None, self.config.grad_clip, self.lr)
+                sums["grad_norm"] += optimizer_step(self.optimizer, self.parameters, self.config.grad_clip, self.lr)
         self.policy.lm.eval()
         steps = self.config.epochs * self.config.minibatches
         return {name: value / steps for name, value in sums.items()} | {"ratio_max": ratio_max}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from alignpro_mini import rl_math
 from alignpro_mini.config import RewardConfig
-from alignpro_mini.generation import pad_right
+from alignpro_mini.generation import by_length, pad_right
 from alignpro_mini.ppo import Score
 from alignpro_mini.run import Stage
 from alignpro_mini.sft import make_optimizer, optimizer_step, shuffled_batches, trainable, warmup_cosine
@@ -68,11 +68,12 @@ class RewardModel(nn.Module):
         if self.depth == 0:
             return ids, mask
         with torch.no_grad():
-            return self.lm.lower(ids, mask, self.depth), mask
+            return self.lm.lower(ids, None, self.depth), mask
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
         """Raw rewards (B,) of right-padded rows, read at each row's last real token."""
-        hidden = self.lm.hidden(features, mask) if self.depth == 0 else self.lm.upper(features, mask, self.depth)
+        # Right padding needs no mask: a causal query never reaches it, and it is not read.
+        hidden = self.lm.hidden(features) if self.depth == 0 else self.lm.upper(features, None, self.depth)  # (B, T, D)
         last = mask.sum(1) - 1  # (B,)
         return self.head(hidden[torch.arange(len(last), device=last.device), last]).squeeze(-1).float()  # (B,)
 
@@ -89,10 +90,8 @@ class RewardModel(nn.Module):
             # Without a count: the same text is shown once a run, not once a batch.
             warnings.warn(f"answers beyond the reward model's context of {longest} tokens are rated without their ends", stacklevel=2)
             rows = [row[:longest] for row in rows]
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         rewards = torch.empty(len(rows))
-        for start in range(0, len(order), batch):
-            part = order[start : start + batch]
+        for part in by_length([len(row) for row in rows], batch):
             rewards[part] = self(*self.trunk([rows[i] for i in part])).cpu()
         return rewards
 
@@ -181,15 +180,16 @@ def train_reward_model(
     for _ in range(start):
         next(batches)
     features = TrunkCache(model, train)
-    recent: list[tuple[float, float, float]] = []
+    recent: list[tuple[float, float, float]] = []  # loss, right, margin of each pair since the last log
     for step in stage.progress(start, steps):
-        rewards = model(*features.rows(next(batches)))  # (2B,)
-        chosen, rejected = rewards.chunk(2)  # (B,), (B,)
-        loss = rl_math.bradley_terry_loss(chosen, rejected).mean()
+        batch = next(batches)
+        for index in by_length([features.length(i) for i in batch], config.micro_batch):
+            chosen, rejected = model(*features.rows([batch[i] for i in index])).chunk(2)  # (b,), (b,)
+            loss = rl_math.bradley_terry_loss(chosen, rejected)  # (b,)
+            (loss.sum() / len(batch)).backward()
+            recent += zip(loss.tolist(), (chosen > rejected).float().tolist(), (chosen - rejected).tolist())
         lr = warmup_cosine(step, steps, config.lr)
-        optimizer_step(optimizer, parameters, loss, config.grad_clip, lr)
-        margin = (chosen - rejected).detach()
-        recent.append((loss.item(), (margin > 0).float().mean().item(), margin.mean().item()))
+        optimizer_step(optimizer, parameters, config.grad_clip, lr)
         if (step + 1) % stage.log_every == 0 or step + 1 == steps:
             row = dict(zip(("loss", "accuracy", "margin"), (sum(c) / len(recent) for c in zip(*recent))))
             stage.log(step + 1, row | {"heldout_accuracy": accuracy(model, heldout), "lr": lr})
@@ -213,13 +213,15 @@ class TrunkCache:
         self.ids = [model.encode(p.prompt, y) for p in pairs for y in (p.chosen, p.rejected)]
         self.kept: list[Tensor] = []
         if model.depth:
-            order = sorted(range(len(self.ids)), key=lambda i: len(self.ids[i]))
             found: dict[int, Tensor] = {}
-            for start in range(0, len(order), 16):
-                part = order[start : start + 16]
+            for part in by_length([len(row) for row in self.ids], 16):
                 features, mask = model.trunk([self.ids[i] for i in part])  # (16, T, D)
                 found |= {i: features[j, : len(self.ids[i])].clone() for j, i in enumerate(part)}
             self.kept = [found[i] for i in range(len(self.ids))]
+
+    def length(self, pair: int) -> int:
+        """Tokens of the longer of a pair's two rows."""
+        return max(len(self.ids[2 * pair]), len(self.ids[2 * pair + 1]))
 
     def rows(self, pairs: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Features (2B, T, D) or ids (2B, T), and the mask, of these pairs: all chosen first, then all rejected."""

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alignpro_mini.config import SFTConfig
-from alignpro_mini.generation import pad_right
+from alignpro_mini.generation import by_length, pad_right
 from alignpro_mini.run import Stage
 from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.transformer import Transformer
@@ -94,16 +94,11 @@ def warmup_cosine(step: int, steps: int, peak: float) -> float:
     return peak * (0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
 
 
-def optimizer_step(optimizer: torch.optim.Optimizer, parameters, loss: Tensor | None, grad_clip: float, lr: float) -> float:
+def optimizer_step(optimizer: torch.optim.Optimizer, parameters, grad_clip: float, lr: float) -> float:
     """Clip the gradients to norm `grad_clip`, take the step, clear them; returns the norm before clipping.
 
-    `loss` is back-propagated first unless None (already done). Raises FloatingPointError on a loss or norm that
-    is not finite, before any weight changes.
+    Raises FloatingPointError on a norm that is not finite (as after a loss that is not), before any weight changes.
     """
-    if loss is not None:
-        if not bool(torch.isfinite(loss)):
-            raise FloatingPointError(f"the loss is {loss.item()}: lower the learning rate (now {lr:.1e})")
-        loss.backward()
     norm = nn.utils.clip_grad_norm_(parameters, grad_clip)
     if not bool(torch.isfinite(norm)):
         raise FloatingPointError(f"the gradient norm is {norm.item()}: lower the learning rate (now {lr:.1e})")
@@ -124,18 +119,24 @@ def shuffled_batches(count: int, batch: int, generator: torch.Generator) -> Iter
             yield order[start : start + batch]
 
 
+def micro_batches(examples: Sequence[Encoded], rows: int) -> Iterator[tuple[list[Encoded], float]]:
+    """The examples in parts of `rows`, rows of similar length together, and each part's share of the answer tokens.
+
+    The shares weigh the parts' mean losses into that of the whole, so the cutting changes padding and memory only.
+    """
+    tokens = sum(len(answer) for _, answer in examples)
+    for index in by_length([len(prompt) + len(answer) for prompt, answer in examples], rows):
+        part = [examples[i] for i in index]
+        yield part, sum(len(answer) for _, answer in part) / tokens
+
+
 @torch.no_grad()
-def heldout_loss(model: Transformer, examples: Sequence[Encoded], batch: int) -> float:
-    """Mean nats per answer token over all examples (weighted by tokens, so the batching does not matter)."""
+def heldout_loss(model: Transformer, examples: Sequence[Encoded], rows: int) -> float:
+    """Mean nats per answer token over all examples, `rows` at a time."""
     model.eval()
-    total = tokens = 0.0
-    for start in range(0, len(examples), batch):
-        part = examples[start : start + batch]
-        n = sum(len(a) for _, a in part)
-        total += answer_loss(model, part).item() * n
-        tokens += n
+    loss = sum(answer_loss(model, part).item() * share for part, share in micro_batches(examples, rows))
     model.train()
-    return total / max(tokens, 1)
+    return loss
 
 
 def train_sft(
@@ -158,12 +159,15 @@ def train_sft(
     for step in stage.progress(start, config.steps):
         lr = warmup_cosine(step, config.steps, config.lr)
         batch = [train[i] for i in next(batches)]
-        loss = answer_loss(model, batch, config.train_layers)
-        optimizer_step(optimizer, parameters, loss, config.grad_clip, lr)
+        losses.append(0.0)
+        for part, share in micro_batches(batch, config.micro_batch):
+            loss = answer_loss(model, part, config.train_layers) * share
+            loss.backward()
+            losses[-1] += loss.item()
+        optimizer_step(optimizer, parameters, config.grad_clip, lr)
         seen += sum(len(p) + len(a) for p, a in batch)
-        losses.append(loss.item())
         if (step + 1) % stage.log_every == 0 or step + 1 == config.steps:
-            row = {"loss": sum(losses) / len(losses), "heldout_loss": heldout_loss(model, heldout, config.batch)}
+            row = {"loss": sum(losses) / len(losses), "heldout_loss": heldout_loss(model, heldout, config.micro_batch)}
             row |= {"lr": lr, "tokens_per_s": seen / (time.perf_counter() - clock)}
             stage.log(step + 1, row)
             clock, seen, losses = time.perf_counter(), 0, []

@@ -102,12 +102,27 @@ class KVCache:
         self.v[layer, :, :, self.length : end] = v
         return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
 
+    def spread(self, rows: Tensor, room: int) -> None:
+        """Row i becomes a copy of what row rows[i] was (B',), with `room` more slots, whose mask is True."""
+        grow = lambda part: part.new_empty(part.shape[0], len(rows), part.shape[2], self.length + room, part.shape[4])
+        old_k, old_v = self.k, self.v
+        self.k, self.v = grow(old_k), grow(old_v)
+        self.k[:, :, :, : self.length], self.v[:, :, :, : self.length] = old_k[:, rows], old_v[:, rows]
+        self.mask = F.pad(self.mask[rows], (0, room), value=True)  # (B', S_max)
+
     def keep(self, rows: Tensor) -> None:
-        """Drop every row but `rows` (indices), and the leading slots that are padding in all of those."""
+        """Row i becomes what row rows[i] was (B' <= B); leading slots that are padding in all of these are dropped.
+
+        In place: only the rows that change their number are copied.
+        """
+        moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
+        end = self.length
+        for part in (self.k, self.v):
+            part[:, moved, :, :end] = part[:, rows[moved], :, :end]
         mask = self.mask[rows]  # (B', S_max)
         lead = int(mask.any(dim=0).float().argmax())
-        self.k = self.k[:, rows, :, lead:]
-        self.v = self.v[:, rows, :, lead:]
+        self.k = self.k[:, : len(rows), :, lead:]
+        self.v = self.v[:, : len(rows), :, lead:]
         self.mask = mask[:, lead:]
         self.length -= lead
 

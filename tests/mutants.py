@@ -313,7 +313,7 @@ MUTANTS: tuple[Mutant, ...] = (
          "test_a_long_prompt_is_not_cut_and_one_that_does_not_fit_is_named"),
     _sft("clip-forgotten", ("nn.utils.clip_grad_norm_(parameters, grad_clip)", "nn.utils.clip_grad_norm_(parameters, 1e9)"),
          "test_optimizer_step_clips_to_the_norm_and_reports_what_it_was", "test_ppo.py::test_the_gradient_is_clipped_to_the_promised_norm[0.05]"),
-    _sft("nan-gradient-steps", ("if not bool(torch.isfinite(norm)):", "if False:"), "test_nothing_moves_when_the_loss_or_the_gradient_is_not_finite"),
+    _sft("nan-gradient-steps", ("if not bool(torch.isfinite(norm)):", "if False:"), "test_nothing_moves_when_the_gradient_is_not_finite"),
     _sft("loader-ignores-the-seed", ("torch.randperm(count, generator=generator)", "torch.randperm(count, generator=torch.Generator().manual_seed(0))"),
          "test_batches_cover_everything_each_pass_in_a_fresh_order", "test_the_seed_decides_the_order_of_the_data"),
     _sft("loader-repeats-one-order", ("    while True:\n        order = torch.randperm(count, generator=generator).tolist()\n",

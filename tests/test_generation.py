@@ -125,6 +125,15 @@ def test_neither_compaction_nor_the_batching_changes_what_a_row_samples(family, 
             assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4) and a.finished == b.finished
 
 
+def test_a_prompt_that_comes_again_goes_through_the_model_once(monkeypatch):
+    model, seen = random_lm(spread=0.3), []
+    hidden = model.hidden
+    monkeypatch.setattr(model, "hidden", lambda ids, *rest, **named: (seen.append(tuple(ids.shape)), hidden(ids, *rest, **named))[1])
+    both = generate(model, [PROMPTS[0], PROMPTS[1]] * 4, 3, generator=rng())
+    assert seen == [(2, max(len(p) for p in PROMPTS[:2])), (8, 1), (8, 1)]
+    assert len(set(map(tuple, tokens(both)))) > 4  # each row still draws for itself
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_another_companion_does_not_change_what_a_row_samples(family):
     model = random_lm(family, spread=0.3)

@@ -248,7 +248,7 @@ def gradients(t: PPOTrainer, r: Rollout, monkeypatch) -> list[torch.Tensor]:
     """What `update` hands to its one optimiser step."""
     seen: list[torch.Tensor] = []
 
-    def record(optimizer, parameters, loss, grad_clip, lr):
+    def record(optimizer, parameters, grad_clip, lr):
         seen.extend(p.grad.clone() for p in parameters)
         return 0.0
 

@@ -170,6 +170,19 @@ def test_bradley_terry_training_learns_a_preference():
     assert fair[0] > fair[1] + 1
 
 
+def test_cutting_a_batch_into_micro_batches_changes_nothing():
+    def trained(pairs):
+        stage, model = FakeStage(), fresh()
+        stage.log_every = 1
+        train_reward_model(model, about_h(80), RewardConfig(epochs=1, batch=16, lr=1e-2, micro_batch=pairs), stage, rng())
+        found = [row[key] for row in stage.rows for key in ("loss", "accuracy", "margin")]
+        return found + [p.double().sum().item() for p in model.parameters()]
+
+    want = trained(16)
+    for pairs in (1, 5, 64):
+        assert trained(pairs) == pytest.approx(want, rel=1e-3, abs=1e-3)
+
+
 def test_only_the_top_block_the_norm_and_the_head_train():
     model = fresh(train_layers=1)
     before = copy.deepcopy(model.state_dict())

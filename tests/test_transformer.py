@@ -194,6 +194,28 @@ def test_cache_keep_drops_rows_and_shared_padding(model):
     assert close(rest, model.hidden(ids, mask)[rows, 8:])
 
 
+def test_cache_spread_continues_one_row_in_many(model):
+    ids, mask = tokens(2, 5), left_padded([5, 3], 5)
+    cache = KVCache(model.config, rows=2, max_len=5, like=model.embed.weight)
+    cache.mask[:] = mask
+    model.hidden(ids, cache=cache)
+    rows, more = torch.tensor([1, 0, 1]), tokens(3, 4)
+    cache.spread(rows, 4)
+    assert cache.length == 5 and cache.k.shape[1] == 3 and cache.mask.shape == (3, 9)
+    whole = model.hidden(torch.cat((ids[rows], more), 1), torch.cat((mask[rows], torch.ones(3, 4, dtype=torch.bool)), 1))
+    assert close(torch.cat([model.hidden(one, cache=cache) for one in more.split(1, dim=1)], 1), whole[:, 5:])
+
+
+@pytest.mark.parametrize("rows", [[0, 3, 2], [3, 2, 1, 0], [1, 2, 3], [0]])
+def test_cache_keep_takes_rows_in_any_order(model, rows):
+    ids, rows = tokens(4, 6), torch.tensor(rows)
+    cache = KVCache(model.config, rows=4, max_len=6, like=model.embed.weight)
+    cache.mask[:] = True
+    model.hidden(ids[:, :4], cache=cache)
+    cache.keep(rows)
+    assert close(model.hidden(ids[rows, 4:], cache=cache), model.hidden(ids)[rows, 4:])
+
+
 def test_lower_then_upper_equals_hidden_at_every_depth(model):
     ids, mask = tokens(3, 7), left_padded([7, 4, 2], 7)
     hidden = model.hidden(ids, mask)
