@@ -69,14 +69,13 @@ def pad_right(rows: Sequence[Sequence[int]], pad_id: int, device=None) -> tuple[
 
 
 def _pad(rows: Sequence[Sequence[int]], pad_id: int, device, left: bool) -> tuple[Tensor, Tensor]:
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)[:, None]  # (N, 1)
     width = max(map(len, rows), default=0)
-    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)  # (N, width)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)  # (N, width)
-    for i, row in enumerate(rows):
-        span = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[i, span] = torch.tensor(row, dtype=torch.long)
-        mask[i, span] = True
-    return ids.to(device), mask.to(device)
+    blank = [[pad_id] * (width - len(row)) for row in rows]
+    padded = [[*pads, *row] if left else [*row, *pads] for row, pads in zip(rows, blank)]
+    column = torch.arange(width)  # (width,)
+    mask = column >= width - lengths if left else column < lengths  # (N, width)
+    return torch.tensor(padded, dtype=torch.long).view(mask.shape).to(device), mask.to(device)
 
 
 @torch.no_grad()
