@@ -4,8 +4,9 @@
     model.safetensors    the weights, under the published names   h.0.attn.c_attn.weight, model.layers.0....
     tokenizer.json       the vocabulary, where there is one
 
-A folder written here opens in `transformers`, and one from there opens here. Our weights differ in two ways:
-one matrix `qkv` holds what Llama publishes as q, k and v, and GPT-2 publishes its matrices transposed.
+A folder written here opens in `transformers`, and one from there opens here. Our weights differ in three ways:
+one matrix `qkv` holds what Llama publishes as q, k and v; in q and k the two rows of a rotary pair lie side by
+side, published they are half a head apart; and GPT-2 publishes its matrices transposed.
 
 Writing is atomic. A file is written beside its target and renamed over it. A folder's files are collected in
 `.incoming`; the rename that gives that name is the commit: from then on a file is read from there, or from
@@ -164,13 +165,20 @@ def _rows(config: TransformerConfig, names: list[str], rows: int) -> list[int]:
     return [rows] if len(names) == 1 else [rows - 2 * kv, kv, kv]
 
 
+def _rotary_heads(config: TransformerConfig, name: str) -> int:
+    """How many heads the rows of a published tensor hold that RoPE rotates; 0 where it rotates none."""
+    return {"q_proj": config.n_heads, "k_proj": config.n_kv_heads}.get(name.split(".")[-2], 0)
+
+
 def to_published(model: Transformer) -> dict[str, Tensor]:
-    """The weights under their published names, in the published orientation; views, not copies."""
+    """The weights under their published names, in the published orientation and order; views where that can be."""
     published: dict[str, Tensor] = {}
     for ours, parameter in model.named_parameters():  # a tied `unembed` is not named a second time
         names = _names(model.config, ours)
         tensor = parameter.detach().T if _transposed(model.config, ours) else parameter.detach()
-        published |= zip(names, tensor.split(_rows(model.config, names, tensor.shape[0])), strict=True)
+        for name, part in zip(names, tensor.split(_rows(model.config, names, tensor.shape[0])), strict=True):
+            heads = _rotary_heads(model.config, name)
+            published[name] = part.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2) if heads else part
     return published
 
 
@@ -192,10 +200,10 @@ def from_published(
     for ours, parameter in model.named_parameters():
         names, flip = _names(config, ours), _transposed(config, ours)
         shape = (parameter.T if flip else parameter).shape
-        parts = [
-            _take(tensors, name, (rows, *shape[1:]), where)
-            for name, rows in zip(names, _rows(config, names, shape[0]), strict=True)
-        ]
+        parts = []
+        for name, rows in zip(names, _rows(config, names, shape[0]), strict=True):
+            part, heads = _take(tensors, name, (rows, *shape[1:]), where), _rotary_heads(config, name)
+            parts.append(part.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2) if heads else part)
         whole = torch.cat(parts)  # a copy: tensors read from a file are windows on it, and files get replaced
         state[ours] = (whole.T if flip else whole).to(device, dtype).contiguous()
         if not state[ours].isfinite().all():

@@ -145,7 +145,7 @@ class SamplingConfig:
 class EvalConfig:
     """The arms on one fixed set of unseen requests."""
 
-    inputs: int = option(512, "evaluation requests, the same for every arm", least=2)
+    inputs: int = option(256, "evaluation requests, the same for every arm", least=2)
     rewrites: int = option(2, "K, rewrites per request (the arms without a prompter get K x M answers)", least=1)
     answers: int = option(2, "M, answers per rewrite", least=1)
     best_of: int = option(4, "n of best-of-n rewriting; each choice is made on its own draws, then answered afresh", least=1)
@@ -203,7 +203,7 @@ class RunConfig:
     world: WorldConfig = WorldConfig()
     data: DataConfig = DataConfig()
     frozen_lm: SFTConfig = SFTConfig()
-    prompter_sft: SFTConfig = SFTConfig()
+    prompter_sft: SFTConfig = SFTConfig(steps=500)
     reward_model: RewardConfig = RewardConfig()
     sampling: SamplingConfig = SamplingConfig()
     ppo: PPOConfig = PPOConfig()

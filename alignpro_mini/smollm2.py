@@ -156,10 +156,10 @@ def published_name(name: str) -> str:
 
 
 def unpermute(weight: Tensor, heads: int) -> Tensor:
-    """Undo llama.cpp's row order of q and k: rotary pairs side by side -> pairs half a head apart.
+    """From llama.cpp's row order of q and k to the published one: rotary pairs side by side -> half a head apart.
 
     weight (heads * E, D). In a head of E = 6 the pairs are (0,3), (1,4), (2,5): the file stores the rows
-    0 3 1 4 2 5, `rotate` in transformer.py wants 0 1 2 3 4 5.
+    0 3 1 4 2 5, the published model 0 1 2 3 4 5.
     """
     rows, width = weight.shape
     pairs = weight.reshape(heads, rows // heads // 2, 2, width)  # (heads, E/2, 2, D)

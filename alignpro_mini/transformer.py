@@ -185,14 +185,13 @@ def make_norm(config: TransformerConfig) -> nn.Module:
     return RMSNorm(config.d_model, config.norm_eps)
 
 
-def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate the pairs (x_i, x_{i+E/2}) of each head by position x frequency_i (the "split halves" order).
+def rotate(x: Tensor, rope: Tensor) -> Tensor:
+    """Rotate the pairs (x_{2i}, x_{2i+1}) of each head by position x frequency_i: a product of complex numbers.
 
-    x (B, H, T, E); rope = cos, sin, each (B, 1, T, E/2).
+    x (B, H, T, E); rope (B, 1, T, E/2), complex, of length 1.
     """
-    cos, sin = rope
-    a, b = x.float().chunk(2, dim=-1)  # (B, H, T, E/2) each
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # (B, H, T, E/2)
+    return torch.view_as_real(pairs * rope).flatten(-2).to(x.dtype)
 
 
 class Transformer(nn.Module):
@@ -287,11 +286,11 @@ class Transformer(nn.Module):
         # A padded query would have no key at all, and softmax over nothing is NaN: it may look at itself.
         return (real & (key <= query)) | (key == query)  # (B, 1, T, S)
 
-    def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _rope(self, positions: Tensor) -> Tensor:
         half = self.config.head_dim // 2
         exponent = torch.arange(half, device=positions.device, dtype=torch.float32) / half
         angles = positions[:, None, :, None].float() * self.config.rope_theta**-exponent  # (B, 1, T, E/2)
-        return angles.cos(), angles.sin()
+        return torch.polar(torch.ones_like(angles), angles)  # (B, 1, T, E/2)
 
     @property
     def device(self) -> torch.device:

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from alignpro_mini import smollm2
+from alignpro_mini.checkpoint import to_published
 from alignpro_mini.smollm2 import default_directory, extract, load_smollm2, published_name, unpermute
-from alignpro_mini.transformer import Transformer, TransformerConfig, rotate
+from alignpro_mini.transformer import Transformer, TransformerConfig
 
 PARAGRAPH = (
     "London is the capital and largest city of England and the United Kingdom. It stands on the River Thames in "
@@ -22,18 +23,13 @@ def test_unpermute_by_hand():
     assert unpermute(stored, heads=2)[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15]
 
 
-def test_unpermuted_rows_rotate_as_neighbouring_pairs_did():
-    """llama.cpp turns rows 2i and 2i+1 as a pair; `rotate` turns i and i + E/2: both must give the same q . k."""
-    model = Transformer(TransformerConfig(9, d_model=8, n_heads=1, rope_theta=10.0))
-    q_file, k_file = torch.randn(2, 8, 1, generator=torch.Generator().manual_seed(0))  # one head, E = 8, input 1
-
-    def neighbours(x, position):
-        z = torch.complex(x[0::2, 0], x[1::2, 0])  # (E/2,)
-        return z * torch.polar(torch.ones(4), position * 10.0 ** -(torch.arange(4) / 4))
-
-    theirs = (neighbours(q_file, 7) * neighbours(k_file, 2).conj()).real.sum()
-    turn = lambda x, p: rotate(unpermute(x, 1)[:, 0].view(1, 1, 1, 8), model._rope(torch.tensor([[p]])))
-    assert (turn(q_file, 7) * turn(k_file, 2)).sum().item() == pytest.approx(theirs.item(), abs=1e-5)
+def test_a_files_rows_become_the_models_rows():
+    """llama.cpp keeps rotary pairs side by side, and so does our model: on the way through the published order nothing moves."""
+    model = Transformer(TransformerConfig(9, d_model=24, n_layers=1, n_heads=4, n_kv_heads=2), torch.Generator().manual_seed(0))
+    q, k, _ = model.blocks[0].attn.qkv.weight.detach().split([24, 12, 12])
+    published = to_published(model)
+    assert torch.equal(unpermute(q, 4), published["model.layers.0.self_attn.q_proj.weight"])
+    assert torch.equal(unpermute(k, 2), published["model.layers.0.self_attn.k_proj.weight"])
 
 
 def test_names():
