@@ -96,13 +96,14 @@ class RewardConfig:
 class PPOConfig:
     """PPO with GAE and a KL penalty; the same for the prompter (ppo) and the RLHF oracle (oracle)."""
 
-    iterations: int = option(60, "rollout-and-update rounds", least=1)
+    iterations: int = option(50, "rollout-and-update rounds", least=1)
     batch: int = option(128, "prompts a round", least=1)
     answers: int = option(1, "M, answers of the frozen LM per rewrite, their rewards averaged (oracle: always 1)", least=1)
     epochs: int = option(2, "passes over each round's rollout", least=1)
     minibatches: int = option(2, "optimiser steps a pass", least=1)
     micro_batch: int = option(32, MICRO_BATCH.format("rows"), least=1)
-    lr: float = option(3e-4, "learning rate at the start", above=0)
+    lr: float = option(4e-4, "peak learning rate", above=0)
+    warmup: float = option(0.2, "share of the rounds over which the learning rate rises: Adam's first steps are as long as any, and mostly noise", least=0)
     anneal: bool = option(True, "lower the learning rate linearly to 0 over the run")
     kl_coef: float = option(0.1, "lambda, the price of a nat of KL to the SFT policy in units of reward", least=0)
     kl_target: float = option(0.0, "if above 0, kl_coef is adapted to hold the sequence KL at this many nats", least=0)
@@ -323,7 +324,7 @@ def _smollm2(tiny: RunConfig) -> RunConfig:
         reward_model=RewardConfig(epochs=2, batch=16, lr=1e-4, train_layers=6, max_tokens=256, normalise_on=192),
         sampling=SamplingConfig(temperature=0.4, max_new_tokens=40),
         ppo=PPOConfig(
-            iterations=30, batch=48, answers=2, epochs=3, minibatches=2, micro_batch=24, lr=5e-5, anneal=False,
+            iterations=30, batch=48, answers=2, epochs=3, minibatches=2, micro_batch=24, lr=5e-5, warmup=0.0, anneal=False,
             kl_coef=0.05, train_layers=10, max_new_tokens=80, checkpoint_every=2,
         ),
         eval=EvalConfig(inputs=96, rewrites=2, answers=2, best_of=4, headroom_inputs=24, oracle=False),

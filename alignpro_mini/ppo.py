@@ -289,6 +289,12 @@ class PPOTrainer:
         } | update
 
 
+def learning_rate(config: PPOConfig, step: int) -> float:
+    """The learning rate of a round (from 0): a linear rise over the warm-up, and over all rounds a linear fall to 0 (`anneal`)."""
+    rise = min(1.0, (step + 1) / (1 + config.warmup * config.iterations))
+    return config.lr * rise * (1 - step / config.iterations if config.anneal else 1.0)
+
+
 def train_ppo(
     trainer: PPOTrainer, prompts: Sequence[str], stage: Stage,
     watch: Callable[[PPOTrainer], tuple[dict, list[dict]]] = lambda trainer: ({}, []), show_every: int = 20,
@@ -301,7 +307,7 @@ def train_ppo(
     start = stage.restore(trainer.policy, trainer.optimizer, trainer.generator)
     trainer.kl_coef = stage.meta.get("kl_coef", trainer.kl_coef)
     for step in stage.progress(start, c.iterations):
-        trainer.lr = c.lr * (1 - step / c.iterations) if c.anneal else c.lr
+        trainer.lr = learning_rate(c, step)
         picked = torch.randint(len(prompts), (c.batch,), generator=trainer.generator).tolist()
         metrics = trainer.step([prompts[i] for i in picked])
         extra, samples = watch(trainer)

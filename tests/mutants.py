@@ -306,6 +306,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _ppo("resume-forgets-the-price", ('stage.meta.get("kl_coef", trainer.kl_coef)', "trainer.kl_coef"), PPO_RESUME),
     _ppo("resume-forgets-the-moments", ("stage.restore(trainer.policy, trainer.optimizer, trainer.generator)",
          "stage.restore(trainer.policy, make_optimizer(trainer.parameters, c.lr, 0.0), trainer.generator)"), PPO_RESUME),
+    _ppo("warm-up-forgotten", ("return config.lr * rise * (", "return config.lr * ("), "test_learning_rate_by_hand[0.4-False-want2]"),
     _ppo("reference-is-the-policy", ("self.reference = reference.eval()", "self.reference = lm.eval()"), f"{EACH_ROW}[1.0-llama]"),
 
     # ------------------------------------------------------------ sft.py
@@ -399,6 +400,8 @@ MUTANTS: tuple[Mutant, ...] = (
            "test_preferences_are_between_answers_that_ppo_would_get"),
     mutant("pipeline.py", "vocabulary-of-a-failed-start", ('if "frozen_lm" not in run.stages:', "if not path.exists():"),
            "test_a_vocabulary_that_a_failed_start_left_behind_is_not_used"),
+    mutant("checkpoint.py", "rotary-rows-as-published", ("part.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2) if heads", "part if heads"),
+           "test_transformer.py::test_logits_equal_those_of_transformers[llama]"),
     mutant("checkpoint.py", "system-prompt-lost", ("tokenizer.with_system(system)", "tokenizer"), "test_the_system_prompt_comes_back"),
     mutant("grid.py", "swap-of-nothing", ("task, frozen[away], rho_sft[P]", "task, frozen[cell.split('-')[1]], rho_sft[P]"), SWAP),
     mutant("grid.py", "swap-of-the-untrained-prompter", ("rho_sft[P], rho[cell], reward)\n    return", "rho_sft[P], rho_sft[P], reward)\n    return"), SWAP),

@@ -16,7 +16,7 @@ from conftest import FakeStage, Letters, lookup_lm, random_lm
 from alignpro_mini import ppo
 from alignpro_mini.config import PPOConfig, RunConfig
 from alignpro_mini.frozen import checksum
-from alignpro_mini.ppo import PPOTrainer, Rollout, train_ppo
+from alignpro_mini.ppo import PPOTrainer, Rollout, learning_rate, train_ppo
 from alignpro_mini.run import Run, Stage
 from alignpro_mini.transformer import Transformer, TransformerConfig
 
@@ -371,7 +371,16 @@ def test_ppo_learns_to_write_the_rewarded_letter_first():
     means = [row["score_mean"] for row in stage.rows]
     assert means[0] < 0.3 and sum(means[-3:]) / 3 > 0.85, means
     assert stage.rows[-1]["kl_exact"] > 0.5 > stage.rows[0]["kl_exact"] and not trained.training
-    assert stage.rows[0]["lr"] == 1e-2 and stage.rows[-1]["lr"] == pytest.approx(1e-2 / 20)
+    assert stage.rows[0]["lr"] == pytest.approx(1e-2 / 5) and stage.rows[-1]["lr"] == pytest.approx(1e-2 / 20)
+
+
+@pytest.mark.parametrize(("warmup", "anneal", "want"), [
+    (0.0, False, [1, 1, 1, 1, 1]), (0.0, True, [1, 0.8, 0.6, 0.4, 0.2]), (0.4, False, [1 / 3, 2 / 3, 1, 1, 1]),
+    (0.4, True, [1 / 3, 2 / 3 * 0.8, 0.6, 0.4, 0.2]),
+])  # fmt: skip
+def test_learning_rate_by_hand(warmup, anneal, want):
+    config = PPOConfig(iterations=5, lr=2.0, warmup=warmup, anneal=anneal)
+    assert [learning_rate(config, step) for step in range(5)] == pytest.approx([2 * share for share in want])
 
 
 def test_a_high_price_on_kl_holds_the_policy_at_the_reference():

@@ -31,6 +31,7 @@ VARIANTS = {  # name: options changed, made from the PPO section p as it is
     "as it is, other draws": lambda p: {"seed": OTHER_DRAWS},  # how much is luck
     "learning rate / 3": lambda p: {"ppo.lr": p.lr / 3},
     "learning rate x 3": lambda p: {"ppo.lr": p.lr * 3},
+    "no warm-up": lambda p: {"ppo.warmup": 0.0},
     "other annealing": lambda p: {"ppo.anneal": not p.anneal},
     "half the iterations": lambda p: {"ppo.iterations": max(1, p.iterations // 2)},
     "twice the iterations": lambda p: {"ppo.iterations": p.iterations * 2},
