@@ -109,9 +109,7 @@ def _find(directory: Path, name: str) -> Path:
     return incoming if incoming.exists() else directory / name
 
 
-def load_pretrained(
-    directory: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-) -> tuple[Transformer, Tokenizer | None]:
+def load_pretrained(directory: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> tuple[Transformer, Tokenizer | None]:
     """Open a folder: the model in eval mode, and its tokenizer (with the system prompt it was saved with) or None.
 
     Every published tensor must be there, in the shape that config.json asks for, and finite. Raises
@@ -126,9 +124,7 @@ def load_pretrained(
         weights, shards = index, _read_json(index).get("weight_map")
         if not isinstance(shards, dict):
             raise ValueError(f"{index}: no weight_map in it; copy the file again")
-        tensors: dict[str, Tensor] = {}
-        for shard in sorted(set(shards.values())):
-            tensors |= _read_tensors(directory / shard)[0]
+        tensors = {name: t for shard in sorted(set(shards.values())) for name, t in _read_tensors(directory / shard)[0].items()}
     else:
         tensors = _read_tensors(weights)[0]
     model = from_published(config, tensors, str(weights), device, dtype)
@@ -143,8 +139,7 @@ def load_pretrained(
 
 def _check_fit(where: Path, tokenizer: Tokenizer | None, config: TransformerConfig) -> None:
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        tokens = f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}"
-        raise ValueError(f"{where}: {tokens}; use the tokenizer that the model was trained with")
+        raise ValueError(f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}; use the model's own tokenizer")
 
 
 def _names(config: TransformerConfig, ours: str) -> list[str]:
@@ -165,9 +160,10 @@ def _rows(config: TransformerConfig, names: list[str], rows: int) -> list[int]:
     return [rows] if len(names) == 1 else [rows - 2 * kv, kv, kv]
 
 
-def _rotary_heads(config: TransformerConfig, name: str) -> int:
-    """How many heads the rows of a published tensor hold that RoPE rotates; 0 where it rotates none."""
-    return {"q_proj": config.n_heads, "k_proj": config.n_kv_heads}.get(name.split(".")[-2], 0)
+def _pairs_moved(config: TransformerConfig, name: str, rows: Tensor, layout: tuple[int, int]) -> Tensor:
+    """The two rows of a rotary pair: (E/2, 2) within a head here, (2, E/2) as published; from `layout` to the other."""
+    heads = {"q_proj": config.n_heads, "k_proj": config.n_kv_heads}.get(name.split(".")[-2])
+    return rows.unflatten(0, (heads, *layout)).transpose(1, 2).flatten(0, 2) if heads else rows
 
 
 def to_published(model: Transformer) -> dict[str, Tensor]:
@@ -177,18 +173,14 @@ def to_published(model: Transformer) -> dict[str, Tensor]:
         names = _names(model.config, ours)
         tensor = parameter.detach().T if _transposed(model.config, ours) else parameter.detach()
         for name, part in zip(names, tensor.split(_rows(model.config, names, tensor.shape[0])), strict=True):
-            heads = _rotary_heads(model.config, name)
-            published[name] = part.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2) if heads else part
+            published[name] = _pairs_moved(model.config, name, part, (-1, 2))
     return published
 
 
 def from_published(
-    config: TransformerConfig,
-    tensors: Mapping[str, Tensor],
-    where: str = "weights",
-    device: str | torch.device = "cpu",
+    config: TransformerConfig, tensors: Mapping[str, Tensor], where: str = "weights", device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> Transformer:
+) -> Transformer:  # fmt: skip
     """A model made of published tensors, in eval mode; `where` is the file to name in errors.
 
     Raises ValueError for a tensor that is missing, unexpected, of another shape or not finite.
@@ -200,10 +192,10 @@ def from_published(
     for ours, parameter in model.named_parameters():
         names, flip = _names(config, ours), _transposed(config, ours)
         shape = (parameter.T if flip else parameter).shape
-        parts = []
-        for name, rows in zip(names, _rows(config, names, shape[0]), strict=True):
-            part, heads = _take(tensors, name, (rows, *shape[1:]), where), _rotary_heads(config, name)
-            parts.append(part.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2) if heads else part)
+        parts = [
+            _pairs_moved(config, name, _take(tensors, name, (rows, *shape[1:]), where), (2, -1))
+            for name, rows in zip(names, _rows(config, names, shape[0]), strict=True)
+        ]
         whole = torch.cat(parts)  # a copy: tensors read from a file are windows on it, and files get replaced
         state[ours] = (whole.T if flip else whole).to(device, dtype).contiguous()
         if not state[ours].isfinite().all():
@@ -228,8 +220,7 @@ def _take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], where: 
         raise ValueError(f"{where}: tensor {name!r} is missing; copy the file, or the {CONFIG} of its model, again")
     tensor = tensors.pop(name)
     if tuple(tensor.shape) != shape:
-        found = f"has shape {tuple(tensor.shape)}, {CONFIG} asks for {shape}"
-        raise ValueError(f"{where}: tensor {name!r} {found}; put the {CONFIG} of these weights beside them")
+        raise ValueError(f"{where}: tensor {name!r} has shape {tuple(tensor.shape)}, {CONFIG} asks for {shape}; put these weights' own {CONFIG} beside them")
     if not tensor.is_floating_point():
         raise ValueError(f"{where}: tensor {name!r} holds {tensor.dtype}; use the weights that are not quantised")
     return tensor

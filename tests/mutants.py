@@ -400,7 +400,7 @@ MUTANTS: tuple[Mutant, ...] = (
            "test_preferences_are_between_answers_that_ppo_would_get"),
     mutant("pipeline.py", "vocabulary-of-a-failed-start", ('if "frozen_lm" not in run.stages:', "if not path.exists():"),
            "test_a_vocabulary_that_a_failed_start_left_behind_is_not_used"),
-    mutant("checkpoint.py", "rotary-rows-as-published", ("part.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2) if heads", "part if heads"),
+    mutant("checkpoint.py", "rotary-rows-as-published", ("where), (2, -1))", "where), (-1, 2))"),
            "test_transformer.py::test_logits_equal_those_of_transformers[llama]"),
     mutant("checkpoint.py", "system-prompt-lost", ("tokenizer.with_system(system)", "tokenizer"), "test_the_system_prompt_comes_back"),
     mutant("grid.py", "swap-of-nothing", ("task, frozen[away], rho_sft[P]", "task, frozen[cell.split('-')[1]], rho_sft[P]"), SWAP),
