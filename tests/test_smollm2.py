@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from alignpro_mini import smollm2
-from alignpro_mini.checkpoint import to_published
+from alignpro_mini.checkpoint import from_published, to_published
 from alignpro_mini.smollm2 import default_directory, extract, load_smollm2, published_name, unpermute
 from alignpro_mini.transformer import Transformer, TransformerConfig
 
@@ -30,6 +30,8 @@ def test_a_files_rows_become_the_models_rows():
     published = to_published(model)
     assert torch.equal(unpermute(q, 4), published["model.layers.0.self_attn.q_proj.weight"])
     assert torch.equal(unpermute(k, 2), published["model.layers.0.self_attn.k_proj.weight"])
+    again = from_published(model.config, published)  # heads of 6: at 4 the way there would be the way back
+    assert torch.equal(again.blocks[0].attn.qkv.weight, model.blocks[0].attn.qkv.weight)
 
 
 def test_names():
