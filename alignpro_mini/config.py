@@ -103,7 +103,7 @@ class PPOConfig:
     minibatches: int = option(2, "optimiser steps a pass", least=1)
     micro_batch: int = option(32, MICRO_BATCH.format("rows"), least=1)
     lr: float = option(4e-4, "peak learning rate", above=0)
-    warmup: float = option(0.2, "share of the rounds over which the learning rate rises: Adam's first steps are as long as any, and mostly noise", least=0)
+    warmup: float = option(0.2, "share of the rounds over which the learning rate rises: Adam's first steps are as long as any, and mostly noise")
     anneal: bool = option(True, "lower the learning rate linearly to 0 over the run")
     kl_coef: float = option(0.1, "lambda, the price of a nat of KL to the SFT policy in units of reward", least=0)
     kl_target: float = option(0.0, "if above 0, kl_coef is adapted to hold the sequence KL at this many nats", least=0)
@@ -125,7 +125,7 @@ class PPOConfig:
         _check_ranges(self)
         _check(self.minibatches <= self.batch, f"minibatches is {self.minibatches}; a batch of {self.batch} has no more than that many")
         _check(self.temperature > 0, f"temperature is {self.temperature}; it must be above 0: greedy rollouts explore nothing")
-        for name in ("gamma", "gae_lam"):
+        for name in ("gamma", "gae_lam", "warmup"):
             _check(0 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}; it must lie in 0..1")
 
 

@@ -82,6 +82,7 @@ def test_presets_grow():
     (lambda: PPOConfig(minibatches=0), "minibatches is 0"),
     (lambda: PPOConfig(temperature=0.0), "temperature is 0.0; it must be above 0"),
     (lambda: PPOConfig(gae_lam=1.1), "gae_lam"),
+    (lambda: PPOConfig(warmup=8), "warmup is 8"),
     (lambda: PPOConfig(kl_coef=-0.1), "kl_coef"),
     (lambda: PPOConfig(kl_coef=float("nan")), "kl_coef"),
     (lambda: PPOConfig(lr=0.0), "lr is 0"),
