@@ -72,7 +72,7 @@ def reward_histograms(rewards: dict[str, np.ndarray], path) -> None:
         ax.hist(r, bins, density=True, color=ARMS[arm][1], alpha=0.7)
         ax.hist(flat.get(TRIO[0], []), bins, density=True, histtype="step", color="black")
         ax.axvline(r.mean(), color=ARMS[arm][1], linewidth=2)
-        ax.set_title(f"{ARMS[arm][0]}: mean {num(r.mean())} (line), variance {num(r.var())}", loc="left", fontsize=10)
+        ax.set_title(f"{ARMS[arm][0]}: mean {num(r.mean())} (line), variance {num(r.var(ddof=1))}", loc="left", fontsize=10)
         ax.set_ylabel("density")
     axes[-1, 0].set_xlabel("learned reward of an answer, r(x, y); outline: no fine-tuning")
     figure.savefig(path)
