@@ -381,7 +381,7 @@ def test_missing_parts_do_not_crash(tmp_path):
     for a in results["arms"].values():
         a.update(dict.fromkeys(a, None), mean=a["mean"])
     metrics = [{"stage": "align_pro", "step": i, "score_mean": None, "kl_k1": 1.0} for i in range(3)]
-    rewards = {"align_pro": np.array([[[np.nan, 1.0]]]), "no_finetuning": np.ones((2, 1, 1))}
+    rewards = {"align_pro": np.array([[[np.nan, 1.0, 2.0]]]), "no_finetuning": np.ones((2, 1, 1))}
     assert report.write_report(tmp_path / "sparse", results, metrics, [{"stage": "evaluation", "x": "x"}], rewards).exists()
     assert "–" in tables.sweep_table([results])
     plots.sweep_plot([results], tmp_path / "sweep.png")
