@@ -1,6 +1,7 @@
 """Is the policy gradient right? PPO's and REINFORCE's estimates against the exact gradient of J_lam, by enumeration.
 
     python tests/gradient_estimates.py            # minutes on one core; the table, then one JSON line
+    python tests/gradient_estimates.py --batches 25 --model 8      # another random model, roughly
 
 The problem can be listed: 2 requests, rewrites of at most 2 tokens over a vocabulary of 6 (31 of them), and a frozen LM
 that answers 1 with a probability that depends on the rewrite's text, else 0. So
@@ -22,6 +23,7 @@ Shape legend:  B rows   N requests   L listed rewrites   P parameters
 
 from __future__ import annotations
 
+import argparse
 import copy
 import itertools
 import json
@@ -49,6 +51,7 @@ LISTED = [(3,)] + [(v, w) for v, w in itertools.product((0, 1, 2, 4, 5), range(6
 CONFIG = PPOConfig(
     max_new_tokens=2, kl_coef=0.2, gae_lam=1.0, whiten=False, value_coef=0.0, missing_eos_penalty=0.0, micro_batch=4096, minibatches=1
 )
+MODEL = 20  # a random model whose estimates are quiet; what a clip does to later steps is another thing on each
 CHANCE = {"": 0.5, "a": 0.1, "b": 0.95, "aa": 0.7, "ab": 0.3, "ba": 0.4, "bb": 0.05}  # of a good answer, by the rewrite's text
 
 
@@ -131,7 +134,7 @@ ESTIMATORS = (
 )
 
 
-def models(seed: int = 20) -> tuple[Transformer, Transformer, Transformer]:
+def models(seed: int = MODEL) -> tuple[Transformer, Transformer, Transformer]:
     """(reference, the policy that samples, the same a few steps on)."""
     shape = dict(vocab_size=6, d_model=8, n_layers=1, n_heads=2, n_kv_heads=2, max_len=12)
     reference = random_lm(seed=seed, **shape)
@@ -146,9 +149,9 @@ def models(seed: int = 20) -> tuple[Transformer, Transformer, Transformer]:
     return reference, policy, later
 
 
-def estimates(how: Estimator, batches: int, batch: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def estimates(how: Estimator, batches: int, batch: int, seed: int = 0, model: int = MODEL) -> tuple[np.ndarray, np.ndarray]:
     """(batches, P) estimates of the gradient of J_lam, each from `batch` episodes, and the exact one (P,)."""
-    reference, policy, later = models()
+    reference, policy, later = models(model)
     generator = torch.Generator().manual_seed(seed)
     score = PromptScore(Coin(generator), rate, generator, how.answers)
     trainer = PPOTrainer(policy, reference, LETTERS, score, replace(CONFIG, clip=how.clip, whiten=how.whiten, gae_lam=how.gae_lam), generator)
@@ -198,9 +201,13 @@ def compare(found: np.ndarray, exact: np.ndarray, resamples: int = 400) -> dict:
     }  # fmt: skip
 
 
-def main(batches: int = 300, batch: int = 512) -> None:
-    table = {how.name: compare(*estimates(how, batches, batch)) for how in ESTIMATORS}
-    print(f"{batches} batches of {batch} episodes, lam {CONFIG.kl_coef}\n")
+def main(batch: int = 512) -> None:
+    parser = argparse.ArgumentParser(description="PPO's and REINFORCE's gradient estimates against the enumerated gradient")
+    parser.add_argument("--batches", type=int, default=300, help="estimates of each kind")
+    parser.add_argument("--model", type=int, default=MODEL, help="seed of the random model")
+    args = parser.parse_args()
+    table = {how.name: compare(*estimates(how, args.batches, batch, model=args.model)) for how in ESTIMATORS}
+    print(f"model {args.model}, {args.batches} batches of {batch} episodes, lam {CONFIG.kl_coef}\n")
     print("| estimate | cosine, 95 % interval | length | bias | bias seen down to | noise of a batch |\n|---|---|---|---|---|---|")
     for name, t in table.items():
         told = (f"{t[k]:.{d}f} [{t[k + '_ci95'][0]:.{d}f}, {t[k + '_ci95'][1]:.{d}f}]" for k, d in (("cosine", 4), ("length", 3), ("bias", 3)))
