@@ -102,7 +102,7 @@ class PPOConfig:
     epochs: int = option(2, "passes over each round's rollout", least=1)
     minibatches: int = option(2, "optimiser steps a pass", least=1)
     micro_batch: int = option(32, MICRO_BATCH.format("rows"), least=1)
-    lr: float = option(4e-4, "peak learning rate", above=0)
+    lr: float = option(4e-4, "learning rate, before warm-up and annealing scale it", above=0)
     warmup: float = option(0.2, "share of the rounds over which the learning rate rises: Adam's first steps are as long as any, and mostly noise")
     anneal: bool = option(True, "lower the learning rate linearly to 0 over the run")
     kl_coef: float = option(0.1, "lambda, the price of a nat of KL to the SFT policy in units of reward", least=0)

@@ -68,6 +68,17 @@ def pad_right(rows: Sequence[Sequence[int]], pad_id: int, device=None) -> tuple[
     return _pad(rows, pad_id, device, left=False)
 
 
+def pad_pairs(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], device=None) -> tuple[Tensor, Tensor]:
+    """(prompt, completion) pairs, each one row -> ids (N, T) padded on the right, and True on the completions' tokens.
+
+    To the model these go without a mask: a causal query never reaches right padding. The fused kernel is faster so.
+    """
+    ids, mask = pad_right([[*p, *c] for p, c in pairs], 0, device)  # (N, T)
+    _, prompt = pad_right([p for p, _ in pairs], 0, device)  # (N, P)
+    mask[:, : prompt.shape[1]] &= ~prompt
+    return ids, mask
+
+
 def _pad(rows: Sequence[Sequence[int]], pad_id: int, device, left: bool) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)[:, None]  # (N, 1)
     width = max(map(len, rows), default=0)
@@ -99,9 +110,8 @@ def generate(
     Raises ValueError for an empty prompt, and for one that leaves too little of the context.
     """
     room = model.config.max_len - max_new_tokens
+    _refuse_empty(prompts)
     for i, prompt in enumerate(prompts):
-        if not prompt:
-            raise ValueError(f"prompt {i} is empty: give it at least one token")
         if len(prompt) > room:
             raise ValueError(
                 f"prompt {i} has {len(prompt)} tokens; with {max_new_tokens} new ones it does not fit the context "
@@ -180,6 +190,12 @@ def _draw(logp: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(cdf, u, right=True)[:, 0]  # (B,)
 
 
+def _refuse_empty(prompts: Sequence[Sequence[int]]) -> None:
+    for i, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"prompt {i} is empty: give it at least one token")
+
+
 @torch.no_grad()
 def sequence_logprobs(
     model: Transformer, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], temperature: float = 1.0,
@@ -187,16 +203,16 @@ def sequence_logprobs(
 ) -> Tensor:  # fmt: skip
     """log p(completion | prompt) under the sampling of `generate`, summed over the completion's tokens: (N,) on the CPU.
 
-    Both are lists of token ids; whether an EOS counts is up to the completion. -inf where top_p rules a token out.
+    Both are lists of token ids; whether an EOS counts is up to the completion. -inf where top_p rules a token out. Raises
+    ValueError for an empty prompt: then nothing predicts the first token.
     """
+    _refuse_empty(prompts)
     found = torch.empty(len(prompts))
     for chunk in by_length([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)], max_batch):
-        left, left_mask = pad_left([prompts[i] for i in chunk], 0, model.device)  # (B, P)
-        right, action = pad_right([completions[i] for i in chunk], 0, model.device)  # (B, T)
-        hidden = model.hidden(torch.cat((left, right), 1), torch.cat((left_mask, action), 1))  # (B, P+T, D)
-        # Token t is predicted from the state one column to its left.
-        states = hidden[:, -right.shape[1] - 1 : -1][action]  # (n, D)
-        logp = torch.zeros(action.shape, device=model.device)  # (B, T)
-        logp[action] = sampling_logprobs(model.unembed(states), temperature, top_p).gather(1, right[action][:, None])[:, 0]
+        ids, action = pad_pairs([(prompts[i], completions[i]) for i in chunk], model.device)  # (B, S)
+        action = action[:, 1:]  # token t is predicted from the state at t - 1
+        states = model.hidden(ids)[:, :-1][action]  # (n, D)
+        logp = torch.zeros(action.shape, device=model.device)  # (B, S - 1)
+        logp[action] = sampling_logprobs(model.unembed(states), temperature, top_p).gather(1, ids[:, 1:][action][:, None])[:, 0]
         found[chunk] = logp.sum(1).cpu()
     return found

@@ -165,7 +165,8 @@ def suboptimality(listing: Listing, samples: OracleSamples, lam: float) -> dict[
     """
     star = theory.optimal_prompter(listing.rho_sft, listing.R, lam)  # (N, K)
     log_mixture = (listing.log_sft.log_softmax(1)[:, None] + samples.oracle_under).logsumexp(2)  # (N, S)
-    short = lambda log_p, log_q: (1 - (log_q - log_p).exp()).clamp(min=0)  # noqa: E731  max(0, 1 - q/p)
+    # max(0, 1 - q/p); p = 0 for a sampled y is rounding at the edge of a nucleus (top_p), and weighs nothing.
+    short = lambda log_p, log_q: torch.where(log_p.isinf(), 0.0, 1 - (log_q - log_p).exp()).clamp(min=0)  # noqa: E731
     tv_rewrites = (listing.rho_sft[:, None] * short(samples.plain_under[:, :, :1], samples.plain_under)).sum(2).mean()
     seen = torch.cat((listing.r.flatten(), samples.r.flatten()))
     r_max = float(seen.max() - seen.min())

@@ -290,7 +290,7 @@ class PPOTrainer:
 
 
 def learning_rate(config: PPOConfig, step: int) -> float:
-    """The learning rate of a round (from 0): a linear rise over the warm-up, and over all rounds a linear fall to 0 (`anneal`)."""
+    """The learning rate of a round (from 0): a linear rise over the warm-up, times a linear fall to 0 over all rounds (`anneal`)."""
     rise = min(1.0, (step + 1) / (1 + config.warmup * config.iterations))
     return config.lr * rise * (1 - step / config.iterations if config.anneal else 1.0)
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alignpro_mini.config import SFTConfig
-from alignpro_mini.generation import by_length, pad_right
+from alignpro_mini.generation import by_length, pad_pairs
 from alignpro_mini.run import Stage
 from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.transformer import Transformer
@@ -41,11 +41,7 @@ def encode_pairs(pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer, max_len
 
 def answer_loss(model: Transformer, batch: Sequence[Encoded], train_layers: int = 0) -> Tensor:
     """Mean cross-entropy in nats per answer token over the batch; a scalar."""
-    ids, mask = pad_right([p + a for p, a in batch], 0, model.device)  # (B, T), (B, T)
-    _, prompt = pad_right([p for p, _ in batch], 0, model.device)
-    is_answer = mask.clone()  # (B, T)
-    is_answer[:, : prompt.shape[1]] &= ~prompt
-    # Right padding needs no mask: a causal query never reaches it, and it is not scored. The fused kernel is faster so.
+    ids, is_answer = pad_pairs(batch, model.device)  # (B, T)
     hidden = trunk_then_top(model, ids, None, train_layers)  # (B, T, D)
     # Token t is predicted from the hidden state at t-1. Only those states meet the large output matrix.
     logits = model.unembed(hidden[:, :-1][is_answer[:, 1:]])  # (answer tokens, V)

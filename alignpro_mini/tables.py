@@ -221,7 +221,7 @@ def _theory_lines(runs: list[dict]) -> list[str]:
     d1, d2, d3, sharp, paper = (num(t_interval([t[k] for t in told])[0], 2) for k in keys)
     held = sum(sum(t[f"delta{i}"] for i in (1, 2, 3)) <= t["bound_sharp"] <= t["bound_paper"] for t in told)
     # share = 1 - gap / attainable gain
-    parts = [[t[k] * (1 - t["attainable_gain_share"]) / t["regularised_gap"] for t in told if t["regularised_gap"] > 0]
+    parts = [[t[k] * (1 - t["attainable_gain_share"]) / t["regularised_gap"] for t in told if t["attainable_gain_share"] is not None and t["regularised_gap"] > 0]
              for k in ("optimum_noise", "unlisted_cost")]
     spans = [f"{num(min(p), 3)} to {num(max(p), 3)}" if p else "–" for p in parts]
     return [f"  Δ1, Δ2, Δ3 {d1}, {d2}, {d3}; bounds: sharper {sharp}, paper's {paper} (means); both held in {held} of {len(told)}",

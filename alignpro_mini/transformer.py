@@ -103,12 +103,13 @@ class KVCache:
         return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
 
     def spread(self, rows: Tensor, room: int) -> None:
-        """Row i becomes a copy of what row rows[i] was (B',), with `room` more slots, whose mask is True."""
+        """Row i becomes a copy of what row rows[i] was (B',), with `room` slots after those in use; their mask is True."""
         grow = lambda part: part.new_empty(part.shape[0], len(rows), part.shape[2], self.length + room, part.shape[4])
         old_k, old_v = self.k, self.v
         self.k, self.v = grow(old_k), grow(old_v)
-        self.k[:, :, :, : self.length], self.v[:, :, :, : self.length] = old_k[:, rows], old_v[:, rows]
-        self.mask = F.pad(self.mask[rows], (0, room), value=True)  # (B', S_max)
+        self.k[:, :, :, : self.length] = old_k[:, rows, :, : self.length]
+        self.v[:, :, :, : self.length] = old_v[:, rows, :, : self.length]
+        self.mask = F.pad(self.mask[rows, : self.length], (0, room), value=True)  # (B', S_max)
 
     def keep(self, rows: Tensor) -> None:
         """Row i becomes what row rows[i] was (B' <= B); leading slots that are padding in all of these are dropped.

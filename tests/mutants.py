@@ -71,7 +71,7 @@ PPO_EOS = "test_ppo.py::test_eos_is_a_sampled_token_and_carries_the_score"
 PPO_METRICS = "test_metrics_are_over_sampled_tokens_only"
 PPO_RESUME = "test_ppo.py::test_a_killed_run_goes_on_bit_for_bit"
 CONTROLLER = "test_the_controller_is_fed_the_kl_to_the_reference"
-SFT_LOSS = ("test_the_loss_is_the_mean_over_answer_tokens_row_by_row", "test_the_loss_by_hand_counts_the_eos_and_no_prompt_token")
+SFT_LOSS = ("test_sft.py::test_the_loss_is_the_mean_over_answer_tokens_row_by_row", "test_sft.py::test_the_loss_by_hand_counts_the_eos_and_no_prompt_token")
 RATED_AT_EOS = "test_the_reward_is_read_at_the_eos_whoever_shares_the_batch"
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -310,10 +310,10 @@ MUTANTS: tuple[Mutant, ...] = (
     _ppo("reference-is-the-policy", ("self.reference = reference.eval()", "self.reference = lm.eval()"), f"{EACH_ROW}[1.0-llama]"),
 
     # ------------------------------------------------------------ sft.py
-    _sft("prompt-in-the-loss", ("is_answer[:, : prompt.shape[1]] &= ~prompt", "is_answer[:, :1] = False"), *SFT_LOSS),
+    _generation("prompt-in-the-loss", ("mask[:, : prompt.shape[1]] &= ~prompt", "mask[:, :1] = False"), *SFT_LOSS),
     _sft("loss-one-to-the-right", ("hidden[:, :-1][is_answer[:, 1:]]", "hidden[:, 1:][is_answer[:, 1:]]"), *SFT_LOSS),
-    _sft("loss-over-pads", ("is_answer = mask.clone()", "is_answer = torch.ones_like(mask)"), *SFT_LOSS),
-    _sft("eos-not-learned", ("is_answer[:, : prompt.shape[1]] &= ~prompt", "is_answer[:, : prompt.shape[1]] &= ~prompt\n    is_answer &= ids != 3"), *SFT_LOSS),
+    _generation("loss-over-pads", ("mask[:, : prompt.shape[1]] &= ~prompt", "mask[:] = True\n    mask[:, : prompt.shape[1]] &= ~prompt"), *SFT_LOSS),
+    _sft("eos-not-learned", ("ids, is_answer = pad_pairs(batch, model.device)", "ids, is_answer = pad_pairs(batch, model.device)\n    is_answer &= ids != 3"), *SFT_LOSS),
     _sft("sft-prompt-cut", ("ids = tokenizer.chat_with_answer(prompt, answer)", "p, a = tokenizer.chat_with_answer(prompt, answer)\n        ids = (p[-len(a) :], a)"),
          "test_a_long_prompt_is_not_cut_and_one_that_does_not_fit_is_named"),
     _sft("clip-forgotten", ("nn.utils.clip_grad_norm_(parameters, grad_clip)", "nn.utils.clip_grad_norm_(parameters, 1e9)"),
@@ -472,7 +472,7 @@ MUTANTS += (
            "test_bootstrap_agrees_with_the_normal_interval"),
     mutant("evaluation.py", "ties-are-wins", ("tie.mean() / 2)", "tie.mean())"), "test_win_rate_by_hand"),
     mutant("evaluation.py", "headroom-of-the-lucky-answers", ("picked, M // 2 :]", "picked, : M // 2]"), "test_headroom_is_none_when_the_reward_ignores_the_rewrite"),
-    _generation("scorer-states-one-to-the-right", ("[:, -right.shape[1] - 1 : -1]", "[:, -right.shape[1] :]"),
+    _generation("scorer-states-one-to-the-right", ("model.hidden(ids)[:, :-1][action]", "model.hidden(ids)[:, 1:][action]"),
                 "test_evaluation.py::test_sequence_kl_against_each_row_alone", "test_scorer_gives_the_samplers_log_probs"),
     _generation("scorer-ignores-the-temperature", ("model.unembed(states), temperature, top_p)", "model.unembed(states))"),
                 "test_evaluation.py::test_sequence_kl_against_each_row_alone", "test_scorer_gives_the_samplers_log_probs"),

@@ -106,6 +106,12 @@ def test_scorer_gives_the_samplers_log_probs(family, temperature, top_p):
     assert max(want) - min(want) > 1  # in the wrong order it would show
 
 
+def test_rows_that_fill_the_context_are_scored_together_wherever_they_are_cut():
+    model, prompts, completions = random_lm(max_len=10), [[5] * 8, [7] * 2, [4] * 5], [[9] * 2, [8] * 8, []]
+    want = [sum(naive_logprobs(model, p, c, 1.0, 1.0)) for p, c in zip(prompts, completions)]
+    assert sequence_logprobs(model, prompts, completions).tolist() == pytest.approx(want, abs=2e-4)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 1.4])
 def test_neither_compaction_nor_the_batching_changes_what_a_row_samples(family, temperature):
@@ -265,6 +271,8 @@ def test_bad_prompts_are_refused_by_number():
     with pytest.raises(ValueError, match=r"prompt 2 has 8 tokens.*context of 10.*shorten it to 7"):
         generate(model, [[4], [5], [6] * 8], 3)
     assert len(generate(model, [[6] * 7], 3, generator=rng())[0].tokens) == 3  # just fits
+    with pytest.raises(ValueError, match="prompt 1 is empty"):
+        sequence_logprobs(model, [[4], []], [[5], [5]])
 
 
 @pytest.mark.parametrize("training", [True, False])

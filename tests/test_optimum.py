@@ -170,6 +170,15 @@ def test_deltas_and_bounds_equal_the_enumerated_ones(temperature):
     assert sum(told[f"delta{i + 1}"] for i in range(3)) <= told["bound_sharp"] <= told["bound_paper"]
 
 
+def test_an_answer_that_rounding_puts_outside_the_nucleus_weighs_nothing():
+    half = torch.zeros(1, 2, dtype=torch.float64).log_softmax(1)  # (N, K)
+    listing = optimum.Listing(["x"], [["x", "y"]], torch.zeros(1, 2, 4, dtype=torch.float64), half, half)
+    under = torch.tensor([[[-math.inf, -1.0], [-1.0, -math.inf]]], dtype=torch.float64)  # (N, S, K)
+    samples = optimum.OracleSamples(r=torch.zeros(1, 2), own=torch.tensor([[-math.inf, -1.0]]), oracle_under=under, plain_under=under)
+    told = optimum.suboptimality(listing, samples, 1.0)
+    assert all(map(math.isfinite, told.values()))
+
+
 def test_a_nucleus_counts_as_what_it_is():
     """With top_p, tokens outside the nucleus have probability 0: then two models may share no answer at all."""
     lm, oracle = one_letter(1, top_p=0.05), one_letter(9, top_p=0.05)  # both always give their favourite

@@ -224,6 +224,8 @@ def test_the_sweep_tells_the_parts_and_the_theory():
     arm = make_results()["arms"]["align_pro"]
     values = [arm["variance"], *(arm["variance_parts"][k] for k in ("between_inputs", "between_rewrites", "within")), arm["gold_variance"]]
     assert parts[1:] == [tables.num(v) for v in values]
+    flat = theory | dict(attainable_gain_share=None, regularised_gap=0.1, optimum_noise=0.0, unlisted_cost=0.0)  # a reward that no rewrite moves
+    assert "flatters the optimum by –, mass off the list costs – or more" in tables.sweep_table([make_results(seed=i) | {"theory": flat} for i in (0, 1)])
     assert "Δ1" not in tables.sweep_table([make_results()])
 
 

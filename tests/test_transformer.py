@@ -194,10 +194,11 @@ def test_cache_keep_drops_rows_and_shared_padding(model):
     assert close(rest, model.hidden(ids, mask)[rows, 8:])
 
 
-def test_cache_spread_continues_one_row_in_many(model):
+@pytest.mark.parametrize("slots", [5, 7])  # just enough, and some that were never used
+def test_cache_spread_continues_one_row_in_many(model, slots):
     ids, mask = tokens(2, 5), left_padded([5, 3], 5)
-    cache = KVCache(model.config, rows=2, max_len=5, like=model.embed.weight)
-    cache.mask[:] = mask
+    cache = KVCache(model.config, rows=2, max_len=slots, like=model.embed.weight)
+    cache.mask[:, :5] = mask
     model.hidden(ids, cache=cache)
     rows, more = torch.tensor([1, 0, 1]), tokens(3, 4)
     cache.spread(rows, 4)
