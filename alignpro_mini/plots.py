@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -188,12 +189,13 @@ def frontier_figure(results: dict, path) -> None:
         ("best_of_n", "n {n}", results["best_of_n"], "kl", "mean", (-22, 6)),
         ("rlhf_oracle", "β {lam:g}", [p for p in results["align_pro"] if "rlhf_kl" in p], "rlhf_kl", "rlhf_mean", (5, 5)),
     )  # fmt: skip
-    for arm, mark, points, x, y, beside in series:
+    for arm, mark, points, x, y, (dx, dy) in series:
         name, colour = ARMS[arm]
         label = f"{name} (KL of answers: another budget)" if arm == "rlhf_oracle" else name
         ax.plot([p[x] for p in points], [p[y] for p in points], "o", color=colour, label=label)
-        for p in points:
-            ax.annotate(mark.format(**p), (p[x], p[y]), xytext=beside, textcoords="offset points", fontsize=8, color=colour)
+        for i, p in enumerate(sorted(points, key=lambda p: p[x])):
+            place = dx, dy + i % 2 * math.copysign(10, dy)  # every second mark a line further out: neighbours may nearly coincide
+            ax.annotate(mark.format(**p), (p[x], p[y]), xytext=place, textcoords="offset points", fontsize=8, color=colour)
     ax.axhline(results["no_finetuning"], color=ARMS[TRIO[0]][1], linestyle="--", label=ARMS[TRIO[0]][0])
     ax.set(xlabel="KL to the reference, nats", ylabel="mean reward", title=f"task {results['task']}, seed {results['seed']}")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
