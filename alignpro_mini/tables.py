@@ -220,9 +220,9 @@ def _theory_lines(runs: list[dict]) -> list[str]:
         return []
     d1, d2, d3, sharp, paper = (num(t_interval([t[k] for t in told])[0], 2) for k in keys)
     held = sum(sum(t[f"delta{i}"] for i in (1, 2, 3)) <= t["bound_sharp"] <= t["bound_paper"] for t in told)
+    gained = [t for t in told if t["attainable_gain_share"] is not None and t["regularised_gap"] > 0]
     # share = 1 - gap / attainable gain
-    parts = [[t[k] * (1 - t["attainable_gain_share"]) / t["regularised_gap"] for t in told if t["attainable_gain_share"] is not None and t["regularised_gap"] > 0]
-             for k in ("optimum_noise", "unlisted_cost")]
+    parts = [[t[k] * (1 - t["attainable_gain_share"]) / t["regularised_gap"] for t in gained] for k in ("optimum_noise", "unlisted_cost")]
     spans = [f"{num(min(p), 3)} to {num(max(p), 3)}" if p else "–" for p in parts]
     return [f"  Δ1, Δ2, Δ3 {d1}, {d2}, {d3}; bounds: sharper {sharp}, paper's {paper} (means); both held in {held} of {len(told)}",
             f"  of the attainable gain, noise in R flatters the optimum by {spans[0]}, mass off the list costs {spans[1]} or more"]
