@@ -476,7 +476,7 @@ MUTANTS += (
                 "test_evaluation.py::test_sequence_kl_against_each_row_alone", "test_scorer_gives_the_samplers_log_probs"),
     _generation("scorer-ignores-the-temperature", ("model.unembed(states), temperature, top_p)", "model.unembed(states))"),
                 "test_evaluation.py::test_sequence_kl_against_each_row_alone", "test_scorer_gives_the_samplers_log_probs"),
-    _generation("scorer-forgets-the-order", ("found[chunk] = logp", "found[start : start + max_batch] = logp"), "test_scorer_gives_the_samplers_log_probs"),
+    _generation("scorer-forgets-the-order", ("found[chunk] = logp", "found[sorted(chunk)] = logp"), "test_scorer_gives_the_samplers_log_probs"),
     mutant("evaluation.py", "kl-of-arms-swapped", ("(ours - theirs)", "(theirs - ours)"), "test_sequence_kl_against_each_row_alone",
            "test_sequence_kl_averages_to_the_enumerated_kl"),
 

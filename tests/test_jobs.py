@@ -40,7 +40,8 @@ def test_what_ends_the_command_ends_its_runs(tmp_path, how):
     (tmp_path / "run.py").write_text("import os, sys, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)\n")
     parent = tmp_path / "parent.py"
     parent.write_text(
-        "import pathlib, sys\nfrom alignpro_mini import jobs\nfrom alignpro_mini.cli import parse_command_line\n"
+        "import pathlib, signal, sys\nfrom alignpro_mini import jobs\nfrom alignpro_mini.cli import parse_command_line\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # what a shell puts into the background ignores it
         "jobs.run_side_by_side(pathlib.Path(sys.argv[1]), sys.argv[2:], parse_command_line(sys.argv[2:])[0], 2)\n"
     )
     out = tmp_path / "out"
