@@ -51,7 +51,13 @@ def main(config: RunConfig, resume: bool) -> dict:
 
 if __name__ == "__main__":
     configs, how = parse_command_line()
-    one = partial(grid.run_group, cells=how.cells) if how.cells else partial(frontier.run_frontier, lams=how.lams) if how.lams else main
+    one = (
+        partial(grid.run_group, cells=how.cells)
+        if how.cells
+        else partial(frontier.run_frontier, lams=how.lams)
+        if how.lams
+        else main
+    )
     failed = []
     try:
         if how.jobs > 1 and len(configs) > 1:

@@ -26,7 +26,9 @@ from alignpro_mini.transformer import Transformer
 Gold = Callable[[Sequence[str], Sequence[str]], list[float]]
 
 
-def usable_rewrites(requests: Sequence[str], rewrites: Sequence[str], fits: Callable[[str], bool]) -> tuple[list[str], int]:
+def usable_rewrites(
+    requests: Sequence[str], rewrites: Sequence[str], fits: Callable[[str], bool]
+) -> tuple[list[str], int]:
     """Rewrites fit to be sent: an empty one, or one too long for the frozen LM, falls back to x. Also how many did."""
     sent = [x_prime if x_prime.strip() and fits(x_prime) else x for x, x_prime in zip(requests, rewrites, strict=True)]
     return sent, sum(a != b for a, b in zip(sent, rewrites))
@@ -53,14 +55,23 @@ class PromptScore:
         asked = [x_prime for x_prime in self.x_prime for _ in range(self.answers)]  # (B*M)
         self.x = [x for x in requests for _ in range(self.answers)]  # (B*M)
         self.y = self.frozen.answer(asked, self.generator)
-        self.r = torch.as_tensor(self.reward(self.x, self.y), dtype=torch.float32).view(len(requests), self.answers)  # (B, M)
+        self.r = torch.as_tensor(self.reward(self.x, self.y), dtype=torch.float32).view(
+            len(requests), self.answers
+        )  # (B, M)
         return self.r.mean(1)  # (B,)
 
 
 def train_align_pro(
-    rho_sft: Transformer, frozen: FrozenLM, reward: Score, requests: Sequence[str], tokenizer: Tokenizer,
-    config: PPOConfig, stage: Stage, generator: torch.Generator, gold: Gold | None = None,
-) -> Transformer:  # fmt: skip
+    rho_sft: Transformer,
+    frozen: FrozenLM,
+    reward: Score,
+    requests: Sequence[str],
+    tokenizer: Tokenizer,
+    config: PPOConfig,
+    stage: Stage,
+    generator: torch.Generator,
+    gold: Gold | None = None,
+) -> Transformer:
     """PPO on the prompter in front of the frozen LM; returns rho. rho_sft stays as it is (it is the reference)."""
     score = PromptScore(frozen, reward, generator, config.answers)
     trainer = PPOTrainer(copy.deepcopy(rho_sft), rho_sft, tokenizer, score, config, generator)
@@ -74,7 +85,13 @@ def train_align_pro(
         if gold is not None:
             extra["gold_mean"] = sum(gold(score.x, score.y)) / len(score.y)
         return extra, [
-            {"x": x, "x_prime": score.x_prime[i], "y": score.y[i * config.answers], "reward": score.r[i, 0].item(), "kl": kl[i]}
+            {
+                "x": x,
+                "x_prime": score.x_prime[i],
+                "y": score.y[i * config.answers],
+                "reward": score.r[i, 0].item(),
+                "kl": kl[i],
+            }
             for i, x in enumerate(trainer.rollout_now.prompts[:8])
         ]
 
@@ -82,9 +99,15 @@ def train_align_pro(
 
 
 def train_rlhf_oracle(
-    pi_f: Transformer, reward: Score, requests: Sequence[str], tokenizer: Tokenizer, config: PPOConfig, stage: Stage,
-    generator: torch.Generator, gold: Gold | None = None,
-) -> Transformer:  # fmt: skip
+    pi_f: Transformer,
+    reward: Score,
+    requests: Sequence[str],
+    tokenizer: Tokenizer,
+    config: PPOConfig,
+    stage: Stage,
+    generator: torch.Generator,
+    gold: Gold | None = None,
+) -> Transformer:
     """The comparator that may touch the LLM: the same PPO on a copy of it, score(x, y) = r(x, y). Returns the copy."""
     trainer = PPOTrainer(copy.deepcopy(pi_f), pi_f, tokenizer, reward, config, generator)
 
@@ -117,6 +140,10 @@ class Prompter:
     def complete(self, requests: Sequence[str], generator: torch.Generator | None = None) -> list[Completion]:
         """Like `rewrite`, as tokens with their log-probs."""
         return generate(
-            self.model, [self.tokenizer.chat(x) for x in requests], self.max_new_tokens, temperature=self.temperature,
-            eos_id=self.tokenizer.eos_id, generator=generator,
-        )  # fmt: skip
+            self.model,
+            [self.tokenizer.chat(x) for x in requests],
+            self.max_new_tokens,
+            temperature=self.temperature,
+            eos_id=self.tokenizer.eos_id,
+            generator=generator,
+        )

@@ -60,7 +60,9 @@ def sample_oracle(
     path = run.path / "checkpoints" / "theory_oracle.safetensors"
     samples = run.once(
         "theory_oracle",
-        lambda stage: optimum.sample_oracle(rated, pi_f, oracle, reward.train, c.theory.samples, run.generator("theory")),
+        lambda stage: optimum.sample_oracle(
+            rated, pi_f, oracle, reward.train, c.theory.samples, run.generator("theory")
+        ),
         lambda: OracleSamples(**load_state(path)[0]),
         lambda made: save_state(path, {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}, {}),
     )
@@ -99,7 +101,13 @@ def evaluate_plain(
 
 
 def evaluate_prompters(
-    run: Run, task: ToyWorld | FileTask, pi_f: FrozenLM, rho_sft: Prompter, rho: Prompter, reward: Reward, listing: Listing | None
+    run: Run,
+    task: ToyWorld | FileTask,
+    pi_f: FrozenLM,
+    rho_sft: Prompter,
+    rho: Prompter,
+    reward: Reward,
+    listing: Listing | None,
 ) -> dict[str, Arm]:
     """Stage 9: the arms with a prompter, on the same requests."""
 
@@ -128,13 +136,22 @@ def evaluate_rlhf(run: Run, requests: list[str], pi_f: FrozenLM, oracle: FrozenL
     return run.json("rlhf", make)
 
 
-def evaluate_swapped(run: Run, task: ToyWorld, other: FrozenLM, rho_sft: Prompter, rho: Prompter, reward: Reward) -> Arm:
+def evaluate_swapped(
+    run: Run, task: ToyWorld, other: FrozenLM, rho_sft: Prompter, rho: Prompter, reward: Reward
+) -> Arm:
     """This run's prompter in front of a frozen model that it was not trained for."""
-    return _arms(run, "swapped", task, other, reward, lambda evaluator: {"swapped": evaluator.prompter(rho, rho_sft)})["swapped"]
+    return _arms(run, "swapped", task, other, reward, lambda evaluator: {"swapped": evaluator.prompter(rho, rho_sft)})[
+        "swapped"
+    ]
 
 
 def _arms(
-    run: Run, name: str, task: ToyWorld | FileTask, pi_f: FrozenLM, reward: Reward, make: Callable[[Evaluator], dict[str, Arm]]
+    run: Run,
+    name: str,
+    task: ToyWorld | FileTask,
+    pi_f: FrozenLM,
+    reward: Reward,
+    make: Callable[[Evaluator], dict[str, Arm]],
 ) -> dict[str, Arm]:
     """A stage whose result is some arms, kept as `checkpoints/<name>.safetensors`, with a few of their texts as samples."""
     c, path = run.config, run.path / "checkpoints" / f"{name}.safetensors"
@@ -144,18 +161,25 @@ def _arms(
         arms = make(Evaluator(requests, pi_f, reward.report, task.gold, c.eval, run.generator(name)))
         for arm in arms.values():
             arm.extra |= _reasoning(task, arm)
-        stage.samples(0, [_sample(name, arm, i) for i in range(8) for name, arm in arms.items() if i < len(arm.x)], show=False)
+        stage.samples(
+            0, [_sample(name, arm, i) for i in range(8) for name, arm in arms.items() if i < len(arm.x)], show=False
+        )
         return arms
 
     def save(arms: dict[str, Arm]) -> None:
-        tensors = {f"{name}.{part}": getattr(arm, part) for name, arm in arms.items() for part in ("reward", "gold", "kl")}
+        tensors = {
+            f"{name}.{part}": getattr(arm, part) for name, arm in arms.items() for part in ("reward", "gold", "kl")
+        }
         numbers = {key: torch.from_numpy(value.copy()) for key, value in tensors.items() if value is not None}
         save_state(path, numbers, {name: arm.extra for name, arm in arms.items()})
 
     def load() -> dict[str, Arm]:
         tensors, extras = load_state(path)
         numbers = {key: value.numpy() for key, value in tensors.items()}
-        return {n: Arm(numbers[f"{n}.reward"], numbers.get(f"{n}.gold"), numbers[f"{n}.kl"], extra) for n, extra in extras.items()}
+        return {
+            n: Arm(numbers[f"{n}.reward"], numbers.get(f"{n}.gold"), numbers[f"{n}.kl"], extra)
+            for n, extra in extras.items()
+        }
 
     arms = run.once(name, made, load, save)
     pi_f.assert_unchanged(name)
@@ -164,9 +188,13 @@ def _arms(
 
 def _sample(name: str, arm: Arm, i: int) -> dict:
     return {
-        "arm": name, "x": arm.x[i], "x_prime": arm.x_prime[i][0], "y": arm.y[i, 0, 0],
-        "reward": float(arm.reward[i, 0, 0]), "kl": float(arm.kl[i, 0]),
-    }  # fmt: skip
+        "arm": name,
+        "x": arm.x[i],
+        "x_prime": arm.x_prime[i][0],
+        "y": arm.y[i, 0, 0],
+        "reward": float(arm.reward[i, 0, 0]),
+        "kl": float(arm.kl[i, 0]),
+    }
 
 
 def _reasoning(task: ToyWorld | FileTask, arm: Arm) -> dict[str, float]:
@@ -199,4 +227,6 @@ def write_report(run: Run, results: dict, arms: dict[str, Arm]) -> Path:
     """The plots and report.html from what the run left behind."""
     config = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
     rewards = {name: arms[name].reward for name in results["arms"]}
-    return report.write_report(run.path, results | {"config": config}, run.rows("metrics.jsonl"), run.rows("samples.jsonl"), rewards)
+    return report.write_report(
+        run.path, results | {"config": config}, run.rows("metrics.jsonl"), run.rows("samples.jsonl"), rewards
+    )

@@ -30,39 +30,74 @@ from torch import Tensor
 from alignpro_mini.tokenizer import Tokenizer, one_line
 from alignpro_mini.transformer import Transformer, TransformerConfig
 
-CONFIG, WEIGHTS, VOCABULARY, INCOMING, SYSTEM = "config.json", "model.safetensors", "tokenizer.json", ".incoming", "system_prompt"
+CONFIG, WEIGHTS, VOCABULARY, INCOMING, SYSTEM = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    ".incoming",
+    "system_prompt",
+)
 MODEL_TYPES = ("gpt2", "llama", "qwen2")
 KEYS = {  # family -> our field -> published key
     "gpt2": {
-        "vocab_size": "vocab_size", "max_len": "n_positions", "d_model": "n_embd", "n_layers": "n_layer",
-        "n_heads": "n_head", "d_ff": "n_inner", "norm_eps": "layer_norm_epsilon",
+        "vocab_size": "vocab_size",
+        "max_len": "n_positions",
+        "d_model": "n_embd",
+        "n_layers": "n_layer",
+        "n_heads": "n_head",
+        "d_ff": "n_inner",
+        "norm_eps": "layer_norm_epsilon",
     },
     "llama": {
-        "vocab_size": "vocab_size", "max_len": "max_position_embeddings", "d_model": "hidden_size",
-        "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads", "n_kv_heads": "num_key_value_heads",
-        "d_ff": "intermediate_size", "norm_eps": "rms_norm_eps", "rope_theta": "rope_theta",
+        "vocab_size": "vocab_size",
+        "max_len": "max_position_embeddings",
+        "d_model": "hidden_size",
+        "n_layers": "num_hidden_layers",
+        "n_heads": "num_attention_heads",
+        "n_kv_heads": "num_key_value_heads",
+        "d_ff": "intermediate_size",
+        "norm_eps": "rms_norm_eps",
+        "rope_theta": "rope_theta",
     },
-}  # fmt: skip
+}
 # Keys whose other values would load and then compute something else, and the values we compute.
 HONOURED = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"), "hidden_act": ("silu",),
-    "attention_bias": (False,), "mlp_bias": (False,), "use_sliding_window": (False,), "add_cross_attention": (False,),
-    "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "quantization_config": (),
-}  # fmt: skip
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "hidden_act": ("silu",),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "use_sliding_window": (False,),
+    "add_cross_attention": (False,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "quantization_config": (),
+}
 NAMES = {  # family -> our module -> published modules, stacked in this order; "{}" is the layer
     "gpt2": {
-        "embed": ["wte"], "positions": ["wpe"], "norm": ["ln_f"], "unembed": ["lm_head"],
-        "norm1": ["h.{}.ln_1"], "attn.qkv": ["h.{}.attn.c_attn"], "attn.out": ["h.{}.attn.c_proj"],
-        "norm2": ["h.{}.ln_2"], "mlp.up": ["h.{}.mlp.c_fc"], "mlp.down": ["h.{}.mlp.c_proj"],
+        "embed": ["wte"],
+        "positions": ["wpe"],
+        "norm": ["ln_f"],
+        "unembed": ["lm_head"],
+        "norm1": ["h.{}.ln_1"],
+        "attn.qkv": ["h.{}.attn.c_attn"],
+        "attn.out": ["h.{}.attn.c_proj"],
+        "norm2": ["h.{}.ln_2"],
+        "mlp.up": ["h.{}.mlp.c_fc"],
+        "mlp.down": ["h.{}.mlp.c_proj"],
     },
     "llama": {
-        "embed": ["model.embed_tokens"], "norm": ["model.norm"], "unembed": ["lm_head"],
-        "norm1": ["model.layers.{}.input_layernorm"], "norm2": ["model.layers.{}.post_attention_layernorm"],
+        "embed": ["model.embed_tokens"],
+        "norm": ["model.norm"],
+        "unembed": ["lm_head"],
+        "norm1": ["model.layers.{}.input_layernorm"],
+        "norm2": ["model.layers.{}.post_attention_layernorm"],
         "attn.qkv": [f"model.layers.{{}}.self_attn.{part}_proj" for part in "qkv"],
-        "attn.out": ["model.layers.{}.self_attn.o_proj"], "mlp.gate": ["model.layers.{}.mlp.gate_proj"],
-        "mlp.up": ["model.layers.{}.mlp.up_proj"], "mlp.down": ["model.layers.{}.mlp.down_proj"],
+        "attn.out": ["model.layers.{}.self_attn.o_proj"],
+        "mlp.gate": ["model.layers.{}.mlp.gate_proj"],
+        "mlp.up": ["model.layers.{}.mlp.up_proj"],
+        "mlp.down": ["model.layers.{}.mlp.down_proj"],
     },
-}  # fmt: skip
+}
 # Buffers that old checkpoints carry: GPT-2's causal triangle, Llama's rotary frequencies. We compute both.
 BUFFERS = re.compile(r"h\.\d+\.attn\.(masked_)?bias|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
@@ -109,7 +144,9 @@ def _find(directory: Path, name: str) -> Path:
     return incoming if incoming.exists() else directory / name
 
 
-def load_pretrained(directory: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> tuple[Transformer, Tokenizer | None]:
+def load_pretrained(
+    directory: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[Transformer, Tokenizer | None]:
     """Open a folder: the model in eval mode, and its tokenizer (with the system prompt it was saved with) or None.
 
     Every published tensor must be there, in the shape that config.json asks for, and finite. Raises
@@ -124,7 +161,9 @@ def load_pretrained(directory: str | Path, device: str | torch.device = "cpu", d
         weights, shards = index, _read_json(index).get("weight_map")
         if not isinstance(shards, dict):
             raise ValueError(f"{index}: no weight_map in it; copy the file again")
-        tensors = {name: t for shard in sorted(set(shards.values())) for name, t in _read_tensors(directory / shard)[0].items()}
+        tensors = {
+            name: t for shard in sorted(set(shards.values())) for name, t in _read_tensors(directory / shard)[0].items()
+        }
     else:
         tensors = _read_tensors(weights)[0]
     model = from_published(config, tensors, str(weights), device, dtype)
@@ -139,7 +178,9 @@ def load_pretrained(directory: str | Path, device: str | torch.device = "cpu", d
 
 def _check_fit(where: Path, tokenizer: Tokenizer | None, config: TransformerConfig) -> None:
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}; use the model's own tokenizer")
+        raise ValueError(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}; use the model's own tokenizer"
+        )
 
 
 def _names(config: TransformerConfig, ours: str) -> list[str]:
@@ -178,9 +219,12 @@ def to_published(model: Transformer) -> dict[str, Tensor]:
 
 
 def from_published(
-    config: TransformerConfig, tensors: Mapping[str, Tensor], where: str = "weights", device: str | torch.device = "cpu",
+    config: TransformerConfig,
+    tensors: Mapping[str, Tensor],
+    where: str = "weights",
+    device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> Transformer:  # fmt: skip
+) -> Transformer:
     """A model made of published tensors, in eval mode; `where` is the file to name in errors.
 
     Raises ValueError for a tensor that is missing, unexpected, of another shape or not finite.
@@ -220,7 +264,9 @@ def _take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], where: 
         raise ValueError(f"{where}: tensor {name!r} is missing; copy the file, or the {CONFIG} of its model, again")
     tensor = tensors.pop(name)
     if tuple(tensor.shape) != shape:
-        raise ValueError(f"{where}: tensor {name!r} has shape {tuple(tensor.shape)}, {CONFIG} asks for {shape}; put these weights' own {CONFIG} beside them")
+        raise ValueError(
+            f"{where}: tensor {name!r} has shape {tuple(tensor.shape)}, {CONFIG} asks for {shape}; put these weights' own {CONFIG} beside them"
+        )
     if not tensor.is_floating_point():
         raise ValueError(f"{where}: tensor {name!r} holds {tensor.dtype}; use the weights that are not quantised")
     return tensor

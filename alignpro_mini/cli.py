@@ -1,6 +1,6 @@
 """The command line, made from the configuration's dataclasses: every field is `--section.field`.
 
-    python train.py --preset tiny --task quality --seed 0 --ppo.lr 3e-4
+python train.py --preset tiny --task quality --seed 0 --ppo.lr 3e-4
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def _prices(text: str | None, base: RunConfig, options: dict[str, object], grid:
     if not all(0 < lam < math.inf for lam in lams):
         raise ValueError(wrong)
     if grid is not None or base.preset == "smollm2" or options.get("theory.inputs") == 0:
-        raise ValueError("--frontier lists the rewrites of the embedded world: leave out --grid, --preset smollm2 and --theory.inputs 0")
+        raise ValueError(
+            "--frontier lists the rewrites of the embedded world: leave out --grid, --preset smollm2 and --theory.inputs 0"
+        )
     for name in ("ppo.kl_coef", "ppo.kl_target", "oracle.kl_coef", "oracle.kl_target"):
         if name in options:
             raise ValueError(f"--frontier sets the price of KL itself: leave out --{name}")
@@ -117,7 +119,11 @@ def parse_command_line(argv: list[str] | None = None) -> tuple[list[RunConfig], 
     known = leaves(base)
     given, unknown = parser.parse_known_args(argv)
     for word in unknown:
-        hint = nearest(word.split("=")[0].lstrip("-"), known).replace("'", "--", 1).replace("'", "") if word[:2] == "--" else ""
+        hint = (
+            nearest(word.split("=")[0].lstrip("-"), known).replace("'", "--", 1).replace("'", "")
+            if word[:2] == "--"
+            else ""
+        )
         parser.error(f"unknown argument {word}{hint}")
     options = {}
     for name, f in known.items():
@@ -173,9 +179,18 @@ def _parser(base: RunConfig) -> argparse.ArgumentParser:
         epilog="several runs and one table: --task all --seed 0-4",
     )
     parser.add_argument("--resume", action="store_true", help="go on where a run of the same name stopped")
-    parser.add_argument("--jobs", type=int, default=1, help="of several runs, how many side by side, each on its share of cores")
-    parser.add_argument("--grid", default=None, metavar="CELLS", help="two prompters x two frozen models: all, or some of " + ", ".join(CELLS))
-    parser.add_argument("--frontier", default=None, metavar="LAMBDAS", help="reward against KL at these prices, such as 0.05,0.1,0.2")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="of several runs, how many side by side, each on its share of cores"
+    )
+    parser.add_argument(
+        "--grid",
+        default=None,
+        metavar="CELLS",
+        help="two prompters x two frozen models: all, or some of " + ", ".join(CELLS),
+    )
+    parser.add_argument(
+        "--frontier", default=None, metavar="LAMBDAS", help="reward against KL at these prices, such as 0.05,0.1,0.2"
+    )
     groups = {"": parser.add_argument_group("run")}
     for name, f in leaves(base).items():
         section = name.rpartition(".")[0]

@@ -16,7 +16,9 @@ PRESETS = ("tiny", "small", "gpt2", "smollm2")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-MICRO_BATCH = "{} of similar length per forward pass; gradients accumulate, so it changes only padding, memory and speed"
+MICRO_BATCH = (
+    "{} of similar length per forward pass; gradients accumulate, so it changes only padding, memory and speed"
+)
 
 
 def option(default, help: str, choices: tuple = (), *, least: float | None = None, above: float | None = None):
@@ -84,7 +86,9 @@ class RewardConfig:
     weight_decay: float = option(0.05, "AdamW's decoupled weight decay", least=0)
     grad_clip: float = option(1.0, "largest gradient norm", above=0)
     train_layers: int = option(0, "train only this many top blocks over a frozen trunk (0: everything)", least=0)
-    normalise_on: int = option(1000, "answers to the SFT prompter's rewrites on which rewards get mean 0, variance 1", least=2)
+    normalise_on: int = option(
+        1000, "answers to the SFT prompter's rewrites on which rewards get mean 0, variance 1", least=2
+    )
     max_tokens: int = option(256, "pairs longer than this, prompt and answer, are left out and counted", least=1)
 
     def __post_init__(self) -> None:
@@ -98,12 +102,17 @@ class PPOConfig:
 
     iterations: int = option(50, "rollout-and-update rounds", least=1)
     batch: int = option(128, "prompts a round", least=1)
-    answers: int = option(1, "M, answers of the frozen LM per rewrite, their rewards averaged (oracle: always 1)", least=1)
+    answers: int = option(
+        1, "M, answers of the frozen LM per rewrite, their rewards averaged (oracle: always 1)", least=1
+    )
     epochs: int = option(2, "passes over each round's rollout", least=1)
     minibatches: int = option(2, "optimiser steps a pass", least=1)
     micro_batch: int = option(32, MICRO_BATCH.format("rows"), least=1)
     lr: float = option(4e-4, "learning rate, before warm-up and annealing scale it", above=0)
-    warmup: float = option(0.2, "share of the rounds over which the learning rate rises: Adam's first steps are as long as any, and mostly noise")
+    warmup: float = option(
+        0.2,
+        "share of the rounds over which the learning rate rises: Adam's first steps are as long as any, and mostly noise",
+    )
     anneal: bool = option(True, "lower the learning rate linearly to 0 over the run")
     kl_coef: float = option(0.1, "lambda, the price of a nat of KL to the SFT policy in units of reward", least=0)
     kl_target: float = option(0.0, "if above 0, kl_coef is adapted to hold the sequence KL at this many nats", least=0)
@@ -123,8 +132,14 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         _check_ranges(self)
-        _check(self.minibatches <= self.batch, f"minibatches is {self.minibatches}; a batch of {self.batch} has no more than that many")
-        _check(self.temperature > 0, f"temperature is {self.temperature}; it must be above 0: greedy rollouts explore nothing")
+        _check(
+            self.minibatches <= self.batch,
+            f"minibatches is {self.minibatches}; a batch of {self.batch} has no more than that many",
+        )
+        _check(
+            self.temperature > 0,
+            f"temperature is {self.temperature}; it must be above 0: greedy rollouts explore nothing",
+        )
         for name in ("gamma", "gae_lam", "warmup"):
             _check(0 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}; it must lie in 0..1")
 
@@ -149,14 +164,19 @@ class EvalConfig:
     inputs: int = option(256, "evaluation requests, the same for every arm", least=2)
     rewrites: int = option(2, "K, rewrites per request (the arms without a prompter get K x M answers)", least=1)
     answers: int = option(2, "M, answers per rewrite", least=1)
-    best_of: int = option(4, "n of best-of-n rewriting; each choice is made on its own draws, then answered afresh", least=1)
+    best_of: int = option(
+        4, "n of best-of-n rewriting; each choice is made on its own draws, then answered afresh", least=1
+    )
     bootstrap: int = option(2000, "resamples of the requests for the 95 % intervals", least=1)
     headroom_inputs: int = option(64, "requests for the headroom diagnostic printed before PPO", least=2)
     oracle: bool = option(True, "train and evaluate the RLHF oracle too")
 
     def __post_init__(self) -> None:
         _check_ranges(self)
-        _check(self.rewrites * self.answers >= 2, "answers is 1 and rewrites is 1: one answer an input has no variance; raise one of them")
+        _check(
+            self.rewrites * self.answers >= 2,
+            "answers is 1 and rewrites is 1: one answer an input has no variance; raise one of them",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +184,11 @@ class TheoryConfig:
     """How near to the exact optimum PPO came, over the embedded world's listed rewrites."""
 
     inputs: int = option(16, "evaluation requests whose rewrites are all tried; 0 leaves the comparison out", least=0)
-    answers: int = option(64, "answers to each listed rewrite: fewer flatter the optimum, and the share of its gain comes out too low", least=2)
+    answers: int = option(
+        64,
+        "answers to each listed rewrite: fewer flatter the optimum, and the share of its gain comes out too low",
+        least=2,
+    )
     samples: int = option(16, "answers to each request for the total variations in the bounds", least=1)
 
     def __post_init__(self) -> None:
@@ -190,7 +214,9 @@ class DataConfig:
 class RunConfig:
     """One whole run."""
 
-    preset: str = option("tiny", "tiny: minutes on two cores; small: better; gpt2: 12 x 768, a GPU; smollm2: a real chat model", PRESETS)
+    preset: str = option(
+        "tiny", "tiny: minutes on two cores; small: better; gpt2: 12 x 768, a GPU; smollm2: a real chat model", PRESETS
+    )
     task: str = option("quality", "the embedded world's task", (*TASKS, "chat"))
     seed: int = option(0, "seed of everything: data, weights, sampling")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 ...; auto takes a GPU when there is one")
@@ -228,7 +254,9 @@ class RunConfig:
                 bool(self.data.preferences or self.reward),
                 "--preset smollm2 needs a reward: --data.preferences FILE.jsonl to learn one, or --reward module:function",
             )
-            _check(not self.eval.oracle, "the RLHF oracle is not trained with --preset smollm2: leave out --eval.oracle")
+            _check(
+                not self.eval.oracle, "the RLHF oracle is not trained with --preset smollm2: leave out --eval.oracle"
+            )
             return self
         _check(self.task in TASKS, f"task is {self.task}, but --preset {self.preset} has {', '.join(TASKS)}")
         _check(
@@ -240,7 +268,8 @@ class RunConfig:
             f"--theory.inputs is {self.theory.inputs}, but it takes them from the {self.eval.inputs} of --eval.inputs",
         )
         _check(
-            self.task != "reasoning" or (self.world.follow, self.world.spread) == (WorldConfig().follow, WorldConfig().spread),
+            self.task != "reasoning"
+            or (self.world.follow, self.world.spread) == (WorldConfig().follow, WorldConfig().spread),
             "--world.follow and --world.spread shape the tasks quality and attributes, not reasoning: leave them or the task out",
         )
         _check(
@@ -248,19 +277,28 @@ class RunConfig:
             f"--reward_model.pairs is {self.reward_model.pairs}; it takes at least two batches of --reward_model.batch {self.reward_model.batch}",
         )
         for section, length, model in (
-            ("ppo", self.ppo.max_new_tokens, "prompter_model"), ("oracle", self.oracle.max_new_tokens, "frozen_model"),
+            ("ppo", self.ppo.max_new_tokens, "prompter_model"),
+            ("oracle", self.oracle.max_new_tokens, "frozen_model"),
             ("sampling", self.sampling.max_new_tokens, "frozen_model"),
-        ):  # fmt: skip
+        ):
             longest = getattr(self, model).max_len
-            _check(length < longest, f"--{section}.max_new_tokens is {length}; with the prompt it must fit --{model}.max_len {longest}")
+            _check(
+                length < longest,
+                f"--{section}.max_new_tokens is {length}; with the prompt it must fit --{model}.max_len {longest}",
+            )
         return self
 
     def unread(self) -> dict[str, str]:
         """{section or option that this run does not read: why}; who sets one means another run."""
         files = self.preset == "smollm2"
         world = ("world", "oracle", "theory", "frozen_lm", "frozen_model", "prompter_model", "vocab_size")
-        learned = ("data.preferences", *(f"reward_model.{f.name}" for f in fields(RewardConfig) if f.name != "normalise_on"))
-        return dict.fromkeys(learned if self.reward else (), "--reward") | dict.fromkeys(world if files else ("data",), f"--preset {self.preset}")
+        learned = (
+            "data.preferences",
+            *(f"reward_model.{f.name}" for f in fields(RewardConfig) if f.name != "normalise_on"),
+        )
+        return dict.fromkeys(learned if self.reward else (), "--reward") | dict.fromkeys(
+            world if files else ("data",), f"--preset {self.preset}"
+        )
 
     @property
     def run_name(self) -> str:
@@ -275,7 +313,9 @@ def preset(name: str) -> RunConfig:
         return tiny
     if name in ("small", "gpt2"):
         width, layers, heads, lr = (256, 6, 8, 1e-3) if name == "small" else (768, 12, 12, 3e-4)
-        shape = ShapeConfig(family="llama" if name == "small" else "gpt2", d_model=width, n_layers=layers, n_heads=heads)
+        shape = ShapeConfig(
+            family="llama" if name == "small" else "gpt2", d_model=width, n_layers=layers, n_heads=heads
+        )
         # A CPU gains by less padding, a GPU by fewer and larger kernels.
         whole = lambda rows: {"micro_batch": rows} if name == "gpt2" else {}  # noqa: E731
         prompter = shape if name == "gpt2" else replace(shape, d_model=192, n_layers=4, n_heads=6)
@@ -297,7 +337,10 @@ def preset(name: str) -> RunConfig:
 SECOND = {
     "tiny": (ShapeConfig(d_model=64, n_layers=2), ShapeConfig(n_layers=2)),
     "small": (ShapeConfig(d_model=128, n_layers=4), ShapeConfig(d_model=320, n_layers=6, n_heads=10)),
-    "gpt2": (ShapeConfig(d_model=384, n_layers=6, n_heads=6), ShapeConfig(d_model=1024, n_layers=16, n_heads=16, n_kv_heads=4)),
+    "gpt2": (
+        ShapeConfig(d_model=384, n_layers=6, n_heads=6),
+        ShapeConfig(d_model=1024, n_layers=16, n_heads=16, n_kv_heads=4),
+    ),
 }
 
 
@@ -306,12 +349,17 @@ def grid_part(config: RunConfig, part: str) -> RunConfig:
 
     P1 and F1 are the preset's own prompter and frozen model. Raises ValueError for a preset without a second pair.
     """
-    _check(config.preset in SECOND, f"--grid needs two models of each kind, and --preset {config.preset} has one: use {', '.join(SECOND)}")
+    _check(
+        config.preset in SECOND,
+        f"--grid needs two models of each kind, and --preset {config.preset} has one: use {', '.join(SECOND)}",
+    )
     prompter, frozen = SECOND[config.preset]
     return replace(
-        config, name=part, prompter_model=prompter if "P2" in part else config.prompter_model,
+        config,
+        name=part,
+        prompter_model=prompter if "P2" in part else config.prompter_model,
         frozen_model=frozen if "F2" in part else config.frozen_model,
-    )  # fmt: skip
+    )
 
 
 def _smollm2(tiny: RunConfig) -> RunConfig:
@@ -324,11 +372,22 @@ def _smollm2(tiny: RunConfig) -> RunConfig:
         reward_model=RewardConfig(epochs=2, batch=16, lr=1e-4, train_layers=6, max_tokens=256, normalise_on=192),
         sampling=SamplingConfig(temperature=0.4, max_new_tokens=40),
         ppo=PPOConfig(
-            iterations=30, batch=48, answers=2, epochs=3, minibatches=2, micro_batch=24, lr=5e-5, warmup=0.0, anneal=False,
-            kl_coef=0.05, train_layers=10, max_new_tokens=80, checkpoint_every=2,
+            iterations=30,
+            batch=48,
+            answers=2,
+            epochs=3,
+            minibatches=2,
+            micro_batch=24,
+            lr=5e-5,
+            warmup=0.0,
+            anneal=False,
+            kl_coef=0.05,
+            train_layers=10,
+            max_new_tokens=80,
+            checkpoint_every=2,
         ),
         eval=EvalConfig(inputs=96, rewrites=2, answers=2, best_of=4, headroom_inputs=24, oracle=False),
-    )  # fmt: skip
+    )
 
 
 def resolve_device(name: str) -> torch.device:

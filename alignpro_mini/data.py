@@ -23,11 +23,23 @@ from alignpro_mini.config import DataConfig
 # endings. RL can only choose among what SFT offers, so they differ in tone, length, form and care.
 OPENINGS = ("", "", "", "Please help me with this. ", "Here is my question. ", "I would like your advice. ")
 ENDINGS = (
-    "", "Answer in one short sentence.", "Be brief.", "Explain it in detail.", "Think step by step.", "Give an example.",
-    "Use simple words.", "Be precise and factual.", "Be kind and encouraging.", "Answer with a happy and positive tone.",
-    "Answer as an expert would.", "List the main points.", "Be honest about what you do not know.", "Be polite.",
-    "Say it in a friendly way.", "Be creative.",
-)  # fmt: skip
+    "",
+    "Answer in one short sentence.",
+    "Be brief.",
+    "Explain it in detail.",
+    "Think step by step.",
+    "Give an example.",
+    "Use simple words.",
+    "Be precise and factual.",
+    "Be kind and encouraging.",
+    "Answer with a happy and positive tone.",
+    "Answer as an expert would.",
+    "List the main points.",
+    "Be honest about what you do not know.",
+    "Be polite.",
+    "Say it in a friendly way.",
+    "Be creative.",
+)
 
 
 def read_rows(path: str | Path, fields: Sequence[str]) -> Iterator[tuple[dict, str]]:
@@ -111,7 +123,9 @@ class FileTask:
             name = self.config.rewrites.split(",")[0].strip()
             field = "rewrite" if "rewrite" in read_files(name, ("prompt",))[0] else "optimized_prompt"
             rows = read_files(self.config.rewrites, ("prompt", field))
-            found = ((single_turn(row["prompt"]), row[field]) for row in rows)  # as the requests are, or they would leak
+            found = (
+                (single_turn(row["prompt"]), row[field]) for row in rows
+            )  # as the requests are, or they would leak
             return [(x, x_prime) for x, x_prime in found if x and x not in held_out][:count]
         pairs = []
         for _ in range(count):

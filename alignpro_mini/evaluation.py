@@ -61,9 +61,17 @@ def variance_parts(rewards: np.ndarray) -> dict[str, float]:
     ms_rewrites = M * ((per_rewrite - per_input[:, None]) ** 2).sum() / (N * (K - 1)) if K > 1 else None
     ms_within = ((rewards - per_rewrite[:, :, None]) ** 2).sum() / (N * K * (M - 1)) if M > 1 else None
     if K == 1:
-        return {"between_inputs": float((ms_inputs - ms_within) / M), "between_rewrites": 0.0, "within": float(ms_within)}
+        return {
+            "between_inputs": float((ms_inputs - ms_within) / M),
+            "between_rewrites": 0.0,
+            "within": float(ms_within),
+        }
     if M == 1:  # the two lower levels cannot be told apart: their sum is reported as the LM's own sampling
-        return {"between_inputs": float((ms_inputs - ms_rewrites) / K), "between_rewrites": 0.0, "within": float(ms_rewrites)}
+        return {
+            "between_inputs": float((ms_inputs - ms_rewrites) / K),
+            "between_rewrites": 0.0,
+            "within": float(ms_rewrites),
+        }
     return {
         "between_inputs": float((ms_inputs - ms_rewrites) / (K * M)),
         "between_rewrites": float((ms_rewrites - ms_within) / M),
@@ -78,10 +86,12 @@ def bootstrap_interval(per_input: np.ndarray, resamples: int, seed: int = 0) -> 
     same resamples. Example: constant values give [c, c].
     """
     rng = np.random.default_rng(seed)
-    means = np.concatenate([
-        per_input[rng.integers(0, len(per_input), (min(500, resamples - i), len(per_input)))].mean(1)
-        for i in range(0, resamples, 500)
-    ])  # (resamples,) in chunks, so that memory stays small
+    means = np.concatenate(
+        [
+            per_input[rng.integers(0, len(per_input), (min(500, resamples - i), len(per_input)))].mean(1)
+            for i in range(0, resamples, 500)
+        ]
+    )  # (resamples,) in chunks, so that memory stays small
     return [float(q) for q in np.quantile(means, (0.025, 0.975))]
 
 
@@ -140,7 +150,9 @@ class Evaluator:
         kl = np.zeros((len(x_prime), 1))
         if frozen is not None:
             prompts = [frozen.tokenizer.chat(p) for p in asked]
-            logs = sequence_kl(frozen.model, self.frozen.model, prompts, completions, frozen.sampling.temperature or 1.0)
+            logs = sequence_kl(
+                frozen.model, self.frozen.model, prompts, completions, frozen.sampling.temperature or 1.0
+            )
             kl = np.array(logs).reshape(len(x_prime), M)
         return Arm(reward, gold, kl, _lengths([], completions), self.requests, x_prime, y)
 
@@ -153,7 +165,9 @@ class Evaluator:
         kl = np.zeros((len(self.requests), K))
         if reference is not None:
             chats = [prompter.tokenizer.chat(x) for x in asked]
-            kl = np.array(sequence_kl(prompter.model, reference.model, chats, rewrites, prompter.temperature)).reshape(-1, K)
+            kl = np.array(sequence_kl(prompter.model, reference.model, chats, rewrites, prompter.temperature)).reshape(
+                -1, K
+            )
         x_prime = [texts[i * K : (i + 1) * K] for i in range(len(self.requests))]
         y, reward, gold, _, answers = self._answers(self.frozen, x_prime, self.config.answers)
         extra = _lengths(rewrites, answers) | {"empty_rewrites": empty / len(asked)}

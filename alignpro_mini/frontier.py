@@ -57,9 +57,14 @@ def run_frontier(config: RunConfig, lams: Sequence[float], resume: bool) -> dict
             point |= assess.evaluate_rlhf(run, rated.requests, pi_f, oracle, reward)
         points.append(point)
     results = {
-        "task": config.task, "preset": config.preset, "seed": config.seed, "no_finetuning": float(rated.R[:, 0].mean()),
-        "closed_form": closed_form_curve(untrained, lams), "align_pro": points, "best_of_n": best_of_n(untrained, config.seed),
-    }  # fmt: skip
+        "task": config.task,
+        "preset": config.preset,
+        "seed": config.seed,
+        "no_finetuning": float(rated.R[:, 0].mean()),
+        "closed_form": closed_form_curve(untrained, lams),
+        "align_pro": points,
+        "best_of_n": best_of_n(untrained, config.seed),
+    }
     write_json(folder / "results.json", results)
     plots.frontier_figure(results, folder / "frontier.png")
     return results
@@ -83,7 +88,9 @@ def closed_form_curve(listing: Listing, lams: Sequence[float], points: int = 60)
         along = theory.along_eta(listing.rho_sft, listing.R, listing.r.var(2), 1 / lam)
         star = theory.optimal_prompter(listing.rho_sft, listing.R, lam)
         found.append({"lam": lam, "kl": float(theory.kl(star, listing.rho_sft).mean())} | along)
-        blind = [(theory.optimal_prompter(listing.rho_sft, chose, lam), rates) for chose, rates in (halves, halves[::-1])]
+        blind = [
+            (theory.optimal_prompter(listing.rho_sft, chose, lam), rates) for chose, rates in (halves, halves[::-1])
+        ]
         found[-1]["kl_held_out"] = sum(float(theory.kl(p, listing.rho_sft).mean()) for p, _ in blind) / 2
         found[-1]["mean_held_out"] = sum(float(theory.value(p, rates)) for p, rates in blind) / 2
     return found
@@ -109,6 +116,10 @@ def best_of_n(listing: Listing, seed: int, draws: int = 4000) -> list[dict[str, 
             answer = torch.randint(M // 2, (draws, n), generator=g)  # (draws, n)
             best = chosen_by[i][rewrite, answer].argmax(1, keepdim=True)  # (draws, 1)
             picked[i] = rewrite.gather(1, best)[:, 0].bincount(minlength=K).double() / draws
-        point = {"n": n, "kl_bound": float(np.log(n) - (n - 1) / n), "kl": float(theory.kl(picked, listing.rho_sft).mean())}
+        point = {
+            "n": n,
+            "kl_bound": float(np.log(n) - (n - 1) / n),
+            "kl": float(theory.kl(picked, listing.rho_sft).mean()),
+        }
         found.append(point | {"mean": float(theory.value(picked, rated_by))})
     return found

@@ -125,7 +125,13 @@ def generate(
     try:
         for chunk in by_length([(len(p), tuple(p)) for p in prompts], max_batch):  # and equal ones side by side
             tokens, logps = _generate_batch(
-                model, [prompts[i] for i in chunk], uniforms[chunk].to(model.device), temperature, top_p, eos_id, compact
+                model,
+                [prompts[i] for i in chunk],
+                uniforms[chunk].to(model.device),
+                temperature,
+                top_p,
+                eos_id,
+                compact,
             )
             for i, row, logp in zip(chunk, tokens.tolist(), logps.tolist()):
                 length = row.index(eos_id) + 1 if eos_id in row else len(row)
@@ -173,7 +179,9 @@ def _generate_batch(
             # It costs a part of a step, so a few finished rows are carried along.
             if compact and left <= 0.9 * len(rows):
                 stay = torch.arange(left, device=device)  # (B',)
-                stay[done[:left]] = left + (~done[left:]).nonzero()[:, 0]  # the last rows take the places of the finished
+                stay[done[:left]] = (
+                    left + (~done[left:]).nonzero()[:, 0]
+                )  # the last rows take the places of the finished
                 cache.keep(stay)
                 rows, new, done = rows[stay], new[stay], done[stay]
     return tokens, logps
@@ -198,9 +206,13 @@ def _refuse_empty(prompts: Sequence[Sequence[int]]) -> None:
 
 @torch.no_grad()
 def sequence_logprobs(
-    model: Transformer, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], temperature: float = 1.0,
-    top_p: float = 1.0, max_batch: int = 128,
-) -> Tensor:  # fmt: skip
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_batch: int = 128,
+) -> Tensor:
     """log p(completion | prompt) under the sampling of `generate`, summed over the completion's tokens: (N,) on the CPU.
 
     Both are lists of token ids; whether an EOS counts is up to the completion. -inf where top_p rules a token out. Raises
@@ -213,6 +225,8 @@ def sequence_logprobs(
         action = action[:, 1:]  # token t is predicted from the state at t - 1
         states = model.hidden(ids)[:, :-1][action]  # (n, D)
         logp = torch.zeros(action.shape, device=model.device)  # (B, S - 1)
-        logp[action] = sampling_logprobs(model.unembed(states), temperature, top_p).gather(1, ids[:, 1:][action][:, None])[:, 0]
+        logp[action] = sampling_logprobs(model.unembed(states), temperature, top_p).gather(
+            1, ids[:, 1:][action][:, None]
+        )[:, 0]
         found[chunk] = logp.sum(1).cpu()
     return found

@@ -52,7 +52,9 @@ def run_group(config: RunConfig, cells: Sequence[str], resume: bool) -> dict:
     task, parts = pipeline.make_task(config), Parts(config, resume)
     # Cells of an earlier command come along: the swap test needs two, and results.json holds them all.
     cells = [cell for cell in CELLS if cell in cells or parts.finished(cell)]
-    wanted = sorted({part for cell in cells for part in cell.split("-")} | {"F1", "P1"})  # these two made the reward model
+    wanted = sorted(
+        {part for cell in cells for part in cell.split("-")} | {"F1", "P1"}
+    )  # these two made the reward model
     frozen: dict[str, FrozenLM] = {}
     for F in (part for part in wanted if part[0] == "F"):
         tokenizer, frozen[F] = pipeline.frozen_lm(parts[F], task)
@@ -72,9 +74,15 @@ def run_group(config: RunConfig, cells: Sequence[str], resume: bool) -> dict:
         listing = assess.closed_form(run, rho_sft[P], rho[cell], rated[F], samples[F])
         arms = plain[F] | assess.evaluate_prompters(run, task, frozen[F], rho_sft[P], rho[cell], reward, listing)
         found[cell], own[cell] = assess.conclude(run, arms), arms["align_pro"]
-    swap = {cell: _swapped(parts, task, cell, frozen, rho_sft, rho, reward, plain, own) for cell in cells if _other(cell) in cells}
+    swap = {
+        cell: _swapped(parts, task, cell, frozen, rho_sft, rho, reward, plain, own)
+        for cell in cells
+        if _other(cell) in cells
+    }
     results = {"task": config.task, "preset": config.preset, "seed": config.seed, "cells": found, "swap": swap}
-    results["wall_s"] = {part: sum(stage["seconds"] for stage in run.stages.values()) for part, run in parts.runs.items()}
+    results["wall_s"] = {
+        part: sum(stage["seconds"] for stage in run.stages.values()) for part, run in parts.runs.items()
+    }
     write_json(Path(parts.config.out) / "results.json", results)
     return results
 
@@ -87,7 +95,10 @@ def draw(groups: list[dict], config: RunConfig) -> list[Path]:
     stem = Path(config.out, f"grid-{config.preset}")
     found = {}
     if config.run_name.startswith(stem.name):
-        found = {path: json.loads(path.read_text(encoding="utf-8")) for path in stem.parent.glob(f"{stem.name}-*/results.json")}
+        found = {
+            path: json.loads(path.read_text(encoding="utf-8"))
+            for path in stem.parent.glob(f"{stem.name}-*/results.json")
+        }
     else:
         stem = Path(config.out, config.run_name, stem.name)
     by_run = {(g["task"], g["seed"]): g for g in (*found.values(), *groups)}
@@ -105,14 +116,23 @@ def _other(cell: str) -> str:
 
 
 def _swapped(
-    parts: Parts, task, cell: str, frozen: dict[str, FrozenLM], rho_sft: dict[str, Prompter], rho: dict[str, Prompter],
-    reward: pipeline.Reward, plain: dict[str, dict[str, Arm]], own: dict[str, Arm],
-) -> dict:  # fmt: skip
+    parts: Parts,
+    task,
+    cell: str,
+    frozen: dict[str, FrozenLM],
+    rho_sft: dict[str, Prompter],
+    rho: dict[str, Prompter],
+    reward: pipeline.Reward,
+    plain: dict[str, dict[str, Arm]],
+    own: dict[str, Arm],
+) -> dict:
     """The cell's prompter in front of the other frozen model: against no prompter there, and against the one trained for it."""
     P, away, n = cell.split("-")[0], _other(cell).split("-")[1], parts.config.eval.bootstrap
     arm = assess.evaluate_swapped(parts[f"{cell}-swapped"], task, frozen[away], rho_sft[P], rho[cell], reward)
     return {
-        "in_front_of": away, "mean": float(arm.reward.mean()), "variance": float(arm.reward.var(ddof=1)),
+        "in_front_of": away,
+        "mean": float(arm.reward.mean()),
+        "variance": float(arm.reward.var(ddof=1)),
         "against_no_finetuning": paired(arm, plain[away]["no_finetuning"], n),
         "against_its_own_prompter": paired(arm, own[_other(cell)], n),
-    }  # fmt: skip
+    }

@@ -18,7 +18,9 @@ from pathlib import Path
 from alignpro_mini.config import RunConfig
 
 
-def run_side_by_side(script: Path, argv: Sequence[str], configs: Sequence[RunConfig], jobs: int) -> tuple[list[dict], list[Path]]:
+def run_side_by_side(
+    script: Path, argv: Sequence[str], configs: Sequence[RunConfig], jobs: int
+) -> tuple[list[dict], list[Path]]:
     """Run `script` once per config, at most `jobs` at a time; returns the results.json of those that ended well, in the
     order of `configs`, and the logs of the others.
 
@@ -35,7 +37,15 @@ def run_side_by_side(script: Path, argv: Sequence[str], configs: Sequence[RunCon
             while waiting and len(running) < jobs:
                 config = waiting.pop(0)
                 log = _log(config)
-                command = [sys.executable, str(script), *_without(argv), "--task", config.task, "--seed", str(config.seed)]
+                command = [
+                    sys.executable,
+                    str(script),
+                    *_without(argv),
+                    "--task",
+                    config.task,
+                    "--seed",
+                    str(config.seed),
+                ]
                 with log.open("a", encoding="utf-8") as out:
                     process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
                 running[process] = (config, log, time.perf_counter())

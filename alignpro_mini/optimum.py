@@ -42,9 +42,12 @@ class RatedRewrites:
     def under(self, rho_sft: Prompter, rho: Prompter) -> Listing:
         """The same, with what both prompters think of each rewrite."""
         return Listing(
-            self.requests, self.rewrites, self.r,
-            log_probabilities(rho_sft, self.requests, self.rewrites), log_probabilities(rho, self.requests, self.rewrites),
-        )  # fmt: skip
+            self.requests,
+            self.rewrites,
+            self.r,
+            log_probabilities(rho_sft, self.requests, self.rewrites),
+            log_probabilities(rho, self.requests, self.rewrites),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,12 @@ class Listing(RatedRewrites):
 
 
 def rate(
-    requests: Sequence[str], rewrites: Sequence[Sequence[str]], frozen: FrozenLM, reward: Score, answers: int, generator: torch.Generator
+    requests: Sequence[str],
+    rewrites: Sequence[Sequence[str]],
+    frozen: FrozenLM,
+    reward: Score,
+    answers: int,
+    generator: torch.Generator,
 ) -> RatedRewrites:
     """Answer every listed rewrite `answers` times, and rate the answers against the request."""
     K = len(rewrites[0])
@@ -89,7 +97,11 @@ def _each_once(f: Callable[[list, list], Tensor], first: Sequence, second: Seque
 
 def log_probabilities(prompter: Prompter, requests: Sequence[str], rewrites: Sequence[Sequence[str]]) -> Tensor:
     """log rho(x'|x) of each listed rewrite as the tokenizer spells it, EOS included: (N, K) float64."""
-    pairs = [prompter.tokenizer.chat_with_answer(x, x_prime) for x, row in zip(requests, rewrites, strict=True) for x_prime in row]
+    pairs = [
+        prompter.tokenizer.chat_with_answer(x, x_prime)
+        for x, row in zip(requests, rewrites, strict=True)
+        for x_prime in row
+    ]
     return sequence_logprobs(prompter.model, *zip(*pairs), prompter.temperature).double().view(len(requests), -1)
 
 
@@ -152,7 +164,10 @@ def sample_oracle(
     listed = [chat(x_prime) for row in rated.rewrites for _ in range(answers) for x_prime in row]  # (N*S*K)
     by_oracle, by_frozen = ([c.tokens for c in lm.complete(plain, generator)] for lm in (oracle, frozen))
     own = under(oracle, [chat(x) for x in plain], by_oracle).view(N, answers)
-    each = (under(frozen, listed, [t for t in tokens for _ in range(K)]).view(N, answers, K) for tokens in (by_oracle, by_frozen))
+    each = (
+        under(frozen, listed, [t for t in tokens for _ in range(K)]).view(N, answers, K)
+        for tokens in (by_oracle, by_frozen)
+    )
     return OracleSamples(r, own, *each)
 
 

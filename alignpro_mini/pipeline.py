@@ -64,7 +64,13 @@ def make_task(config: RunConfig) -> ToyWorld | FileTask:
 def transformer_config(shape: ShapeConfig, vocab_size: int) -> TransformerConfig:
     """The shape with its vocabulary. Raises ValueError for one that no transformer has."""
     return TransformerConfig(
-        vocab_size, shape.d_model, shape.n_layers, shape.n_heads, shape.n_kv_heads, max_len=shape.max_len, family=shape.family
+        vocab_size,
+        shape.d_model,
+        shape.n_layers,
+        shape.n_heads,
+        shape.n_kv_heads,
+        max_len=shape.max_len,
+        family=shape.family,
     )
 
 
@@ -154,7 +160,9 @@ def reward_model(run: Run, task: ToyWorld | FileTask, pi_f: FrozenLM, rho_sft: P
     model, facts = run.once("reward_model", make, load, lambda made: save_state(path, made[0].state_dict(), made[1]))
     write_json(run.path / "checkpoints" / "reward_model.json", facts)
     ceiling = "" if facts["ceiling"] is None else f", the noise allows {facts['ceiling']:.3f}"
-    print(f"reward model: held-out accuracy {facts['accuracy']:.3f}{ceiling}, always-longer {facts['always_longer']:.3f}")
+    print(
+        f"reward model: held-out accuracy {facts['accuracy']:.3f}{ceiling}, always-longer {facts['always_longer']:.3f}"
+    )
     model.requires_grad_(False)
     pi_f.assert_unchanged("reward_model")
     return Reward(model.score, model.score)
@@ -166,7 +174,9 @@ def _preferences(run: Run, task: ToyWorld | FileTask, pi_f: FrozenLM, rho_sft: P
         return [reward_.Preference(*pair) for pair in task.preferences()]
     picked = torch.randint(len(task.train_requests), (run.config.reward_model.pairs,), generator=g).tolist()
     requests = [task.train_requests[i] for i in picked]
-    first, second = (pi_f.answer(usable_rewrites(requests, rho_sft.rewrite(requests, g), pi_f.fits)[0], g) for _ in range(2))
+    first, second = (
+        pi_f.answer(usable_rewrites(requests, rho_sft.rewrite(requests, g), pi_f.fits)[0], g) for _ in range(2)
+    )
     return reward_.draw_preferences(requests, first, second, task.gold, run.config.world.preference_scale, g)
 
 
@@ -203,7 +213,15 @@ def align_pro(run: Run, task: ToyWorld | FileTask, pi_f: FrozenLM, rho_sft: Prom
 
     def make(stage: Stage) -> Transformer:
         return train_align_pro(
-            rho_sft.model, pi_f, reward.train, task.train_requests, rho_sft.tokenizer, c.ppo, stage, run.generator("align_pro"), task.gold
+            rho_sft.model,
+            pi_f,
+            reward.train,
+            task.train_requests,
+            rho_sft.tokenizer,
+            c.ppo,
+            stage,
+            run.generator("align_pro"),
+            task.gold,
         )
 
     model = run.model("align_pro", make, rho_sft.tokenizer).to(pi_f.model.device)
@@ -220,7 +238,14 @@ def rlhf_oracle(run: Run, task: ToyWorld | FileTask, pi_f: FrozenLM, reward: Rew
     def make(stage: Stage) -> Transformer:
         start = copy_of(pi_f.model)  # in float32 even where the frozen LM is not: small steps vanish in bfloat16
         return train_rlhf_oracle(
-            start, reward.train, task.train_requests, pi_f.tokenizer, c.oracle, stage, run.generator("rlhf_oracle"), task.gold
+            start,
+            reward.train,
+            task.train_requests,
+            pi_f.tokenizer,
+            c.oracle,
+            stage,
+            run.generator("rlhf_oracle"),
+            task.gold,
         )
 
     model = run.model("rlhf_oracle", make, pi_f.tokenizer).to(pi_f.model.device)

@@ -14,6 +14,7 @@ def _figure(path, rows: int, cols: int, size: tuple[float, float], **share):
     """A figure of its own, drawn by Agg: pyplot and its global state are never touched."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # not at the top: importing it writes a font cache
     from matplotlib.figure import Figure
+
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure = FigureCanvasAgg(Figure(figsize=size, layout="constrained", dpi=110)).figure
     axes = figure.subplots(rows, cols, squeeze=False, **share)
@@ -32,10 +33,14 @@ def _series(metrics: list[dict], stage: str, key: str) -> dict[int, float]:
 PPO = TRIO[1:]
 PPO_PANELS = (  # stages (a colour each), title with its unit, metrics (a line style each)
     (PPO, "reward of the answers", "score_mean gold_mean"),
-    (PPO, "KL, nats per sequence", "kl_k1 kl_k3 kl_exact"), (PPO, "length, tokens", "rewrite_length answer_length"),
-    (PPO, "policy entropy, nats per token", "entropy"), (PPO, "clip fraction, share of tokens", "clip_fraction"),
-    (PPO, "explained variance (best: 1)", "explained_variance"), (PPO, "value loss, reward²", "value_loss"),
-    (PPO, "gradient norm, unclipped", "grad_norm"), (PPO, "share of completions", "missing_eos empty_rewrites"),
+    (PPO, "KL, nats per sequence", "kl_k1 kl_k3 kl_exact"),
+    (PPO, "length, tokens", "rewrite_length answer_length"),
+    (PPO, "policy entropy, nats per token", "entropy"),
+    (PPO, "clip fraction, share of tokens", "clip_fraction"),
+    (PPO, "explained variance (best: 1)", "explained_variance"),
+    (PPO, "value loss, reward²", "value_loss"),
+    (PPO, "gradient norm, unclipped", "grad_norm"),
+    (PPO, "share of completions", "missing_eos empty_rewrites"),
 )
 LOSS_PANELS = (
     (("frozen_lm",), "frozen LM: loss, nats per token", "loss heldout_loss"),
@@ -54,7 +59,9 @@ def learning_curves(metrics: list[dict], path, panels=PPO_PANELS) -> None:
             name, colour = ARMS.get(stage, (stage, "#d55e00"))
             for key, style in zip(keys.split(), ("-", "--", ":")):
                 if points := _series(metrics, stage, key):
-                    ax.plot(*zip(*points.items()), style, c=colour, marker="." * (len(points) < 9), label=f"{name}: {key}")
+                    ax.plot(
+                        *zip(*points.items()), style, c=colour, marker="." * (len(points) < 9), label=f"{name}: {key}"
+                    )
         if keys == "explained_variance":  # an untrained critic can start at -50, which would flatten the rest
             ax.set_ylim(max(-1.0, ax.get_ylim()[0]), 1.0)
         ax.set(title=title, xlabel="step")
@@ -73,7 +80,9 @@ def reward_histograms(rewards: dict[str, np.ndarray], path) -> None:
         ax.hist(r, bins, density=True, color=ARMS[arm][1], alpha=0.7)
         ax.hist(flat.get(TRIO[0], []), bins, density=True, histtype="step", color="black")
         ax.axvline(r.mean(), color=ARMS[arm][1], linewidth=2)
-        ax.set_title(f"{ARMS[arm][0]}: mean {num(r.mean())} (line), variance {num(r.var(ddof=1))}", loc="left", fontsize=10)
+        ax.set_title(
+            f"{ARMS[arm][0]}: mean {num(r.mean())} (line), variance {num(r.var(ddof=1))}", loc="left", fontsize=10
+        )
         ax.set_ylabel("density")
     axes[-1, 0].set_xlabel("learned reward of an answer, r(x, y); outline: no fine-tuning")
     figure.savefig(path)
@@ -108,7 +117,9 @@ def sweep_plot(list_of_results: list[dict], path) -> None:
             table = [[get(run, "arms", arm, key) for arm in TRIO] for run in runs]
             ax.plot(np.array(table, float).T, ".-", color="0.75")  # None becomes NaN, which is not drawn
             for x, arm, (mean, half) in zip(range(3), TRIO, map(t_interval, zip(*table))):
-                ax.errorbar(x, np.nan if mean is None else mean, half or 0, fmt="o", c=ARMS[arm][1], capsize=5, zorder=3)
+                ax.errorbar(
+                    x, np.nan if mean is None else mean, half or 0, fmt="o", c=ARMS[arm][1], capsize=5, zorder=3
+                )
             ours, theirs = t_interval([run.get(summary) for run in runs])[0], PAPER.get(task, [None] * 3)[paper]
             title = f"{task}: {summary.replace('_', ' ')} {num(ours, 2)} (paper {num(theirs, 2)})"
             ax.set_title(title, fontsize=10, parse_math=False)
@@ -156,7 +167,10 @@ def variance_figure(groups: list[dict], path) -> None:
         for i, arm in enumerate(TRIO):
             where, base = np.arange(len(names)) + 0.27 * (i - 1), np.zeros(len(names))
             for part, colour in PARTS:
-                height = [t_interval([get(r, "arms", arm, "variance_parts", part) for r in cells[task, cell]])[0] or 0.0 for cell in names]
+                height = [
+                    t_interval([get(r, "arms", arm, "variance_parts", part) for r in cells[task, cell]])[0] or 0.0
+                    for cell in names
+                ]
                 height = np.maximum(height, 0.0)  # an unbiased part near 0 may come out a little below it
                 ax.bar(where, height, 0.25, bottom=base, color=colour, label=part.replace("_", " ") if i == 0 else None)
                 base = base + height
@@ -175,28 +189,60 @@ def frontier_figure(results: dict, path) -> None:
     curve, name, colour = results["closed_form"], *ARMS["closed_form"]
     for part, shade in PARTS[1:]:
         spread.plot([p["kl"] for p in curve], [p[part] for p in curve], color=shade, label=part.replace("_", " "))
-    spread.plot([p["kl"] for p in curve], [p["between_rewrites"] + p["within"] for p in curve], color="black", label="both")
-    spread.set(xlabel="KL of the optimum to the reference, nats", ylabel="variance of the reward for one request", ylim=(0, None))
+    spread.plot(
+        [p["kl"] for p in curve], [p["between_rewrites"] + p["within"] for p in curve], color="black", label="both"
+    )
+    spread.set(
+        xlabel="KL of the optimum to the reference, nats",
+        ylabel="variance of the reward for one request",
+        ylim=(0, None),
+    )
     spread.set_title("the variance along the closed form")
     spread.legend(frameon=False)
-    ax.plot([p["kl"] for p in curve], [p["mean"] for p in curve], color=colour, linewidth=2, label=f"{name}, flattered by the noise in R")
     ax.plot(
-        [p["kl_held_out"] for p in curve], [p["mean_held_out"] for p in curve], "--", color=colour, linewidth=2,
+        [p["kl"] for p in curve],
+        [p["mean"] for p in curve],
+        color=colour,
+        linewidth=2,
+        label=f"{name}, flattered by the noise in R",
+    )
+    ax.plot(
+        [p["kl_held_out"] for p in curve],
+        [p["mean_held_out"] for p in curve],
+        "--",
+        color=colour,
+        linewidth=2,
         label=f"{name}, chosen by half of the answers, rated by the rest",
-    )  # fmt: skip
+    )
     series = (  # each arm's marks on a side of their own: the points lie close
         ("align_pro", "λ {lam:g}", results["align_pro"], "kl", "mean", (4, -13)),
         ("best_of_n", "n {n}", results["best_of_n"], "kl", "mean", (-22, 6)),
-        ("rlhf_oracle", "β {lam:g}", [p for p in results["align_pro"] if "rlhf_kl" in p], "rlhf_kl", "rlhf_mean", (5, 5)),
-    )  # fmt: skip
+        (
+            "rlhf_oracle",
+            "β {lam:g}",
+            [p for p in results["align_pro"] if "rlhf_kl" in p],
+            "rlhf_kl",
+            "rlhf_mean",
+            (5, 5),
+        ),
+    )
     for arm, mark, points, x, y, (dx, dy) in series:
         name, colour = ARMS[arm]
         label = f"{name} (KL of answers: another budget)" if arm == "rlhf_oracle" else name
         ax.plot([p[x] for p in points], [p[y] for p in points], "o", color=colour, label=label)
         for i, p in enumerate(sorted(points, key=lambda p: p[x])):
-            place = dx, dy + i % 2 * math.copysign(10, dy)  # every second mark a line further out: neighbours may nearly coincide
-            ax.annotate(mark.format(**p), (p[x], p[y]), xytext=place, textcoords="offset points", fontsize=8, color=colour)
+            place = (
+                dx,
+                dy + i % 2 * math.copysign(10, dy),
+            )  # every second mark a line further out: neighbours may nearly coincide
+            ax.annotate(
+                mark.format(**p), (p[x], p[y]), xytext=place, textcoords="offset points", fontsize=8, color=colour
+            )
     ax.axhline(results["no_finetuning"], color=ARMS[TRIO[0]][1], linestyle="--", label=ARMS[TRIO[0]][0])
-    ax.set(xlabel="KL to the reference, nats", ylabel="mean reward", title=f"task {results['task']}, seed {results['seed']}")
+    ax.set(
+        xlabel="KL to the reference, nats",
+        ylabel="mean reward",
+        title=f"task {results['task']}, seed {results['seed']}",
+    )
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path)

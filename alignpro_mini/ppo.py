@@ -94,10 +94,16 @@ class Rollout:
         lead = int(self.mask[index].any(0).float().argmax())
         cut = lambda x: None if x is None else x[index][:, :T]  # noqa: E731
         return replace(
-            self, features=self.features[index][:, lead : P + T], mask=self.mask[index][:, lead : P + T],
-            tokens=cut(self.tokens), action=action[:, :T], logp=cut(self.logp), values=cut(self.values),
-            advantages=cut(self.advantages), returns=cut(self.returns),
-        )  # fmt: skip
+            self,
+            features=self.features[index][:, lead : P + T],
+            mask=self.mask[index][:, lead : P + T],
+            tokens=cut(self.tokens),
+            action=action[:, :T],
+            logp=cut(self.logp),
+            values=cut(self.values),
+            advantages=cut(self.advantages),
+            returns=cut(self.returns),
+        )
 
 
 class PPOTrainer:
@@ -109,9 +115,14 @@ class PPOTrainer:
     """
 
     def __init__(
-        self, lm: Transformer, reference: Transformer, tokenizer: Tokenizer, score: Score, config: PPOConfig,
+        self,
+        lm: Transformer,
+        reference: Transformer,
+        tokenizer: Tokenizer,
+        score: Score,
+        config: PPOConfig,
         generator: torch.Generator,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.policy, self.tokenizer, self.score, self.config = Policy(lm, config.train_layers), tokenizer, score, config
         self.reference = reference.eval().requires_grad_(False)
         self.generator, self.kl_coef, self.lr = generator, config.kl_coef, config.lr
@@ -147,9 +158,13 @@ class PPOTrainer:
         """Sample one completion per prompt; note what policy, value head and reference think of every token."""
         chats = [self.tokenizer.chat(p) for p in prompts]
         completions = generate(
-            self.policy.lm, chats, self.config.max_new_tokens, temperature=self.config.temperature,
-            eos_id=self.tokenizer.eos_id, generator=self.generator,
-        )  # fmt: skip
+            self.policy.lm,
+            chats,
+            self.config.max_new_tokens,
+            temperature=self.config.temperature,
+            eos_id=self.tokenizer.eos_id,
+            generator=self.generator,
+        )
         device = self.policy.lm.device
         prompt_ids, prompt_mask = pad_left(chats, self.tokenizer.pad_id, device)  # (B, P)
         tokens, action = pad_right([c.tokens for c in completions], self.tokenizer.pad_id, device)  # (B, T)
@@ -158,10 +173,19 @@ class PPOTrainer:
         logp[action] = torch.tensor([p for c in completions for p in c.logprobs], device=device)
         blank = torch.zeros_like(logp)  # (B, T)
         rollout = Rollout(
-            list(prompts), [self.tokenizer.decode(c.tokens) for c in completions],
-            torch.tensor([c.finished for c in completions], device=device), self.policy.trunk(ids, mask), mask, tokens,
-            action, logp, blank.clone(), blank.clone(), blank.clone(), blank.clone(),
-        )  # fmt: skip
+            list(prompts),
+            [self.tokenizer.decode(c.tokens) for c in completions],
+            torch.tensor([c.finished for c in completions], device=device),
+            self.policy.trunk(ids, mask),
+            mask,
+            tokens,
+            action,
+            logp,
+            blank.clone(),
+            blank.clone(),
+            blank.clone(),
+            blank.clone(),
+        )
         for index in self._micro_batches(torch.arange(len(prompts), device=device), rollout):
             self._annotate(rollout, index)
         return rollout
@@ -189,7 +213,9 @@ class PPOTrainer:
         """The score of each completion (B,), less the penalty where it was cut before its EOS."""
         scores = torch.as_tensor(self.score(rollout.prompts, rollout.completions)).to(rollout.logp)  # (B,)
         if scores.shape != rollout.finished.shape:
-            raise ValueError(f"score returned shape {tuple(scores.shape)}; one reward per completion is {tuple(rollout.finished.shape)}")
+            raise ValueError(
+                f"score returned shape {tuple(scores.shape)}; one reward per completion is {tuple(rollout.finished.shape)}"
+            )
         if not bool(torch.isfinite(scores).all()):
             raise FloatingPointError("score returned a reward that is not finite")
         return scores - self.config.missing_eos_penalty * (~rollout.finished)
@@ -296,9 +322,12 @@ def learning_rate(config: PPOConfig, step: int) -> float:
 
 
 def train_ppo(
-    trainer: PPOTrainer, prompts: Sequence[str], stage: Stage,
-    watch: Callable[[PPOTrainer], tuple[dict, list[dict]]] = lambda trainer: ({}, []), show_every: int = 20,
-) -> Transformer:  # fmt: skip
+    trainer: PPOTrainer,
+    prompts: Sequence[str],
+    stage: Stage,
+    watch: Callable[[PPOTrainer], tuple[dict, list[dict]]] = lambda trainer: ({}, []),
+    show_every: int = 20,
+) -> Transformer:
     """All rounds of a PPO stage over random batches of `prompts`; logs, samples and saved states go through `stage`.
 
     `watch(trainer)` adds metrics and sample rows (x, x_prime, y, reward, kl) after a round. Returns the trained model.

@@ -65,7 +65,10 @@ def _side_by_side(samples: list[dict]) -> list[dict]:
 
 def write_report(run_dir: Path, results: dict, metrics: list[dict], samples: list[dict], rewards: dict) -> Path:
     """Write run_dir/plots/*.png and run_dir/report.html, one file without links to anything; returns its path."""
-    pictures = [Path(run_dir, "plots", f"{name}.png") for name in "reward_vs_kl reward_histograms learning_curves losses".split()]
+    pictures = [
+        Path(run_dir, "plots", f"{name}.png")
+        for name in "reward_vs_kl reward_histograms learning_curves losses".split()
+    ]
     plots.reward_vs_kl(results, metrics, pictures[0])
     plots.reward_histograms(rewards, pictures[1])
     plots.learning_curves(metrics, pictures[2])
@@ -73,23 +76,41 @@ def write_report(run_dir: Path, results: dict, metrics: list[dict], samples: lis
     (heads, rows), notes = arm_table(results), final_table(results).split("\n\n")[1].splitlines()
     steps = [(row["stage"], row["step"]) for row in samples if row["stage"] == "align_pro"]
     kept = [s for s in samples if (s["stage"], s.get("step")) in steps[:1] + steps[-1:]] + _side_by_side(samples)
-    texts = [[row.get("x"), ARMS.get(row.get("arm"), [f"step {row.get('step')}"])[0], row.get("x_prime"), row.get("y"),
-              num(row.get("reward"), 2), num(row.get("kl"), 2)] for row in kept]
+    texts = [
+        [
+            row.get("x"),
+            ARMS.get(row.get("arm"), [f"step {row.get('step')}"])[0],
+            row.get("x_prime"),
+            row.get("y"),
+            num(row.get("reward"), 2),
+            num(row.get("kl"), 2),
+        ]
+        for row in kept
+    ]
     title = escape(f"Align-Pro: task {results.get('task')}, preset {results.get('preset')}, seed {results.get('seed')}")
     about = json.dumps({key: results.get(key) for key in ("n_eval", "wall_s", "config")}, indent=2, default=str)
     page = [  # its Content-Security-Policy: should any text ever slip past escape(), nothing may load or run
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
         "<meta http-equiv=Content-Security-Policy content=\"default-src 'none';img-src data:;style-src 'unsafe-inline'\">",
         f"<title>{title}</title><style>{_CSS}</style><h1>{title}</h1><p class=lead>{escape(headline(results))}",
-        "<h2>Arms</h2>", _table(heads, rows), "<p>", *(f"{escape(note)}<br>" for note in notes),
-        "<h2>Where the variance went</h2>", _table(heads[:1] + heads[3:7], [row[:1] + row[3:7] for row in rows]),
+        "<h2>Arms</h2>",
+        _table(heads, rows),
+        "<p>",
+        *(f"{escape(note)}<br>" for note in notes),
+        "<h2>Where the variance went</h2>",
+        _table(heads[:1] + heads[3:7], [row[:1] + row[3:7] for row in rows]),
         f"<p>{variance_sentence(results)}<h2>Plots</h2>",
-        *(f'<img alt="{p.stem}" src="data:image/png;base64,{base64.b64encode(p.read_bytes()).decode()}">' for p in pictures),
+        *(
+            f'<img alt="{p.stem}" src="data:image/png;base64,{base64.b64encode(p.read_bytes()).decode()}">'
+            for p in pictures
+        ),
         "<h2>Before and after</h2><p>The first and the last logged step of Align-Pro, then the evaluation.",
         _table(["request x", "by", "rewrite x\u2032", "answer y", "reward", "KL"], texts),
         f"<details><summary>Configuration and time</summary><pre>{escape(about)}</pre></details>",
         "<details><summary>Glossary of the metrics</summary>",
-        _table(["metric", "meaning", "healthy", "a bad value means"], [row.split(" | ") for row in GLOSSARY.splitlines()]),
+        _table(
+            ["metric", "meaning", "healthy", "a bad value means"], [row.split(" | ") for row in GLOSSARY.splitlines()]
+        ),
     ]
     out = Path(run_dir) / "report.html"
     out.write_text("\n".join(page), encoding="utf-8", errors="replace")  # BPE can leave lone surrogates

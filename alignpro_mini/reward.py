@@ -27,6 +27,7 @@ from alignpro_mini.sft import make_optimizer, optimizer_step, shuffled_batches, 
 from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.transformer import Transformer
 
+
 @dataclass(frozen=True, slots=True)
 class Preference:
     """One comparison: `chosen` was preferred over `rejected` as an answer to `prompt`.
@@ -88,7 +89,10 @@ class RewardModel(nn.Module):
         rows = [self.encode(x, y) for x, y in zip(prompts, completions, strict=True)]
         if any(len(row) > longest for row in rows):
             # Without a count: the same text is shown once a run, not once a batch.
-            warnings.warn(f"answers beyond the reward model's context of {longest} tokens are rated without their ends", stacklevel=2)
+            warnings.warn(
+                f"answers beyond the reward model's context of {longest} tokens are rated without their ends",
+                stacklevel=2,
+            )
             rows = [row[:longest] for row in rows]
         rewards = torch.empty(len(rows))
         for part in by_length([len(row) for row in rows], batch):
@@ -115,9 +119,13 @@ def moments(rewards: Tensor) -> dict[str, float]:
 
 
 def draw_preferences(
-    prompts: Sequence[str], first: Sequence[str], second: Sequence[str],
-    gold: Callable[[Sequence[str], Sequence[str]], list[float]], scale: float, generator: torch.Generator,
-) -> list[Preference]:  # fmt: skip
+    prompts: Sequence[str],
+    first: Sequence[str],
+    second: Sequence[str],
+    gold: Callable[[Sequence[str], Sequence[str]], list[float]],
+    scale: float,
+    generator: torch.Generator,
+) -> list[Preference]:
     """A noisy labeller's choices: P(first over second) = sigmoid(scale x (gold difference)), Bradley-Terry noise."""
     difference = torch.tensor(gold(prompts, first)) - torch.tensor(gold(prompts, second))  # (B,)
     p_first = torch.sigmoid(scale * difference.float())  # (B,)
@@ -257,7 +265,9 @@ def load_callable(spec: str) -> Score:
         try:
             rewards = torch.as_tensor(returned, dtype=torch.float32).cpu()
         except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"--reward {spec} returned a {type(returned).__name__} that is no list of numbers ({error})") from None
+            raise ValueError(
+                f"--reward {spec} returned a {type(returned).__name__} that is no list of numbers ({error})"
+            ) from None
         if rewards.shape != (len(prompts),):
             raise ValueError(f"--reward {spec} returned shape {tuple(rewards.shape)} for {len(prompts)} answers")
         if not bool(torch.isfinite(rewards).all()):

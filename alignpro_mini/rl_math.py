@@ -149,9 +149,7 @@ def policy_loss(
     return loss, {"clipped": (limited < plain) & mask, "ratio": ratio.detach()}
 
 
-def value_loss(
-    values: Tensor, values_old: Tensor, returns: Tensor, mask: Tensor, clip: float
-) -> tuple[Tensor, Tensor]:
+def value_loss(values: Tensor, values_old: Tensor, returns: Tensor, mask: Tensor, clip: float) -> tuple[Tensor, Tensor]:
     """Half the squared error to the returns, per token, pessimistic over a clipped step: all (B, T) -> (B, T).
 
         V_c = V_old + clip(V - V_old, -eps, eps)     L = max((V - R)^2, (V_c - R)^2) / 2

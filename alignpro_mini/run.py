@@ -83,22 +83,28 @@ class Run:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             write_json(saved, options)
         except OSError as error:
-            raise OSError(f"{self.path} cannot be written ({error.strerror}): choose another folder with --out") from None
+            raise OSError(
+                f"{self.path} cannot be written ({error.strerror}): choose another folder with --out"
+            ) from None
         self.stages: dict[str, dict] = {}
         if (self.path / "stages.json").exists():
             self.stages = json.loads((self.path / "stages.json").read_text(encoding="utf-8"))
 
     def _same_options(self, old: dict, new: dict) -> None:
         flat = lambda tree, p="": {  # noqa: E731
-            k: v for key, value in tree.items() for k, v in (flat(value, f"{p}{key}.") if isinstance(value, dict) else {p + key: value}).items()
-        }  # fmt: skip
+            k: v
+            for key, value in tree.items()
+            for k, v in (flat(value, f"{p}{key}.") if isinstance(value, dict) else {p + key: value}).items()
+        }
         old, new = flat(old), flat(new)
         changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k != "out"]
         if changed:
             told = ", ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in changed[:4])
             raise ValueError(f"{self.path} was started with other options ({told}): use the same, or another --name")
 
-    def once(self, name: str, make: Callable[[Stage], object], load: Callable[[], object], save: Callable[[object], None]):
+    def once(
+        self, name: str, make: Callable[[Stage], object], load: Callable[[], object], save: Callable[[object], None]
+    ):
         """The result of a stage: loaded if it is finished, else made, saved and marked as finished."""
         if name in self.stages:
             print(f"[{name}] already done in {self.stages[name]['seconds']:.0f} s, loaded")
@@ -124,7 +130,9 @@ class Run:
     def json(self, name: str, make: Callable[[Stage], dict]) -> dict:
         """A stage whose result is a JSON object."""
         path = self.path / "checkpoints" / f"{name}.json"
-        return self.once(name, make, lambda: json.loads(path.read_text(encoding="utf-8")), lambda v: write_json(path, v))
+        return self.once(
+            name, make, lambda: json.loads(path.read_text(encoding="utf-8")), lambda v: write_json(path, v)
+        )
 
     def generator(self, name: str) -> torch.Generator:
         """A random stream of its own for each purpose: no stage's draws depend on another's."""
@@ -222,7 +230,11 @@ class Stage:
             if isinstance(value, float) and value != value or value in (float("inf"), float("-inf")):
                 raise FloatingPointError(f"{self.name} step {step}: {key} is {value}; the last good state is kept")
         self.run.append("metrics.jsonl", [{"stage": self.name, "step": step, **row}])
-        shown = {k: row[k] for k in ("loss", "heldout_loss", "accuracy", "score_mean", "kl_k1", "entropy") if row.get(k) is not None}
+        shown = {
+            k: row[k]
+            for k in ("loss", "heldout_loss", "accuracy", "score_mean", "kl_k1", "entropy")
+            if row.get(k) is not None
+        }
         text = ", ".join(f"{k} {v:.3f}" for k, v in shown.items())
         if self._bar is not None and not self._bar.disable:
             self._bar.set_postfix_str(text)

@@ -108,7 +108,9 @@ def optimizer_step(optimizer: torch.optim.Optimizer, parameters, grad_clip: floa
 def shuffled_batches(count: int, batch: int, generator: torch.Generator) -> Iterator[list[int]]:
     """Endless index batches, each pass over 0..count-1 in a fresh order; a short last batch is dropped."""
     if count < batch:
-        raise ValueError(f"{count} examples, those held out not counted, do not fill one batch of {batch}: add data or lower the batch")
+        raise ValueError(
+            f"{count} examples, those held out not counted, do not fill one batch of {batch}: add data or lower the batch"
+        )
     while True:
         order = torch.randperm(count, generator=generator).tolist()
         for start in range(0, count - batch + 1, batch):

@@ -10,13 +10,18 @@ import math
 import numpy as np
 
 ARMS = {  # arm: its name, and its one colour in every plot (Okabe-Ito: safe for the colour-blind)
-    "no_finetuning": ("no fine-tuning", "#6b7280"), "untrained_prompter": ("SFT prompter", "#cc79a7"),
-    "best_of_n": ("best-of-n", "#e69f00"), "align_pro": ("Align-Pro", "#0072b2"), "rlhf_oracle": ("oracle", "#009e73"),
+    "no_finetuning": ("no fine-tuning", "#6b7280"),
+    "untrained_prompter": ("SFT prompter", "#cc79a7"),
+    "best_of_n": ("best-of-n", "#e69f00"),
+    "align_pro": ("Align-Pro", "#0072b2"),
+    "rlhf_oracle": ("oracle", "#009e73"),
     "closed_form": ("closed form", "#56b4e9"),
 }
 TRIO = ("no_finetuning", "align_pro", "rlhf_oracle")  # the arms that the paper compares
 PAPER = {  # our task: the data set it mirrors, the paper's share of the gap closed and variance ratio
-    "quality": ("UltraFeedback", .82, .64), "attributes": ("HelpSteer", .77, .72), "reasoning": ("Orca", .41, .68),
+    "quality": ("UltraFeedback", 0.82, 0.64),
+    "attributes": ("HelpSteer", 0.77, 0.72),
+    "reasoning": ("Orca", 0.41, 0.68),
 }
 GLOSSARY = """\
 loss heldout_loss | cross-entropy, nats per token (reward: per pair) | falls, flattens | held-out rises: overfitting
@@ -57,31 +62,48 @@ bound_paper bound_sharp | upper bounds on the sum of the three, estimated | abov
 icc best_rewrite_gain | share of the variance due to wording; gain of the best rewrite | icc > 0.1 | 0: RL cannot help
 """
 METRICS: dict[str, tuple[str, str, str]] = {  # key: meaning, healthy range, what a bad value means
-    key: (meaning, healthy, bad) for line in GLOSSARY.splitlines()
-    for keys, meaning, healthy, bad in [line.split(" | ")] for key in keys.split()
+    key: (meaning, healthy, bad)
+    for line in GLOSSARY.splitlines()
+    for keys, meaning, healthy, bad in [line.split(" | ")]
+    for key in keys.split()
 }
 # The paper's figure, read off to about 0.005: mean, then variance, of no fine-tuning, Align-Pro and the oracle.
 PAPER_CELLS = {
     "quality": {
-        "P1-F1": (.389, 1.127, 1.368, 1.871, 1.142, 1.798), "P1-F2": (.695, 1.331, 1.403, 1.843, 1.417, 1.790),
-        "P2-F1": (.456, 1.130, 1.398, 2.240, 1.215, 1.924), "P2-F2": (.703, 1.400, 1.481, 2.192, 1.373, 1.940),
+        "P1-F1": (0.389, 1.127, 1.368, 1.871, 1.142, 1.798),
+        "P1-F2": (0.695, 1.331, 1.403, 1.843, 1.417, 1.790),
+        "P2-F1": (0.456, 1.130, 1.398, 2.240, 1.215, 1.924),
+        "P2-F2": (0.703, 1.400, 1.481, 2.192, 1.373, 1.940),
     },
     "reasoning": {
-        "P1-F1": (1.590, 1.851, 2.456, 1.907, 1.221, 1.439), "P1-F2": (1.959, 2.375, 2.612, 1.886, 1.399, 1.650),
-        "P2-F1": (1.122, 1.434, 2.182, 1.975, 1.332, 1.310), "P2-F2": (1.822, 2.054, 2.408, 1.657, 1.117, 1.364),
+        "P1-F1": (1.590, 1.851, 2.456, 1.907, 1.221, 1.439),
+        "P1-F2": (1.959, 2.375, 2.612, 1.886, 1.399, 1.650),
+        "P2-F1": (1.122, 1.434, 2.182, 1.975, 1.332, 1.310),
+        "P2-F2": (1.822, 2.054, 2.408, 1.657, 1.117, 1.364),
     },
     "attributes": {
-        "P1-F1": (.111, .733, .845, .982, .867, .817), "P1-F2": (.252, .705, 1.001, 1.136, .750, .887),
-        "P2-F1": (.194, .812, .950, 1.070, .723, .968), "P2-F2": (.290, .847, .964, .945, .610, .857),
+        "P1-F1": (0.111, 0.733, 0.845, 0.982, 0.867, 0.817),
+        "P1-F2": (0.252, 0.705, 1.001, 1.136, 0.750, 0.887),
+        "P2-F1": (0.194, 0.812, 0.950, 1.070, 0.723, 0.968),
+        "P2-F2": (0.290, 0.847, 0.964, 0.945, 0.610, 0.857),
     },
 }
 CELLS = tuple(PAPER_CELLS["quality"])  # prompter - frozen model
 COLUMNS = (  # heading (two lines in the terminal), path in the arm's results, decimals
-    ("reward\nmean", "mean", 3), ("reward\n95% CI", "ci95", 3), ("var.\ntotal", "variance", 3),
-    ("var.\ninputs", "variance_parts between_inputs", 3), ("var.\nrewr.", "variance_parts between_rewrites", 3),
-    ("var.\nwithin", "variance_parts within", 3), ("gold\nmean", "gold_mean", 3), ("gold\nvar.", "gold_variance", 3),
-    ("KL\nnats", "kl", 2), ("win\nrate", "win_rate", 2), ("tie\nrate", "tie_rate", 2),
-    ("x'\ntok.", "rewrite_length", 2), ("y\ntok.", "answer_length", 2), ("right\nrate", "right_rate", 2),
+    ("reward\nmean", "mean", 3),
+    ("reward\n95% CI", "ci95", 3),
+    ("var.\ntotal", "variance", 3),
+    ("var.\ninputs", "variance_parts between_inputs", 3),
+    ("var.\nrewr.", "variance_parts between_rewrites", 3),
+    ("var.\nwithin", "variance_parts within", 3),
+    ("gold\nmean", "gold_mean", 3),
+    ("gold\nvar.", "gold_variance", 3),
+    ("KL\nnats", "kl", 2),
+    ("win\nrate", "win_rate", 2),
+    ("tie\nrate", "tie_rate", 2),
+    ("x'\ntok.", "rewrite_length", 2),
+    ("y\ntok.", "answer_length", 2),
+    ("right\nrate", "right_rate", 2),
 )
 
 
@@ -133,8 +155,10 @@ def final_table(results: dict) -> str:
     if room := results.get("headroom"):
         notes.append(f"Headroom (ICC): {num(room.get('icc'))}, best rewrite gains {num(room.get('best_rewrite_gain'))}")
     if rm := results.get("reward_model"):
-        notes.append(f"Reward model: held-out accuracy {num(rm.get('accuracy'))}, ceiling that the label noise allows"
-                     f" {num(rm.get('ceiling'))}, always-longer {num(rm.get('always_longer'))}")
+        notes.append(
+            f"Reward model: held-out accuracy {num(rm.get('accuracy'))}, ceiling that the label noise allows"
+            f" {num(rm.get('ceiling'))}, always-longer {num(rm.get('always_longer'))}"
+        )
     if theory := results.get("theory"):
         notes += _theory_notes(theory, get(results, "arms", "closed_form", "inputs"))
     return "\n".join([_grid([*map(list, zip(*(h.split("\n") for h in heads))), *rows]), "", *notes])
@@ -196,15 +220,27 @@ def _right_answers(runs: list[dict]) -> list[str]:
     rate = lambda arm, key: t_interval([get(r, "arms", arm, key) for r in runs])[0]  # noqa: E731
     if rate("align_pro", "right_rate") is None:
         return []
-    before, after, asks = rate("no_finetuning", "right_rate"), rate("align_pro", "right_rate"), rate("align_pro", "asks_for_steps")
+    before, after, asks = (
+        rate("no_finetuning", "right_rate"),
+        rate("align_pro", "right_rate"),
+        rate("align_pro", "asks_for_steps"),
+    )
     rises = [get(r, "arms", "align_pro", "right_rate") - get(r, "arms", "no_finetuning", "right_rate") for r in runs]
-    return [f"  right answers {num(before, 3)} to {num(after, 3)}; rewrites that ask for steps {num(asks, 3)} (means over seeds)",
-            f"  right answers rise by {num(min(rises), 3)} to {num(max(rises), 3)}, seed by seed"]
+    return [
+        f"  right answers {num(before, 3)} to {num(after, 3)}; rewrites that ask for steps {num(asks, 3)} (means over seeds)",
+        f"  right answers rise by {num(min(rises), 3)} to {num(max(rises), 3)}, seed by seed",
+    ]
 
 
 def _variance_lines(runs: list[dict]) -> list[str]:
     """Which part of the variance falls: an arm a line, means over the seeds."""
-    paths = ("variance", "variance_parts between_inputs", "variance_parts between_rewrites", "variance_parts within", "gold_variance")
+    paths = (
+        "variance",
+        "variance_parts between_inputs",
+        "variance_parts between_rewrites",
+        "variance_parts within",
+        "gold_variance",
+    )
     rows = [["  means over seeds", "variance", "between inputs", "between rewrites", "within", "gold variance"]]
     for arm, (name, _) in ARMS.items():
         found = [t_interval([get(r, "arms", arm, *path.split()) for r in runs])[0] for path in paths]
@@ -215,23 +251,34 @@ def _variance_lines(runs: list[dict]) -> list[str]:
 def _theory_lines(runs: list[dict]) -> list[str]:
     """Suboptimality and bounds, means over seeds; then what stands beside the attainable share, in parts of that gain."""
     keys = ("delta1", "delta2", "delta3", "bound_sharp", "bound_paper")
-    told = [r["theory"] for r in runs if all(get(r, "theory", k) is not None for k in (*keys, "optimum_noise", "unlisted_cost"))]
+    told = [
+        r["theory"]
+        for r in runs
+        if all(get(r, "theory", k) is not None for k in (*keys, "optimum_noise", "unlisted_cost"))
+    ]
     if not told:
         return []
     d1, d2, d3, sharp, paper = (num(t_interval([t[k] for t in told])[0], 2) for k in keys)
     held = sum(sum(t[f"delta{i}"] for i in (1, 2, 3)) <= t["bound_sharp"] <= t["bound_paper"] for t in told)
     gained = [t for t in told if t["attainable_gain_share"] is not None and t["regularised_gap"] > 0]
     # share = 1 - gap / attainable gain
-    parts = [[t[k] * (1 - t["attainable_gain_share"]) / t["regularised_gap"] for t in gained] for k in ("optimum_noise", "unlisted_cost")]
+    parts = [
+        [t[k] * (1 - t["attainable_gain_share"]) / t["regularised_gap"] for t in gained]
+        for k in ("optimum_noise", "unlisted_cost")
+    ]
     spans = [f"{num(min(p), 3)} to {num(max(p), 3)}" if p else "–" for p in parts]
-    return [f"  Δ1, Δ2, Δ3 {d1}, {d2}, {d3}; bounds: sharper {sharp}, paper's {paper} (means); both held in {held} of {len(told)}",
-            f"  of the attainable gain, noise in R flatters the optimum by {spans[0]}, mass off the list costs {spans[1]} or more"]
+    return [
+        f"  Δ1, Δ2, Δ3 {d1}, {d2}, {d3}; bounds: sharper {sharp}, paper's {paper} (means); both held in {held} of {len(told)}",
+        f"  of the attainable gain, noise in R flatters the optimum by {spans[0]}, mass off the list costs {spans[1]} or more",
+    ]
 
 
 def sweep_table(list_of_results: list[dict]) -> str:
     """Per task: a row a seed, the mean over seeds with its 95% t-interval, the paper's figures, and counts."""
-    heads = [["", *"No-FT,Align-Pro,Oracle,Align-Pro - No-FT,gap,var.,gold,gold,gold,attain.,un-,wall".split(",")],
-             ["seed", *"mean,mean,mean,[95% CI],closed,ratio,No-FT,Align-Pro,Oracle,share,listed,s".split(",")]]
+    heads = [
+        ["", *"No-FT,Align-Pro,Oracle,Align-Pro - No-FT,gap,var.,gold,gold,gold,attain.,un-,wall".split(",")],
+        ["seed", *"mean,mean,mean,[95% CI],closed,ratio,No-FT,Align-Pro,Oracle,share,listed,s".split(",")],
+    ]
     digits, blocks = (3, 3, 3, 3, 2, 2, 3, 3, 3, 3, 3, 1), []
     for task, runs in by_task(list_of_results).items():
         rows = [[str(run.get("seed")), *map(num, _sweep_row(run), digits)] for run in runs]
@@ -241,18 +288,34 @@ def sweep_table(list_of_results: list[dict]) -> str:
         rows += [["mean", *map(num, means, digits)], ["± 95%", *map(num, halves, digits)]]
         name, *theirs = PAPER.get(task, ("no data set", None, None))
         rows.append(["paper", *[""] * 4, *(num(v, 2) for v in theirs), *[""] * 6])
-        blocks.append([f"task {task} (paper: {name})", _grid(heads + rows), *_variance_lines(runs), *_theory_lines(runs), *_right_answers(runs), runs])
+        blocks.append(
+            [
+                f"task {task} (paper: {name})",
+                _grid(heads + rows),
+                *_variance_lines(runs),
+                *_theory_lines(runs),
+                *_right_answers(runs),
+                runs,
+            ]
+        )
     blocks += [["all tasks", list_of_results]] if len(blocks) > 1 else []
-    return "\n\n".join("\n".join([*text, *(f"  {claim}: {k} of {n}" for claim, (k, n) in sweep_counts(runs).items())])
-                       for *text, runs in blocks) or "no runs"
+    return (
+        "\n\n".join(
+            "\n".join([*text, *(f"  {claim}: {k} of {n}" for claim, (k, n) in sweep_counts(runs).items())])
+            for *text, runs in blocks
+        )
+        or "no runs"
+    )
 
 
 def grid_cells(groups: list[dict]) -> dict[tuple[str, str], list[dict]]:
     """{(task, cell): its results, a seed each} of the groups that `grid.run_group` returns."""
     return {
         (task, cell): [g["cells"][cell] for g in runs if cell in g["cells"]]
-        for task, runs in by_task(groups).items() for cell in CELLS if any(cell in g["cells"] for g in runs)
-    }  # fmt: skip
+        for task, runs in by_task(groups).items()
+        for cell in CELLS
+        if any(cell in g["cells"] for g in runs)
+    }
 
 
 def _six(runs: list[dict]) -> list[float]:
@@ -273,18 +336,40 @@ def grid_counts(sixes: list) -> dict[str, tuple[int, int]]:
 def grid_table(groups: list[dict]) -> str:
     """Cell by cell, means over seeds with 95% t-intervals; the counts beside the paper's own; what falls; swaps; time."""
     cells = grid_cells(groups)
-    rows = [["", "", *"mean,mean,mean,var.,var.,var.,gap closed,var. ratio,attain.,un-".split(",")],
-            ["task", "cell", *"No-FT,Align-Pro,Oracle,No-FT,Align-Pro,Oracle,ours (paper),ours (paper),share,listed".split(",")]]
+    rows = [
+        ["", "", *"mean,mean,mean,var.,var.,var.,gap closed,var. ratio,attain.,un-".split(",")],
+        [
+            "task",
+            "cell",
+            *"No-FT,Align-Pro,Oracle,No-FT,Align-Pro,Oracle,ours (paper),ours (paper),share,listed".split(","),
+        ],
+    ]
     for (task, cell), runs in cells.items():
         pairs = [t_interval([get(r, "arms", arm, key) for r in runs]) for key in ("mean", "variance") for arm in TRIO]
         summary = ("gap_closed",), ("variance_ratio",), ("theory", "attainable_gain_share"), ("theory", "mass_outside")
         gap, ratio, share, unlisted = (t_interval([get(r, *keys) for r in runs])[0] for keys in summary)
         a, b, c, v, w, _ = PAPER_CELLS[task][cell]
         told = [num(m, 2) + ("" if half is None else f" ±{num(half, 2)}") for m, half in pairs]
-        rows.append([task, cell, *told, f"{num(gap, 2)} ({(b - a) / (c - a):.2f})", f"{num(ratio, 2)} ({w / v:.2f})", num(share, 3), num(unlisted, 3)])
-    ours, each = grid_counts([_six(runs) for runs in cells.values()]), grid_counts([_six([r]) for runs in cells.values() for r in runs])
+        rows.append(
+            [
+                task,
+                cell,
+                *told,
+                f"{num(gap, 2)} ({(b - a) / (c - a):.2f})",
+                f"{num(ratio, 2)} ({w / v:.2f})",
+                num(share, 3),
+                num(unlisted, 3),
+            ]
+        )
+    ours, each = (
+        grid_counts([_six(runs) for runs in cells.values()]),
+        grid_counts([_six([r]) for runs in cells.values() for r in runs]),
+    )
     paper = grid_counts([six for task in PAPER_CELLS.values() for six in task.values()])
-    said = [f"  {c}: {ours[c][0]} of {ours[c][1]} cells, {each[c][0]} of {each[c][1]} single runs (paper: {k} of {n} cells)" for c, (k, n) in paper.items()]
+    said = [
+        f"  {c}: {ours[c][0]} of {ours[c][1]} cells, {each[c][0]} of {each[c][1]} single runs (paper: {k} of {n} cells)"
+        for c, (k, n) in paper.items()
+    ]
     alone = sweep_counts([r for runs in cells.values() for r in runs])
     said += [f"  {claim}: {k} of {n} single runs" for claim, (k, n) in alone.items() if claim not in paper]
     for task in by_task(groups):
@@ -308,10 +393,15 @@ def _swap_lines(groups: list[dict]) -> list[str]:
     for task, runs in by_task(groups).items():
         swaps = [s for g in runs for s in g["swap"].values()]
         if swaps:
-            gain, loss = (t_interval([s[key]["mean"] for s in swaps])[0] for key in ("against_no_finetuning", "against_its_own_prompter"))
+            gain, loss = (
+                t_interval([s[key]["mean"] for s in swaps])[0]
+                for key in ("against_no_finetuning", "against_its_own_prompter")
+            )
             helped = sum(s["against_no_finetuning"]["ci95"][0] > 0 for s in swaps)
-            lines.append(f"  swapped, {task}: {num(gain, 3, '+')} against no fine-tuning ({helped} of {len(swaps)} with interval above 0), "
-                         f"{num(loss, 3, '+')} against the prompter trained for that model")
+            lines.append(
+                f"  swapped, {task}: {num(gain, 3, '+')} against no fine-tuning ({helped} of {len(swaps)} with interval above 0), "
+                f"{num(loss, 3, '+')} against the prompter trained for that model"
+            )
     return lines
 
 
@@ -320,8 +410,24 @@ def frontier_table(runs: list[dict]) -> str:
     blocks = []
     for run in runs:
         rows = [["λ", "KL", "reward", "attain. share", "unlisted", "RLHF: KL of answers", "reward"]]
-        rows += [[f"{p['lam']:g}", *(num(p.get(k), d) for k, d in zip(
-            ("kl", "mean", "attainable_gain_share", "mass_outside", "rlhf_kl", "rlhf_mean"), (2, 3, 3, 3, 2, 3)))] for p in run["align_pro"]]
-        best = [["n", "KL", "bound", "reward"], *([str(p["n"]), num(p["kl"], 2), num(p["kl_bound"], 2), num(p["mean"])] for p in run["best_of_n"])]
-        blocks.append(f"task {run['task']}, seed {run['seed']}; no fine-tuning {num(run['no_finetuning'])}\n{_grid(rows)}\n\nbest-of-n\n{_grid(best)}")
+        rows += [
+            [
+                f"{p['lam']:g}",
+                *(
+                    num(p.get(k), d)
+                    for k, d in zip(
+                        ("kl", "mean", "attainable_gain_share", "mass_outside", "rlhf_kl", "rlhf_mean"),
+                        (2, 3, 3, 3, 2, 3),
+                    )
+                ),
+            ]
+            for p in run["align_pro"]
+        ]
+        best = [
+            ["n", "KL", "bound", "reward"],
+            *([str(p["n"]), num(p["kl"], 2), num(p["kl_bound"], 2), num(p["mean"])] for p in run["best_of_n"]),
+        ]
+        blocks.append(
+            f"task {run['task']}, seed {run['seed']}; no fine-tuning {num(run['no_finetuning'])}\n{_grid(rows)}\n\nbest-of-n\n{_grid(best)}"
+        )
     return "\n\n".join(blocks)

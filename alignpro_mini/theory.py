@@ -32,7 +32,9 @@ def _distribution(p, name: str) -> Tensor:
     bad = ((rows.sum(-1) - 1).abs() > 1e-6) | (rows < 0).any(-1) | ~rows.isfinite().all(-1)
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
-        raise ValueError(f"{name}: row {row} is not a distribution (sum {rows[row].sum():.6g}, least entry {rows[row].min():.3g})")
+        raise ValueError(
+            f"{name}: row {row} is not a distribution (sum {rows[row].sum():.6g}, least entry {rows[row].min():.3g})"
+        )
     return p
 
 
@@ -44,7 +46,9 @@ def _tables(lam: float, R, **prompters) -> tuple[Tensor, ...]:
     found = [_distribution(p, name) for name, p in prompters.items()]
     shapes = {name: tuple(p.shape) for name, p in zip(("R", *prompters), (R, *found))}
     if R.dim() != 2 or len(set(shapes.values())) > 1:
-        raise ValueError(f"tables must all be (N inputs, K rewrites): {', '.join(f'{n} {s}' for n, s in shapes.items())}")
+        raise ValueError(
+            f"tables must all be (N inputs, K rewrites): {', '.join(f'{n} {s}' for n, s in shapes.items())}"
+        )
     if not bool(R.isfinite().all()):
         raise ValueError("R has an entry that is not finite")
     return R, *found
@@ -143,9 +147,13 @@ def along_eta(rho_sft, R, V, eta: float) -> dict[str, float]:
     off = R - mean  # (N, K)
     each = lambda x: float((rho * x).sum(-1).mean())  # noqa: E731
     return {
-        "mean": each(R), "between_rewrites": each(off**2), "within": each(V),
-        "d_mean": each(off**2), "d_between_rewrites": each(off**3), "d_within": each(off * V),
-    }  # fmt: skip
+        "mean": each(R),
+        "between_rewrites": each(off**2),
+        "within": each(V),
+        "d_mean": each(off**2),
+        "d_between_rewrites": each(off**3),
+        "d_within": each(off * V),
+    }
 
 
 # ---------------------------------------------------------------- how far from RLHF: bounds on Delta
@@ -196,7 +204,9 @@ class FiniteProblem:
         N, K, Y = self.pi_f.shape
         for name, shape in {"rho_sft": (N, K), "pi_plain": (N, Y), "r": (N, Y)}.items():
             if getattr(self, name).shape != shape:
-                raise ValueError(f"{name} has shape {tuple(getattr(self, name).shape)}; with pi_f {(N, K, Y)} it must be {shape}")
+                raise ValueError(
+                    f"{name} has shape {tuple(getattr(self, name).shape)}; with pi_f {(N, K, Y)} it must be {shape}"
+                )
 
     @property
     def R(self) -> Tensor:
@@ -232,7 +242,9 @@ class FiniteProblem:
 
     def deltas(self) -> dict[str, float]:
         """Delta1 = J(pi*) - J(pi_F), Delta2 = J(pi_F) - J(rho_sft), Delta3 = J(rho_sft) - J(rho*): they sum to Delta."""
-        stairs = [self.J(p) for p in (self.pi_star, self.pi_plain, self.induced(self.rho_sft), self.induced(self.rho_star))]
+        stairs = [
+            self.J(p) for p in (self.pi_star, self.pi_plain, self.induced(self.rho_sft), self.induced(self.rho_star))
+        ]
         return {f"delta{i + 1}": a - b for i, (a, b) in enumerate(zip(stairs, stairs[1:]))}
 
     def bounds(self) -> dict[str, float]:
@@ -257,7 +269,9 @@ class FiniteProblem:
         that rewrite is not answered as x itself.
         """
         if not torch.allclose(self.pi_f[:, identity], self.pi_plain, atol=1e-9):
-            raise ValueError(f"rewrite {identity} is not x itself: its answers pi_f[:, {identity}] differ from pi_plain")
+            raise ValueError(
+                f"rewrite {identity} is not x itself: its answers pi_f[:, {identity}] differ from pi_plain"
+            )
         p0 = self.rho_sft[:, identity]  # (N,)
         return self.J(self.pi_plain) + self.lam * float(p0.log().mean() + kl(self.rho_star, self.rho_sft).mean())
 

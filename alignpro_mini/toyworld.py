@@ -34,7 +34,12 @@ HELPSTEER_WEIGHTS = {"helpfulness": 0.65, "correctness": 0.8, "coherence": 0.45,
 class WorldConfig:
     """What the embedded world is like (only the toy presets use it)."""
 
-    follow: float = field(default=0.9, metadata={"help": "probability that an answer in the corpus obeys a cue, for each part of the style (not in reasoning)"})
+    follow: float = field(
+        default=0.9,
+        metadata={
+            "help": "probability that an answer in the corpus obeys a cue, for each part of the style (not in reasoning)"
+        },
+    )
     spread: str = field(
         default="plain",
         metadata={
@@ -44,7 +49,9 @@ class WorldConfig:
         },
     )
     eval_requests: int = field(default=600, metadata={"help": "requests kept for evaluation, never trained on"})
-    preference_scale: float = field(default=2.0, metadata={"help": "P(a over b) = sigmoid(scale x (gold a - gold b)); larger is cleaner"})
+    preference_scale: float = field(
+        default=2.0, metadata={"help": "P(a over b) = sigmoid(scale x (gold a - gold b)); larger is cleaner"}
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.follow <= 1:
@@ -85,15 +92,29 @@ SENTENCES = {
 
 TOWN_LEADS = {
     "calm": (
-        "What should I know about {}{}?", "What is {} like? I ask{}.", "I would love to hear about {}{}.",
-        "Do you know {}? I need it{}.", "Could you help me with {}{}?", "I read about {} and want more{}.",
+        "What should I know about {}{}?",
+        "What is {} like? I ask{}.",
+        "I would love to hear about {}{}.",
+        "Do you know {}? I need it{}.",
+        "Could you help me with {}{}?",
+        "I read about {} and want more{}.",
     ),
     "hurried": ("Quick question on {}{}.", "So, {}, what is it{}?", "Need something on {}{}.", "{}? Say something{}."),
-}  # fmt: skip
+}
 PURPOSES = (
-    "", " for my school report", " for my holiday", " for a friend", " for my family", " for work", " for a quiz",
-    " for a letter", " for my diary", " before I move", " before my visit", " for a speech",
-)  # fmt: skip
+    "",
+    " for my school report",
+    " for my holiday",
+    " for a friend",
+    " for my family",
+    " for work",
+    " for a quiz",
+    " for a letter",
+    " for my diary",
+    " before I move",
+    " before my visit",
+    " for a speech",
+)
 TOWN_FORMS = ("Tell me about {}{}.", "Please describe {}{}.")
 
 # Levels of each part of a style. detail: weights of 0..4 facts; care: chance that a fact is wrong and that the order
@@ -146,9 +167,11 @@ USED_PARTS = {"quality": ("detail", "warmth"), "attributes": ("detail", "care", 
 NAMES = "Tom Anna Ben Clara David Emma Felix Grace".split()
 DIALS = "clock watch dial timer".split()
 SUM_LEADS = (
-    "The {o} shows {s}. {moves}. What does it show now?", "A {o} stands at {s}. {moves}. Where is it then?",
-    "Start the {o} at {s}. {moves}. What is the hour?", "My {o} says {s}. {moves}. What hour is it?",
-)  # fmt: skip
+    "The {o} shows {s}. {moves}. What does it show now?",
+    "A {o} stands at {s}. {moves}. Where is it then?",
+    "Start the {o} at {s}. {moves}. What is the hour?",
+    "My {o} says {s}. {moves}. What hour is it?",
+)
 SUM_FORMS = ("Turn the {o} from {s}. {moves}. The hour?", "Please read the {o} after {s}. {moves}.")
 
 
@@ -181,7 +204,9 @@ class ToyWorld:
                 count = rng.choice((4, 5))
                 moves = [(name, rng.randint(2, 6)) for name in rng.sample(NAMES, count)]
                 start = rng.randint(1, 12)
-                shown = list(itertools.accumulate((n for _, n in moves), lambda a, n: (a + n - 1) % 12 + 1, initial=start))
+                shown = list(
+                    itertools.accumulate((n for _, n in moves), lambda a, n: (a + n - 1) % 12 + 1, initial=start)
+                )
                 fill = {"o": rng.choice(DIALS), "s": start, "moves": moves, "shown": shown}
                 slots.setdefault(_fill_sum(rng.choice(SUM_LEADS), fill), fill)
             return slots
@@ -229,7 +254,9 @@ class ToyWorld:
             # A third of the corpus carries no cue, because that is how people ask.
             cue = "" if rng.random() < 1 / 3 else rng.choice(self.cues)
             hurried = form == 0 and self._slots[x].get("tone") == "hurried"
-            answer = self._sum_answer(x, cue, rng) if self.task == "reasoning" else self._town_answer(x, cue, hurried, rng)
+            answer = (
+                self._sum_answer(x, cue, rng) if self.task == "reasoning" else self._town_answer(x, cue, hurried, rng)
+            )
             pairs.append((f"{phrasings[form]} {cue}".rstrip(), answer))
         return pairs
 
@@ -277,7 +304,9 @@ class ToyWorld:
         if rng.random() >= CUES["reasoning"][cue]:
             return final
         # Each step says the hour that it starts from: a small LM adds two neighbours soon, an hour it must look up late.
-        steps = [f"{name} {a} and {n} makes {b}." for (name, n), a, b in zip(fill["moves"], fill["shown"], fill["shown"][1:])]
+        steps = [
+            f"{name} {a} and {n} makes {b}." for (name, n), a, b in zip(fill["moves"], fill["shown"], fill["shown"][1:])
+        ]
         return " ".join(steps + [final])
 
     # ------------------------------------------------------------ the gold reward
@@ -321,9 +350,15 @@ class ToyWorld:
                 malformed += 1
         right = sum(ok for ok, _ in seen.values()) if on_topic else 0  # facts of an unnamed town help nobody
         return {
-            "on_topic": on_topic, "facts": len(seen), "right": right, "wrong": len(seen) - right, "malformed": malformed,
-            "expert": sum(expert for _, expert in seen.values()), "filler": filler, "jumbled": order != sorted(order),
-        }  # fmt: skip
+            "on_topic": on_topic,
+            "facts": len(seen),
+            "right": right,
+            "wrong": len(seen) - right,
+            "malformed": malformed,
+            "expert": sum(expert for _, expert in seen.values()),
+            "filler": filler,
+            "jumbled": order != sorted(order),
+        }
 
     def _quality(self, x: str, y: str) -> float:
         f = self._facts(x, y)

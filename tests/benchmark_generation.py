@@ -157,12 +157,20 @@ def main() -> None:
     hf, cuda = speed.get("transformers"), args.device.startswith("cuda")
     result = {
         "benchmark": "generation",
-        "ours_tokens_per_s": speed["ours"], "hf_tokens_per_s": hf, "ratio": hf and round(speed["ours"] / hf, 2),
-        "mean_length_ours": mean["ours"], "mean_length_hf": mean.get("transformers"),
-        "device": torch.cuda.get_device_name(args.device) if cuda else args.device, "torch": torch.__version__,
-        "transformers": hf and importlib.metadata.version("transformers"), "threads": torch.get_num_threads(),
-        "shape": "tiny" if args.tiny else "124m", "dtype": args.dtype, "batch": args.batch, "rounds": args.rounds,
-    }  # fmt: skip
+        "ours_tokens_per_s": speed["ours"],
+        "hf_tokens_per_s": hf,
+        "ratio": hf and round(speed["ours"] / hf, 2),
+        "mean_length_ours": mean["ours"],
+        "mean_length_hf": mean.get("transformers"),
+        "device": torch.cuda.get_device_name(args.device) if cuda else args.device,
+        "torch": torch.__version__,
+        "transformers": hf and importlib.metadata.version("transformers"),
+        "threads": torch.get_num_threads(),
+        "shape": "tiny" if args.tiny else "124m",
+        "dtype": args.dtype,
+        "batch": args.batch,
+        "rounds": args.rounds,
+    }
     print(json.dumps(result))
 
 

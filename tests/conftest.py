@@ -2,7 +2,9 @@
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch: spinning OpenMP threads starve each other on a busy machine
+os.environ.setdefault(
+    "GOMP_SPINCOUNT", "3000"
+)  # before torch: spinning OpenMP threads starve each other on a busy machine
 
 import torch
 
@@ -49,7 +51,9 @@ def lookup_lm(rows: dict[int, dict[int, float]], vocabulary: int = 12, max_len: 
     A token without a row is followed by any token, all equally likely; a `next` left out never comes. The blocks add
     nothing and the embedding is one-hot, so the last norm times the output matrix reads one row of the table.
     """
-    config = TransformerConfig(vocabulary, d_model=vocabulary, n_layers=1, n_heads=1, max_len=max_len, tied=False, norm_eps=1e-12)
+    config = TransformerConfig(
+        vocabulary, d_model=vocabulary, n_layers=1, n_heads=1, max_len=max_len, tied=False, norm_eps=1e-12
+    )
     model = Transformer(config)
     table = torch.zeros(vocabulary, vocabulary)  # (last, next) logits
     for last, following in rows.items():

@@ -47,12 +47,29 @@ from alignpro_mini.transformer import Transformer
 
 REQUESTS = ["a", "ba"]
 LETTERS = Letters(letters="ab")  # ids 0 pad, 1 user, 2 assistant, 3 end, 4 a, 5 b
-LISTED = [(3,)] + [(v, w) for v, w in itertools.product((0, 1, 2, 4, 5), range(6))]  # every completion of at most 2 tokens
+LISTED = [(3,)] + [
+    (v, w) for v, w in itertools.product((0, 1, 2, 4, 5), range(6))
+]  # every completion of at most 2 tokens
 CONFIG = PPOConfig(
-    max_new_tokens=2, kl_coef=0.2, gae_lam=1.0, whiten=False, value_coef=0.0, missing_eos_penalty=0.0, micro_batch=4096, minibatches=1
+    max_new_tokens=2,
+    kl_coef=0.2,
+    gae_lam=1.0,
+    whiten=False,
+    value_coef=0.0,
+    missing_eos_penalty=0.0,
+    micro_batch=4096,
+    minibatches=1,
 )
 MODEL = 20  # a random model whose estimates are quiet; what a clip does to later steps is another thing on each
-CHANCE = {"": 0.5, "a": 0.1, "b": 0.95, "aa": 0.7, "ab": 0.3, "ba": 0.4, "bb": 0.05}  # of a good answer, by the rewrite's text
+CHANCE = {
+    "": 0.5,
+    "a": 0.1,
+    "b": 0.95,
+    "aa": 0.7,
+    "ab": 0.3,
+    "ba": 0.4,
+    "bb": 0.05,
+}  # of a good answer, by the rewrite's text
 
 
 class Coin:
@@ -89,11 +106,17 @@ def listed_logprobs(lm: Transformer) -> Tensor:
 
 def rewards() -> Tensor:
     """R(x, x') of every completion, (N, L): an empty rewrite is answered as x itself."""
-    return torch.tensor([[CHANCE[LETTERS.decode(c) or x] * len(x) for c in LISTED] for x in REQUESTS], dtype=torch.float64)
+    return torch.tensor(
+        [[CHANCE[LETTERS.decode(c) or x] * len(x) for c in LISTED] for x in REQUESTS], dtype=torch.float64
+    )
 
 
 def flat_gradient(lm: Transformer) -> np.ndarray:
-    return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in lm.parameters()]).double().numpy()
+    return (
+        torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in lm.parameters()])
+        .double()
+        .numpy()
+    )
 
 
 def exact_gradient(lm: Transformer, reference: Transformer, lam: float) -> np.ndarray:
@@ -149,12 +172,21 @@ def models(seed: int = MODEL) -> tuple[Transformer, Transformer, Transformer]:
     return reference, policy, later
 
 
-def estimates(how: Estimator, batches: int, batch: int, seed: int = 0, model: int = MODEL) -> tuple[np.ndarray, np.ndarray]:
+def estimates(
+    how: Estimator, batches: int, batch: int, seed: int = 0, model: int = MODEL
+) -> tuple[np.ndarray, np.ndarray]:
     """(batches, P) estimates of the gradient of J_lam, each from `batch` episodes, and the exact one (P,)."""
     reference, policy, later = models(model)
     generator = torch.Generator().manual_seed(seed)
     score = PromptScore(Coin(generator), rate, generator, how.answers)
-    trainer = PPOTrainer(policy, reference, LETTERS, score, replace(CONFIG, clip=how.clip, whiten=how.whiten, gae_lam=how.gae_lam), generator)
+    trainer = PPOTrainer(
+        policy,
+        reference,
+        LETTERS,
+        score,
+        replace(CONFIG, clip=how.clip, whiten=how.whiten, gae_lam=how.gae_lam),
+        generator,
+    )
     where = later if how.moved else policy
     rows = []
     for _ in range(batches):
@@ -191,28 +223,44 @@ def compare(found: np.ndarray, exact: np.ndarray, resamples: int = 400) -> dict:
     def measure(mean: np.ndarray, noises: int) -> tuple[float, float, float]:
         # E|mean - exact|^2 = |bias|^2 + noise^2 / n, so what is left over is the bias; a resampled mean has that noise twice.
         bias2 = float(((mean - exact) ** 2).sum() / size**2) - noises * noise2 / n
-        return float(mean @ exact / np.linalg.norm(mean) / size), float(np.linalg.norm(mean) / size), max(0.0, bias2) ** 0.5
+        return (
+            float(mean @ exact / np.linalg.norm(mean) / size),
+            float(np.linalg.norm(mean) / size),
+            max(0.0, bias2) ** 0.5,
+        )
 
     drawn = [measure(found[rng.integers(0, n, n)].mean(0), 2) for _ in range(resamples)]
     values, intervals = measure(found.mean(0), 1), np.quantile(drawn, (0.025, 0.975), axis=0).T.tolist()
     table = {name: found for name, *found in zip(("cosine", "length", "bias"), values, intervals)}
     return {key: value for name, (v, ci) in table.items() for key, value in ((name, v), (f"{name}_ci95", ci))} | {
-        "noise": noise2**0.5, "noise_floor": (noise2 / n) ** 0.5,
-    }  # fmt: skip
+        "noise": noise2**0.5,
+        "noise_floor": (noise2 / n) ** 0.5,
+    }
 
 
 def main(batch: int = 512) -> None:
-    parser = argparse.ArgumentParser(description="PPO's and REINFORCE's gradient estimates against the enumerated gradient")
+    parser = argparse.ArgumentParser(
+        description="PPO's and REINFORCE's gradient estimates against the enumerated gradient"
+    )
     parser.add_argument("--batches", type=int, default=300, help="estimates of each kind")
     parser.add_argument("--model", type=int, default=MODEL, help="seed of the random model")
     args = parser.parse_args()
     table = {how.name: compare(*estimates(how, args.batches, batch, model=args.model)) for how in ESTIMATORS}
     print(f"model {args.model}, {args.batches} batches of {batch} episodes, lam {CONFIG.kl_coef}\n")
-    print("| estimate | cosine, 95 % interval | length | bias | bias seen down to | noise of a batch |\n|---|---|---|---|---|---|")
+    print(
+        "| estimate | cosine, 95 % interval | length | bias | bias seen down to | noise of a batch |\n|---|---|---|---|---|---|"
+    )
     for name, t in table.items():
-        told = (f"{t[k]:.{d}f} [{t[k + '_ci95'][0]:.{d}f}, {t[k + '_ci95'][1]:.{d}f}]" for k, d in (("cosine", 4), ("length", 3), ("bias", 3)))
+        told = (
+            f"{t[k]:.{d}f} [{t[k + '_ci95'][0]:.{d}f}, {t[k + '_ci95'][1]:.{d}f}]"
+            for k, d in (("cosine", 4), ("length", 3), ("bias", 3))
+        )
         print(f"| {name} | {' | '.join(told)} | {t['noise_floor']:.3f} | {t['noise']:.2f} |")
-    print(json.dumps({name: {k: v if isinstance(v, list) else round(v, 5) for k, v in t.items()} for name, t in table.items()}))
+    print(
+        json.dumps(
+            {name: {k: v if isinstance(v, list) else round(v, 5) for k, v in t.items()} for name, t in table.items()}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -117,13 +117,16 @@ def test_training_the_prompter_leaves_the_frozen_lm_and_rho_sft_alone(monkeypatc
     assert frozen.answered == SMALL.iterations * SMALL.batch * SMALL.answers
     assert [row["step"] for row in stage.rows] == [1, 2]
     assert {"empty_rewrites", "answer_length", "kl_exact", "score_mean"} <= stage.rows[0].keys()
-    assert {row["x"] for row in stage.shown} <= {"a", "cd"} and {"x_prime", "y", "reward", "kl"} <= stage.shown[0].keys()
+    assert {row["x"] for row in stage.shown} <= {"a", "cd"} and {"x_prime", "y", "reward", "kl"} <= stage.shown[
+        0
+    ].keys()
 
 
 def test_the_oracle_trains_a_copy_of_the_lm():
     frozen, stage = pi_f(), FakeStage()
-    trained = train_rlhf_oracle(frozen.model, letter_b, ["a", "cd"], Letters(), SMALL, stage, rng(),
-                                gold=lambda xs, ys: [2.0] * len(xs))
+    trained = train_rlhf_oracle(
+        frozen.model, letter_b, ["a", "cd"], Letters(), SMALL, stage, rng(), gold=lambda xs, ys: [2.0] * len(xs)
+    )
     frozen.assert_unchanged("oracle")
     assert all(p.grad is None for p in frozen.model.parameters())
     start, end = frozen.model.state_dict(), trained.state_dict()
@@ -133,6 +136,7 @@ def test_the_oracle_trains_a_copy_of_the_lm():
 
 def test_the_prompter_learns_what_makes_the_frozen_lm_earn_a_reward():
     """The frozen LM repeats itself on a hint: it answers b if, and only if, its prompt ends in b."""
+
     class Echo(FrozenLM):
         def answer(self, prompts, generator=None):
             return [p[-1] for p in prompts]

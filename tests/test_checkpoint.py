@@ -317,7 +317,9 @@ def test_a_killed_save_leaves_all_of_the_old_or_all_of_the_new(tmp_path, monkeyp
             save_pretrained(new, tmp_path, Tokenizer.train(["new new new"], 270))
 
     model, tokenizer = load_pretrained(tmp_path)
-    word, expected = ("old", old) if (what, call) in (("save_file", 0), ("os.replace", 0), ("os.replace", 1)) else ("new", new)
+    word, expected = (
+        ("old", old) if (what, call) in (("save_file", 0), ("os.replace", 0), ("os.replace", 1)) else ("new", new)
+    )
     assert model.config == expected.config
     assert torch.equal(model.embed.weight, expected.embed.weight)
     assert len(tokenizer.encode(word)) < 3 == len(tokenizer.encode("xyz")), f"the {word} tokenizer"
@@ -329,8 +331,11 @@ def test_a_killed_save_leaves_all_of_the_old_or_all_of_the_new(tmp_path, monkeyp
     save_pretrained(old, tmp_path)  # the next save clears up, and wins
     assert load_pretrained(tmp_path)[0].config == old.config
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "config.json", "model.safetensors", "notes.txt", "tokenizer.json"
-    ]  # fmt: skip
+        "config.json",
+        "model.safetensors",
+        "notes.txt",
+        "tokenizer.json",
+    ]
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 

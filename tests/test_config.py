@@ -11,7 +11,16 @@ import torch
 
 from alignpro_mini import config as config_module
 from alignpro_mini.cli import get, leaves, parse_command_line, with_options
-from alignpro_mini.config import PRESETS, EvalConfig, PPOConfig, RewardConfig, RunConfig, SFTConfig, preset, resolve_device
+from alignpro_mini.config import (
+    PRESETS,
+    EvalConfig,
+    PPOConfig,
+    RewardConfig,
+    RunConfig,
+    SFTConfig,
+    preset,
+    resolve_device,
+)
 from alignpro_mini.transformer import TransformerConfig
 
 
@@ -63,7 +72,9 @@ def test_presets_are_valid_and_their_models_can_be_built(name):
     c = preset(name).validate()
     assert c.preset == name
     for shape in (c.frozen_model, c.prompter_model):
-        TransformerConfig(c.vocab_size, shape.d_model, shape.n_layers, shape.n_heads, shape.n_kv_heads, family=shape.family)
+        TransformerConfig(
+            c.vocab_size, shape.d_model, shape.n_layers, shape.n_heads, shape.n_kv_heads, family=shape.family
+        )
     for dotted, field in leaves(c).items():
         choices = field.metadata.get("choices")
         assert not choices or get(c, dotted) in choices, dotted
@@ -77,31 +88,34 @@ def test_presets_grow():
         preset("huge")
 
 
-@pytest.mark.parametrize(("make", "told"), [
-    (lambda: PPOConfig(batch=4, minibatches=5), "minibatches is 5; a batch of 4 has no more"),
-    (lambda: PPOConfig(minibatches=0), "minibatches is 0"),
-    (lambda: PPOConfig(temperature=0.0), "temperature is 0.0; it must be above 0"),
-    (lambda: PPOConfig(gae_lam=1.1), "gae_lam"),
-    (lambda: PPOConfig(warmup=8), "warmup is 8"),
-    (lambda: PPOConfig(kl_coef=-0.1), "kl_coef"),
-    (lambda: PPOConfig(kl_coef=float("nan")), "kl_coef"),
-    (lambda: PPOConfig(lr=0.0), "lr is 0"),
-    (lambda: PPOConfig(lr=float("nan")), "lr is nan"),
-    (lambda: PPOConfig(micro_batch=0), "micro_batch"),
-    (lambda: PPOConfig(checkpoint_every=0), "checkpoint_every"),
-    (lambda: PPOConfig(answers=0), "answers"),
-    (lambda: SFTConfig(lr=-1e-3), "lr is -0.001"),
-    (lambda: SFTConfig(steps=0), "steps"),
-    (lambda: RewardConfig(heldout=1.0), r"heldout is 1\.0.*\(0, 1\)"),
-    (lambda: RewardConfig(batch=0), "batch"),
-    (lambda: EvalConfig(inputs=1), "inputs"),
-    (lambda: EvalConfig(rewrites=1, answers=1), "no variance"),
-    (lambda: EvalConfig(bootstrap=0), "bootstrap"),
-    (lambda: EvalConfig(best_of=0), "best_of"),
-    (lambda: EvalConfig(headroom_inputs=1), "headroom_inputs"),
-    (lambda: RunConfig(dtype="float16"), "dtype is 'float16'.*float32, bfloat16"),
-    (lambda: RunConfig(reward="my_module"), "module:function"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: PPOConfig(batch=4, minibatches=5), "minibatches is 5; a batch of 4 has no more"),
+        (lambda: PPOConfig(minibatches=0), "minibatches is 0"),
+        (lambda: PPOConfig(temperature=0.0), "temperature is 0.0; it must be above 0"),
+        (lambda: PPOConfig(gae_lam=1.1), "gae_lam"),
+        (lambda: PPOConfig(warmup=8), "warmup is 8"),
+        (lambda: PPOConfig(kl_coef=-0.1), "kl_coef"),
+        (lambda: PPOConfig(kl_coef=float("nan")), "kl_coef"),
+        (lambda: PPOConfig(lr=0.0), "lr is 0"),
+        (lambda: PPOConfig(lr=float("nan")), "lr is nan"),
+        (lambda: PPOConfig(micro_batch=0), "micro_batch"),
+        (lambda: PPOConfig(checkpoint_every=0), "checkpoint_every"),
+        (lambda: PPOConfig(answers=0), "answers"),
+        (lambda: SFTConfig(lr=-1e-3), "lr is -0.001"),
+        (lambda: SFTConfig(steps=0), "steps"),
+        (lambda: RewardConfig(heldout=1.0), r"heldout is 1\.0.*\(0, 1\)"),
+        (lambda: RewardConfig(batch=0), "batch"),
+        (lambda: EvalConfig(inputs=1), "inputs"),
+        (lambda: EvalConfig(rewrites=1, answers=1), "no variance"),
+        (lambda: EvalConfig(bootstrap=0), "bootstrap"),
+        (lambda: EvalConfig(best_of=0), "best_of"),
+        (lambda: EvalConfig(headroom_inputs=1), "headroom_inputs"),
+        (lambda: RunConfig(dtype="float16"), "dtype is 'float16'.*float32, bfloat16"),
+        (lambda: RunConfig(reward="my_module"), "module:function"),
+    ],
+)
 def test_impossible_values_stop_at_once_not_after_the_training(make, told):
     with pytest.raises(ValueError, match=told):
         make()
@@ -120,10 +134,17 @@ def test_overriding_nested_fields_leaves_all_others_alone():
     assert base == preset("tiny")
 
 
-@pytest.mark.parametrize(("wrong", "near"), [
-    ("ppo.lrr", "ppo.lr"), ("ppo.iteration", "ppo.iterations"), ("ppo.kl_coeff", "ppo.kl_coef"), ("sead", "seed"),
-    ("prompter_sft.step", "prompter_sft.steps"), ("eval.bestof", "eval.best_of"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [
+        ("ppo.lrr", "ppo.lr"),
+        ("ppo.iteration", "ppo.iterations"),
+        ("ppo.kl_coeff", "ppo.kl_coef"),
+        ("sead", "seed"),
+        ("prompter_sft.step", "prompter_sft.steps"),
+        ("eval.bestof", "eval.best_of"),
+    ],
+)
 def test_an_unknown_option_is_an_error_that_names_the_nearest(capsys, wrong, near):
     with pytest.raises(KeyError, match=f"unknown option '{wrong}'; did you mean '{near}'"):
         with_options(preset("tiny"), {wrong: 1})
@@ -139,71 +160,122 @@ def test_an_option_is_not_abbreviated_and_a_stray_word_is_refused(capsys):
 
 
 def test_values_become_the_type_of_their_field():
-    (c,) = parse("--ppo.iterations", "7", "--ppo.lr=1e-5", "--reward_model.epochs", "3", "--eval.oracle", "no",
-                 "--ppo.anneal=True", "--name", "x y", "--task", "reasoning", "--seed", "5")  # fmt: skip
+    (c,) = parse(
+        "--ppo.iterations",
+        "7",
+        "--ppo.lr=1e-5",
+        "--reward_model.epochs",
+        "3",
+        "--eval.oracle",
+        "no",
+        "--ppo.anneal=True",
+        "--name",
+        "x y",
+        "--task",
+        "reasoning",
+        "--seed",
+        "5",
+    )
     assert (c.ppo.iterations, c.ppo.lr, c.reward_model.epochs, c.name) == (7, 1e-5, 3.0, "x y")
     assert type(c.ppo.iterations) is int and type(c.reward_model.epochs) is float
     real = ["--preset", "smollm2", "--data.prompts", "p.jsonl", "--data.preferences", "q.jsonl"]
-    for option in ("reward_model.epochs", "sampling.temperature", "ppo.kl_target"):  # whichever way a preset wrote its number
+    for option in (
+        "reward_model.epochs",
+        "sampling.temperature",
+        "ppo.kl_target",
+    ):  # whichever way a preset wrote its number
         (whole,) = parse(*real, f"--{option}", "0.5")
         assert get(whole, option) == 0.5
     assert c.eval.oracle is False and c.ppo.anneal is True and (c.task, c.seed) == ("reasoning", 5)
 
 
-@pytest.mark.parametrize(("argv", "told"), [
-    (["--ppo.batch", "many"], "--ppo.batch: 'many' is not a valid int"),
-    (["--ppo.batch", "1.5"], "--ppo.batch: '1.5' is not a valid int"),
-    (["--ppo.lr", "fast"], "--ppo.lr: 'fast' is not a valid float"),
-    (["--eval.oracle", "maybe"], "--eval.oracle: 'maybe' is not a valid bool (give true or false)"),
-    (["--frozen_model.family", "lama"], "'lama' is not one of llama, gpt2; did you mean 'llama'?"),
-    (["--world.spread", "both"], "--world.spread: 'both' is not one of plain, cue"),
-    (["--preset", "tini"], "'tini' is not one of tiny, small, gpt2, smollm2; did you mean 'tiny'?"),
-    (["--task", "qualty"], "'qualty' is not one of quality, attributes, reasoning, all; did you mean 'quality'?"),
-    (["--task", "quality,"], "--task: '' is not one of"),
-    (["--seed", "x"], "--seed: 'x' is not a number, a span"),
-    (["--seed", "4-0"], "--seed: '4-0' is not"),
-    (["--seed", "0,,1"], "--seed: '0,,1' is not"),
-    (["--seed", "-1"], "--seed: '-1' is not"),
-    (["--ppo.batch", "4", "--ppo.minibatches", "5"], "--ppo.minibatches is 5; a batch of 4 has no more"),
-    (["--ppo.batch", "1"], "--ppo.minibatches is 2; a batch of 1 has no more"),  # the preset's minibatches, the user's batch
-    (["--world.follow", "1.5"], "world.follow is 1.5"),
-    (["--eval.inputs", "601"], "--eval.inputs is 601, but --world.eval_requests keeps only 600"),
-    (["--task", "chat"], "task is chat, but --preset tiny has quality, attributes, reasoning"),
-    (["--data.prompts", "p.jsonl"], "--data.prompts is not read with --preset tiny"),
-    (["--data.preferences", "p"], "--data.preferences is not read with --preset tiny"),
-    (["--preset", "smollm2", "--data.prompts", "p", "--reward", "a:b", "--data.preferences", "p"], "--data.preferences is not read with --reward"),
-    (["--reward", "a:b", "--reward_model.lr", "1"], "--reward_model.lr is not read with --reward"),
-    (["--preset", "smollm2", "--data.prompts", "p", "--reward", "a:b", "--world.follow", "0.5"], "--world.follow is not read with --preset smollm2"),
-    (["--preset", "smollm2", "--data.prompts", "p", "--reward", "a:b", "--vocab_size", "500"], "--vocab_size is not read with"),
-    (["--task", "all", "--world.spread", "cue"], "--world.spread shape the tasks quality and attributes, not reasoning"),
-    (["--ppo.clip", "-0.5"], "--ppo.clip is -0.5; it must be above 0"),
-    (["--ppo.grad_clip", "-1"], "--ppo.grad_clip is -1.0; it must be above 0"),
-    (["--prompter_sft.grad_clip", "0"], "--prompter_sft.grad_clip is 0.0; it must be above 0"),
-    (["--frozen_lm.heldout", "0"], "--frozen_lm.heldout is 0; it must be at least 1"),
-    (["--frozen_lm.train_layers", "-1"], "--frozen_lm.train_layers is -1; it must be at least 0"),
-    (["--ppo.kl_horizon", "0"], "--ppo.kl_horizon is 0.0; it must be above 0"),
-    (["--ppo.kl_coef", "nan"], "--ppo.kl_coef is nan; it must be a finite number"),
-    (["--oracle.lr", "inf"], "--oracle.lr is inf; it must be a finite number"),
-    (["--world.preference_scale", "-1"], "--world.preference_scale is -1.0; it must be above 0"),
-    (["--theory.answers", "0"], "--theory.answers is 0; it must be at least 2"),
-    (["--sampling.max_new_tokens", "0"], "--sampling.max_new_tokens is 0; it must be at least 1"),
-    (["--ppo.max_new_tokens", "160"], "--ppo.max_new_tokens is 160; with the prompt it must fit --prompter_model.max_len 160"),
-    (["--oracle.max_new_tokens", "200"], "--oracle.max_new_tokens is 200; with the prompt it must fit --frozen_model.max_len 160"),
-    (["--reward_model.pairs", "10"], "--reward_model.pairs is 10; it takes at least two batches of --reward_model.batch 64"),
-    (["--reward_model.normalise_on", "1"], "--reward_model.normalise_on is 1; it must be at least 2"),
-    (["--jobs", "0"], "--jobs is 0"),
-    (["--grid", ""], "--grid: '' is not one of all"),
-    (["--name", "../elsewhere"], "--name: '../elsewhere' is a path"),
-    (["--name", "."], "--name: '.' is a path"),
-    (["--preset", "smollm2"], "--data.prompts FILE.jsonl"),
-    (["--preset", "smollm2", "--data.prompts", "p.jsonl"], "--preset smollm2 needs a reward"),
-    (["--preset", "smollm2", "--data.prompts", "p.jsonl", "--reward", "nonsense"], "module:function"),
-    (["--preset", "smollm2", "--data.prompts", "p", "--reward", "a:b", "--task", "quality"], "its task is chat, not quality"),
-    (["--preset", "smollm2", "--data.prompts", "p", "--reward", "a:b", "--eval.oracle", "yes"], "oracle is not trained"),
-    (["--seed", "0-1", "--name", "mine"], "--name names one run"),
-    (["--task", "quality,reasoning", "--name", "mine"], "--name names one run"),
-    (["--jobs", "two"], "--jobs"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--ppo.batch", "many"], "--ppo.batch: 'many' is not a valid int"),
+        (["--ppo.batch", "1.5"], "--ppo.batch: '1.5' is not a valid int"),
+        (["--ppo.lr", "fast"], "--ppo.lr: 'fast' is not a valid float"),
+        (["--eval.oracle", "maybe"], "--eval.oracle: 'maybe' is not a valid bool (give true or false)"),
+        (["--frozen_model.family", "lama"], "'lama' is not one of llama, gpt2; did you mean 'llama'?"),
+        (["--world.spread", "both"], "--world.spread: 'both' is not one of plain, cue"),
+        (["--preset", "tini"], "'tini' is not one of tiny, small, gpt2, smollm2; did you mean 'tiny'?"),
+        (["--task", "qualty"], "'qualty' is not one of quality, attributes, reasoning, all; did you mean 'quality'?"),
+        (["--task", "quality,"], "--task: '' is not one of"),
+        (["--seed", "x"], "--seed: 'x' is not a number, a span"),
+        (["--seed", "4-0"], "--seed: '4-0' is not"),
+        (["--seed", "0,,1"], "--seed: '0,,1' is not"),
+        (["--seed", "-1"], "--seed: '-1' is not"),
+        (["--ppo.batch", "4", "--ppo.minibatches", "5"], "--ppo.minibatches is 5; a batch of 4 has no more"),
+        (
+            ["--ppo.batch", "1"],
+            "--ppo.minibatches is 2; a batch of 1 has no more",
+        ),  # the preset's minibatches, the user's batch
+        (["--world.follow", "1.5"], "world.follow is 1.5"),
+        (["--eval.inputs", "601"], "--eval.inputs is 601, but --world.eval_requests keeps only 600"),
+        (["--task", "chat"], "task is chat, but --preset tiny has quality, attributes, reasoning"),
+        (["--data.prompts", "p.jsonl"], "--data.prompts is not read with --preset tiny"),
+        (["--data.preferences", "p"], "--data.preferences is not read with --preset tiny"),
+        (
+            ["--preset", "smollm2", "--data.prompts", "p", "--reward", "a:b", "--data.preferences", "p"],
+            "--data.preferences is not read with --reward",
+        ),
+        (["--reward", "a:b", "--reward_model.lr", "1"], "--reward_model.lr is not read with --reward"),
+        (
+            ["--preset", "smollm2", "--data.prompts", "p", "--reward", "a:b", "--world.follow", "0.5"],
+            "--world.follow is not read with --preset smollm2",
+        ),
+        (
+            ["--preset", "smollm2", "--data.prompts", "p", "--reward", "a:b", "--vocab_size", "500"],
+            "--vocab_size is not read with",
+        ),
+        (
+            ["--task", "all", "--world.spread", "cue"],
+            "--world.spread shape the tasks quality and attributes, not reasoning",
+        ),
+        (["--ppo.clip", "-0.5"], "--ppo.clip is -0.5; it must be above 0"),
+        (["--ppo.grad_clip", "-1"], "--ppo.grad_clip is -1.0; it must be above 0"),
+        (["--prompter_sft.grad_clip", "0"], "--prompter_sft.grad_clip is 0.0; it must be above 0"),
+        (["--frozen_lm.heldout", "0"], "--frozen_lm.heldout is 0; it must be at least 1"),
+        (["--frozen_lm.train_layers", "-1"], "--frozen_lm.train_layers is -1; it must be at least 0"),
+        (["--ppo.kl_horizon", "0"], "--ppo.kl_horizon is 0.0; it must be above 0"),
+        (["--ppo.kl_coef", "nan"], "--ppo.kl_coef is nan; it must be a finite number"),
+        (["--oracle.lr", "inf"], "--oracle.lr is inf; it must be a finite number"),
+        (["--world.preference_scale", "-1"], "--world.preference_scale is -1.0; it must be above 0"),
+        (["--theory.answers", "0"], "--theory.answers is 0; it must be at least 2"),
+        (["--sampling.max_new_tokens", "0"], "--sampling.max_new_tokens is 0; it must be at least 1"),
+        (
+            ["--ppo.max_new_tokens", "160"],
+            "--ppo.max_new_tokens is 160; with the prompt it must fit --prompter_model.max_len 160",
+        ),
+        (
+            ["--oracle.max_new_tokens", "200"],
+            "--oracle.max_new_tokens is 200; with the prompt it must fit --frozen_model.max_len 160",
+        ),
+        (
+            ["--reward_model.pairs", "10"],
+            "--reward_model.pairs is 10; it takes at least two batches of --reward_model.batch 64",
+        ),
+        (["--reward_model.normalise_on", "1"], "--reward_model.normalise_on is 1; it must be at least 2"),
+        (["--jobs", "0"], "--jobs is 0"),
+        (["--grid", ""], "--grid: '' is not one of all"),
+        (["--name", "../elsewhere"], "--name: '../elsewhere' is a path"),
+        (["--name", "."], "--name: '.' is a path"),
+        (["--preset", "smollm2"], "--data.prompts FILE.jsonl"),
+        (["--preset", "smollm2", "--data.prompts", "p.jsonl"], "--preset smollm2 needs a reward"),
+        (["--preset", "smollm2", "--data.prompts", "p.jsonl", "--reward", "nonsense"], "module:function"),
+        (
+            ["--preset", "smollm2", "--data.prompts", "p", "--reward", "a:b", "--task", "quality"],
+            "its task is chat, not quality",
+        ),
+        (
+            ["--preset", "smollm2", "--data.prompts", "p", "--reward", "a:b", "--eval.oracle", "yes"],
+            "oracle is not trained",
+        ),
+        (["--seed", "0-1", "--name", "mine"], "--name names one run"),
+        (["--task", "quality,reasoning", "--name", "mine"], "--name names one run"),
+        (["--jobs", "two"], "--jobs"),
+    ],
+)
 def test_what_cannot_be_is_refused_in_one_line(capsys, argv, told):
     assert told in refused(capsys, *argv)
 
@@ -215,7 +287,9 @@ def test_smollm2_with_its_files_is_accepted():
 
 def test_all_tasks_and_five_seeds_are_fifteen_runs():
     runs = parse("--task", "all", "--seed", "0-4", "--ppo.lr", "1e-4")
-    assert {(r.task, r.seed) for r in runs} == {(t, s) for t in ("quality", "attributes", "reasoning") for s in range(5)}
+    assert {(r.task, r.seed) for r in runs} == {
+        (t, s) for t in ("quality", "attributes", "reasoning") for s in range(5)
+    }
     assert len({r.run_name for r in runs}) == len(runs) == 15 and all(r.ppo.lr == 1e-4 for r in runs)
 
 
@@ -226,7 +300,9 @@ def test_seeds_may_be_a_list_and_are_counted_once():
 def test_defaults_are_the_presets_and_overrides_sit_on_top():
     assert parse() == [preset("tiny")]
     (c,) = parse("--preset", "gpt2", "--frozen_model.n_layers", "6")
-    assert c == dataclasses.replace(preset("gpt2"), frozen_model=dataclasses.replace(preset("gpt2").frozen_model, n_layers=6))
+    assert c == dataclasses.replace(
+        preset("gpt2"), frozen_model=dataclasses.replace(preset("gpt2").frozen_model, n_layers=6)
+    )
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -245,13 +321,16 @@ def test_help_runs_and_lists_every_option_with_the_presets_default(capsys, name)
 # ---------------------------------------------------------------- the device
 
 
-@pytest.mark.parametrize(("name", "count", "told"), [
-    ("cuda", 0, "0 usable CUDA devices; use --device cpu"),
-    ("cuda:1", 1, "--device cuda:1: this machine has 1 usable"),
-    ("gpu", 0, "--device gpu: not a device"),
-    ("mps", 0, "only cpu and cuda"),
-    ("", 0, "not a device"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "count", "told"),
+    [
+        ("cuda", 0, "0 usable CUDA devices; use --device cpu"),
+        ("cuda:1", 1, "--device cuda:1: this machine has 1 usable"),
+        ("gpu", 0, "--device gpu: not a device"),
+        ("mps", 0, "only cpu and cuda"),
+        ("", 0, "not a device"),
+    ],
+)
 def test_a_device_that_is_not_there_is_a_clear_error(monkeypatch, name, count, told):
     monkeypatch.setattr(config_module.torch.cuda, "is_available", lambda: count > 0)
     monkeypatch.setattr(config_module.torch.cuda, "device_count", lambda: count)

@@ -34,26 +34,32 @@ def test_rows_come_with_where_they_stand(tmp_path, name):
 def test_windows_line_ends_and_a_missing_last_newline(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_bytes(b'{"prompt": "a"}\r\n{"prompt": "b"}')
-    assert [(row["prompt"], where) for row, where in read_rows(path, ("prompt",))] == [("a", f"{path}:1"), ("b", f"{path}:2")]
+    assert [(row["prompt"], where) for row, where in read_rows(path, ("prompt",))] == [
+        ("a", f"{path}:1"),
+        ("b", f"{path}:2"),
+    ]
 
 
 GOOD = {"prompt": "fine", "chosen": "a", "rejected": "b"}
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-@pytest.mark.parametrize(("bad", "told"), [
-    ('{"prompt": "cut', "not JSON"),
-    ("prompt: x", "not JSON"),
-    ('["prompt"]', "a list, not an object"),
-    ('"prompt"', "a str, not an object"),
-    ("null", "not an object"),
-    ({"prompt": "x", "chosen": "a"}, "'rejected' is missing"),
-    ({"prompt": "x", "chosen": 3, "rejected": "b"}, "'chosen' is 3, not a text"),
-    ({"prompt": None, "chosen": "a", "rejected": "b"}, "'prompt' is None"),
-    ({"prompt": ["x"], "chosen": "a", "rejected": "b"}, "'prompt' is"),
-    ({"prompt": "", "chosen": "a", "rejected": "b"}, "'prompt' is ''"),
-    ({"prompt": " \n\t", "chosen": "a", "rejected": "b"}, "'prompt' is"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        ('{"prompt": "cut', "not JSON"),
+        ("prompt: x", "not JSON"),
+        ('["prompt"]', "a list, not an object"),
+        ('"prompt"', "a str, not an object"),
+        ("null", "not an object"),
+        ({"prompt": "x", "chosen": "a"}, "'rejected' is missing"),
+        ({"prompt": "x", "chosen": 3, "rejected": "b"}, "'chosen' is 3, not a text"),
+        ({"prompt": None, "chosen": "a", "rejected": "b"}, "'prompt' is None"),
+        ({"prompt": ["x"], "chosen": "a", "rejected": "b"}, "'prompt' is"),
+        ({"prompt": "", "chosen": "a", "rejected": "b"}, "'prompt' is ''"),
+        ({"prompt": " \n\t", "chosen": "a", "rejected": "b"}, "'prompt' is"),
+    ],
+)
 def test_a_bad_line_is_told_by_file_and_line(tmp_path, bad, told, suffix):
     path = write(tmp_path / f"prefs.jsonl{suffix}", [GOOD, "", GOOD, bad, GOOD])
     with pytest.raises(ValueError) as error:
@@ -89,7 +95,9 @@ def test_a_corrupt_or_mislabelled_gz_is_told(tmp_path):
     with pytest.raises(ValueError, match=r"plain\.jsonl\.gz:1: cannot be read"):
         list(read_rows(path, ("prompt",)))
     rng = random.Random(0)
-    whole = bytearray(gzip.compress("".join(f'{{"prompt": "{rng.getrandbits(200):x}"}}\n' for _ in range(4000)).encode()))
+    whole = bytearray(
+        gzip.compress("".join(f'{{"prompt": "{rng.getrandbits(200):x}"}}\n' for _ in range(4000)).encode())
+    )
     whole[len(whole) // 2 : len(whole) // 2 + 200] = bytes(200)
     path.write_bytes(whole)
     with pytest.raises(ValueError, match=r"plain\.jsonl\.gz:\d+: "):
@@ -110,15 +118,18 @@ def test_several_files_are_read_in_order(tmp_path):
     assert [row["prompt"] for row in read_files(f"{a}, {b}", ("prompt",))] == ["1", "2"]
 
 
-@pytest.mark.parametrize(("prompt", "want"), [
-    ("  What is up? ", "What is up?"),
-    ("\n\nHuman: What is up?\n\nAssistant:", "What is up?"),
-    ("\n\nHuman: What is up?\n\nAssistant: ", "What is up?"),
-    ("Human: two\n\nlines\n\nAssistant:", "two\n\nlines"),
-    ("The word Human: in a sentence", "The word Human: in a sentence"),
-    ("\n\nHuman: One\n\nAssistant: Two\n\nHuman: Three\n\nAssistant:", None),
-    ("\n\nHuman: One\n\nAssistant: Two", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("prompt", "want"),
+    [
+        ("  What is up? ", "What is up?"),
+        ("\n\nHuman: What is up?\n\nAssistant:", "What is up?"),
+        ("\n\nHuman: What is up?\n\nAssistant: ", "What is up?"),
+        ("Human: two\n\nlines\n\nAssistant:", "two\n\nlines"),
+        ("The word Human: in a sentence", "The word Human: in a sentence"),
+        ("\n\nHuman: One\n\nAssistant: Two\n\nHuman: Three\n\nAssistant:", None),
+        ("\n\nHuman: One\n\nAssistant: Two", None),
+    ],
+)
 def test_dialogues_of_one_turn_are_unwrapped_and_longer_ones_left_out(prompt, want):
     assert single_turn(prompt) == want
 
@@ -136,14 +147,25 @@ def files(tmp_path):
     asked = [f"Question {i}?" for i in range(40)]
     some = lambda i, x: wrapped(x) if i % 2 else x  # noqa: E731
     prompts = [{"prompt": some(i, x)} for i, x in enumerate(asked)]
-    prompts += [{"prompt": asked[0]}, {"prompt": " ".join(["long"] * 60)}, {"prompt": wrapped("a") + " b\n\nHuman: c\n\nAssistant:"}]
-    preferences = [{"prompt": some(i + 1, x), "chosen": f"good {i}", "rejected": f"bad {i}"} for i, x in enumerate(asked)]
+    prompts += [
+        {"prompt": asked[0]},
+        {"prompt": " ".join(["long"] * 60)},
+        {"prompt": wrapped("a") + " b\n\nHuman: c\n\nAssistant:"},
+    ]
+    preferences = [
+        {"prompt": some(i + 1, x), "chosen": f"good {i}", "rejected": f"bad {i}"} for i, x in enumerate(asked)
+    ]
     preferences += [{"prompt": asked[5], "chosen": "same", "rejected": "same "}]
     preferences += [{"prompt": wrapped("a") + " b\n\nHuman: c\n\nAssistant:", "chosen": "x", "rejected": "y"}]
     return DataConfig(
         prompts=str(write(tmp_path / "p.jsonl", prompts)),
         preferences=str(write(tmp_path / "f.jsonl.gz", preferences)),
-        rewrites=str(write(tmp_path / "w.jsonl", [{"prompt": some(i + 1, x), "rewrite": f"Please: {x}"} for i, x in enumerate(asked)])),
+        rewrites=str(
+            write(
+                tmp_path / "w.jsonl",
+                [{"prompt": some(i + 1, x), "rewrite": f"Please: {x}"} for i, x in enumerate(asked)],
+            )
+        ),
     ), asked
 
 
@@ -172,7 +194,9 @@ def test_no_evaluation_request_reaches_the_training_data(files, seed):
     held_out = set(t.eval_requests)
     from_file = t.rewrite_pairs(1000, random.Random(0))
     assert {x for x, _ in from_file} == set(asked) - held_out and all(x2 == f"Please: {x}" for x, x2 in from_file)
-    made = FileTask(DataConfig(prompts=config.prompts), 10, seed, lambda text: len(text.split())).rewrite_pairs(500, random.Random(0))
+    made = FileTask(DataConfig(prompts=config.prompts), 10, seed, lambda text: len(text.split())).rewrite_pairs(
+        500, random.Random(0)
+    )
     assert {x for x, _ in made} <= set(asked) - held_out
     assert {x for x, _, _ in t.preferences()} == set(asked) - held_out
 

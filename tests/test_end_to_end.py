@@ -27,19 +27,54 @@ from alignpro_mini.toyworld import ToyWorld, WorldConfig
 ROOT = Path(__file__).resolve().parent.parent
 ARMS = {"no_finetuning", "untrained_prompter", "best_of_n", "align_pro", "rlhf_oracle", "closed_form"}
 MODELS = ("frozen_lm", "prompter_sft", "align_pro", "rlhf_oracle")
-STAGES = ("frozen_lm", "prompter_sft", "reward_model", "headroom", "align_pro", "rlhf_oracle", "listing", "theory_oracle", "theory", "evaluation_plain", "evaluation")
+STAGES = (
+    "frozen_lm",
+    "prompter_sft",
+    "reward_model",
+    "headroom",
+    "align_pro",
+    "rlhf_oracle",
+    "listing",
+    "theory_oracle",
+    "theory",
+    "evaluation_plain",
+    "evaluation",
+)
 TINY = {
-    "vocab_size": 400, "world.eval_requests": 40, "sampling.max_new_tokens": 20,
-    "frozen_lm.steps": 60, "frozen_lm.examples": 600, "frozen_lm.heldout": 32, "frozen_lm.batch": 8,
-    "frozen_model.d_model": 32, "frozen_model.n_layers": 1, "frozen_model.n_heads": 2,
-    "prompter_sft.steps": 60, "prompter_sft.examples": 600, "prompter_sft.heldout": 32, "prompter_sft.batch": 8,
-    "prompter_model.d_model": 32, "prompter_model.n_layers": 1, "prompter_model.n_heads": 2,
-    "reward_model.pairs": 80, "reward_model.batch": 16,
-    "ppo.iterations": 5, "ppo.batch": 16, "ppo.checkpoint_every": 2, "ppo.max_new_tokens": 20,
-    "oracle.iterations": 5, "oracle.batch": 16, "oracle.checkpoint_every": 2, "oracle.max_new_tokens": 20, "oracle.kl_target": 1.0,
-    "eval.inputs": 24, "eval.headroom_inputs": 8, "eval.bootstrap": 200,
-    "theory.inputs": 4, "theory.answers": 4,
-}  # fmt: skip
+    "vocab_size": 400,
+    "world.eval_requests": 40,
+    "sampling.max_new_tokens": 20,
+    "frozen_lm.steps": 60,
+    "frozen_lm.examples": 600,
+    "frozen_lm.heldout": 32,
+    "frozen_lm.batch": 8,
+    "frozen_model.d_model": 32,
+    "frozen_model.n_layers": 1,
+    "frozen_model.n_heads": 2,
+    "prompter_sft.steps": 60,
+    "prompter_sft.examples": 600,
+    "prompter_sft.heldout": 32,
+    "prompter_sft.batch": 8,
+    "prompter_model.d_model": 32,
+    "prompter_model.n_layers": 1,
+    "prompter_model.n_heads": 2,
+    "reward_model.pairs": 80,
+    "reward_model.batch": 16,
+    "ppo.iterations": 5,
+    "ppo.batch": 16,
+    "ppo.checkpoint_every": 2,
+    "ppo.max_new_tokens": 20,
+    "oracle.iterations": 5,
+    "oracle.batch": 16,
+    "oracle.checkpoint_every": 2,
+    "oracle.max_new_tokens": 20,
+    "oracle.kl_target": 1.0,
+    "eval.inputs": 24,
+    "eval.headroom_inputs": 8,
+    "eval.bootstrap": 200,
+    "theory.inputs": 4,
+    "theory.answers": 4,
+}
 
 
 def command(out: Path, *more: str) -> list[str]:
@@ -112,7 +147,10 @@ def test_results_json_has_every_entry_and_no_nan(run):
 def test_results_follow_from_the_saved_rewards(run):
     """The table recomputed from the saved rewards by the definition of mean and variance."""
     results, checkpoints = read(run[0], "results.json"), run[0] / "checkpoints"
-    saved = load_state(checkpoints / "evaluation.safetensors")[0] | load_state(checkpoints / "evaluation_plain.safetensors")[0]
+    saved = (
+        load_state(checkpoints / "evaluation.safetensors")[0]
+        | load_state(checkpoints / "evaluation_plain.safetensors")[0]
+    )
     rewards = {name.removesuffix(".reward"): value for name, value in saved.items() if name.endswith(".reward")}
     assert rewards.keys() == ARMS and {f"{name}.gold" for name in ARMS} <= saved.keys()
     for name, reward in rewards.items():
@@ -136,10 +174,16 @@ def test_the_distance_to_the_optimum_is_in_the_results(run):
     kept, theory = run[0] / "checkpoints", read(run[0], "results.json")["theory"]
     world = ToyWorld("quality", WorldConfig(), seed=0)
     rewrites = [world.rewrites(x) for x in world.eval_requests[:4]]
-    under = lambda m: log_probabilities(Prompter(*load_pretrained(kept / m), 24), world.eval_requests[:4], rewrites).exp().numpy()  # noqa: E731
+    under = lambda m: (
+        log_probabilities(Prompter(*load_pretrained(kept / m), 24), world.eval_requests[:4], rewrites).exp().numpy()
+    )  # noqa: E731
     wanted = "attainable_gain_share regularised_gap lambda_kl_to_optimum mass_outside delta1 delta2 delta3 bound_paper bound_sharp"
     assert set(wanted.split()) <= theory.keys()
-    r, sft, rho = load_state(kept / "listing.safetensors")[0]["r"].numpy(), under("prompter_sft"), under("align_pro")  # (4, 24, 4), (4, 24), (4, 24)
+    r, sft, rho = (
+        load_state(kept / "listing.safetensors")[0]["r"].numpy(),
+        under("prompter_sft"),
+        under("align_pro"),
+    )  # (4, 24, 4), (4, 24), (4, 24)
     assert r.shape == (4, 24, 4) and theory["mass_outside"] == pytest.approx(1 - rho.sum(1).mean())
     R, sft, rho, lam = r.mean(2), sft / sft.sum(1, keepdims=True), rho / rho.sum(1, keepdims=True), 0.1
     objective = lambda p: ((p * R).sum(1) - lam * (p * np.log(p / sft)).sum(1)).mean()  # noqa: E731
@@ -152,10 +196,27 @@ def test_the_distance_to_the_optimum_is_in_the_results(run):
 
 def test_the_folder_holds_every_file_and_no_leftover(run):
     folder, printed = run
-    wanted = {"config.json", "stages.json", "metrics.jsonl", "samples.jsonl", "tokenizer.json", "results.json", "report.html"}
+    wanted = {
+        "config.json",
+        "stages.json",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "tokenizer.json",
+        "results.json",
+        "report.html",
+    }
     wanted |= {f"checkpoints/{m}/{f}" for m in MODELS for f in ("config.json", "model.safetensors", "tokenizer.json")}
     wanted |= {f"checkpoints/{f}" for f in ("reward_model.safetensors", "reward_model.json", "headroom.json")}
-    wanted |= {f"checkpoints/{f}" for f in ("evaluation.safetensors", "evaluation_plain.safetensors", "listing.safetensors", "theory_oracle.safetensors", "theory.json")}
+    wanted |= {
+        f"checkpoints/{f}"
+        for f in (
+            "evaluation.safetensors",
+            "evaluation_plain.safetensors",
+            "listing.safetensors",
+            "theory_oracle.safetensors",
+            "theory.json",
+        )
+    }
     found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     assert wanted <= found
     plots = {f for f in found if f.startswith("plots/")}
@@ -226,8 +287,13 @@ def state(folder: Path) -> dict:
     }
     reward, _ = load_state(folder / "checkpoints" / "reward_model.safetensors")
     weights["reward_model"] = hashlib.sha256(b"".join(reward[k].numpy().tobytes() for k in sorted(reward))).hexdigest()
-    return {"results": results, "metrics": metrics, "samples": rows(folder, "samples.jsonl"), "weights": weights,
-            "stages": list(read(folder, "stages.json"))}  # fmt: skip
+    return {
+        "results": results,
+        "metrics": metrics,
+        "samples": rows(folder, "samples.jsonl"),
+        "weights": weights,
+        "stages": list(read(folder, "stages.json")),
+    }
 
 
 def kill_when(out: Path, moment, *more: str) -> str:

@@ -13,7 +13,16 @@ import torch
 
 from alignpro_mini import evaluation
 from alignpro_mini.config import EvalConfig, SamplingConfig
-from alignpro_mini.evaluation import Arm, Evaluator, bootstrap_interval, headroom, sequence_kl, summarise, variance_parts, win_rate
+from alignpro_mini.evaluation import (
+    Arm,
+    Evaluator,
+    bootstrap_interval,
+    headroom,
+    sequence_kl,
+    summarise,
+    variance_parts,
+    win_rate,
+)
 from alignpro_mini.generation import Completion
 from alignpro_mini.transformer import Transformer, TransformerConfig
 
@@ -60,7 +69,9 @@ def test_variance_parts_by_hand():
     # two inputs, two rewrites, two answers; means of the rewrites 1, 3 | 6, 8; of the inputs 2 | 7; grand 4.5
     r = np.array([[[0, 2], [2, 4]], [[5, 7], [7, 9]]], dtype=float)
     # SSW = 8 x 1, df 4: 2.  SSP = 8 x 1, df 2: 4.  SSX = 8 x 6.25, df 1: 50
-    assert variance_parts(r) == pytest.approx({"within": 2, "between_rewrites": (4 - 2) / 2, "between_inputs": (50 - 4) / 4})
+    assert variance_parts(r) == pytest.approx(
+        {"within": 2, "between_rewrites": (4 - 2) / 2, "between_inputs": (50 - 4) / 4}
+    )
 
 
 def test_variance_parts_find_the_parts_that_made_the_data_and_are_unbiased():
@@ -83,13 +94,17 @@ def test_the_parts_add_up_to_the_variance_of_a_reward():
 def test_one_rewrite_has_nothing_between_rewrites():
     r = nested(np.random.default_rng(2), 5, 1, 4)
     msx, _, msw = anova(r)
-    assert variance_parts(r) == pytest.approx({"between_inputs": (msx - msw) / 4, "between_rewrites": 0.0, "within": msw})
+    assert variance_parts(r) == pytest.approx(
+        {"between_inputs": (msx - msw) / 4, "between_rewrites": 0.0, "within": msw}
+    )
 
 
 def test_one_answer_reports_both_lower_levels_as_within():
     r = nested(np.random.default_rng(3), 5, 4, 1)
     msx, msp, _ = anova(r)
-    assert variance_parts(r) == pytest.approx({"between_inputs": (msx - msp) / 4, "between_rewrites": 0.0, "within": msp})
+    assert variance_parts(r) == pytest.approx(
+        {"between_inputs": (msx - msp) / 4, "between_rewrites": 0.0, "within": msp}
+    )
 
 
 def test_variance_parts_ignore_an_offset_and_scale_with_the_square():
@@ -268,14 +283,18 @@ class Rewriter:
 
 def evaluator(reward, N=3, gold=None, frozen=None, **config) -> Evaluator:
     config = EvalConfig(inputs=N, **({"rewrites": 2, "answers": 3, "best_of": 4} | config))
-    return Evaluator([f"x{i}" for i in range(N)], frozen or Frozen(), reward, gold, config, torch.Generator().manual_seed(0))
+    return Evaluator(
+        [f"x{i}" for i in range(N)], frozen or Frozen(), reward, gold, config, torch.Generator().manual_seed(0)
+    )
 
 
 def letters(value: dict):
     """A reward that reads the rewrite's letter out of the fake answer."""
 
     def reward(prompts, completions):
-        assert all(y.startswith(x) for x, y in zip(prompts, completions, strict=True))  # each answer with its own request
+        assert all(
+            y.startswith(x) for x, y in zip(prompts, completions, strict=True)
+        )  # each answer with its own request
         assert not any(" " in x for x in prompts), "scored against the rewrite, not the request"
         return torch.tensor([float(value.get(y.split("|")[0][-1], 0)) for y in completions])
 
@@ -320,10 +339,15 @@ def test_the_prompters_rewrites_reach_the_model_and_the_request_reaches_the_rewa
 
 
 def test_empty_and_overlong_rewrites_fall_back_to_the_request_and_are_counted():
-    found = evaluator(letters({})).prompter(Rewriter("a_" "b~"), None)
+    found = evaluator(letters({})).prompter(Rewriter("a_b~"), None)
     assert found.x_prime == [["x0 a", "x0"], ["x1 a", "x1"], ["x2 a", "x2"]]
     assert found.extra["empty_rewrites"] == 0.5
-    assert evaluator(letters({}), rewrites=4).prompter(Rewriter("a_b~"), None).x_prime[0] == ["x0 a", "x0", "x0 b", "x0"]
+    assert evaluator(letters({}), rewrites=4).prompter(Rewriter("a_b~"), None).x_prime[0] == [
+        "x0 a",
+        "x0",
+        "x0 b",
+        "x0",
+    ]
 
 
 def test_best_of_n_picks_by_the_first_answers():
@@ -422,7 +446,9 @@ def direct(model, prompt, tokens, temperature):
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_sequence_kl_against_each_row_alone(temperature):
     a, b = tiny(0), tiny(1)
-    want = [direct(a, p, c.tokens, temperature) - direct(b, p, c.tokens, temperature) for p, c in zip(PROMPTS, COMPLETIONS)]
+    want = [
+        direct(a, p, c.tokens, temperature) - direct(b, p, c.tokens, temperature) for p, c in zip(PROMPTS, COMPLETIONS)
+    ]
     assert max(map(abs, want)) > 0.5  # the models do disagree
     assert sequence_kl(a, b, PROMPTS, COMPLETIONS, temperature) == pytest.approx(want, abs=1e-4)
 
@@ -474,7 +500,9 @@ def test_no_finetuning_has_no_kl():
 def test_listed_rewrites_are_drawn_from_the_table_for_the_first_requests():
     e = evaluator(letters({"a": 1, "b": 2, "c": 3}), N=4, gold=lambda x, y: [0.5] * len(x), rewrites=500, answers=1)
     rho = torch.tensor([[0.2, 0.8, 0.0], [0.0, 0.0, 1.0]])
-    found = e.listed([[f"x{i} {c}" for c in "abc"] for i in range(2)], rho, torch.tensor([[0.4, 0.4, 0.2], [0.25, 0.25, 0.5]]))
+    found = e.listed(
+        [[f"x{i} {c}" for c in "abc"] for i in range(2)], rho, torch.tensor([[0.4, 0.4, 0.2], [0.25, 0.25, 0.5]])
+    )
     assert found.x == ["x0", "x1"] and found.reward.shape == found.gold.shape == (2, 2000, 1)
     assert {t for t in found.x_prime[1]} == {"x1 c"} and (found.kl[1] == pytest.approx(math.log(2)))
     share = np.mean([t == "x0 b" for t in found.x_prime[0]])
@@ -487,6 +515,8 @@ def test_listed_rewrites_are_drawn_from_the_table_for_the_first_requests():
 def test_an_arm_over_fewer_inputs_is_compared_on_its_own_inputs():
     base = np.array([[[0.0, 2.0]], [[10.0, 10.0]], [[50.0, 90.0]]])
     few = arm([[[4.0], [4.0]], [[13.0], [13.0]]])
-    found = summarise({"no_finetuning": arm(base), "align_pro": arm(base), "closed_form": few}, EvalConfig(bootstrap=50))["arms"]
+    found = summarise(
+        {"no_finetuning": arm(base), "align_pro": arm(base), "closed_form": few}, EvalConfig(bootstrap=50)
+    )["arms"]
     assert found["closed_form"]["difference"]["mean"] == pytest.approx(3.0) and found["closed_form"]["inputs"] == 2
     assert found["closed_form"]["win_rate"] == 1.0 and found["align_pro"]["inputs"] == 3

@@ -60,7 +60,11 @@ def test_no_prompter_lies_above_the_closed_form():
     assert (np.diff(kl) > -1e-12).all() and (np.diff(mean) > -1e-12).all()  # cheaper KL buys more
     near = 0
     for _ in range(300):
-        tilt = found.log_sft + torch.from_numpy(rng.uniform(0, 3, (3, 1))) * found.R + 0.3 * torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
+        tilt = (
+            found.log_sft
+            + torch.from_numpy(rng.uniform(0, 3, (3, 1))) * found.R
+            + 0.3 * torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
+        )
         p = tilt.softmax(1)
         at, J = float(theory.kl(p, found.rho_sft).mean()), float(theory.value(p, found.R))
         if at <= kl[-1]:
@@ -73,7 +77,9 @@ def test_the_two_curves_lie_on_either_side_of_the_truth():
     """Noise in R flatters the optimum that it chose; the same optimum rated by other answers is a prompter like any other."""
     truth = listing(N=200, M=2, noise=0.0)
     noise = 0.7 * np.random.default_rng(4).normal(size=(200, 6, 8))
-    noisy = Listing(truth.requests, truth.rewrites, truth.r[:, :, :1] + torch.from_numpy(noise), truth.log_sft, truth.log_rho)
+    noisy = Listing(
+        truth.requests, truth.rewrites, truth.r[:, :, :1] + torch.from_numpy(noise), truth.log_sft, truth.log_rho
+    )
     curve = frontier.closed_form_curve(noisy, [0.1, 0.3], points=5)
     assert [p["lam"] for p in curve] == pytest.approx(np.geomspace(3.0, 0.1, 5))
     for p in curve[1:]:
@@ -96,8 +102,14 @@ def test_a_frontier_end_to_end_and_again_with_resume(tmp_path, small):  # noqa: 
     requests = ToyWorld("quality", config.world).eval_requests[: config.theory.inputs]
     rewrites = [ToyWorld("quality", config.world).rewrites(x) for x in requests]
     for p in results["align_pro"]:
-        places = (folder / f"lam-{p['lam']:g}" / "checkpoints" / "align_pro", folder / "base" / "checkpoints" / "prompter_sft")
-        rho, sft = (optimum.log_probabilities(Prompter(*load_pretrained(place), 20), requests, rewrites).softmax(1) for place in places)
+        places = (
+            folder / f"lam-{p['lam']:g}" / "checkpoints" / "align_pro",
+            folder / "base" / "checkpoints" / "prompter_sft",
+        )
+        rho, sft = (
+            optimum.log_probabilities(Prompter(*load_pretrained(place), 20), requests, rewrites).softmax(1)
+            for place in places
+        )
         assert p["kl"] == pytest.approx(float(theory.kl(rho, sft).mean()), rel=1e-3) and p["kl"] > 1e-9
         saved_config = json.loads((folder / f"lam-{p['lam']:g}" / "config.json").read_text())
         assert saved_config["ppo"]["kl_coef"] == saved_config["oracle"]["kl_coef"] == p["lam"]
@@ -106,19 +118,25 @@ def test_a_frontier_end_to_end_and_again_with_resume(tmp_path, small):  # noqa: 
     assert again["align_pro"][:2] == results["align_pro"] and again["align_pro"][2]["lam"] == 0.3
     text = tables.frontier_table([again])
     assert "task quality, seed 0" in text and "best-of-n" in text and text.count("\n0.3 ") == 1
-    plots.frontier_figure({**again, "align_pro": [{k: v for k, v in p.items() if "rlhf" not in k} for p in again["align_pro"]]}, tmp_path / "p.png")
+    plots.frontier_figure(
+        {**again, "align_pro": [{k: v for k, v in p.items() if "rlhf" not in k} for p in again["align_pro"]]},
+        tmp_path / "p.png",
+    )
 
 
-@pytest.mark.parametrize(("argv", "told"), [
-    (["--frontier", "0.1,0"], "is not a list of prices above 0"),
-    (["--frontier", "nan"], "is not a list of prices above 0"),
-    (["--frontier", ""], "is not a list of prices above 0"),
-    (["--frontier", "a"], "--frontier: 'a' is not a list of prices"),
-    (["--frontier", "0.1,"], "--frontier: '0.1,' is not a list of prices"),
-    (["--frontier", "0.1", "--grid", "all"], "leave out --grid"),
-    (["--frontier", "0.1", "--theory.inputs", "0"], "--theory.inputs 0"),
-    (["--frontier", "0.1", "--ppo.kl_target", "3"], "leave out --ppo.kl_target"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--frontier", "0.1,0"], "is not a list of prices above 0"),
+        (["--frontier", "nan"], "is not a list of prices above 0"),
+        (["--frontier", ""], "is not a list of prices above 0"),
+        (["--frontier", "a"], "--frontier: 'a' is not a list of prices"),
+        (["--frontier", "0.1,"], "--frontier: '0.1,' is not a list of prices"),
+        (["--frontier", "0.1", "--grid", "all"], "leave out --grid"),
+        (["--frontier", "0.1", "--theory.inputs", "0"], "--theory.inputs 0"),
+        (["--frontier", "0.1", "--ppo.kl_target", "3"], "leave out --ppo.kl_target"),
+    ],
+)
 def test_prices_that_cannot_be_are_refused(argv, told, capsys):
     with pytest.raises(SystemExit):
         parse_command_line(argv)
@@ -127,16 +145,25 @@ def test_prices_that_cannot_be_are_refused(argv, told, capsys):
 
 def test_prices_on_the_command_line():
     (run,), how = parse_command_line(["--frontier", "0.05,0.2,0.05,0.0500000001", "--task", "attributes,attributes"])
-    assert how.lams == pytest.approx([0.05, 0.2]) and run.run_name == "frontier-tiny-attributes-seed0" and how.cells == ()
+    assert (
+        how.lams == pytest.approx([0.05, 0.2]) and run.run_name == "frontier-tiny-attributes-seed0" and how.cells == ()
+    )
 
 
 def test_a_callable_is_drawn_in_the_units_of_lambda(tmp_path, small, monkeypatch):  # noqa: F811
     """A reward about 100: the curve, the points and RLHF all lie where PPO saw them, about 0."""
-    (tmp_path / "hundred.py").write_text("def reward(prompts, completions):\n    return [100.0 + len(y) for y in completions]\n")
+    (tmp_path / "hundred.py").write_text(
+        "def reward(prompts, completions):\n    return [100.0 + len(y) for y in completions]\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
-    results = frontier.run_frontier(small_grid(tmp_path, **{"name": "f", "reward": "hundred:reward"}), [0.3], resume=False)
+    results = frontier.run_frontier(
+        small_grid(tmp_path, **{"name": "f", "reward": "hundred:reward"}), [0.3], resume=False
+    )
     point = results["align_pro"][0]
-    assert all(abs(v) < 5 for v in (results["no_finetuning"], point["mean"], point["rlhf_mean"], results["best_of_n"][0]["mean"]))
+    assert all(
+        abs(v) < 5
+        for v in (results["no_finetuning"], point["mean"], point["rlhf_mean"], results["best_of_n"][0]["mean"])
+    )
 
 
 def test_the_ablation_changes_one_thing_at_a_time_and_runs(tmp_path, small, monkeypatch, capsys):  # noqa: F811
@@ -149,11 +176,17 @@ def test_the_ablation_changes_one_thing_at_a_time_and_runs(tmp_path, small, monk
         assert all(k == "seed" or getattr(base, k.removeprefix("ppo.")) != v for k, v in change(base).items()), name
     kept = {name: ppo_ablation.VARIANTS[name] for name in ("as it is", "as it is, other draws", "clip / 2")}
     monkeypatch.setattr(ppo_ablation, "VARIANTS", kept)
-    options = [word for name, value in TINY.items() if not name.startswith("eval") for word in (f"--{name}", str(value))]
+    options = [
+        word for name, value in TINY.items() if not name.startswith("eval") for word in (f"--{name}", str(value))
+    ]
     argv = ["ppo_ablation.py", *options, "--out", str(tmp_path), "--device", "cpu", "--eval.inputs", "24"]
     monkeypatch.setattr("sys.argv", argv)
     ppo_ablation.main()
-    rows = {line.split(" | ")[0]: line.split(" | ")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")}
+    rows = {
+        line.split(" | ")[0]: line.split(" | ")[1:-1]
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("| ")
+    }
     assert len({tuple(rows[name]) for name in ("| as it is", "| as it is, other draws", "| clip / 2")}) == 3
     monkeypatch.setattr("sys.argv", [*argv, "--jobs", "2"])
     with pytest.raises(SystemExit, match="leave out --jobs"):

@@ -32,7 +32,12 @@ def test_names_shapes_and_buffers_count_too():
             self.register_parameter(name, torch.nn.Parameter(torch.ones(shape)))
             self.register_buffer("scale", torch.tensor(buffer))
 
-    sums = {checksum(Box((2, 3), 1.0)), checksum(Box((3, 2), 1.0)), checksum(Box((2, 3), 2.0)), checksum(Box((2, 3), 1.0, "v"))}
+    sums = {
+        checksum(Box((2, 3), 1.0)),
+        checksum(Box((3, 2), 1.0)),
+        checksum(Box((2, 3), 2.0)),
+        checksum(Box((2, 3), 1.0, "v")),
+    }
     assert len(sums) == 4
     assert checksum(Box((2, 3), 1.0)) == checksum(Box((2, 3), 1.0))
 
@@ -77,8 +82,10 @@ def test_texts_in_texts_out_and_the_cut_ones_counted():
 
 def test_the_sampling_settings_reach_the_sampler():
     model = lookup_lm({2: {6: 0.6, 7: 0.3, 8: 0.1}, 6: {3: 1.0}, 7: {3: 1.0}, 8: {3: 1.0}})
-    seen = {name: set(frozen(model, max_new_tokens=2, **how).answer(["a"] * 200, torch.Generator().manual_seed(0)))
-            for name, how in {"plain": {}, "nucleus": {"top_p": 0.7}, "greedy": {"temperature": 0.0}}.items()}
+    seen = {
+        name: set(frozen(model, max_new_tokens=2, **how).answer(["a"] * 200, torch.Generator().manual_seed(0)))
+        for name, how in {"plain": {}, "nucleus": {"top_p": 0.7}, "greedy": {"temperature": 0.0}}.items()
+    }
     assert seen == {"plain": {"c", "d", "e"}, "nucleus": {"c", "d"}, "greedy": {"c"}}
 
 

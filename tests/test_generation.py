@@ -134,7 +134,9 @@ def test_neither_compaction_nor_the_batching_changes_what_a_row_samples(family, 
 def test_a_prompt_that_comes_again_goes_through_the_model_once(monkeypatch):
     model, seen = random_lm(spread=0.3), []
     hidden = model.hidden
-    monkeypatch.setattr(model, "hidden", lambda ids, *rest, **named: (seen.append(tuple(ids.shape)), hidden(ids, *rest, **named))[1])
+    monkeypatch.setattr(
+        model, "hidden", lambda ids, *rest, **named: (seen.append(tuple(ids.shape)), hidden(ids, *rest, **named))[1]
+    )
     both = generate(model, [PROMPTS[0], PROMPTS[1]] * 4, 3, generator=rng())
     assert seen == [(2, max(len(p) for p in PROMPTS[:2])), (8, 1), (8, 1)]
     assert len(set(map(tuple, tokens(both)))) > 4  # each row still draws for itself
@@ -151,7 +153,12 @@ def test_completions_come_back_in_the_order_of_the_prompts():
     follow = {v: {v + 1 if v < 11 else 4: 1.0} for v in range(4, 12)}  # the next letter, round and round
     prompts = [[4], [9, 9, 9, 6], [1, 5], [7, 7, 7, 7, 7, 10], [2, 2, 8]]
     assert tokens(generate(lookup_lm(follow), prompts, 3, generator=rng(), max_batch=2)) == [
-        [5, 6, 7], [7, 8, 9], [6, 7, 8], [11, 4, 5], [9, 10, 11]]
+        [5, 6, 7],
+        [7, 8, 9],
+        [6, 7, 8],
+        [11, 4, 5],
+        [9, 10, 11],
+    ]
     model = random_lm()
     forward, backward = (generate(model, order, 6, temperature=0) for order in (PROMPTS, PROMPTS[::-1]))
     assert tokens(backward) == tokens(forward)[::-1]
@@ -181,11 +188,19 @@ def test_no_prompts_and_no_new_tokens():
 # ---------------------------------------------------------------- the distribution
 
 
-@pytest.mark.parametrize(("top_p", "want"), [
-    # p = .15 .5 .1 .25: the smallest set whose mass reaches top_p, scaled to 1
-    (0.30, [0, 1, 0, 0]), (0.49, [0, 1, 0, 0]), (0.51, [0, 2 / 3, 0, 1 / 3]), (0.74, [0, 2 / 3, 0, 1 / 3]),
-    (0.76, [1 / 6, 5 / 9, 0, 5 / 18]), (0.91, [0.15, 0.5, 0.1, 0.25]), (1.0, [0.15, 0.5, 0.1, 0.25]),
-])
+@pytest.mark.parametrize(
+    ("top_p", "want"),
+    [
+        # p = .15 .5 .1 .25: the smallest set whose mass reaches top_p, scaled to 1
+        (0.30, [0, 1, 0, 0]),
+        (0.49, [0, 1, 0, 0]),
+        (0.51, [0, 2 / 3, 0, 1 / 3]),
+        (0.74, [0, 2 / 3, 0, 1 / 3]),
+        (0.76, [1 / 6, 5 / 9, 0, 5 / 18]),
+        (0.91, [0.15, 0.5, 0.1, 0.25]),
+        (1.0, [0.15, 0.5, 0.1, 0.25]),
+    ],
+)
 def test_nucleus_by_hand(top_p, want):
     logits = torch.tensor([0.15, 0.5, 0.1, 0.25]).log() + 3.0  # a constant in the logits means nothing
     got = sampling_logprobs(logits.expand(2, 3, 4), 1.0, top_p).exp()
@@ -208,11 +223,14 @@ def test_impossible_sampling_settings_are_refused(temperature, top_p):
         sampling_logprobs(torch.zeros(1, 3), temperature, top_p)
 
 
-@pytest.mark.parametrize(("temperature", "top_p", "want"), [
-    (1.0, 1.0, {4: 0.4, 5: 0.3, 6: 0.2, 7: 0.1}),
-    (0.5, 1.0, {4: 16 / 30, 5: 9 / 30, 6: 4 / 30, 7: 1 / 30}),  # squares, scaled
-    (1.0, 0.65, {4: 4 / 7, 5: 3 / 7}),
-])
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "want"),
+    [
+        (1.0, 1.0, {4: 0.4, 5: 0.3, 6: 0.2, 7: 0.1}),
+        (0.5, 1.0, {4: 16 / 30, 5: 9 / 30, 6: 4 / 30, 7: 1 / 30}),  # squares, scaled
+        (1.0, 0.65, {4: 4 / 7, 5: 3 / 7}),
+    ],
+)
 def test_sampled_frequencies_match_the_probabilities(temperature, top_p, want):
     start, second = {4: 0.4, 5: 0.3, 6: 0.2, 7: 0.1}, {8: 0.5, 9: 0.5}
     model = lookup_lm({1: start} | {v: second for v in start})
@@ -259,7 +277,9 @@ def test_the_generator_decides_everything():
     assert one == again and one != other
     assert torch.equal(torch.get_rng_state(), before), "the global stream was touched"
     stream = rng(0)
-    assert tokens(generate(model, PROMPTS, 8, generator=stream)) != tokens(generate(model, PROMPTS, 8, generator=stream))
+    assert tokens(generate(model, PROMPTS, 8, generator=stream)) != tokens(
+        generate(model, PROMPTS, 8, generator=stream)
+    )
     same = tokens(generate(model, [[4]] * 8, 8, generator=rng(0)))
     assert len(set(map(tuple, same))) > 4, "equal prompts must draw from streams of their own"
 
@@ -303,10 +323,13 @@ def test_a_gpu_that_asks_who_is_done_every_eight_tokens_gives_the_same_tokens(te
     assert tokens(got) == tokens(want) and [c.finished for c in got] == [c.finished for c in want]
 
 
-@pytest.mark.parametrize(("pad", "ids", "mask"), [
-    (pad_left, [[0, 0, 7], [5, 6, 0], [0, 0, 0]], [[0, 0, 1], [1, 1, 1], [0, 0, 0]]),
-    (pad_right, [[7, 0, 0], [5, 6, 0], [0, 0, 0]], [[1, 0, 0], [1, 1, 1], [0, 0, 0]]),
-])
+@pytest.mark.parametrize(
+    ("pad", "ids", "mask"),
+    [
+        (pad_left, [[0, 0, 7], [5, 6, 0], [0, 0, 0]], [[0, 0, 1], [1, 1, 1], [0, 0, 0]]),
+        (pad_right, [[7, 0, 0], [5, 6, 0], [0, 0, 0]], [[1, 0, 0], [1, 1, 1], [0, 0, 0]]),
+    ],
+)
 def test_padding_by_hand(pad, ids, mask):
     for pad_id in (0, 9):
         got, real = pad([[7], [5, 6, 0], []], pad_id)  # a real token may equal the padding: the mask tells them apart

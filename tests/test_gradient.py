@@ -28,7 +28,9 @@ def test_the_exact_gradient_equals_finite_differences():
             with torch.no_grad():
                 for p, d in zip(policy.parameters(), nudge):
                     p.add_(step * d)
-                values.append(theory.regularised_value(listed_logprobs(policy).double().exp(), rho_sft, rewards(), 0.2).item())
+                values.append(
+                    theory.regularised_value(listed_logprobs(policy).double().exp(), rho_sft, rewards(), 0.2).item()
+                )
         with torch.no_grad():
             for p, d in zip(policy.parameters(), nudge):
                 p.add_(1e-3 * d)
@@ -72,7 +74,9 @@ def test_whitening_keeps_the_direction():
 
 
 def test_later_steps_point_the_right_way_and_clipping_adds_bias():
-    none, wide, narrow = (compare(*estimates(BY_NAME[f"PPO, later step, {c}"], 25, 512)) for c in ("no clip", "clip 0.2", "clip 0.05"))
+    none, wide, narrow = (
+        compare(*estimates(BY_NAME[f"PPO, later step, {c}"], 25, 512)) for c in ("no clip", "clip 0.2", "clip 0.05")
+    )
     assert none["cosine"] > 0.97 and wide["cosine"] > 0.9
     assert none["bias"] <= wide["bias"] < 0.5 * narrow["bias"]
     assert CONFIG.clip == 0.2

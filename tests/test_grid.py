@@ -30,7 +30,13 @@ def small():
 
 
 def small_grid(out, **changes):
-    few = {"ppo.iterations": 2, "oracle.iterations": 2, "frozen_lm.steps": 30, "prompter_sft.steps": 30, "oracle.kl_target": 0.0}
+    few = {
+        "ppo.iterations": 2,
+        "oracle.iterations": 2,
+        "frozen_lm.steps": 30,
+        "prompter_sft.steps": 30,
+        "oracle.kl_target": 0.0,
+    }
     return with_options(preset("tiny"), TINY | few | {"device": "cpu", "out": str(out), "name": "g"} | changes)
 
 
@@ -49,13 +55,20 @@ def test_every_cell_has_its_results_and_the_cells_of_a_model_share_its_arms(grou
     assert tuple(whole["cells"]) == CELLS
     for cell, results in whole["cells"].items():
         assert json.loads((folder / cell / "results.json").read_text()) == results
-        assert (results["task"], results["n_eval"]) == ("quality", 24) and results["theory"]["attainable_gain_share"] is not None
+        assert (results["task"], results["n_eval"]) == ("quality", 24) and results["theory"][
+            "attainable_gain_share"
+        ] is not None
     arms = {cell: results["arms"] for cell, results in whole["cells"].items()}
     for name in ("no_finetuning", "rlhf_oracle"):  # the paper's bars change with the prompter; these cannot
         assert arms["P1-F1"][name] == arms["P2-F1"][name] != arms["P1-F2"][name] == arms["P2-F2"][name]
     assert len({arms[cell]["align_pro"]["mean"] for cell in CELLS}) == 4
-    for cell, results in whole["cells"].items():  # no prompter is in Delta1: from the two tables of the cell's frozen model
-        tables = [load_state(folder / cell[3:] / "checkpoints" / f"{name}.safetensors")[0]["r"] for name in ("theory_oracle", "listing")]
+    for cell, results in whole[
+        "cells"
+    ].items():  # no prompter is in Delta1: from the two tables of the cell's frozen model
+        tables = [
+            load_state(folder / cell[3:] / "checkpoints" / f"{name}.safetensors")[0]["r"]
+            for name in ("theory_oracle", "listing")
+        ]
         assert results["theory"]["delta1"] == pytest.approx(float(tables[0].mean() - tables[1][:, 0].mean()))
     assert [p.parent.parent.name for p in sorted(folder.rglob("listing.safetensors"))] == ["F1", "F2"]
     assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(whole))
@@ -69,8 +82,15 @@ def test_a_cell_is_loaded_by_the_whole_grid_and_nothing_is_done_twice(group):
 
 
 def test_the_parts_have_the_sizes_they_are_said_to_have(group):
-    width = lambda part, model: json.loads((group[0] / part / "checkpoints" / model / "config.json").read_text())["hidden_size"]  # noqa: E731
-    assert [width("F1", "frozen_lm"), width("F2", "frozen_lm"), width("P1", "prompter_sft"), width("P2", "prompter_sft")] == [32, 48, 32, 16]
+    width = lambda part, model: json.loads((group[0] / part / "checkpoints" / model / "config.json").read_text())[
+        "hidden_size"
+    ]  # noqa: E731
+    assert [
+        width("F1", "frozen_lm"),
+        width("F2", "frozen_lm"),
+        width("P1", "prompter_sft"),
+        width("P2", "prompter_sft"),
+    ] == [32, 48, 32, 16]
     assert [width(cell, "align_pro") for cell in CELLS] == [32, 32, 16, 16]
 
 
@@ -78,10 +98,22 @@ def test_the_swap_puts_the_trained_prompter_before_the_other_model(group, monkey
     seen = {}
 
     def spy(run, task, other, rho_sft, rho, reward):
-        weights = {name: load_pretrained(group[0] / part / "checkpoints" / model)[0] for name, part, model in (
-            ("other", other_part(run.config.name), "frozen_lm"), ("rho", run.config.name[:5], "align_pro"), ("sft", run.config.name[:2], "prompter_sft"))}
-        same = lambda a, b: all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))  # noqa: E731
-        seen[run.config.name[:5]] = same(other.model, weights["other"]), same(rho.model, weights["rho"]), same(rho_sft.model, weights["sft"])
+        weights = {
+            name: load_pretrained(group[0] / part / "checkpoints" / model)[0]
+            for name, part, model in (
+                ("other", other_part(run.config.name), "frozen_lm"),
+                ("rho", run.config.name[:5], "align_pro"),
+                ("sft", run.config.name[:2], "prompter_sft"),
+            )
+        }
+        same = lambda a, b: all(
+            torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+        )  # noqa: E731
+        seen[run.config.name[:5]] = (
+            same(other.model, weights["other"]),
+            same(rho.model, weights["rho"]),
+            same(rho_sft.model, weights["sft"]),
+        )
         return plain["no_finetuning"]
 
     other_part = lambda cell: {"F1": "F2", "F2": "F1"}[cell[3:5]]  # noqa: E731
@@ -94,7 +126,12 @@ def test_the_swap_puts_the_trained_prompter_before_the_other_model(group, monkey
 
 def test_the_swap_is_measured_against_both(group):
     swap, cells = group[3]["swap"], group[3]["cells"]
-    assert {cell: s["in_front_of"] for cell, s in swap.items()} == {"P1-F1": "F2", "P1-F2": "F1", "P2-F1": "F2", "P2-F2": "F1"}
+    assert {cell: s["in_front_of"] for cell, s in swap.items()} == {
+        "P1-F1": "F2",
+        "P1-F2": "F1",
+        "P2-F1": "F2",
+        "P2-F2": "F1",
+    }
     for cell, s in swap.items():
         there = cell[:3] + s["in_front_of"]
         for key, arm in (("against_no_finetuning", "no_finetuning"), ("against_its_own_prompter", "align_pro")):
@@ -104,7 +141,11 @@ def test_the_swap_is_measured_against_both(group):
 
 def test_figures_and_numbers_are_left_behind(group):
     config = small_grid(group[0].parent)  # with a name of its own
-    assert [p.name for p in grid.draw([group[3]], config)] == ["grid-tiny.png", "grid-tiny-variance.png", "grid-tiny.json"]
+    assert [p.name for p in grid.draw([group[3]], config)] == [
+        "grid-tiny.png",
+        "grid-tiny-variance.png",
+        "grid-tiny.json",
+    ]
     assert all(p.parent == group[0] and p.stat().st_size > 1000 for p in grid.draw([group[3]], config))
 
 
@@ -116,7 +157,11 @@ def test_the_figures_hold_what_earlier_commands_left_beside_them(group, tmp_path
     fresh = [group[3] | {"seed": seed, "wall_s": {"F1": 2.0}} for seed in (1, 2)]
     *figures, numbers = grid.draw(fresh, small_grid(tmp_path, name="grid-tiny-quality-seed1"))
     assert all(p.parent == tmp_path and p.stat().st_size > 1000 for p in figures)
-    assert [(g["seed"], g["wall_s"]["F1"]) for g in json.loads(numbers.read_text())["groups"]] == [(0, 1.0), (1, 2.0), (2, 2.0)]
+    assert [(g["seed"], g["wall_s"]["F1"]) for g in json.loads(numbers.read_text())["groups"]] == [
+        (0, 1.0),
+        (1, 2.0),
+        (2, 2.0),
+    ]
 
 
 def test_one_cell_again_leaves_the_others_in_the_results(group):
@@ -145,15 +190,25 @@ def test_every_part_of_every_preset_can_be_built():
         for part in ("F1", "F2", "P1", "P2", "reward", *CELLS):
             c = grid_part(preset(name), part)
             for shape in (c.frozen_model, c.prompter_model):
-                assert pipeline.new_model(dataclasses.replace(shape, n_layers=1), 300, torch.Generator(), "cpu").config.d_model == shape.d_model
+                assert (
+                    pipeline.new_model(
+                        dataclasses.replace(shape, n_layers=1), 300, torch.Generator(), "cpu"
+                    ).config.d_model
+                    == shape.d_model
+                )
     with pytest.raises(ValueError, match="--preset smollm2 has one"):
         grid_part(preset("smollm2"), "F1")
 
 
-@pytest.mark.parametrize(("words", "cells"), [("all", CELLS), ("P2-F1", ("P2-F1",)), ("P1-F1,P2-F2", ("P1-F1", "P2-F2"))])
+@pytest.mark.parametrize(
+    ("words", "cells"), [("all", CELLS), ("P2-F1", ("P2-F1",)), ("P1-F1,P2-F2", ("P1-F1", "P2-F2"))]
+)
 def test_cells_on_the_command_line(words, cells):
     runs, how = parse_command_line(["--grid", words, "--task", "reasoning", "--seed", "0,3"])
-    assert how.cells == cells and [r.run_name for r in runs] == ["grid-tiny-reasoning-seed0", "grid-tiny-reasoning-seed3"]
+    assert how.cells == cells and [r.run_name for r in runs] == [
+        "grid-tiny-reasoning-seed0",
+        "grid-tiny-reasoning-seed3",
+    ]
 
 
 def test_an_unknown_cell_is_told(capsys):

@@ -40,7 +40,9 @@ def test_a_module_is_read_in_one_sitting(path):
     assert len(source.splitlines()) <= 350
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            assert node.end_lineno - node.lineno < 60, f"{path.stem}.{node.name} has {node.end_lineno - node.lineno + 1} lines"
+            assert node.end_lineno - node.lineno < 60, (
+                f"{path.stem}.{node.name} has {node.end_lineno - node.lineno + 1} lines"
+            )
             if (path.stem, node.name) == ("ppo", "step"):
                 assert node.end_lineno - node.lineno < 40
 

@@ -32,7 +32,16 @@ def test_a_failed_run_is_named_and_the_others_count(tmp_path, capsys):
     assert [r["seed"] for r in results] == [0, 2] and failed == [tmp_path / "tiny-quality-seed1.log"]
     assert "seed 1 is unlucky" in failed[0].read_text() and "tiny-quality-seed1: FAILED" in capsys.readouterr().out
     said = (tmp_path / "tiny-quality-seed2.log").read_text().split()
-    assert said == ["threads", str(max(1, os.cpu_count() // 2)), "--out", str(tmp_path), "--task", "quality", "--seed", "2"]
+    assert said == [
+        "threads",
+        str(max(1, os.cpu_count() // 2)),
+        "--out",
+        str(tmp_path),
+        "--task",
+        "quality",
+        "--seed",
+        "2",
+    ]
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])

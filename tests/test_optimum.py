@@ -43,7 +43,9 @@ def nudged(lm: FrozenLM, by: float) -> FrozenLM:
 
 def worth(prompts, completions) -> torch.Tensor:
     """The letter's worth, more for the request "h"; an answer without a letter is worth -3."""
-    return torch.tensor([WORTH.get(y, -3.0) * (2.0 if x == "h" else 1.0) for x, y in zip(prompts, completions, strict=True)])
+    return torch.tensor(
+        [WORTH.get(y, -3.0) * (2.0 if x == "h" else 1.0) for x, y in zip(prompts, completions, strict=True)]
+    )
 
 
 def next_token(lm: FrozenLM, prompt: str) -> torch.Tensor:
@@ -85,8 +87,12 @@ def test_each_rewrite_is_asked_and_rates_against_the_request():
         return worth(prompts, completions)
 
     found = optimum.rate(REQUESTS, REWRITES, lm, reward, 4000, rng()).under(prompter(3), prompter(4))
-    assert 3 < len(seen) <= 3 * 12 and sorted(set(seen)) == sorted(REQUESTS)  # at most 12 answers exist: each is rated once
-    each = torch.stack([worth([x] * 12, [Letters().decode([t]) for t in range(12)]).double() for x in REQUESTS])  # (N, 12)
+    assert 3 < len(seen) <= 3 * 12 and sorted(set(seen)) == sorted(
+        REQUESTS
+    )  # at most 12 answers exist: each is rated once
+    each = torch.stack(
+        [worth([x] * 12, [Letters().decode([t]) for t in range(12)]).double() for x in REQUESTS]
+    )  # (N, 12)
     exact = torch.stack([torch.stack([next_token(lm, p) @ each[n] for p in row]) for n, row in enumerate(REWRITES)])
     torch.testing.assert_close(found.R, exact, rtol=0, atol=5 * float(found.r.std(2).max()) / math.sqrt(4000))
     assert (exact.max(1).values - exact.min(1).values).min() > 0.5  # which rewrite is asked does matter
@@ -116,9 +122,19 @@ def test_what_moving_mass_off_the_list_costs_is_told():
 
 
 def test_a_prompter_that_has_left_the_list_is_described_all_the_same():
-    gone = Listing(["x"], [["a", "b"]], torch.zeros(1, 2, 2), torch.tensor([[0.5, 0.5]]).double().log(), torch.tensor([[-900.0, -901.0]]).double())
+    gone = Listing(
+        ["x"],
+        [["a", "b"]],
+        torch.zeros(1, 2, 2),
+        torch.tensor([[0.5, 0.5]]).double().log(),
+        torch.tensor([[-900.0, -901.0]]).double(),
+    )
     facts = optimum.describe(gone, 1.0)
-    assert facts["mass_outside"] == pytest.approx(1) and math.isfinite(facts["regularised_gap"]) and facts["unlisted_cost"] > 5
+    assert (
+        facts["mass_outside"] == pytest.approx(1)
+        and math.isfinite(facts["regularised_gap"])
+        and facts["unlisted_cost"] > 5
+    )
 
 
 def test_the_noise_in_R_flatters_the_optimum_by_what_is_told():
@@ -147,13 +163,22 @@ def test_deltas_and_bounds_equal_the_enumerated_ones(temperature):
     lm, lam = one_letter(1, temperature), 0.7
     oracle = nudged(lm, 0.15)
     found = optimum.rate(REQUESTS, REWRITES, lm, worth, 3000, rng()).under(prompter(3), prompter(4))
-    told = optimum.describe(found, lam) | optimum.suboptimality(found, optimum.sample_oracle(found, lm, oracle, worth, 3000, rng(1)), lam)
+    told = optimum.describe(found, lam) | optimum.suboptimality(
+        found, optimum.sample_oracle(found, lm, oracle, worth, 3000, rng(1)), lam
+    )
 
-    each = torch.stack([worth([x] * 12, [Letters().decode([t]) for t in range(12)]).double() for x in REQUESTS])  # (N, 12)
+    each = torch.stack(
+        [worth([x] * 12, [Letters().decode([t]) for t in range(12)]).double() for x in REQUESTS]
+    )  # (N, 12)
     pi_f = torch.stack([torch.stack([next_token(lm, p) for p in row]) for row in REWRITES])  # (N, K, 12)
     pi_star = torch.stack([next_token(oracle, x) for x in REQUESTS])  # (N, 12)
     world = theory.FiniteProblem(found.rho_sft, pi_f, pi_f[:, 0], each, lam, beta=1.0)
-    J = [world.J(pi_star), world.J(world.pi_plain), world.J(world.induced(world.rho_sft)), world.J(world.induced(world.rho_star))]
+    J = [
+        world.J(pi_star),
+        world.J(world.pi_plain),
+        world.J(world.induced(world.rho_sft)),
+        world.J(world.induced(world.rho_star)),
+    ]
     for i in range(3):
         assert told[f"delta{i + 1}"] == pytest.approx(J[i] - J[i + 1], abs=0.1)
     star, r_max = world.rho_star, world.r_max
@@ -174,7 +199,9 @@ def test_an_answer_that_rounding_puts_outside_the_nucleus_weighs_nothing():
     half = torch.zeros(1, 2, dtype=torch.float64).log_softmax(1)  # (N, K)
     listing = optimum.Listing(["x"], [["x", "y"]], torch.zeros(1, 2, 4, dtype=torch.float64), half, half)
     under = torch.tensor([[[-math.inf, -1.0], [-1.0, -math.inf]]], dtype=torch.float64)  # (N, S, K)
-    samples = optimum.OracleSamples(r=torch.zeros(1, 2), own=torch.tensor([[-math.inf, -1.0]]), oracle_under=under, plain_under=under)
+    samples = optimum.OracleSamples(
+        r=torch.zeros(1, 2), own=torch.tensor([[-math.inf, -1.0]]), oracle_under=under, plain_under=under
+    )
     told = optimum.suboptimality(listing, samples, 1.0)
     assert all(map(math.isfinite, told.values()))
 

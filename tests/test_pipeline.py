@@ -13,11 +13,14 @@ from alignpro_mini.config import preset
 from alignpro_mini.run import Run
 
 
-@pytest.mark.parametrize(("options", "told"), [
-    ({"prompter_model.n_heads": 5}, "--prompter_model: .*n_heads 5"),
-    ({"frozen_model.n_kv_heads": 3}, "--frozen_model: .*n_kv_heads 3"),
-    ({"reward": "no_such_module:f"}, "--reward no_such_module:f: No module"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"prompter_model.n_heads": 5}, "--prompter_model: .*n_heads 5"),
+        ({"frozen_model.n_kv_heads": 3}, "--frozen_model: .*n_kv_heads 3"),
+        ({"reward": "no_such_module:f"}, "--reward no_such_module:f: No module"),
+    ],
+)
 def test_what_would_fail_after_the_sft_is_told_before_it(options, told):
     with pytest.raises(ValueError, match=told):
         pipeline.make_task(with_options(preset("tiny"), options))

@@ -28,11 +28,15 @@ def length_score(prompts, completions) -> torch.Tensor:
     return torch.tensor([len(y) - 2.0 * y.count("a") for y in completions])
 
 
-def trainer(score=length_score, lm=None, reference=None, tokenizer=None, seed=0, family="llama", **options) -> PPOTrainer:
+def trainer(
+    score=length_score, lm=None, reference=None, tokenizer=None, seed=0, family="llama", **options
+) -> PPOTrainer:
     """A trainer whose policy is already far from its reference, and whose value head says something."""
     lm = lm if lm is not None else random_lm(family, seed=1, spread=0.3)
     reference = reference if reference is not None else random_lm(family, seed=2, spread=0.3)
-    made = PPOTrainer(lm, reference, tokenizer or Letters(), score, replace(SMALL, **options), torch.Generator().manual_seed(seed))
+    made = PPOTrainer(
+        lm, reference, tokenizer or Letters(), score, replace(SMALL, **options), torch.Generator().manual_seed(seed)
+    )
     with torch.no_grad():
         made.policy.value_head.weight.copy_(torch.linspace(-1, 1, 16))
     return made
@@ -64,7 +68,9 @@ def log_softmax_alone(lm, t: PPOTrainer, r: Rollout, i: int):
 
 
 def near(got, want, tolerance=2e-5):
-    torch.testing.assert_close(torch.as_tensor(got).double(), torch.as_tensor(want).double(), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        torch.as_tensor(got).double(), torch.as_tensor(want).double(), rtol=tolerance, atol=tolerance
+    )
 
 
 # ---------------------------------------------------------------- the rollout, row by row
@@ -94,7 +100,9 @@ def test_every_number_of_a_rollout_is_that_of_the_row_alone(family, temperature)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.7}, {"temperature": 1.6, "micro_batch": 2}, {"train_layers": 1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0.7}, {"temperature": 1.6, "micro_batch": 2}, {"train_layers": 1}]
+)
 def test_the_first_ratio_is_one_against_the_sampling_logprobs(family, options):
     lm = random_lm(family, seed=1, spread=0.3)
     metrics = trainer(lm=lm, reference=copy.deepcopy(lm), family=family, **options).step(PROMPTS)
@@ -126,10 +134,18 @@ def test_longer_companions_change_nothing():
 def widened(r: Rollout, before: int, after: int, fill: int) -> Rollout:
     """The rollout with more padding columns on both sides, holding arbitrary tokens and numbers."""
     pad = torch.nn.functional.pad
-    right = {n: pad(getattr(r, n), (0, after), value=float(fill)) for n in
-             ("logp", "logp_ref", "values", "kl_exact", "entropy", "advantages", "returns")}
-    return replace(r, features=pad(r.features, (before, after), value=fill), mask=pad(r.mask, (before, after)),
-                   tokens=pad(r.tokens, (0, after), value=fill), action=pad(r.action, (0, after)), **right)
+    right = {
+        n: pad(getattr(r, n), (0, after), value=float(fill))
+        for n in ("logp", "logp_ref", "values", "kl_exact", "entropy", "advantages", "returns")
+    }
+    return replace(
+        r,
+        features=pad(r.features, (before, after), value=fill),
+        mask=pad(r.mask, (before, after)),
+        tokens=pad(r.tokens, (0, after), value=fill),
+        action=pad(r.action, (0, after)),
+        **right,
+    )
 
 
 def test_metrics_are_over_sampled_tokens_only():
@@ -148,8 +164,19 @@ def test_metrics_are_over_sampled_tokens_only():
 def test_rows_cuts_the_columns_that_are_padding_in_all_of_them():
     mask = torch.tensor([[0, 0, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1, 1]]).bool()  # P = 3, T = 4
     numbers = torch.arange(12.0).view(3, 4)
-    r = Rollout(["x", "y", "z"], ["", "", ""], torch.ones(3).bool(), torch.arange(21).view(3, 7), mask, numbers.long(),
-                mask[:, 3:], *(numbers + 100 * k for k in range(5)), None, numbers + 500, numbers + 600)
+    r = Rollout(
+        ["x", "y", "z"],
+        ["", "", ""],
+        torch.ones(3).bool(),
+        torch.arange(21).view(3, 7),
+        mask,
+        numbers.long(),
+        mask[:, 3:],
+        *(numbers + 100 * k for k in range(5)),
+        None,
+        numbers + 500,
+        numbers + 600,
+    )
     part = r.rows(torch.tensor([0, 1]))
     assert part.features.tolist() == [[1, 2, 3, 4], [8, 9, 10, 11]]  # one leading and two trailing columns gone
     assert part.mask.tolist() == [[False, True, True, True], [True] * 4]
@@ -175,7 +202,9 @@ def test_a_long_prompt_is_not_cut_to_the_completion():
 # ---------------------------------------------------------------- EOS, scores, rewards
 
 
-@pytest.mark.parametrize("tokenizer", [Letters(), Letters(pad_id=3), Letters(pad_id=11, eos_id=11)], ids=["own", "pad-is-eos", "custom"])
+@pytest.mark.parametrize(
+    "tokenizer", [Letters(), Letters(pad_id=3), Letters(pad_id=11, eos_id=11)], ids=["own", "pad-is-eos", "custom"]
+)
 def test_eos_is_a_sampled_token_and_carries_the_score(tokenizer):
     t = trainer(tokenizer=tokenizer, max_new_tokens=8, kl_coef=0.0)
     r = rolled(t, PROMPTS * 3)
@@ -195,8 +224,14 @@ def test_eos_is_a_sampled_token_and_carries_the_score(tokenizer):
 def test_the_missing_eos_penalty_knows_a_custom_stop_token():
     # after <assistant> (2): stop with "h" (11), or "a" for ever, or the usual <|end|> (3), which here is any token
     lm = lookup_lm({2: {11: 1 / 3, 4: 1 / 3, 3: 1 / 3}, 4: {4: 1.0}, 3: {4: 1.0}})
-    t = PPOTrainer(lm, copy.deepcopy(lm), Letters(eos_id=11), lambda xs, ys: torch.full((len(xs),), 5.0),
-                   replace(SMALL, missing_eos_penalty=2.5, max_new_tokens=3), torch.Generator().manual_seed(0))
+    t = PPOTrainer(
+        lm,
+        copy.deepcopy(lm),
+        Letters(eos_id=11),
+        lambda xs, ys: torch.full((len(xs),), 5.0),
+        replace(SMALL, missing_eos_penalty=2.5, max_new_tokens=3),
+        torch.Generator().manual_seed(0),
+    )
     r = t.rollout(["b"] * 30)
     want = [5.0 if row[0] == 11 else 2.5 for row in r.tokens.tolist()]
     assert t.scores(r).tolist() == want and set(want) == {5.0, 2.5}
@@ -218,13 +253,16 @@ def test_rewards_of_a_row_sum_to_its_score_minus_lambda_times_its_log_ratio():
         near(total[i], score - 0.7 * ratio, 1e-4)
 
 
-@pytest.mark.parametrize(("bad", "error", "words"), [
-    (lambda xs, ys: torch.zeros(len(xs), 1), ValueError, "shape"),
-    (lambda xs, ys: torch.zeros(1), ValueError, "shape"),
-    (lambda xs, ys: torch.zeros(()), ValueError, "shape"),
-    (lambda xs, ys: torch.tensor([0.0] * (len(xs) - 1) + [math.nan]), FloatingPointError, "not finite"),
-    (lambda xs, ys: torch.tensor([math.inf] + [0.0] * (len(xs) - 1)), FloatingPointError, "not finite"),
-])
+@pytest.mark.parametrize(
+    ("bad", "error", "words"),
+    [
+        (lambda xs, ys: torch.zeros(len(xs), 1), ValueError, "shape"),
+        (lambda xs, ys: torch.zeros(1), ValueError, "shape"),
+        (lambda xs, ys: torch.zeros(()), ValueError, "shape"),
+        (lambda xs, ys: torch.tensor([0.0] * (len(xs) - 1) + [math.nan]), FloatingPointError, "not finite"),
+        (lambda xs, ys: torch.tensor([math.inf] + [0.0] * (len(xs) - 1)), FloatingPointError, "not finite"),
+    ],
+)
 def test_a_bad_score_stops_the_round_before_any_weight_moves(bad, error, words):
     t = trainer(bad)
     before = checksum(t.policy)
@@ -235,8 +273,11 @@ def test_a_bad_score_stops_the_round_before_any_weight_moves(bad, error, words):
 
 @pytest.mark.parametrize("kind", ["list", "integers", "double"])
 def test_a_plain_python_callable_is_a_score(kind):
-    make = {"list": lambda ys: [float(len(y)) for y in ys], "integers": lambda ys: [len(y) for y in ys],
-            "double": lambda ys: torch.tensor([len(y) for y in ys], dtype=torch.float64)}[kind]
+    make = {
+        "list": lambda ys: [float(len(y)) for y in ys],
+        "integers": lambda ys: [len(y) for y in ys],
+        "double": lambda ys: torch.tensor([len(y) for y in ys], dtype=torch.float64),
+    }[kind]
     t = trainer(lambda xs, ys: make(ys), missing_eos_penalty=0.0)
     assert t.step(PROMPTS)["score_mean"] == pytest.approx(sum(map(len, t.rollout_now.completions)) / len(PROMPTS))
 
@@ -357,16 +398,23 @@ def test_the_controller_is_fed_the_kl_to_the_reference(target, factor):
 
 
 def fresh_lm(n_layers: int = 1) -> Transformer:
-    return Transformer(TransformerConfig(12, d_model=16, n_layers=n_layers, n_heads=2, max_len=16), torch.Generator().manual_seed(0))
+    return Transformer(
+        TransformerConfig(12, d_model=16, n_layers=n_layers, n_heads=2, max_len=16), torch.Generator().manual_seed(0)
+    )
 
 
 def test_ppo_learns_to_write_the_rewarded_letter_first():
     """The reward depends on the prompt: copy its letter. Chance is about 1 in 12."""
     lm = fresh_lm()
     stage = FakeStage()
-    t = PPOTrainer(lm, copy.deepcopy(lm), Letters(), lambda xs, ys: [float(y[:1] == x) for x, y in zip(xs, ys)],
-                   PPOConfig(iterations=20, batch=64, max_new_tokens=2, lr=1e-2, kl_coef=0.01,
-                             missing_eos_penalty=0.0), torch.Generator().manual_seed(0))
+    t = PPOTrainer(
+        lm,
+        copy.deepcopy(lm),
+        Letters(),
+        lambda xs, ys: [float(y[:1] == x) for x, y in zip(xs, ys)],
+        PPOConfig(iterations=20, batch=64, max_new_tokens=2, lr=1e-2, kl_coef=0.01, missing_eos_penalty=0.0),
+        torch.Generator().manual_seed(0),
+    )
     trained = train_ppo(t, ["a", "b"], stage)
     means = [row["score_mean"] for row in stage.rows]
     assert means[0] < 0.3 and sum(means[-3:]) / 3 > 0.85, means
@@ -374,10 +422,15 @@ def test_ppo_learns_to_write_the_rewarded_letter_first():
     assert stage.rows[0]["lr"] == pytest.approx(1e-2 / 5) and stage.rows[-1]["lr"] == pytest.approx(1e-2 / 20)
 
 
-@pytest.mark.parametrize(("warmup", "anneal", "want"), [
-    (0.0, False, [1, 1, 1, 1, 1]), (0.0, True, [1, 0.8, 0.6, 0.4, 0.2]), (0.4, False, [1 / 3, 2 / 3, 1, 1, 1]),
-    (0.4, True, [1 / 3, 2 / 3 * 0.8, 0.6, 0.4, 0.2]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("warmup", "anneal", "want"),
+    [
+        (0.0, False, [1, 1, 1, 1, 1]),
+        (0.0, True, [1, 0.8, 0.6, 0.4, 0.2]),
+        (0.4, False, [1 / 3, 2 / 3, 1, 1, 1]),
+        (0.4, True, [1 / 3, 2 / 3 * 0.8, 0.6, 0.4, 0.2]),
+    ],
+)
 def test_learning_rate_by_hand(warmup, anneal, want):
     config = PPOConfig(iterations=5, lr=2.0, warmup=warmup, anneal=anneal)
     assert [learning_rate(config, step) for step in range(5)] == pytest.approx([2 * share for share in want])
@@ -387,8 +440,14 @@ def test_a_high_price_on_kl_holds_the_policy_at_the_reference():
     lm, ends = fresh_lm(), []
     for kl_coef in (0.0, 5.0):
         stage = FakeStage()
-        t = PPOTrainer(copy.deepcopy(lm), lm, Letters(), lambda xs, ys: [float("a" in y) for y in ys],
-                       PPOConfig(iterations=12, batch=64, max_new_tokens=2, lr=5e-3, kl_coef=kl_coef), torch.Generator().manual_seed(0))
+        t = PPOTrainer(
+            copy.deepcopy(lm),
+            lm,
+            Letters(),
+            lambda xs, ys: [float("a" in y) for y in ys],
+            PPOConfig(iterations=12, batch=64, max_new_tokens=2, lr=5e-3, kl_coef=kl_coef),
+            torch.Generator().manual_seed(0),
+        )
         train_ppo(t, ["c"], stage)
         ends.append(stage.rows[-1]["kl_exact"])
     assert ends[0] > 5 * ends[1]
@@ -396,11 +455,22 @@ def test_a_high_price_on_kl_holds_the_policy_at_the_reference():
 
 @pytest.mark.parametrize("train_layers", [0, 1])
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path, capsys, train_layers):
-    def go(name: str, resume: bool = False, kill_at: int = 0, seed: int = 3) -> tuple[PPOTrainer, list[dict], list[dict]]:
+    def go(
+        name: str, resume: bool = False, kill_at: int = 0, seed: int = 3
+    ) -> tuple[PPOTrainer, list[dict], list[dict]]:
         run = Run(RunConfig(out=str(tmp_path), name=name), resume)
         lm = fresh_lm(n_layers=2)
-        config = PPOConfig(iterations=7, train_layers=train_layers, batch=8, minibatches=2, max_new_tokens=4, lr=1e-2, checkpoint_every=2,
-                           kl_target=0.5, kl_horizon=50.0)
+        config = PPOConfig(
+            iterations=7,
+            train_layers=train_layers,
+            batch=8,
+            minibatches=2,
+            max_new_tokens=4,
+            lr=1e-2,
+            checkpoint_every=2,
+            kl_target=0.5,
+            kl_horizon=50.0,
+        )
         t = PPOTrainer(lm, copy.deepcopy(lm), Letters(), length_score, config, torch.Generator().manual_seed(seed))
         calls = []
 

@@ -28,13 +28,25 @@ RESULT_KEYS = (
 
 def arm(mean: float, variance: float, parts=(0.3, 0.1, 0.6), **more) -> dict:
     return {
-        "mean": mean, "variance": variance, "variance_parts": dict(zip(("between_inputs", "between_rewrites", "within"), parts)),
-        "ci95": [mean - 0.05, mean + 0.05], "gold_mean": mean / 2, "gold_variance": 0.5, "kl": 1.25, "win_rate": 0.62,
-        "tie_rate": 0.11, "difference": None, "rewrite_length": 12.3, "answer_length": 45.6, "empty_rewrites": 0.0,
-    } | more  # fmt: skip
+        "mean": mean,
+        "variance": variance,
+        "variance_parts": dict(zip(("between_inputs", "between_rewrites", "within"), parts)),
+        "ci95": [mean - 0.05, mean + 0.05],
+        "gold_mean": mean / 2,
+        "gold_variance": 0.5,
+        "kl": 1.25,
+        "win_rate": 0.62,
+        "tie_rate": 0.11,
+        "difference": None,
+        "rewrite_length": 12.3,
+        "answer_length": 45.6,
+        "empty_rewrites": 0.0,
+    } | more
 
 
-def make_results(base=1.0, pro=1.8, oracle: float | None = 2.0, ci=(0.7, 0.9), ratio=0.625, task="quality", seed=0) -> dict:
+def make_results(
+    base=1.0, pro=1.8, oracle: float | None = 2.0, ci=(0.7, 0.9), ratio=0.625, task="quality", seed=0
+) -> dict:
     arms = {
         "no_finetuning": arm(base, 1.6, (0.4, 0.0, 1.2), kl=0.0, win_rate=None, tie_rate=None, rewrite_length=None),
         "untrained_prompter": arm(base + 0.1, 1.7, difference={"mean": 0.1, "ci95": [-0.1, 0.3]}),
@@ -43,18 +55,43 @@ def make_results(base=1.0, pro=1.8, oracle: float | None = 2.0, ci=(0.7, 0.9), r
     if oracle is not None:
         arms["rlhf_oracle"] = arm(oracle, 1.3, difference={"mean": oracle - base, "ci95": [0.9, 1.1]})
     return {
-        "task": task, "preset": "laptop", "seed": seed, "n_eval": 500, "arms": arms, "variance_ratio": ratio,
-        "gap_closed": None if oracle is None else (pro - base) / (oracle - base), "wall_s": {"frozen_lm": 70.0, "align_pro": 50.0},
+        "task": task,
+        "preset": "laptop",
+        "seed": seed,
+        "n_eval": 500,
+        "arms": arms,
+        "variance_ratio": ratio,
+        "gap_closed": None if oracle is None else (pro - base) / (oracle - base),
+        "wall_s": {"frozen_lm": 70.0, "align_pro": 50.0},
         "reward_model": {"accuracy": 0.712, "ceiling": 0.781, "always_longer": 0.553},
-        "headroom": {"icc": 0.123, "between_rewrites": 0.12, "within": 0.86, "between_inputs": 0.3, "best_rewrite_gain": 0.44},
+        "headroom": {
+            "icc": 0.123,
+            "between_rewrites": 0.12,
+            "within": 0.86,
+            "between_inputs": 0.3,
+            "best_rewrite_gain": 0.44,
+        },
         "config": {"ppo": {"lr": 1e-4}, "note": "</pre><b>"},
-    }  # fmt: skip
+    }
 
 
 def make_metrics(steps: int = 3) -> list[dict]:
-    rows = [{"stage": s, "step": i, "loss": 2.0 / (i + 1), "heldout_loss": None if i else 2.1, "lr": 1e-3, "tokens_per_s": 9.0}
-            for s in ("frozen_lm", "prompter_sft") for i in range(steps)]  # fmt: skip
-    rows += [{"stage": "reward_model", "step": i, "loss": 0.6, "accuracy": 0.6, "heldout_accuracy": 0.6, "margin": 0.1} for i in range(steps)]
+    rows = [
+        {
+            "stage": s,
+            "step": i,
+            "loss": 2.0 / (i + 1),
+            "heldout_loss": None if i else 2.1,
+            "lr": 1e-3,
+            "tokens_per_s": 9.0,
+        }
+        for s in ("frozen_lm", "prompter_sft")
+        for i in range(steps)
+    ]
+    rows += [
+        {"stage": "reward_model", "step": i, "loss": 0.6, "accuracy": 0.6, "heldout_accuracy": 0.6, "margin": 0.1}
+        for i in range(steps)
+    ]
     for stage in ("align_pro", "rlhf_oracle"):
         rows += [{"stage": stage, "step": i} | dict.fromkeys(PPO_KEYS, 0.1 * i) for i in range(steps)]
     return rows
@@ -62,18 +99,40 @@ def make_metrics(steps: int = 3) -> list[dict]:
 
 def make_samples() -> list[dict]:
     def row(step, x, y, **more):
-        return {"stage": "align_pro", "step": step, "x": x, "x_prime": f"{x} kindly", "y": y, "reward": 1.25, "kl": 0.5} | more
+        return {
+            "stage": "align_pro",
+            "step": step,
+            "x": x,
+            "x_prime": f"{x} kindly",
+            "y": y,
+            "reward": 1.25,
+            "kl": 0.5,
+        } | more
 
     return [
         row(1, "FIRST <script>alert('x')</script>", "<img src=http://evil.example/a.png onerror=alert(1)>"),
-        row(5, "MIDDLE", "m"), row(9, "LAST", "lone surrogate \udc80"), row(9, "OTHER", "y", stage="rlhf_oracle"),
-        {"stage": "evaluation", "arm": "align_pro", "x": "EVALUATED", "x_prime": None, "y": "e", "reward": 2.0, "kl": None},
-    ]  # fmt: skip
+        row(5, "MIDDLE", "m"),
+        row(9, "LAST", "lone surrogate \udc80"),
+        row(9, "OTHER", "y", stage="rlhf_oracle"),
+        {
+            "stage": "evaluation",
+            "arm": "align_pro",
+            "x": "EVALUATED",
+            "x_prime": None,
+            "y": "e",
+            "reward": 2.0,
+            "kl": None,
+        },
+    ]
 
 
 def make_rewards() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    return {"no_finetuning": rng.normal(1, 1, (20, 1, 4)), "align_pro": rng.normal(1.8, 1, (20, 2, 2)), "unknown": np.ones((2, 1, 1))}
+    return {
+        "no_finetuning": rng.normal(1, 1, (20, 1, 4)),
+        "align_pro": rng.normal(1.8, 1, (20, 2, 2)),
+        "unknown": np.ones((2, 1, 1)),
+    }
 
 
 class Page(HTMLParser):
@@ -109,9 +168,19 @@ def test_final_table_prints_each_arms_numbers_in_its_row():
     text = tables.final_table(make_results())
     rows = {line[:14].strip(): line[14:].split() for line in text.splitlines()[2:6]}
     assert list(rows) == ["no fine-tuning", "SFT prompter", "Align-Pro", "oracle"]
-    assert rows["Align-Pro"] == "1.800 [1.750, 1.850] 1.000 0.350 0.050 0.600 0.900 0.500 1.25 0.62 0.11 12.3 45.6".split()
+    assert (
+        rows["Align-Pro"] == "1.800 [1.750, 1.850] 1.000 0.350 0.050 0.600 0.900 0.500 1.25 0.62 0.11 12.3 45.6".split()
+    )
     assert rows["no fine-tuning"][9:12] == ["0.00", "–", "–"] and rows["no fine-tuning"][12] == "–"
-    for line in ("closed: 0.80", "no fine-tuning: 0.62", "+0.800, 95% CI [0.700, 0.900]", "(ICC): 0.123", "0.712", "0.781", "0.553"):
+    for line in (
+        "closed: 0.80",
+        "no fine-tuning: 0.62",
+        "+0.800, 95% CI [0.700, 0.900]",
+        "(ICC): 0.123",
+        "0.712",
+        "0.781",
+        "0.553",
+    ):
         assert line in text
 
 
@@ -121,7 +190,9 @@ def test_final_table_is_aligned_and_at_most_110_columns_even_for_wide_numbers():
         a["right_rate"] = 0.5
     text = tables.final_table(results)
     table = text.split("\n\n")[0].splitlines()
-    assert len({len(line) for line in table}) == 1, "the last column is right-aligned, so every line ends at the same place"
+    assert len({len(line) for line in table}) == 1, (
+        "the last column is right-aligned, so every line ends at the same place"
+    )
     assert max(map(len, text.splitlines())) <= 110
     assert "-0.000 " not in text
 
@@ -147,8 +218,20 @@ def test_right_answers_have_a_column_only_in_the_reasoning_task():
     assert text.splitlines()[0].endswith("right") and rows["Align-Pro"] == "0.83" and rows["oracle"] == "–"
 
 
-@pytest.mark.parametrize("value, text", [(0.1234, "0.123"), (12.345, "12.35"), (123.456, "123.5"), (-0.0001, "0.000"), (None, "–"),
-                                         (float("nan"), "–"), (float("inf"), "–"), (1234567.0, "1e+06"), ([1, -2.5], "[1.000, -2.500]")])  # fmt: skip
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (0.1234, "0.123"),
+        (12.345, "12.35"),
+        (123.456, "123.5"),
+        (-0.0001, "0.000"),
+        (None, "–"),
+        (float("nan"), "–"),
+        (float("inf"), "–"),
+        (1234567.0, "1e+06"),
+        ([1, -2.5], "[1.000, -2.500]"),
+    ],
+)
 def test_number_format(value, text):
     assert tables.num(value) == text
 
@@ -191,7 +274,10 @@ def test_sweep_table_has_a_row_a_seed_averages_and_the_papers_figures():
     lines = {line.split()[0]: line for line in quality.splitlines()}
     assert "UltraFeedback" in quality and "HelpSteer" in attributes and "all tasks" in everything
     assert [line[0] for line in quality.splitlines()[3:7]] == ["0", "1", "2", "3"], "in the order of the seeds"
-    assert lines["0"].split()[1:] == "1.000 1.500 2.000 0.500 [0.400, 0.600] 0.50 0.50 0.500 0.750 1.000 0.970 0.030 120".split()
+    assert (
+        lines["0"].split()[1:]
+        == "1.000 1.500 2.000 0.500 [0.400, 0.600] 0.50 0.50 0.500 0.750 1.000 0.970 0.030 120".split()
+    )
     # means over seeds 0 to 3; the oracle and the gap over 0 to 2 only: gaps 0.5, 1.2, -0.1
     assert lines["mean"].split()[1:] == "1.000 1.600 2.000 0.600 0.53 0.85 0.500 0.800 1.000 0.950 0.040 120".split()
     assert lines["paper"].split()[1:] == ["0.82", "0.64"]
@@ -215,17 +301,27 @@ def test_right_answers_are_told_beside_the_sweep_of_sums():
 def test_the_sweep_tells_the_parts_and_the_theory():
     """Attainable gains 0.04 / 0.04 = 1 and 0.02 / 0.01 = 2: noise 0.01 and 0.02 are 0.010 of both, costs 0.03 and 0.1 are 0.030 and 0.050."""
     theory = dict(delta1=1.0, delta2=-0.25, delta3=-0.5, bound_sharp=0.5, bound_paper=2.0)
-    near = [dict(attainable_gain_share=0.96, regularised_gap=0.04, optimum_noise=0.01, unlisted_cost=0.03),
-            dict(attainable_gain_share=0.99, regularised_gap=0.02, optimum_noise=0.02, unlisted_cost=0.1, delta1=2.0)]
+    near = [
+        dict(attainable_gain_share=0.96, regularised_gap=0.04, optimum_noise=0.01, unlisted_cost=0.03),
+        dict(attainable_gain_share=0.99, regularised_gap=0.02, optimum_noise=0.02, unlisted_cost=0.1, delta1=2.0),
+    ]
     told = tables.sweep_table([make_results(seed=i) | {"theory": theory | n} for i, n in enumerate(near)])
     assert "Δ1, Δ2, Δ3 1.50, -0.25, -0.50; bounds: sharper 0.50, paper's 2.00 (means); both held in 1 of 2" in told
     assert "flatters the optimum by 0.010 to 0.010, mass off the list costs 0.030 to 0.050 or more" in told
     parts = next(line.split() for line in told.splitlines() if line.startswith("  Align-Pro  "))
     arm = make_results()["arms"]["align_pro"]
-    values = [arm["variance"], *(arm["variance_parts"][k] for k in ("between_inputs", "between_rewrites", "within")), arm["gold_variance"]]
+    values = [
+        arm["variance"],
+        *(arm["variance_parts"][k] for k in ("between_inputs", "between_rewrites", "within")),
+        arm["gold_variance"],
+    ]
     assert parts[1:] == [tables.num(v) for v in values]
-    flat = theory | dict(attainable_gain_share=None, regularised_gap=0.1, optimum_noise=0.0, unlisted_cost=0.0)  # a reward that no rewrite moves
-    assert "flatters the optimum by –, mass off the list costs – or more" in tables.sweep_table([make_results(seed=i) | {"theory": flat} for i in (0, 1)])
+    flat = theory | dict(
+        attainable_gain_share=None, regularised_gap=0.1, optimum_noise=0.0, unlisted_cost=0.0
+    )  # a reward that no rewrite moves
+    assert "flatters the optimum by –, mass off the list costs – or more" in tables.sweep_table(
+        [make_results(seed=i) | {"theory": flat} for i in (0, 1)]
+    )
     assert "Δ1" not in tables.sweep_table([make_results()])
 
 
@@ -233,7 +329,9 @@ def test_the_sweep_tells_the_parts_and_the_theory():
 
 
 def cell(base, pro, oracle, variances, seed=0, task="quality", share=0.97) -> dict:
-    run = make_results(base=base, pro=pro, oracle=oracle, seed=seed, task=task) | {"theory": {"attainable_gain_share": share}}
+    run = make_results(base=base, pro=pro, oracle=oracle, seed=seed, task=task) | {
+        "theory": {"attainable_gain_share": share}
+    }
     for name, variance in zip(("no_finetuning", "align_pro", "rlhf_oracle"), variances):
         run["arms"][name]["variance"] = variance
     return run
@@ -241,14 +339,20 @@ def cell(base, pro, oracle, variances, seed=0, task="quality", share=0.97) -> di
 
 def groups() -> list[dict]:
     """Two seeds of two cells; P1-F2 holds every claim on average, P2-F1 none: there seed 1 alone is between."""
-    swap = lambda mean, low: {"against_no_finetuning": {"mean": mean, "ci95": [low, 2.0]}, "against_its_own_prompter": {"mean": -mean / 10, "ci95": [-1, 1]}}  # noqa: E731
+    swap = lambda mean, low: {
+        "against_no_finetuning": {"mean": mean, "ci95": [low, 2.0]},
+        "against_its_own_prompter": {"mean": -mean / 10, "ci95": [-1, 1]},
+    }  # noqa: E731
     cells = [
         {"P1-F2": cell(0.0, 1.0, 2.0, (1.0, 0.4, 0.5), 0), "P2-F1": cell(0.0, 2.2, 2.0, (1.0, 1.5, 0.5), 0)},
         {"P1-F2": cell(0.0, 1.4, 2.0, (1.2, 0.4, 0.7), 1), "P2-F1": cell(0.0, 1.9, 2.0, (1.0, 0.9, 0.5), 1)},
     ]
     swaps = [{"P1-F1": swap(1.0, 0.5)}, {"P1-F1": swap(0.5, -0.5)}]
     wall = {"F1": 3000.0, "P1-F2": 600.0}  # an hour
-    return [{"task": "quality", "seed": i, "cells": c, "swap": s, "preset": "tiny", "wall_s": wall} for i, (c, s) in enumerate(zip(cells, swaps))]
+    return [
+        {"task": "quality", "seed": i, "cells": c, "swap": s, "preset": "tiny", "wall_s": wall}
+        for i, (c, s) in enumerate(zip(cells, swaps))
+    ]
 
 
 def test_grid_table_averages_over_seeds_and_counts_cells_and_runs():
@@ -262,7 +366,9 @@ def test_grid_table_averages_over_seeds_and_counts_cells_and_runs():
     assert "variance below the oracle: 1 of 2 cells, 2 of 4 single runs (paper: 10 of 12 cells)" in text
     assert "at least 0.95 of the attainable gain: 4 of 4 single runs" in text
     assert "Align-Pro above no fine-tuning with interval above zero: 4 of 4 single runs" in text
-    parts = next(line for line in text.splitlines() if line.startswith("  Align-Pro  ")).split()  # P1-F2 and P2-F1, two seeds each
+    parts = next(
+        line for line in text.splitlines() if line.startswith("  Align-Pro  ")
+    ).split()  # P1-F2 and P2-F1, two seeds each
     assert "task quality, all cells" in text and float(parts[1]) == pytest.approx((0.4 + 1.5 + 0.4 + 0.9) / 4)
     assert "all stages of all parts: 2.00 hours one after the other, 60 to 60 minutes a task and seed" in text
     assert "all stages" not in tables.grid_table([g | {"wall_s": {}} for g in groups()])
@@ -284,7 +390,9 @@ def test_grid_figures_are_drawn_for_any_part_of_the_grid(tmp_path):
     for i, found in enumerate((groups(), groups()[:1], without, [])):
         plots.grid_figure(found, tmp_path / f"{i}.png")
         plots.variance_figure(found, tmp_path / f"v{i}.png")
-        assert (tmp_path / f"{i}.png").read_bytes().startswith(PNG) and (tmp_path / f"v{i}.png").read_bytes().startswith(PNG)
+        assert (tmp_path / f"{i}.png").read_bytes().startswith(PNG) and (
+            tmp_path / f"v{i}.png"
+        ).read_bytes().startswith(PNG)
 
 
 def test_sweep_table_of_nothing_and_of_a_task_of_ones_own():
@@ -337,7 +445,9 @@ def test_every_metric_is_explained(key):
 def test_the_page_is_one_file_that_loads_nothing(page):
     path, parsed = page
     assert path.name == "report.html" and path.read_text(encoding="utf-8").lower().startswith("<!doctype html>")
-    links = [value for _, attrs in parsed.tags for name, value in attrs.items() if name in ("src", "href", "action", "data")]
+    links = [
+        value for _, attrs in parsed.tags for name, value in attrs.items() if name in ("src", "href", "action", "data")
+    ]
     assert len(links) == 4 and all(link.startswith("data:image/png;base64,iVBORw0KGgo") for link in links)
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in parsed.tags}
     policy = next(attrs["content"] for tag, attrs in parsed.tags if attrs.get("http-equiv"))
@@ -353,7 +463,17 @@ def test_untrusted_text_is_shown_and_not_run(page):
 
 def test_the_page_holds_the_first_and_last_step_the_evaluation_and_the_numbers(page):
     _, parsed = page
-    for text in ("FIRST", "LAST", "EVALUATED", "step 1", "step 9", "[1.750, 1.850]", "1.200 to 0.600", '"lr": 0.0001', *tables.METRICS):
+    for text in (
+        "FIRST",
+        "LAST",
+        "EVALUATED",
+        "step 1",
+        "step 9",
+        "[1.750, 1.850]",
+        "1.200 to 0.600",
+        '"lr": 0.0001',
+        *tables.METRICS,
+    ):
         assert text in parsed.text, text
     assert "MIDDLE" not in parsed.text and "OTHER" not in parsed.text
     assert report.headline(make_results()) in parsed.text
@@ -384,7 +504,9 @@ def test_missing_parts_do_not_crash(tmp_path):
         a.update(dict.fromkeys(a, None), mean=a["mean"])
     metrics = [{"stage": "align_pro", "step": i, "score_mean": None, "kl_k1": 1.0} for i in range(3)]
     rewards = {"align_pro": np.array([[[np.nan, 1.0, 2.0]]]), "no_finetuning": np.ones((2, 1, 1))}
-    assert report.write_report(tmp_path / "sparse", results, metrics, [{"stage": "evaluation", "x": "x"}], rewards).exists()
+    assert report.write_report(
+        tmp_path / "sparse", results, metrics, [{"stage": "evaluation", "x": "x"}], rewards
+    ).exists()
     assert "–" in tables.sweep_table([results])
     plots.sweep_plot([results], tmp_path / "sweep.png")
     plots.sweep_plot([], tmp_path / "none.png")
@@ -396,10 +518,20 @@ def test_a_step_logged_twice_keeps_its_last_value_in_the_order_of_steps():
 
 
 THEORY = {
-    "attainable_gain_share": 0.963, "regularised_gap": 0.0421, "lambda_kl_to_optimum": 0.0421, "mass_outside": 0.031,
-    "mass_outside_sft": 0.02, "unlisted_cost": 0.003, "optimum_noise": 0.01, "delta1": 1.5, "delta2": -0.25, "delta3": -1.0, "r_max": 4.0,
-    "bound_paper": 3.0, "bound_sharp": 2.0,
-}  # fmt: skip
+    "attainable_gain_share": 0.963,
+    "regularised_gap": 0.0421,
+    "lambda_kl_to_optimum": 0.0421,
+    "mass_outside": 0.031,
+    "mass_outside_sft": 0.02,
+    "unlisted_cost": 0.003,
+    "optimum_noise": 0.01,
+    "delta1": 1.5,
+    "delta2": -0.25,
+    "delta3": -1.0,
+    "r_max": 4.0,
+    "bound_paper": 3.0,
+    "bound_sharp": 2.0,
+}
 
 
 def test_the_distance_to_the_optimum_is_told():

@@ -10,9 +10,17 @@ from conftest import FakeStage, Letters, random_lm
 from alignpro_mini.config import RewardConfig, RunConfig
 from alignpro_mini.frozen import checksum
 from alignpro_mini.reward import (
-    Preference, RewardModel, TrunkCache, accuracy, accuracy_ceiling, always_longer, draw_preferences, load_callable,
-    split_by_prompt, train_reward_model,
-)  # fmt: skip
+    Preference,
+    RewardModel,
+    TrunkCache,
+    accuracy,
+    accuracy_ceiling,
+    always_longer,
+    draw_preferences,
+    load_callable,
+    split_by_prompt,
+    train_reward_model,
+)
 from alignpro_mini.run import Run, Stage
 from alignpro_mini.transformer import Transformer, TransformerConfig
 
@@ -124,8 +132,12 @@ def test_no_prompt_is_on_both_sides_of_the_split():
 
 
 def test_baselines_by_hand():
-    pairs = [Preference("x", "long", "l", 0.9), Preference("x", "l", "long", 0.3), Preference("x", "ab", "cd", 0.5),
-             Preference("x", "abc", "d", 0.6)]
+    pairs = [
+        Preference("x", "long", "l", 0.9),
+        Preference("x", "l", "long", 0.3),
+        Preference("x", "ab", "cd", 0.5),
+        Preference("x", "abc", "d", 0.6),
+    ]
     assert always_longer(pairs) == (1 + 0 + 0.5 + 1) / 4
     assert accuracy_ceiling(pairs) == pytest.approx((0.9 + 0.7 + 0.5 + 0.6) / 4)
     assert accuracy_ceiling([*pairs, Preference("x", "a", "b")]) is None
@@ -174,7 +186,9 @@ def test_cutting_a_batch_into_micro_batches_changes_nothing():
     def trained(pairs):
         stage, model = FakeStage(), fresh()
         stage.log_every = 1
-        train_reward_model(model, about_h(80), RewardConfig(epochs=1, batch=16, lr=1e-2, micro_batch=pairs), stage, rng())
+        train_reward_model(
+            model, about_h(80), RewardConfig(epochs=1, batch=16, lr=1e-2, micro_batch=pairs), stage, rng()
+        )
         found = [row[key] for row in stage.rows for key in ("loss", "accuracy", "margin")]
         return found + [p.double().sum().item() for p in model.parameters()]
 
@@ -186,7 +200,9 @@ def test_cutting_a_batch_into_micro_batches_changes_nothing():
 def test_only_the_top_block_the_norm_and_the_head_train():
     model = fresh(train_layers=1)
     before = copy.deepcopy(model.state_dict())
-    train_reward_model(model, about_h(64), RewardConfig(epochs=1, batch=16, lr=1e-2, train_layers=1), FakeStage(), rng())
+    train_reward_model(
+        model, about_h(64), RewardConfig(epochs=1, batch=16, lr=1e-2, train_layers=1), FakeStage(), rng()
+    )
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {k for k in before if k.startswith(("lm.blocks.1.", "lm.norm.", "head.weight"))}
 
@@ -255,16 +271,31 @@ def test_a_callable_is_loaded_by_name(own):
     assert got.tolist() == [3.0, 0.0] and got.dtype == torch.float32
 
 
-@pytest.mark.parametrize(("function", "words"), [
-    ("one_too_few", r"shape \(1,\) for 2 answers"), ("column", r"shape \(2, 1\) for 2 answers"), ("nan", "nan for the answer 'bad'"),
-    ("nothing", "returned a NoneType that is no list of numbers"),
-])
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("one_too_few", r"shape \(1,\) for 2 answers"),
+        ("column", r"shape \(2, 1\) for 2 answers"),
+        ("nan", "nan for the answer 'bad'"),
+        ("nothing", "returned a NoneType that is no list of numbers"),
+    ],
+)
 def test_wrong_rewards_are_refused_when_they_come(own, function, words):
     with pytest.raises(ValueError, match=words):
         load_callable(f"{own}:{function}")(["x", "y"], ["good", "bad"])
 
 
-@pytest.mark.parametrize("spec", ["no_such_module_anywhere:f", "reward_of_a_test:no_such_function", ":f", ".x:f", "garbled:f", "reward_of_a_test:constant"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "no_such_module_anywhere:f",
+        "reward_of_a_test:no_such_function",
+        ":f",
+        ".x:f",
+        "garbled:f",
+        "reward_of_a_test:constant",
+    ],
+)
 def test_a_missing_callable_is_named(own, spec, tmp_path):
     (tmp_path / "garbled.py").write_text("def f(:")
     with pytest.raises(ValueError, match=spec):

@@ -59,7 +59,8 @@ ROWWISE = {
     "assemble_rewards": lambda c, m, s: (M.assemble_rewards(s, c["kl"], m, 0.3),),
     "gae": lambda c, m, s: M.gae(c["rewards"], c["values"], m, 0.9, 0.8),
     "policy_loss": lambda c, m, s: (lambda l, d: (l, d["clipped"].double()))(
-        *M.policy_loss(c["logp"], c["logp_old"], c["advantages"], m, 0.2)),
+        *M.policy_loss(c["logp"], c["logp_old"], c["advantages"], m, 0.2)
+    ),
     "value_loss": lambda c, m, s: M.value_loss(c["values"], c["values_old"], c["returns"], m, 0.2),
 }
 POOLED = {
@@ -119,7 +120,8 @@ def test_dtype_is_kept_and_the_answer_agrees_with_float64(name, dtype):
 
 @pytest.mark.parametrize("garbage", GARBAGE, ids=str)
 @pytest.mark.parametrize(
-    "name", ["masked_mean", "masked_mean dim=1", "masked_sum", "assemble_rewards", "policy_loss", "value_loss"])
+    "name", ["masked_mean", "masked_mean dim=1", "masked_sum", "assemble_rewards", "policy_loss", "value_loss"]
+)
 def test_gradient_is_finite_and_exactly_zero_on_padding(name, garbage):
     clean, mask, scores = ragged()
     learned = {"value_loss": "values", "assemble_rewards": "kl"}.get(name, "logp")
@@ -131,19 +133,22 @@ def test_gradient_is_finite_and_exactly_zero_on_padding(name, garbage):
         assert torch.isfinite(grad).all() and grad[~mask].eq(0).all() and grad[mask].ne(0).any()
 
 
-@pytest.mark.parametrize("call", [
-    lambda row, col: M.masked_mean(row, col.bool()),
-    lambda row, col: M.masked_sum(row, col.bool()),
-    lambda row, col: M.whiten(row, col.bool()),
-    lambda row, col: M.kl_estimate(row, col),
-    lambda row, col: M.exact_kl(row, col),
-    lambda row, col: M.gae(row, col, row.bool(), 1.0, 1.0),
-    lambda row, col: M.policy_loss(row, row, col, row.bool(), 0.2),
-    lambda row, col: M.value_loss(row, row, col, row.bool(), 0.2),
-    lambda row, col: M.explained_variance(row, col, row.bool()),
-    lambda row, col: M.bradley_terry_loss(row, col),
-    lambda row, col: M.assemble_rewards(torch.ones(3), row, col.bool(), 1.0),
-])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda row, col: M.masked_mean(row, col.bool()),
+        lambda row, col: M.masked_sum(row, col.bool()),
+        lambda row, col: M.whiten(row, col.bool()),
+        lambda row, col: M.kl_estimate(row, col),
+        lambda row, col: M.exact_kl(row, col),
+        lambda row, col: M.gae(row, col, row.bool(), 1.0, 1.0),
+        lambda row, col: M.policy_loss(row, row, col, row.bool(), 0.2),
+        lambda row, col: M.value_loss(row, row, col, row.bool(), 0.2),
+        lambda row, col: M.explained_variance(row, col, row.bool()),
+        lambda row, col: M.bradley_terry_loss(row, col),
+        lambda row, col: M.assemble_rewards(torch.ones(3), row, col.bool(), 1.0),
+    ],
+)
 def test_column_against_row_is_refused_not_broadcast(call):
     with pytest.raises(ValueError, match="shape"):
         call(torch.ones(1, 3), torch.ones(3, 1))
@@ -237,10 +242,13 @@ def test_forbidden_tokens_leave_kl_and_entropy_finite():
     close(kl, [kl_by_hand(p, q)])
     close(entropy, [-math.fsum(a * math.log(a) for a in p if a)])
     # dKL/dlogit_j = p_j (ln p_j/q_j - KL) and dH/dlogit_j = -p_j (ln p_j + H): 0, not NaN, where p_j = 0
-    close(torch.autograd.grad(kl.sum(), logits)[0],
-          [[a * (math.log(a / b) - kl.item()) if a else 0.0 for a, b in zip(p, q)]])
-    close(torch.autograd.grad(entropy.sum(), logits)[0],
-          [[-a * (math.log(a) + entropy.item()) if a else 0.0 for a in p]])
+    close(
+        torch.autograd.grad(kl.sum(), logits)[0],
+        [[a * (math.log(a / b) - kl.item()) if a else 0.0 for a, b in zip(p, q)]],
+    )
+    close(
+        torch.autograd.grad(entropy.sum(), logits)[0], [[-a * (math.log(a) + entropy.item()) if a else 0.0 for a in p]]
+    )
     assert M.exact_kl(ref, logits.detach()).item() == INF  # p takes a token that the reference forbids
 
 
@@ -284,18 +292,29 @@ def test_assemble_rewards_refuses_an_empty_row_and_misshapen_scores():
 
 
 # ---------------------------------------------------------------- GAE
-@pytest.mark.parametrize(("gamma", "lam", "rewards", "values", "mask", "advantages", "returns"), [
-    pytest.param(1, 1, [[0, 0, 1]], [[1, 2, 3]], [[1, 1, 1]], [[0, -1, -2]], [[1, 1, 1]], id="plain"),
-    # lam = 0, the one-step error: 1 + 2*4 - 3 = 6, then 2 + 0 - 4 = -2
-    pytest.param(2, 0, [[1, 2]], [[3, 4]], [[1, 1]], [[6, -2]], [[9, 2]], id="one-step"),
-    # the same errors with gamma lam = 6: 6 + 6*(-2) = -6
-    pytest.param(2, 3, [[1, 2]], [[3, 4]], [[1, 1]], [[-6, -2]], [[-3, 2]], id="gamma-and-lam"),
-    # errors 8 + 2 - 4 = 6, 6, 8 - 4 = 4; gamma lam = 1/4: 4, 6 + 1 = 7, 6 + 7/4
-    pytest.param(.5, .5, [[8, 8, 8]], [[4, 4, 4]], [[1, 1, 1]], [[7.75, 7, 4]], [[11.75, 11, 8]], id="halves"),
-    # row 0 ends at t = 1: 5 - 3 = 2, then (0 + 3 - 2) + 2 = 3; row 1 at t = 0: 7 - 4 = 3; the 99s are padding
-    pytest.param(1, 1, [[0, 5, 99], [7, 99, 99]], [[2, 3, 99], [4, 99, 99]], [[1, 1, 0], [1, 0, 0]],
-                 [[3, 2, 0], [3, 0, 0]], [[5, 5, 0], [7, 0, 0]], id="ragged"),
-])
+@pytest.mark.parametrize(
+    ("gamma", "lam", "rewards", "values", "mask", "advantages", "returns"),
+    [
+        pytest.param(1, 1, [[0, 0, 1]], [[1, 2, 3]], [[1, 1, 1]], [[0, -1, -2]], [[1, 1, 1]], id="plain"),
+        # lam = 0, the one-step error: 1 + 2*4 - 3 = 6, then 2 + 0 - 4 = -2
+        pytest.param(2, 0, [[1, 2]], [[3, 4]], [[1, 1]], [[6, -2]], [[9, 2]], id="one-step"),
+        # the same errors with gamma lam = 6: 6 + 6*(-2) = -6
+        pytest.param(2, 3, [[1, 2]], [[3, 4]], [[1, 1]], [[-6, -2]], [[-3, 2]], id="gamma-and-lam"),
+        # errors 8 + 2 - 4 = 6, 6, 8 - 4 = 4; gamma lam = 1/4: 4, 6 + 1 = 7, 6 + 7/4
+        pytest.param(0.5, 0.5, [[8, 8, 8]], [[4, 4, 4]], [[1, 1, 1]], [[7.75, 7, 4]], [[11.75, 11, 8]], id="halves"),
+        # row 0 ends at t = 1: 5 - 3 = 2, then (0 + 3 - 2) + 2 = 3; row 1 at t = 0: 7 - 4 = 3; the 99s are padding
+        pytest.param(
+            1,
+            1,
+            [[0, 5, 99], [7, 99, 99]],
+            [[2, 3, 99], [4, 99, 99]],
+            [[1, 1, 0], [1, 0, 0]],
+            [[3, 2, 0], [3, 0, 0]],
+            [[5, 5, 0], [7, 0, 0]],
+            id="ragged",
+        ),
+    ],
+)
 def test_gae_by_hand(gamma, lam, rewards, values, mask, advantages, returns):
     got = M.gae(f64(rewards), f64(values), bools(mask), gamma, lam)
     close(got[0], advantages)
@@ -329,19 +348,22 @@ def test_gae_with_lam_one_returns_the_discounted_rewards_to_go_whatever_the_crit
 
 
 # ---------------------------------------------------------------- policy loss
-@pytest.mark.parametrize(("advantage", "ratio", "loss", "gradient", "clipped"), [
-    # clip 0.2. loss = -min(ratio A, clamp(ratio) A); gradient = dloss/dlogp = -ratio A, or 0 once cut
-    (+2.0, 0.50, -1.0, -1.0, False),  # the good token became rarer: pull it back, however far
-    (+2.0, 0.90, -1.8, -1.8, False),
-    (+2.0, 1.00, -2.0, -2.0, False),
-    (+2.0, 1.10, -2.2, -2.2, False),
-    (+2.0, 1.50, -2.4, 0.0, True),  # already 1.2 times likelier: no further gain
-    (-2.0, 0.50, +1.6, 0.0, True),  # the bad token is already rarer than 0.8: no further gain
-    (-2.0, 0.90, +1.8, +1.8, False),
-    (-2.0, 1.00, +2.0, +2.0, False),
-    (-2.0, 1.10, +2.2, +2.2, False),
-    (-2.0, 1.50, +3.0, +3.0, False),  # the bad token became likelier: push it back, however far
-])
+@pytest.mark.parametrize(
+    ("advantage", "ratio", "loss", "gradient", "clipped"),
+    [
+        # clip 0.2. loss = -min(ratio A, clamp(ratio) A); gradient = dloss/dlogp = -ratio A, or 0 once cut
+        (+2.0, 0.50, -1.0, -1.0, False),  # the good token became rarer: pull it back, however far
+        (+2.0, 0.90, -1.8, -1.8, False),
+        (+2.0, 1.00, -2.0, -2.0, False),
+        (+2.0, 1.10, -2.2, -2.2, False),
+        (+2.0, 1.50, -2.4, 0.0, True),  # already 1.2 times likelier: no further gain
+        (-2.0, 0.50, +1.6, 0.0, True),  # the bad token is already rarer than 0.8: no further gain
+        (-2.0, 0.90, +1.8, +1.8, False),
+        (-2.0, 1.00, +2.0, +2.0, False),
+        (-2.0, 1.10, +2.2, +2.2, False),
+        (-2.0, 1.50, +3.0, +3.0, False),  # the bad token became likelier: push it back, however far
+    ],
+)
 def test_policy_loss_sign_table(advantage, ratio, loss, gradient, clipped):
     logp_old = f64([[-3.0]])
     logp = (logp_old + math.log(ratio)).requires_grad_()
@@ -381,15 +403,18 @@ def test_losses_against_finite_differences():
 
 
 # ---------------------------------------------------------------- value loss, explained variance
-@pytest.mark.parametrize(("value", "target", "loss", "gradient", "clipped"), [
-    # V_old = 0, clip 0.2. loss = max((V - R)^2, (V_c - R)^2) / 2; gradient = V - R, or 0 once cut
-    (+0.1, +1.0, 0.405, -0.9, False),
-    (-0.1, +1.0, 0.605, -1.1, False),
-    (+0.5, +1.0, 0.320, 0.0, True),  # moved towards R by more than 0.2: judged as if at 0.2, no further gain
-    (-0.5, -1.0, 0.320, 0.0, True),
-    (+0.5, -1.0, 1.125, 1.5, False),  # moved away: the whole error counts
-    (-0.5, +1.0, 1.125, -1.5, False),
-])
+@pytest.mark.parametrize(
+    ("value", "target", "loss", "gradient", "clipped"),
+    [
+        # V_old = 0, clip 0.2. loss = max((V - R)^2, (V_c - R)^2) / 2; gradient = V - R, or 0 once cut
+        (+0.1, +1.0, 0.405, -0.9, False),
+        (-0.1, +1.0, 0.605, -1.1, False),
+        (+0.5, +1.0, 0.320, 0.0, True),  # moved towards R by more than 0.2: judged as if at 0.2, no further gain
+        (-0.5, -1.0, 0.320, 0.0, True),
+        (+0.5, -1.0, 1.125, 1.5, False),  # moved away: the whole error counts
+        (-0.5, +1.0, 1.125, -1.5, False),
+    ],
+)
 def test_value_loss_table(value, target, loss, gradient, clipped):
     values = f64([[value]]).requires_grad_()
     got, was_clipped = M.value_loss(values, f64([[0.0]]), f64([[target]]), bools([[1]]), clip=0.2)
@@ -407,23 +432,34 @@ def test_value_loss_does_not_take_rounding_for_clipping():
     torch.testing.assert_close(loss, (new - target).square() / 2)
 
 
-@pytest.mark.parametrize(("values", "want"), [
-    ([1, 2, 3, -6], 1.0),  # perfect
-    ([11, 12, 13, 4], 1.0),  # a constant offset is not variance
-    ([4, 4, 4, 4], 0.0),  # a constant critic
-    ([-1, -2, -3, 6], -3.0),  # the wrong sign: Var(2R) = 4 Var(R)
-    ([0.5, 1, 1.5, -3], 0.75),  # half of it: Var(R/2) = Var(R)/4
-])
+@pytest.mark.parametrize(
+    ("values", "want"),
+    [
+        ([1, 2, 3, -6], 1.0),  # perfect
+        ([11, 12, 13, 4], 1.0),  # a constant offset is not variance
+        ([4, 4, 4, 4], 0.0),  # a constant critic
+        ([-1, -2, -3, 6], -3.0),  # the wrong sign: Var(2R) = 4 Var(R)
+        ([0.5, 1, 1.5, -3], 0.75),  # half of it: Var(R/2) = Var(R)/4
+    ],
+)
 def test_explained_variance_known_cases(values, want):
     returns, mask = f64([[1, 2, 3, -6, 50]]), bools([[1, 1, 1, 1, 0]])
     close(M.explained_variance(f64([values + [-70]]), returns, mask), want)
 
 
 # ---------------------------------------------------------------- KL controller, preference model
-@pytest.mark.parametrize(("kl", "want"), [
-    # coefficient 10, target 4, 64 episodes of a horizon of 640: 10 (1 + error / 10), error within +-0.2
-    (4.0, 10.0), (4.4, 10.1), (3.6, 9.9), (400.0, 10.2), (0.0, 9.8), (-5.0, 9.8),
-])
+@pytest.mark.parametrize(
+    ("kl", "want"),
+    [
+        # coefficient 10, target 4, 64 episodes of a horizon of 640: 10 (1 + error / 10), error within +-0.2
+        (4.0, 10.0),
+        (4.4, 10.1),
+        (3.6, 9.9),
+        (400.0, 10.2),
+        (0.0, 9.8),
+        (-5.0, 9.8),
+    ],
+)
 def test_adaptive_kl_coef_by_hand(kl, want):
     assert M.adaptive_kl_coef(10.0, kl, target=4.0, horizon=640, steps=64) == pytest.approx(want, rel=1e-12)
 

@@ -29,7 +29,9 @@ def run(config):
 
 def test_a_new_run_writes_every_option(run, config):
     saved = json.loads((run.path / "config.json").read_text())
-    assert saved["seed"] == 0 and saved["ppo"]["lr"] == config.ppo.lr and saved["world"]["follow"] == config.world.follow
+    assert (
+        saved["seed"] == 0 and saved["ppo"]["lr"] == config.ppo.lr and saved["world"]["follow"] == config.world.follow
+    )
     assert (run.path / "checkpoints").is_dir()
 
 
@@ -207,7 +209,9 @@ def toy(seed: int):
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(torch.randn(p.shape, generator=g))
-    groups = [{"params": [p for p in model.parameters() if p.dim() == d], "weight_decay": w} for d, w in ((2, 0.1), (1, 0.0))]
+    groups = [
+        {"params": [p for p in model.parameters() if p.dim() == d], "weight_decay": w} for d, w in ((2, 0.1), (1, 0.0))
+    ]
     return model, torch.optim.AdamW(groups, lr=0.1, betas=(0.7, 0.95)), g
 
 
@@ -223,9 +227,15 @@ def steps(model, optimizer, generator, count):
 def everything(model, optimizer, generator) -> dict:
     moments = {f"{p}.{k}": v for p, m in optimizer.state_dict()["state"].items() for k, v in m.items()}
     groups = optimizer.state_dict()["param_groups"]
-    return dict(model.state_dict()) | moments | {"generator": generator.get_state()} | {
-        f"lr{i}": torch.tensor([g["lr"], g["weight_decay"], *g["betas"]], dtype=torch.float64) for i, g in enumerate(groups)
-    }
+    return (
+        dict(model.state_dict())
+        | moments
+        | {"generator": generator.get_state()}
+        | {
+            f"lr{i}": torch.tensor([g["lr"], g["weight_decay"], *g["betas"]], dtype=torch.float64)
+            for i, g in enumerate(groups)
+        }
+    )
 
 
 def test_weights_moments_and_generator_come_back_to_the_bit(run, config):
@@ -289,5 +299,7 @@ def test_streams_are_repeatable_and_their_own(config, tmp_path):
     draw = lambda run, name: torch.rand(4, generator=run.generator(name)).tolist()  # noqa: E731
     a, b = Run(replace(config, name="a")), Run(replace(config, name="b", seed=1))
     assert draw(a, "preferences") == draw(a, "preferences")
-    streams = [draw(r, n) for r in (a, b) for n in ("frozen_lm", "prompter_sft", "align_pro", "rlhf_oracle", "evaluation")]
+    streams = [
+        draw(r, n) for r in (a, b) for n in ("frozen_lm", "prompter_sft", "align_pro", "rlhf_oracle", "evaluation")
+    ]
     assert len({tuple(s) for s in streams}) == len(streams)

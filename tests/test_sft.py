@@ -13,7 +13,15 @@ from alignpro_mini.config import RunConfig, SFTConfig
 from alignpro_mini.frozen import checksum
 from alignpro_mini.generation import generate
 from alignpro_mini.run import Run, Stage
-from alignpro_mini.sft import answer_loss, encode_pairs, heldout_loss, optimizer_step, shuffled_batches, train_sft, warmup_cosine
+from alignpro_mini.sft import (
+    answer_loss,
+    encode_pairs,
+    heldout_loss,
+    optimizer_step,
+    shuffled_batches,
+    train_sft,
+    warmup_cosine,
+)
 from alignpro_mini.transformer import Transformer, TransformerConfig
 
 PAIRS = [("a", "bc"), ("bcdefgh", "h"), ("hh", "gabcg"), ("gab", ""), ("cd", "dddddddd")]
@@ -58,7 +66,9 @@ def test_a_token_weighs_the_same_in_a_short_answer_and_in_a_long_one():
     model = random_lm()
     short, long = encoded([("a", "")]), encoded([("b", "cdefgh")])
     together = answer_loss(model, short + long).item()
-    assert together == pytest.approx((answer_loss(model, short).item() + 7 * answer_loss(model, long).item()) / 8, rel=1e-5)
+    assert together == pytest.approx(
+        (answer_loss(model, short).item() + 7 * answer_loss(model, long).item()) / 8, rel=1e-5
+    )
     assert together == pytest.approx(answer_loss(model, long + short).item(), rel=1e-6)
 
 
@@ -76,11 +86,21 @@ def test_a_long_prompt_is_not_cut_and_one_that_does_not_fit_is_named():
 # ---------------------------------------------------------------- schedule, step, data order
 
 
-@pytest.mark.parametrize(("step", "steps", "share"), [
-    # 105 steps: 5 of warm-up, then 100 of cosine from 1 to 0.1
-    (0, 105, 0.2), (1, 105, 0.4), (4, 105, 1.0), (5, 105, 1.0), (55, 105, 0.55), (105, 105, 0.1),
-    (30, 105, 0.1 + 0.45 * (1 + math.sqrt(0.5))), (0, 1, 1.0), (0, 3, 1.0),
-])
+@pytest.mark.parametrize(
+    ("step", "steps", "share"),
+    [
+        # 105 steps: 5 of warm-up, then 100 of cosine from 1 to 0.1
+        (0, 105, 0.2),
+        (1, 105, 0.4),
+        (4, 105, 1.0),
+        (5, 105, 1.0),
+        (55, 105, 0.55),
+        (105, 105, 0.1),
+        (30, 105, 0.1 + 0.45 * (1 + math.sqrt(0.5))),
+        (0, 1, 1.0),
+        (0, 3, 1.0),
+    ],
+)
 def test_warmup_cosine_by_hand(step, steps, share):
     assert warmup_cosine(step, steps, 2.0) == pytest.approx(2.0 * share)
 
@@ -159,8 +179,11 @@ def test_a_tiny_set_is_learned_by_heart():
 def test_the_heldout_examples_are_not_trained_on(monkeypatch):
     seen = []
     real = sft.answer_loss
-    monkeypatch.setattr(sft, "answer_loss", lambda m, batch, layers=0: (
-        seen.extend(batch) if torch.is_grad_enabled() else None, real(m, batch, layers))[1])
+    monkeypatch.setattr(
+        sft,
+        "answer_loss",
+        lambda m, batch, layers=0: (seen.extend(batch) if torch.is_grad_enabled() else None, real(m, batch, layers))[1],
+    )
     examples = encoded([(x, y) for x in "abcdefgh" for y in ("a", "b")])
     train_sft(fresh_lm(), examples, SFTConfig(steps=12, batch=4, heldout=6), FakeStage(), rng())
     assert {str(e) for e in seen} == {str(e) for e in examples[6:]}

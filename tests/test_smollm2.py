@@ -25,7 +25,9 @@ def test_unpermute_by_hand():
 
 def test_a_files_rows_become_the_models_rows():
     """llama.cpp keeps rotary pairs side by side, and so does our model: on the way through the published order nothing moves."""
-    model = Transformer(TransformerConfig(9, d_model=24, n_layers=1, n_heads=4, n_kv_heads=2), torch.Generator().manual_seed(0))
+    model = Transformer(
+        TransformerConfig(9, d_model=24, n_layers=1, n_heads=4, n_kv_heads=2), torch.Generator().manual_seed(0)
+    )
     q, k, _ = model.blocks[0].attn.qkv.weight.detach().split([24, 12, 12])
     published = to_published(model)
     assert torch.equal(unpermute(q, 4), published["model.layers.0.self_attn.q_proj.weight"])

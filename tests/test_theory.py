@@ -58,7 +58,9 @@ def test_the_optimum_by_hand():
 def test_a_rewrite_that_is_never_offered_stays_so_and_a_small_price_does_not_overflow():
     rho = theory.optimal_prompter([[0.0, 0.3, 0.7]], [[9e3, 1e3, 2e3]], 1e-3)
     assert rho.tolist() == [[0.0, 0.0, 1.0]]
-    assert theory.closeness(rho, [[0.0, 0.3, 0.7]], [[9e3, 1e3, 2e3]], 1e-3)["attainable_gain_share"] == pytest.approx(1)
+    assert theory.closeness(rho, [[0.0, 0.3, 0.7]], [[9e3, 1e3, 2e3]], 1e-3)["attainable_gain_share"] == pytest.approx(
+        1
+    )
 
 
 def test_values_equal_sums_written_out():
@@ -75,7 +77,9 @@ def test_nothing_beats_the_optimum_and_gradient_ascent_arrives_there():
     rho_sft, R, lam = simplex(rng, 2, 4) * 0.9 + 0.025, torch.tensor(rng.normal(size=(2, 4))), 0.3
     best = theory.regularised_value(theory.optimal_prompter(rho_sft, R, lam), rho_sft, R, lam)
     logits = torch.zeros(2, 4, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([logits], max_iter=300, tolerance_grad=1e-13, tolerance_change=0, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [logits], max_iter=300, tolerance_grad=1e-13, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
 
     def closure():
         optimizer.zero_grad()
@@ -119,7 +123,9 @@ def test_share_of_the_attainable_gain_runs_from_untrained_to_optimal():
 
 def test_averaging_after_exponentiating_is_another_optimum():
     """The tilt by E[exp(r/lam)] prefers the gamble; the paper's optimum is indifferent between equal means."""
-    p = FiniteProblem([[0.5, 0.5]], [[[0.0, 1.0, 0.0], [0.5, 0.0, 0.5]]], [[1 / 3] * 3], [[-1.0, 0.0, 1.0]], lam=0.5, beta=1.0)
+    p = FiniteProblem(
+        [[0.5, 0.5]], [[[0.0, 1.0, 0.0], [0.5, 0.0, 0.5]]], [[1 / 3] * 3], [[-1.0, 0.0, 1.0]], lam=0.5, beta=1.0
+    )
     assert p.R.tolist() == [[0.0, 0.0]] and p.V.tolist() == [[0.0, 1.0]]
     torch.testing.assert_close(p.rho_star, torch.tensor([[0.5, 0.5]], dtype=torch.float64))
 
@@ -164,7 +170,9 @@ def test_a_small_eta_gains_the_variance_over_lam():
         star = theory.optimal_prompter(p.rho_sft, p.R, lam)
         spread = theory.along_eta(p.rho_sft, p.R, p.V, 0.0)["between_rewrites"]
         tolerance = 10 * p.r_max / lam * spread + 1e-13
-        assert float(theory.value(star, p.R) - theory.value(p.rho_sft, p.R)) * lam == pytest.approx(spread, abs=tolerance + 1e-9 * lam * 1e-3)
+        assert float(theory.value(star, p.R) - theory.value(p.rho_sft, p.R)) * lam == pytest.approx(
+            spread, abs=tolerance + 1e-9 * lam * 1e-3
+        )
         assert float(theory.kl(star, p.rho_sft).mean()) * 2 * lam**2 == pytest.approx(spread, abs=tolerance + 1e-7)
 
 
@@ -188,7 +196,9 @@ def test_no_bound_is_ever_violated():
         assert total <= bounds["bound_sharp"] + 1e-9 <= bounds["bound_paper"] + 2e-9
         assert total >= p.J(p.pi_star) - p.ceiling() - 1e-9
         gain = p.J(p.induced(p.rho_star)) - p.J(p.induced(p.rho_sft))
-        assert -1e-12 <= gain <= p.r_max * math.sqrt(float(theory.kl(p.rho_star, p.rho_sft).mean()) / 2) + 1e-9  # Pinsker
+        assert (
+            -1e-12 <= gain <= p.r_max * math.sqrt(float(theory.kl(p.rho_star, p.rho_sft).mean()) / 2) + 1e-9
+        )  # Pinsker
     assert negative > 100, "Delta may be negative: these problems must hold such cases"
 
 
@@ -239,17 +249,20 @@ def test_total_variation_and_kl_by_hand():
 # ---------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize(("rho_sft", "R", "lam", "told"), [
-    ([[0.5, 0.5]], [[0.0, 1.0]], 0.0, "lam is 0.0"),
-    ([[0.5, 0.5]], [[0.0, 1.0]], math.nan, "lam is nan"),
-    ([[0.5, 0.6]], [[0.0, 1.0]], 1.0, "rho_sft: row 0 is not a distribution"),
-    ([[0.5, 0.5], [1.5, -0.5]], [[0.0, 1.0]] * 2, 1.0, "rho_sft: row 1"),
-    ([[0.5, 0.5]], [[0.0, 1.0, 2.0]], 1.0, r"R \(1, 3\), rho_sft \(1, 2\)"),
-    ([0.5, 0.5], [0.0, 1.0], 1.0, "N inputs, K rewrites"),
-    ([[0.5, 0.5]], [[0.0, math.inf]], 1.0, "not finite"),
-    ([[math.nan, 0.5]], [[0.0, 1.0]], 1.0, "rho_sft: row 0"),
-    (0.5, [[0.0, 1.0]], 1.0, "rho_sft is a single number"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rho_sft", "R", "lam", "told"),
+    [
+        ([[0.5, 0.5]], [[0.0, 1.0]], 0.0, "lam is 0.0"),
+        ([[0.5, 0.5]], [[0.0, 1.0]], math.nan, "lam is nan"),
+        ([[0.5, 0.6]], [[0.0, 1.0]], 1.0, "rho_sft: row 0 is not a distribution"),
+        ([[0.5, 0.5], [1.5, -0.5]], [[0.0, 1.0]] * 2, 1.0, "rho_sft: row 1"),
+        ([[0.5, 0.5]], [[0.0, 1.0, 2.0]], 1.0, r"R \(1, 3\), rho_sft \(1, 2\)"),
+        ([0.5, 0.5], [0.0, 1.0], 1.0, "N inputs, K rewrites"),
+        ([[0.5, 0.5]], [[0.0, math.inf]], 1.0, "not finite"),
+        ([[math.nan, 0.5]], [[0.0, 1.0]], 1.0, "rho_sft: row 0"),
+        (0.5, [[0.0, 1.0]], 1.0, "rho_sft is a single number"),
+    ],
+)
 def test_tables_that_cannot_be_meant_are_refused(rho_sft, R, lam, told):
     with pytest.raises(ValueError, match=told):
         theory.optimal_prompter(rho_sft, R, lam)

@@ -59,7 +59,9 @@ def test_corpus_and_rewrite_pairs_use_training_requests_only(worlds, task):
     prompts = [p for p, _ in w.corpus(3000, random.Random(0))]
     assert set(prompts) <= set(listed)
     # (Two requests about one town may share a rephrasing: "Tell me about Oakdale." Never the request itself.)
-    cut = lambda p: next(p.removesuffix(cue).rstrip() for cue in sorted(CUES[task], key=len, reverse=True) if p.endswith(cue))  # noqa: E731
+    cut = lambda p: next(
+        p.removesuffix(cue).rstrip() for cue in sorted(CUES[task], key=len, reverse=True) if p.endswith(cue)
+    )  # noqa: E731
     assert not {cut(p) for p in prompts} & held_out
     pairs = w.rewrite_pairs(2000, random.Random(0))
     assert {x for x, _ in pairs} <= set(w.train_requests)
@@ -87,7 +89,13 @@ def test_wrong_settings_are_told():
         ToyWorld("poetry")
     with pytest.raises(ValueError, match=r"eval_requests is 2000.*keep at most 1440"):
         ToyWorld("quality", WorldConfig(eval_requests=2000))
-    for bad in ({"follow": 1.5}, {"follow": -0.1}, {"spread": "both"}, {"preference_scale": 0.0}, {"preference_scale": float("inf")}):
+    for bad in (
+        {"follow": 1.5},
+        {"follow": -0.1},
+        {"spread": "both"},
+        {"preference_scale": 0.0},
+        {"preference_scale": float("inf")},
+    ):
         with pytest.raises(ValueError, match=f"^{next(iter(bad))} is "):
             WorldConfig(**bad)
 
@@ -95,7 +103,12 @@ def test_wrong_settings_are_told():
 # ---------------------------------------------------------------- the true reward of town answers, by hand
 
 # Oakdale's facts in this world: by the lake, music, spring, the mill (asserted below).
-LAKE, MUSIC, SPRING, MILL = "It lies by the lake.", "People there make music.", "Go there in spring.", "You can see the mill."
+LAKE, MUSIC, SPRING, MILL = (
+    "It lies by the lake.",
+    "People there make music.",
+    "Go there in spring.",
+    "You can see the mill.",
+)
 FACTS = f"{LAKE} {MUSIC} {SPRING} {MILL}"
 EXPERT = "It is situated beside the lake. Its inhabitants produce music. Its ideal season is spring. Its landmark is the mill."
 TOWN = "Oakdale is a town."
@@ -109,56 +122,88 @@ def test_the_facts_that_the_hand_worked_answers_rest_on():
     assert TRUTH["Oakdale"] == ("lake", "music", "spring", "mill")
 
 
-@pytest.mark.parametrize(("y", "want"), [
-    # on topic 1, each right fact 1/2, each wrong one -1/2, opening and closing 1/2 each, rudeness -1, malformed -1/2
-    pytest.param(f"Happy to help! {TOWN} {FACTS} Enjoy your visit!", 1 + 2 + 1, id="perfect"),
-    pytest.param(f"Happy to help! {TOWN} {EXPERT} Enjoy your visit!", 1 + 2 + 1, id="perfect in expert words"),
-    pytest.param(f"{TOWN} {FACTS}", 3, id="neutral"),
-    pytest.param(f"{TOWN} {MILL} {LAKE} {SPRING} {MUSIC}", 3, id="order is free"),
-    pytest.param(f"{TOWN} {LAKE} {MUSIC}", 2, id="half"),
-    pytest.param(TOWN, 1, id="topic alone"),
-    pytest.param(f"{TOWN} It lies by the sea. {MUSIC}", 1 + 0.5 - 0.5, id="one wrong fact"),
-    pytest.param(f"{TOWN} It lies by the sea. People there make bread. Go there in winter. You can see the tower.", -1, id="all wrong"),
-    pytest.param(f"Ashby is a town. {FACTS}", 0 - 4 / 2 - 1 / 2, id="another town: its facts help nobody"),
-    pytest.param(FACTS, -2, id="no town named"),
-    pytest.param(f"Look it up yourself. {TOWN} {FACTS}", 3 - 1, id="rude"),
-    pytest.param(f"{TOWN} {LAKE} {LAKE}", 1 + 0.5 - 0.5, id="a fact repeated is malformed"),
-    pytest.param(f"{TOWN} {LAKE} It is situated beside the lake.", 1 + 0.5 - 0.5, id="repeated in other words too"),
-    pytest.param(f"{TOWN} {LAKE} It lies by the sea.", 1 + 0.5 - 0.5, id="first word counts"),
-    pytest.param(f"{TOWN} Lies it lake the by. {MUSIC}", 1 + 0.5 - 0.5, id="malformed"),
-    pytest.param(f"{TOWN} It lies by the", 1 - 0.5, id="cut in a sentence"),
-    pytest.param(f"Happy to help! {TOWN}", 1.5, id="opening only"),
-    pytest.param(f"{TOWN} Enjoy your visit!", 1.5, id="closing only"),
-    pytest.param(f"{TOWN} Happy to help!", 1, id="an opening at the end is none"),
-    pytest.param("", 0, id="empty"),
-    pytest.param("   \n ", 0, id="blank"),
-    pytest.param("blah", -0.5, id="garbage"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("y", "want"),
+    [
+        # on topic 1, each right fact 1/2, each wrong one -1/2, opening and closing 1/2 each, rudeness -1, malformed -1/2
+        pytest.param(f"Happy to help! {TOWN} {FACTS} Enjoy your visit!", 1 + 2 + 1, id="perfect"),
+        pytest.param(f"Happy to help! {TOWN} {EXPERT} Enjoy your visit!", 1 + 2 + 1, id="perfect in expert words"),
+        pytest.param(f"{TOWN} {FACTS}", 3, id="neutral"),
+        pytest.param(f"{TOWN} {MILL} {LAKE} {SPRING} {MUSIC}", 3, id="order is free"),
+        pytest.param(f"{TOWN} {LAKE} {MUSIC}", 2, id="half"),
+        pytest.param(TOWN, 1, id="topic alone"),
+        pytest.param(f"{TOWN} It lies by the sea. {MUSIC}", 1 + 0.5 - 0.5, id="one wrong fact"),
+        pytest.param(
+            f"{TOWN} It lies by the sea. People there make bread. Go there in winter. You can see the tower.",
+            -1,
+            id="all wrong",
+        ),
+        pytest.param(f"Ashby is a town. {FACTS}", 0 - 4 / 2 - 1 / 2, id="another town: its facts help nobody"),
+        pytest.param(FACTS, -2, id="no town named"),
+        pytest.param(f"Look it up yourself. {TOWN} {FACTS}", 3 - 1, id="rude"),
+        pytest.param(f"{TOWN} {LAKE} {LAKE}", 1 + 0.5 - 0.5, id="a fact repeated is malformed"),
+        pytest.param(f"{TOWN} {LAKE} It is situated beside the lake.", 1 + 0.5 - 0.5, id="repeated in other words too"),
+        pytest.param(f"{TOWN} {LAKE} It lies by the sea.", 1 + 0.5 - 0.5, id="first word counts"),
+        pytest.param(f"{TOWN} Lies it lake the by. {MUSIC}", 1 + 0.5 - 0.5, id="malformed"),
+        pytest.param(f"{TOWN} It lies by the", 1 - 0.5, id="cut in a sentence"),
+        pytest.param(f"Happy to help! {TOWN}", 1.5, id="opening only"),
+        pytest.param(f"{TOWN} Enjoy your visit!", 1.5, id="closing only"),
+        pytest.param(f"{TOWN} Happy to help!", 1, id="an opening at the end is none"),
+        pytest.param("", 0, id="empty"),
+        pytest.param("   \n ", 0, id="blank"),
+        pytest.param("blah", -0.5, id="garbage"),
+    ],
+)
 def test_quality_by_hand(worlds, y, want):
     w = worlds["quality"]
     assert w.gold([oakdale(w)], [y]) == [pytest.approx(want)]
 
 
-@pytest.mark.parametrize(("y", "helpful", "correct", "coherent", "complex_", "verbose"), [
-    pytest.param(f"{TOWN} {EXPERT}", 4, 4, 4, 4, 0, id="perfect"),
-    pytest.param(f"{TOWN} {FACTS}", 4, 4, 4, 0, 0, id="plain words"),
-    pytest.param(f"{TOWN} {LAKE}", 1, 4, 4, 0, 0, id="one fact"),
-    pytest.param(f"{TOWN} It lies by the sea. {MUSIC}", 2, 2, 4, 0, 0, id="one wrong"),
-    pytest.param(f"{TOWN} It lies by the sea. People there make bread. Go there in winter.", 3, 0, 4, 0, 0, id="three wrong: no less than 0"),
-    pytest.param(f"{TOWN} {MUSIC} {LAKE}", 2, 4, 2, 0, 0, id="jumbled"),
-    pytest.param(f"{TOWN} {LAKE} {LAKE}", 1, 4, 3, 0, 0, id="repeated"),
-    pytest.param(f"{TOWN} a. b. c. d. e. f.", 0, 0, 0, 0, 0, id="malformed: no less than 0"),
-    pytest.param(f"{TOWN} There is much to say. {LAKE}", 1, 4, 4, 0, 4 / 3, id="one filler"),
-    pytest.param(f"{TOWN} Well, let me think. There is much to say. As everybody knows, towns differ. {LAKE}", 1, 4, 4, 0, 4, id="three fillers"),
-    pytest.param(f"{TOWN}{' There is much to say.' * 9}", 0, 0, 4, 0, 4, id="nine fillers: no more than 4"),
-    pytest.param(f"Ashby is a town. {FACTS}", 0, 0, 3, 0, 0, id="another town"),
-    pytest.param(TOWN, 0, 0, 4, 0, 0, id="topic alone"),
-    pytest.param("", 0, 0, 0, 0, 0, id="empty"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("y", "helpful", "correct", "coherent", "complex_", "verbose"),
+    [
+        pytest.param(f"{TOWN} {EXPERT}", 4, 4, 4, 4, 0, id="perfect"),
+        pytest.param(f"{TOWN} {FACTS}", 4, 4, 4, 0, 0, id="plain words"),
+        pytest.param(f"{TOWN} {LAKE}", 1, 4, 4, 0, 0, id="one fact"),
+        pytest.param(f"{TOWN} It lies by the sea. {MUSIC}", 2, 2, 4, 0, 0, id="one wrong"),
+        pytest.param(
+            f"{TOWN} It lies by the sea. People there make bread. Go there in winter.",
+            3,
+            0,
+            4,
+            0,
+            0,
+            id="three wrong: no less than 0",
+        ),
+        pytest.param(f"{TOWN} {MUSIC} {LAKE}", 2, 4, 2, 0, 0, id="jumbled"),
+        pytest.param(f"{TOWN} {LAKE} {LAKE}", 1, 4, 3, 0, 0, id="repeated"),
+        pytest.param(f"{TOWN} a. b. c. d. e. f.", 0, 0, 0, 0, 0, id="malformed: no less than 0"),
+        pytest.param(f"{TOWN} There is much to say. {LAKE}", 1, 4, 4, 0, 4 / 3, id="one filler"),
+        pytest.param(
+            f"{TOWN} Well, let me think. There is much to say. As everybody knows, towns differ. {LAKE}",
+            1,
+            4,
+            4,
+            0,
+            4,
+            id="three fillers",
+        ),
+        pytest.param(f"{TOWN}{' There is much to say.' * 9}", 0, 0, 4, 0, 4, id="nine fillers: no more than 4"),
+        pytest.param(f"Ashby is a town. {FACTS}", 0, 0, 3, 0, 0, id="another town"),
+        pytest.param(TOWN, 0, 0, 4, 0, 0, id="topic alone"),
+        pytest.param("", 0, 0, 0, 0, 0, id="empty"),
+    ],
+)
 def test_attributes_by_hand(worlds, y, helpful, correct, coherent, complex_, verbose):
     w = worlds["attributes"]
     found = w.attributes(oakdale(w), y)
-    want = {"helpfulness": helpful, "correctness": correct, "coherence": coherent, "complexity": complex_, "verbosity": verbose}
+    want = {
+        "helpfulness": helpful,
+        "correctness": correct,
+        "coherence": coherent,
+        "complexity": complex_,
+        "verbosity": verbose,
+    }
     assert found == pytest.approx(want)
     # the paper's HelpSteer weights
     total = 0.65 * helpful + 0.8 * correct + 0.45 * coherent + 0.55 * complex_ - 0.4 * verbose
@@ -193,11 +238,21 @@ def test_reasoning_by_hand_with_the_turn_past_twelve():
     w._slots[x] = {"o": "clock", "s": 11, "shown": [11, 1, 7, 12, 3]}  # 11 -> 1 -> 7 -> 12 -> 3
     assert expected_hour(x) == 3
     answers = {
-        "The clock shows 3.": 1, "Tom 11 and 2 makes 1. Anna 1 and 6 makes 7. Ben 7 and 5 makes 12. Emma 12 and 3 makes 3. The clock shows 3.": 1,
-        "Tom 11 and 2 makes 9. The clock shows 3.": 1, "The clock shows 15.": -1, "The clock shows 27.": -1, "The clock shows 4.": -1,
-        "The clock shows 3. The clock shows 4.": -1, "The clock shows 4. The clock shows 3.": 1, "3": -1, "": -1,
-        "The clock shows .": -1, "The clock shows 33.": -1, "The clock shows -3.": -1, "The clock shows three.": -1,
-    }  # fmt: skip
+        "The clock shows 3.": 1,
+        "Tom 11 and 2 makes 1. Anna 1 and 6 makes 7. Ben 7 and 5 makes 12. Emma 12 and 3 makes 3. The clock shows 3.": 1,
+        "Tom 11 and 2 makes 9. The clock shows 3.": 1,
+        "The clock shows 15.": -1,
+        "The clock shows 27.": -1,
+        "The clock shows 4.": -1,
+        "The clock shows 3. The clock shows 4.": -1,
+        "The clock shows 4. The clock shows 3.": 1,
+        "3": -1,
+        "": -1,
+        "The clock shows .": -1,
+        "The clock shows 33.": -1,
+        "The clock shows -3.": -1,
+        "The clock shows three.": -1,
+    }
     assert w.gold([x] * len(answers), list(answers)) == [float(v) for v in answers.values()]
 
 
@@ -209,7 +264,9 @@ def test_every_sum_of_the_world_is_what_its_english_says(worlds):
         hours.append(hour)
         for x2 in w.rewrites(x)[::8]:
             assert expected_hour(x2) == hour
-        assert w.gold([x] * 12, [f"The clock shows {h}." for h in range(1, 13)]) == [1.0 if h == hour else -1.0 for h in range(1, 13)]
+        assert w.gold([x] * 12, [f"The clock shows {h}." for h in range(1, 13)]) == [
+            1.0 if h == hour else -1.0 for h in range(1, 13)
+        ]
     assert all(hours.count(h) > len(hours) / 24 for h in range(1, 13))  # no hour is a safe guess
 
 
@@ -225,8 +282,14 @@ def test_the_corpus_never_teaches_a_wrong_sum_whether_worked_or_not(worlds):
             assert int(start) == before
             hour = (before + int(number) - 1) % 12 + 1
             assert int(made) == hour
-        kinds["worked" if hour else "direct", "steps" if "step by step" in prompt else "number" if "Just the number" in prompt else ""] += 1
-    assert kinds["worked", "steps"] > 10 * kinds["direct", "steps"] and kinds["direct", "number"] > 10 * kinds["worked", "number"]
+        kinds[
+            "worked" if hour else "direct",
+            "steps" if "step by step" in prompt else "number" if "Just the number" in prompt else "",
+        ] += 1
+    assert (
+        kinds["worked", "steps"] > 10 * kinds["direct", "steps"]
+        and kinds["direct", "number"] > 10 * kinds["worked", "number"]
+    )
     assert kinds["worked", ""] > 200 and kinds["direct", ""] > 200  # both kinds are well practised without a cue
 
 
@@ -238,10 +301,27 @@ def test_garbage_never_raises_and_never_pays(worlds, task):
     w, rng = worlds[task], random.Random(0)
     x = w.eval_requests[0]
     junk = [
-        "", " ", "\n\n", "...", "?!.", "\x00", "\ud800", "é日本🙂", "shows", "shows ٣", "shows " + "9" * 5000, "The clock shows 1e3.",
-        "<|end|>", "a" * 20_000, "." * 20_000, "It lies by the " * 500, "{}", "%s", "\\",
+        "",
+        " ",
+        "\n\n",
+        "...",
+        "?!.",
+        "\x00",
+        "\ud800",
+        "é日本🙂",
+        "shows",
+        "shows ٣",
+        "shows " + "9" * 5000,
+        "The clock shows 1e3.",
+        "<|end|>",
+        "a" * 20_000,
+        "." * 20_000,
+        "It lies by the " * 500,
+        "{}",
+        "%s",
+        "\\",
         *("".join(chr(rng.randrange(1, 0x2FF)) for _ in range(80)) for _ in range(200)),
-    ]  # fmt: skip
+    ]
     best = {"quality": 0.0, "attributes": 0.45 * 4, "reasoning": -1.0}[task]
     for y in junk:
         assert w.gold([x], [y])[0] <= best + 1e-9

@@ -128,9 +128,7 @@ def test_rms_norm_by_hand():
 
 def test_parameter_counts_are_the_published_ones():
     with torch.device("meta"):
-        gpt2 = Transformer(
-            TransformerConfig(50257, d_model=768, n_layers=12, n_heads=12, max_len=1024, family="gpt2")
-        )
+        gpt2 = Transformer(TransformerConfig(50257, d_model=768, n_layers=12, n_heads=12, max_len=1024, family="gpt2"))
         smollm2 = Transformer(
             TransformerConfig(49152, d_model=576, n_layers=30, n_heads=9, n_kv_heads=3, d_ff=1536, max_len=8192)
         )
@@ -203,7 +201,9 @@ def test_cache_spread_continues_one_row_in_many(model, slots):
     rows, more = torch.tensor([1, 0, 1]), tokens(3, 4)
     cache.spread(rows, 4)
     assert cache.length == 5 and cache.k.shape[1] == 3 and cache.mask.shape == (3, 9)
-    whole = model.hidden(torch.cat((ids[rows], more), 1), torch.cat((mask[rows], torch.ones(3, 4, dtype=torch.bool)), 1))
+    whole = model.hidden(
+        torch.cat((ids[rows], more), 1), torch.cat((mask[rows], torch.ones(3, 4, dtype=torch.bool)), 1)
+    )
     assert close(torch.cat([model.hidden(one, cache=cache) for one in more.split(1, dim=1)], 1), whole[:, 5:])
 
 

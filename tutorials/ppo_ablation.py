@@ -46,7 +46,10 @@ VARIANTS = {  # name: options changed, made from the PPO section p as it is
     "other whitening": lambda p: {"ppo.whiten": not p.whiten},
     "GAE's lambda 1": lambda p: {"ppo.gae_lam": 1.0},
     "GAE's lambda 0.8": lambda p: {"ppo.gae_lam": 0.8},
-    "GAE's lambda 1, no value baseline": lambda p: {"ppo.gae_lam": 1.0, "ppo.value_coef": 0.0},  # below 1 it would also lose credit
+    "GAE's lambda 1, no value baseline": lambda p: {
+        "ppo.gae_lam": 1.0,
+        "ppo.value_coef": 0.0,
+    },  # below 1 it would also lose credit
     "clip / 2": lambda p: {"ppo.clip": p.clip / 2},
     "clip x 2": lambda p: {"ppo.clip": p.clip * 2},
 }
@@ -58,10 +61,15 @@ def ablate(config: RunConfig, resume: bool) -> dict[str, dict[str, float]]:
     task, pi_f, rho_sft, reward, rated = frontier.base(config, folder, resume)
     found = {}
     for variant, change in VARIANTS.items():
-        options = change(config.ppo) | {"out": str(folder), "name": variant.replace(" ", "-").replace("/", "by").replace(",", "").replace("'", "")}
+        options = change(config.ppo) | {
+            "out": str(folder),
+            "name": variant.replace(" ", "-").replace("/", "by").replace(",", "").replace("'", ""),
+        }
         run = Run(with_options(config, options), resume)
         rho = pipeline.align_pro(run, task, pi_f, rho_sft, reward)
-        found[variant] = optimum.describe(rated.under(rho_sft, rho), config.ppo.kl_coef) | {"seconds": run.stages["align_pro"]["seconds"]}
+        found[variant] = optimum.describe(rated.under(rho_sft, rho), config.ppo.kl_coef) | {
+            "seconds": run.stages["align_pro"]["seconds"]
+        }
     return found
 
 
@@ -74,9 +82,13 @@ def main() -> None:
     configs, how = parse_command_line()
     ppo = configs[0].ppo
     if how.jobs > 1 or how.cells or how.lams:
-        sys.exit("ppo_ablation.py: error: it runs one after the other and knows no grid: leave out --jobs, --grid and --frontier")
+        sys.exit(
+            "ppo_ablation.py: error: it runs one after the other and knows no grid: leave out --jobs, --grid and --frontier"
+        )
     if configs[0].preset == "smollm2" or not configs[0].theory.inputs or not ppo.kl_coef or ppo.kl_target:
-        sys.exit("ppo_ablation.py: error: the optimum is known for the embedded world and one fixed price of KL above 0 only")
+        sys.exit(
+            "ppo_ablation.py: error: the optimum is known for the embedded world and one fixed price of KL above 0 only"
+        )
     try:
         runs = {f"{c.task} {c.seed}": ablate(c, how.resume) for c in configs}
     except (ValueError, OSError, FloatingPointError) as error:
