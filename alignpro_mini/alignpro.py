@@ -1,9 +1,11 @@
-"""The pipeline's verbs: rewrite -> answer -> score; and the same PPO aimed at the prompter or at the LLM itself.
+"""Align-Pro itself: rewrite -> answer -> score. The same PPO trains the prompter (Align-Pro) or the LLM (RLHF oracle).
 
     x --> prompter rho --> x' --> frozen LLM pi_F --> y --> r(x, y)      the reward sees x, never x'
 
-Align-Pro hands PPO the score "what reward does the frozen LM earn with this rewrite?"; the RLHF oracle hands it "what
-reward does this answer earn?" and a copy of the LM to train. Nothing else differs.
+Align-Pro: the score of a rewrite x' is the mean reward of the frozen LM's answers to it. RLHF oracle: the score of an
+answer is its reward, and PPO trains a copy of the LM. Nothing else differs.
+
+Shape legend:  B requests   M answers to each rewrite
 """
 
 from __future__ import annotations
@@ -15,87 +17,94 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignpro_mini.config import PPOConfig
-from alignpro_mini.frozen import FrozenLM
+from alignpro_mini.frozen import Answer, FrozenModel
 from alignpro_mini.generation import Completion, generate
-from alignpro_mini.ppo import PPOTrainer, Score, train_ppo
-from alignpro_mini.run import Stage
+from alignpro_mini.ppo import PPOConfig, PPOTrainer, train_ppo
 from alignpro_mini.tokenizer import Tokenizer
+from alignpro_mini.training import Score, SilentStage, Stage
 from alignpro_mini.transformer import Transformer
 
-Gold = Callable[[Sequence[str], Sequence[str]], list[float]]
+Gold = Callable[[Sequence[str], Sequence[str]], list[float]]  # (requests, answers) -> true rewards
 
 
 def usable_rewrites(
     requests: Sequence[str], rewrites: Sequence[str], fits: Callable[[str], bool]
 ) -> tuple[list[str], int]:
-    """Rewrites fit to be sent: an empty one, or one too long for the frozen LM, falls back to x. Also how many did."""
+    """Rewrites that can be sent: an empty one, or one too long for the frozen LM, falls back to x. Also how many did."""
     sent = [x_prime if x_prime.strip() and fits(x_prime) else x for x, x_prime in zip(requests, rewrites, strict=True)]
     return sent, sum(a != b for a, b in zip(sent, rewrites))
 
 
-class PromptScore:
-    """score(x, x') = mean over M answers y ~ pi_F(. | x') of r(x, y): what makes PPO into Align-Pro.
+def answer_length(answers: Sequence[Answer]) -> float | None:
+    """Mean tokens of the answers, EOS included; None where the model does not return them."""
+    lengths = [len(a.tokens) for a in answers if a.tokens is not None]
+    return sum(lengths) / len(lengths) if lengths else None
 
-    `reward(prompts, completions)` rates the answers against the *original* request. Averaging r over the answers before
-    anything else is what the objective asks for: R(x, x') = E_y[r(x, y)].
+
+class PromptScore:
+    """score(x, x') = mean over M answers y ~ pi_F(. | x') of r(x, y): the score that makes PPO into Align-Pro.
+
+    `reward(prompts, completions)` scores the answers against the *original* request. The objective contains
+    R(x, x') = E_y[r(x, y)], so r is averaged over the answers before anything else.
     The last call's rewrites, answers and rewards stay in `x_prime`, `y`, `r` (M per request, request by request).
     """
 
-    def __init__(self, frozen: FrozenLM, reward: Score, generator: torch.Generator, answers: int = 1) -> None:
+    def __init__(
+        self, frozen: FrozenModel, reward: Score, generator: torch.Generator | None = None, answers: int = 1
+    ) -> None:
         self.frozen, self.reward, self.generator, self.answers = frozen, reward, generator, answers
-        self.empty = 0
+        self.fallbacks = 0
         self.x: list[str] = []
         self.x_prime: list[str] = []
-        self.y: list[str] = []
+        self.y: list[Answer] = []
         self.r = torch.zeros(0)
 
     def __call__(self, requests: Sequence[str], rewrites: Sequence[str]) -> Tensor:
-        self.x_prime, self.empty = usable_rewrites(requests, rewrites, self.frozen.fits)
+        self.x_prime, self.fallbacks = usable_rewrites(requests, rewrites, self.frozen.fits)
         asked = [x_prime for x_prime in self.x_prime for _ in range(self.answers)]  # (B*M)
         self.x = [x for x in requests for _ in range(self.answers)]  # (B*M)
         self.y = self.frozen.answer(asked, self.generator)
-        self.r = torch.as_tensor(self.reward(self.x, self.y), dtype=torch.float32).view(
-            len(requests), self.answers
-        )  # (B, M)
+        r = torch.as_tensor(self.reward(self.x, [a.text for a in self.y]), dtype=torch.float32)  # (B*M,)
+        self.r = r.view(len(requests), self.answers)  # (B, M)
         return self.r.mean(1)  # (B,)
 
 
 def train_align_pro(
     rho_sft: Transformer,
-    frozen: FrozenLM,
+    frozen: FrozenModel,
     reward: Score,
     requests: Sequence[str],
     tokenizer: Tokenizer,
-    config: PPOConfig,
-    stage: Stage,
-    generator: torch.Generator,
+    config: PPOConfig = PPOConfig(),
+    stage: Stage = SilentStage(),
+    generator: torch.Generator | None = None,
     gold: Gold | None = None,
 ) -> Transformer:
-    """PPO on the prompter in front of the frozen LM; returns rho. rho_sft stays as it is (it is the reference)."""
+    """PPO on a copy of the prompter in front of the frozen LM; returns rho. rho_sft is the reference and stays as it is.
+
+    `gold`, the true reward where it is known, is logged and never trained on.
+    """
     score = PromptScore(frozen, reward, generator, config.answers)
     trainer = PPOTrainer(copy.deepcopy(rho_sft), rho_sft, tokenizer, score, config, generator)
 
-    def watch(trainer: PPOTrainer) -> tuple[dict, list[dict]]:
-        kl = trainer.rollout_now.kl.tolist()
-        extra = {
-            "empty_rewrites": score.empty / len(kl),
-            "answer_length": sum(len(frozen.tokenizer.encode(y)) for y in score.y) / len(score.y),
-        }
+    def observe(trainer: PPOTrainer) -> tuple[dict, list[dict]]:
+        kl = trainer.last_rollout.kl.tolist()
+        texts = [a.text for a in score.y]
+        extra = {"fallback_rate": score.fallbacks / len(kl), "answer_length": answer_length(score.y)}
         if gold is not None:
-            extra["gold_mean"] = sum(gold(score.x, score.y)) / len(score.y)
+            extra["gold_mean"] = sum(gold(score.x, texts)) / len(texts)
         return extra, [
             {
                 "x": x,
                 "x_prime": score.x_prime[i],
-                "y": score.y[i * config.answers],
+                "y": texts[i * config.answers],
                 "reward": score.r[i, 0].item(),
                 "kl": kl[i],
             }
-            for i, x in enumerate(trainer.rollout_now.prompts[:8])
+            for i, x in enumerate(trainer.last_rollout.prompts[:8])
         ]
 
-    return train_ppo(trainer, requests, stage, watch)
+    return train_ppo(trainer, requests, stage, observe)
 
 
 def train_rlhf_oracle(
@@ -103,30 +112,28 @@ def train_rlhf_oracle(
     reward: Score,
     requests: Sequence[str],
     tokenizer: Tokenizer,
-    config: PPOConfig,
-    stage: Stage,
-    generator: torch.Generator,
+    config: PPOConfig = PPOConfig(),
+    stage: Stage = SilentStage(),
+    generator: torch.Generator | None = None,
     gold: Gold | None = None,
 ) -> Transformer:
-    """The comparator that may touch the LLM: the same PPO on a copy of it, score(x, y) = r(x, y). Returns the copy."""
+    """The comparator that may change the LLM: the same PPO on a copy of it, score(x, y) = r(x, y). Returns the copy."""
     trainer = PPOTrainer(copy.deepcopy(pi_f), pi_f, tokenizer, reward, config, generator)
 
-    def watch(trainer: PPOTrainer) -> tuple[dict, list[dict]]:
-        r = trainer.rollout_now
-        extra = {"answer_length": r.action.sum().item() / len(r.prompts)}
-        if gold is not None:
-            extra["gold_mean"] = sum(gold(r.prompts, r.completions)) / len(r.prompts)
+    def observe(trainer: PPOTrainer) -> tuple[dict, list[dict]]:
+        r = trainer.last_rollout
+        extra = {} if gold is None else {"gold_mean": sum(gold(r.prompts, r.completions)) / len(r.prompts)}
         return extra, [
             {"x": x, "x_prime": "", "y": y, "reward": score, "kl": kl}
             for x, y, score, kl in zip(r.prompts[:8], r.completions, r.scores.tolist(), r.kl.tolist())
         ]
 
-    return train_ppo(trainer, requests, stage, watch)
+    return train_ppo(trainer, requests, stage, observe)
 
 
 @dataclass(frozen=True, slots=True)
 class Prompter:
-    """rho with its tokenizer and sampling: `rewrite(requests)` -> completions and the texts x'."""
+    """rho with its tokenizer and sampling: `rewrite(requests)` gives the texts x', `complete` their tokens too."""
 
     model: Transformer
     tokenizer: Tokenizer
@@ -134,7 +141,7 @@ class Prompter:
     temperature: float = 1.0
 
     def rewrite(self, requests: Sequence[str], generator: torch.Generator | None = None) -> list[str]:
-        """One rewrite for each request; not yet checked for emptiness (`usable_rewrites`)."""
+        """One rewrite for each request, as sampled: `usable_rewrites` replaces those that cannot be sent."""
         return [self.tokenizer.decode(c.tokens) for c in self.complete(requests, generator)]
 
     def complete(self, requests: Sequence[str], generator: torch.Generator | None = None) -> list[Completion]:

@@ -1,17 +1,55 @@
-"""The model nobody may touch: texts in, texts out, and proof that its weights never changed."""
+"""The frozen LLM pi_F: prompts in, answers out, and a check that its weights never changed."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
 
-from alignpro_mini.config import SamplingConfig
-from alignpro_mini.generation import Completion, generate
+from alignpro_mini.generation import generate
+from alignpro_mini.options import check_ranges, option, require
 from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.transformer import Transformer
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingConfig:
+    """How the frozen LM answers, the same for every arm."""
+
+    temperature: float = option(1.0, "sampling temperature of the frozen LM; 0 is greedy", least=0)
+    top_p: float = option(1.0, "nucleus mass of the frozen LM's sampling")
+    max_new_tokens: int = option(72, "longest answer", least=1)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        require(0 < self.top_p <= 1, f"top_p is {self.top_p}; it must lie in (0, 1]")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One sampled answer; `tokens` (EOS included) is None for a model that returns text only."""
+
+    text: str
+    truncated: bool  # it ended at the token limit, without an EOS
+    tokens: list[int] | None = None
+
+
+class FrozenModel(Protocol):
+    """What rollout, scoring and evaluation need of the frozen model: a model behind an API can provide it too.
+
+    Three parts need weights as well (a `FrozenLM`): the RLHF oracle, the bounds on the distance to it, and a reward
+    model that starts from the LM.
+    """
+
+    def answer(self, prompts: Sequence[str], generator: torch.Generator | None = None) -> list[Answer]:
+        """One sampled answer for each prompt."""
+
+    def fits(self, prompt: str) -> bool:
+        """Whether the prompt leaves room for a whole answer."""
 
 
 def checksum(model: nn.Module) -> str:
@@ -24,24 +62,19 @@ def checksum(model: nn.Module) -> str:
 
 
 class FrozenLM:
-    """pi_F behind its only interface, `answer`. In eval mode, without gradients, in no optimiser.
+    """A `FrozenModel` whose weights are here: in eval mode, without gradients, in no optimiser.
 
-    Counts how many answers were given and how many were cut at the token limit (a cut answer is rated as it stands,
-    which can fake a result, so the report tells the share).
+    `model`, `tokenizer` and `sampling` may be read (the oracle starts as a copy of `model`); `assert_unchanged` checks
+    that nothing wrote to the weights.
     """
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, sampling: SamplingConfig = SamplingConfig()) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer, self.sampling = tokenizer, sampling
-        self.answered = self.cut = 0
         self._checksum = checksum(self.model)
 
-    def answer(self, prompts: Sequence[str], generator: torch.Generator | None = None) -> list[str]:
-        """One sampled answer for each prompt. Raises ValueError for a prompt that does not fit the context."""
-        return [self.tokenizer.decode(c.tokens) for c in self.complete(prompts, generator)]
-
-    def complete(self, prompts: Sequence[str], generator: torch.Generator | None = None) -> list[Completion]:
-        """Like `answer`, as tokens with their log-probs."""
+    def answer(self, prompts: Sequence[str], generator: torch.Generator | None = None) -> list[Answer]:
+        """One sampled answer for each prompt. Raises UserError for a prompt that does not fit the context."""
         completions = generate(
             self.model,
             [self.tokenizer.chat(p) for p in prompts],
@@ -51,9 +84,7 @@ class FrozenLM:
             eos_id=self.tokenizer.eos_id,
             generator=generator,
         )
-        self.answered += len(completions)
-        self.cut += sum(not c.finished for c in completions)
-        return completions
+        return [Answer(self.tokenizer.decode(c.tokens), not c.finished, c.tokens) for c in completions]
 
     def fits(self, prompt: str) -> bool:
         """Whether the prompt leaves room in the context for a whole answer."""

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from alignpro_mini.options import UserError
 from alignpro_mini.transformer import KVCache, Transformer
 
 
@@ -107,13 +108,13 @@ def generate(
     A row stops at `eos_id` (kept in its tokens) or after `max_new_tokens`. Temperature 0 is greedy. At most
     `max_batch` rows run at once, prompts of similar length together. `compact=False` keeps finished rows in
     the batch (for tests). The model is put in eval mode for the call.
-    Raises ValueError for an empty prompt, and for one that leaves too little of the context.
+    Raises UserError for an empty prompt, and for one that leaves too little of the context.
     """
     room = model.config.max_len - max_new_tokens
     _refuse_empty(prompts)
     for i, prompt in enumerate(prompts):
         if len(prompt) > room:
-            raise ValueError(
+            raise UserError(
                 f"prompt {i} has {len(prompt)} tokens; with {max_new_tokens} new ones it does not fit the context "
                 f"of {model.config.max_len}: shorten it to {max(room, 0)} or lower max_new_tokens"
             )
@@ -159,6 +160,7 @@ def _generate_batch(
         tokens.fill_(eos_id)
     rows = torch.arange(N, device=device)  # (B,) which result row each batch row writes to
     done = torch.zeros(N, dtype=torch.bool, device=device)  # (B,)
+    new = rows  # (B,) the token that each row took last
     # Asking a GPU "is anybody done?" waits for it, so there it is asked only every 8 tokens.
     every = 8 if device.type == "cuda" else 1
     for t in range(limit):
@@ -201,7 +203,7 @@ def _draw(logp: Tensor, uniform: Tensor) -> Tensor:
 def _refuse_empty(prompts: Sequence[Sequence[int]]) -> None:
     for i, prompt in enumerate(prompts):
         if not prompt:
-            raise ValueError(f"prompt {i} is empty: give it at least one token")
+            raise UserError(f"prompt {i} is empty: give it at least one token")
 
 
 @torch.no_grad()

@@ -2,8 +2,8 @@
 
     r(x, y) = w . h(x, y)[EOS]          P(chosen over rejected) = sigmoid(r(x, chosen) - r(x, rejected))   (Bradley-Terry)
 
-The likelihood fixes r only up to a constant per prompt and says nothing about its scale, so after training r is shifted
-and scaled to mean 0 and variance 1 over answers to the SFT prompter's rewrites; lambda is a price in these units.
+The likelihood fixes r only up to a constant per prompt and does not fix its scale. So after training r is shifted and
+scaled to mean 0 and variance 1 over answers to the SFT prompter's rewrites. The KL coefficient lambda is in these units.
 
 Shape legend:  B rows   T tokens   D width
 """
@@ -19,13 +19,43 @@ import torch
 from torch import Tensor, nn
 
 from alignpro_mini import rl_math
-from alignpro_mini.config import RewardConfig
 from alignpro_mini.generation import by_length, pad_right
-from alignpro_mini.ppo import Score
-from alignpro_mini.run import Stage
-from alignpro_mini.sft import make_optimizer, optimizer_step, shuffled_batches, trainable, warmup_cosine
+from alignpro_mini.options import MAX_GRAD_NORM, MICRO_BATCH, TRAIN_LAYERS, UserError, check_ranges, option, require
 from alignpro_mini.tokenizer import Tokenizer
+from alignpro_mini.training import (
+    LOG_EVERY,
+    SilentStage,
+    Stage,
+    make_optimizer,
+    optimizer_step,
+    shuffled_batches,
+    trainable,
+    warmup_cosine,
+)
 from alignpro_mini.transformer import Transformer
+
+
+@dataclass(frozen=True, slots=True)
+class RewardConfig:
+    """The reward model and its preferences."""
+
+    pairs: int = option(3000, "preference pairs drawn in the embedded world (files bring their own)", least=1)
+    heldout_share: float = option(0.1, "share of the prompts whose pairs are kept out to measure accuracy")
+    epochs: float = option(2.0, "passes over the pairs", above=0)
+    batch_size: int = option(64, "pairs a step", least=1)
+    micro_batch_size: int = option(16, MICRO_BATCH.format("pairs"), least=1)
+    lr: float = option(5e-4, "peak learning rate", above=0)
+    weight_decay: float = option(0.05, "AdamW's decoupled weight decay", least=0)
+    max_grad_norm: float = option(1.0, MAX_GRAD_NORM, above=0)
+    train_layers: int = option(0, TRAIN_LAYERS, least=0)
+    normalise_on: int = option(
+        1000, "answers to the SFT prompter's rewrites that set the reward's mean and scale", least=2
+    )
+    max_tokens: int = option(256, "pairs longer than this, prompt and answer, are left out and counted", least=1)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        require(0 < self.heldout_share < 1, f"heldout_share is {self.heldout_share}; it is a share in (0, 1)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +134,17 @@ class RewardModel(nn.Module):
         return (self.raw(prompts, completions) - self.mean.cpu()) / self.std.cpu()
 
     def normalise(self, prompts: Sequence[str], completions: Sequence[str]) -> None:
-        """Set mean and std from these samples. Raises ValueError when the rewards do not vary at all."""
+        """Set mean and std from these samples. Raises UserError when the rewards do not vary at all."""
         found = moments(self.raw(prompts, completions))
         self.mean.fill_(found["mean"])
         self.std.fill_(found["std"])
 
 
 def moments(rewards: Tensor) -> dict[str, float]:
-    """Mean and standard deviation of rewards (B,). Raises ValueError when they do not vary: nothing could be learned."""
+    """Mean and standard deviation of rewards (B,). Raises UserError when they do not vary: nothing could be learned."""
     mean, std = rewards.mean().item(), rewards.std().item()
     if not std >= 1e-6:  # a NaN too: a single answer has no spread
-        raise ValueError(f"every one of {len(rewards)} answers got the reward {mean:.4g}: there is nothing to optimise")
+        raise UserError(f"every one of {len(rewards)} answers got the reward {mean:.4g}: there is nothing to optimise")
     return {"mean": mean, "std": std}
 
 
@@ -165,40 +195,45 @@ def accuracy_ceiling(pairs: Sequence[Preference]) -> float | None:
 
 
 def train_reward_model(
-    model: RewardModel, pairs: Sequence[Preference], config: RewardConfig, stage: Stage, generator: torch.Generator
+    model: RewardModel,
+    pairs: Sequence[Preference],
+    config: RewardConfig = RewardConfig(),
+    stage: Stage = SilentStage(),
+    generator: torch.Generator | None = None,
 ) -> dict:
     """Bradley-Terry training; returns accuracy on held-out prompts beside its ceiling and the length rule.
 
-    The frozen trunk's outputs are computed once and kept in memory (2 x pairs x tokens x D numbers).
-    Pairs longer than `config.max_tokens` are left out and counted. Raises ValueError when nothing is left.
+    The frozen trunk's outputs are computed once and kept in memory (2 x pairs x tokens x D numbers). Pairs longer than
+    `config.max_tokens` are left out and counted. `generator` draws the split and the order of the pairs (None:
+    PyTorch's global one). Raises UserError when fewer than two batches of pairs remain.
     """
     fits = lambda p: max(len(model.encode(p.prompt, y)) for y in (p.chosen, p.rejected)) <= config.max_tokens
     kept = [p for p in pairs if p.chosen != p.rejected and fits(p)]
-    if len(kept) < 2 * config.batch:
-        raise ValueError(
+    if len(kept) < 2 * config.batch_size:
+        raise UserError(
             f"only {len(kept)} of {len(pairs)} preference pairs differ and fit {config.max_tokens} tokens, two batches take "
-            f"{2 * config.batch}: bring more pairs, raise --reward_model.max_tokens or lower --reward_model.batch"
+            f"{2 * config.batch_size}: bring more pairs, raise --reward_model.max_tokens or lower --reward_model.batch_size"
         )
-    train, heldout = split_by_prompt(kept, config.heldout, generator)
+    train, heldout = split_by_prompt(kept, config.heldout_share, generator)
     parameters = [*trainable(model.lm, config.train_layers), *model.head.parameters()]
     optimizer = make_optimizer(parameters, config.lr, config.weight_decay)
-    steps = math.ceil(config.epochs * len(train) / config.batch)
-    batches = shuffled_batches(len(train), config.batch, generator)
-    start = stage.restore(model, optimizer)
+    steps = math.ceil(config.epochs * len(train) / config.batch_size)
+    batches = shuffled_batches(len(train), config.batch_size, generator)
+    start, _ = stage.restore(model, optimizer)
     for _ in range(start):
         next(batches)
     features = TrunkCache(model, train)
     recent: list[tuple[float, float, float]] = []  # loss, right, margin of each pair since the last log
     for step in stage.progress(start, steps):
         batch = next(batches)
-        for index in by_length([features.length(i) for i in batch], config.micro_batch):
+        for index in by_length([features.length(i) for i in batch], config.micro_batch_size):
             chosen, rejected = model(*features.rows([batch[i] for i in index])).chunk(2)  # (b,), (b,)
             loss = rl_math.bradley_terry_loss(chosen, rejected)  # (b,)
             (loss.sum() / len(batch)).backward()
             recent += zip(loss.tolist(), (chosen > rejected).float().tolist(), (chosen - rejected).tolist())
         lr = warmup_cosine(step, steps, config.lr)
-        optimizer_step(optimizer, parameters, config.grad_clip, lr)
-        if (step + 1) % stage.log_every == 0 or step + 1 == steps:
+        optimizer_step(optimizer, parameters, config.max_grad_norm, lr)
+        if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
             row = dict(zip(("loss", "accuracy", "margin"), (sum(c) / len(recent) for c in zip(*recent))))
             stage.log(step + 1, row | {"heldout_accuracy": accuracy(model, heldout), "lr": lr})
             stage.save(step + 1, model, optimizer)
@@ -239,40 +274,3 @@ class TrunkCache:
         features = nn.utils.rnn.pad_sequence([self.kept[i] for i in index], batch_first=True)  # (2B, T, D)
         lengths = torch.tensor([len(self.kept[i]) for i in index], device=features.device)
         return features, torch.arange(features.shape[1], device=features.device) < lengths[:, None]
-
-
-def load_callable(spec: str) -> Score:
-    """A reward from `module:function`; its rewards become a float tensor (B,), checked.
-
-    Raises ValueError when the module or function is missing or cannot be read, or when a call returns something else
-    than one finite reward an answer. An error inside the function itself passes through.
-    """
-    import importlib
-    import sys
-
-    module_name, function_name = spec.split(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # a reward file in the working directory, also when the script lies elsewhere
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:  # the two last: ":f" and ".x:f"
-        raise ValueError(f"--reward {spec}: {error}; write module:function of an importable module") from None
-    if not callable(function):
-        raise ValueError(f"--reward {spec} is a {type(function).__name__}, not a function of (prompts, completions)")
-
-    def score(prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
-        returned = function(list(prompts), list(completions))
-        try:
-            rewards = torch.as_tensor(returned, dtype=torch.float32).cpu()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"--reward {spec} returned a {type(returned).__name__} that is no list of numbers ({error})"
-            ) from None
-        if rewards.shape != (len(prompts),):
-            raise ValueError(f"--reward {spec} returned shape {tuple(rewards.shape)} for {len(prompts)} answers")
-        if not bool(torch.isfinite(rewards).all()):
-            bad = int((~torch.isfinite(rewards)).nonzero()[0])
-            raise ValueError(f"--reward {spec} returned {rewards[bad].item()} for the answer {completions[bad][:60]!r}")
-        return rewards
-
-    return score

@@ -8,30 +8,56 @@ Shape legend:  B rows   T tokens   V vocabulary   D width
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from alignpro_mini.config import SFTConfig
 from alignpro_mini.generation import by_length, pad_pairs
-from alignpro_mini.run import Stage
+from alignpro_mini.options import MAX_GRAD_NORM, MICRO_BATCH, TRAIN_LAYERS, UserError, check_ranges, option
 from alignpro_mini.tokenizer import Tokenizer
+from alignpro_mini.training import (
+    LOG_EVERY,
+    SilentStage,
+    Stage,
+    make_optimizer,
+    optimizer_step,
+    shuffled_batches,
+    trainable,
+    warmup_cosine,
+)
 from alignpro_mini.transformer import Transformer
 
 Encoded = tuple[list[int], list[int]]  # prompt ids, answer ids with EOS
 
 
+@dataclass(frozen=True, slots=True)
+class SFTConfig:
+    """Supervised fine-tuning (next-token loss on the answer) of the frozen LM or the prompter."""
+
+    examples: int = option(20_000, "training examples drawn in the embedded world", least=1)
+    steps: int = option(700, "optimiser steps", least=1)
+    batch_size: int = option(32, "examples a step", least=1)
+    micro_batch_size: int = option(16, MICRO_BATCH.format("examples"), least=1)
+    lr: float = option(3e-3, "peak learning rate; 5 % linear warm-up, then cosine down to a tenth", above=0)
+    weight_decay: float = option(0.01, "AdamW's decoupled weight decay, on matrices only", least=0)
+    max_grad_norm: float = option(1.0, MAX_GRAD_NORM, above=0)
+    train_layers: int = option(0, TRAIN_LAYERS, least=0)
+    heldout_examples: int = option(256, "examples kept out of training to report the loss on", least=1)
+
+    __post_init__ = check_ranges
+
+
 def encode_pairs(pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer, max_len: int) -> list[Encoded]:
-    """(prompt, answer) texts -> ids. Raises ValueError, naming the pair, when one does not fit the context."""
+    """(prompt, answer) texts -> ids. Raises UserError, naming the pair, when one does not fit the context."""
     encoded = []
     for i, (prompt, answer) in enumerate(pairs):
         ids = tokenizer.chat_with_answer(prompt, answer)
         if sum(map(len, ids)) > max_len:
-            raise ValueError(
+            raise UserError(
                 f"training pair {i} has {sum(map(len, ids))} tokens, more than the context of {max_len}: "
                 f"shorten it or raise max_len ({prompt[:60]!r})"
             )
@@ -48,7 +74,7 @@ def answer_loss(model: Transformer, batch: Sequence[Encoded], train_layers: int 
     return F.cross_entropy(logits.float(), ids[:, 1:][is_answer[:, 1:]])
 
 
-def trunk_then_top(model: Transformer, ids: Tensor, mask: Tensor, train_layers: int) -> Tensor:
+def trunk_then_top(model: Transformer, ids: Tensor, mask: Tensor | None, train_layers: int) -> Tensor:
     """Hidden states (B, T, D) with gradients through the top `train_layers` blocks only (0: through all)."""
     if train_layers == 0:
         return model.hidden(ids, mask)
@@ -56,65 +82,6 @@ def trunk_then_top(model: Transformer, ids: Tensor, mask: Tensor, train_layers: 
     with torch.no_grad():
         trunk = model.lower(ids, mask, depth)  # (B, T, D)
     return model.upper(trunk, mask, depth)
-
-
-def trainable(model: Transformer, train_layers: int) -> list[nn.Parameter]:
-    """Freeze all but the top `train_layers` blocks and the last norm (0: train everything); returns what trains.
-
-    Raises ValueError for more layers than the model has.
-    """
-    if train_layers > model.config.n_layers:
-        raise ValueError(f"train_layers is {train_layers}, but the model has {model.config.n_layers} blocks")
-    model.requires_grad_(train_layers == 0)  # said outright: a copy of a frozen model arrives frozen
-    if train_layers:
-        for module in (*model.blocks[-train_layers:], model.norm):
-            module.requires_grad_(True)
-    return [p for p in model.parameters() if p.requires_grad]
-
-
-def make_optimizer(parameters: Sequence[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW, decaying matrices only: pulling norms and biases to zero would fight their purpose."""
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
-
-
-def warmup_cosine(step: int, steps: int, peak: float) -> float:
-    """Learning rate of a step (from 0): linear over the first 5 %, then a cosine down to a tenth of the peak."""
-    warmup = max(1, steps // 20)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    return peak * (0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
-
-
-def optimizer_step(optimizer: torch.optim.Optimizer, parameters, grad_clip: float, lr: float) -> float:
-    """Clip the gradients to norm `grad_clip`, take the step, clear them; returns the norm before clipping.
-
-    Raises FloatingPointError on a norm that is not finite (as after a loss that is not), before any weight changes.
-    """
-    norm = nn.utils.clip_grad_norm_(parameters, grad_clip)
-    if not bool(torch.isfinite(norm)):
-        raise FloatingPointError(f"the gradient norm is {norm.item()}: lower the learning rate (now {lr:.1e})")
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm.item()
-
-
-def shuffled_batches(count: int, batch: int, generator: torch.Generator) -> Iterator[list[int]]:
-    """Endless index batches, each pass over 0..count-1 in a fresh order; a short last batch is dropped."""
-    if count < batch:
-        raise ValueError(
-            f"{count} examples, those held out not counted, do not fill one batch of {batch}: add data or lower the batch"
-        )
-    while True:
-        order = torch.randperm(count, generator=generator).tolist()
-        for start in range(0, count - batch + 1, batch):
-            yield order[start : start + batch]
 
 
 def micro_batches(examples: Sequence[Encoded], rows: int) -> Iterator[tuple[list[Encoded], float]]:
@@ -138,18 +105,24 @@ def heldout_loss(model: Transformer, examples: Sequence[Encoded], rows: int) -> 
 
 
 def train_sft(
-    model: Transformer, examples: Sequence[Encoded], config: SFTConfig, stage: Stage, generator: torch.Generator
+    model: Transformer,
+    examples: Sequence[Encoded],
+    config: SFTConfig = SFTConfig(),
+    stage: Stage = SilentStage(),
+    generator: torch.Generator | None = None,
 ) -> Transformer:
-    """Train `model` on encoded pairs; logs loss and held-out loss, saves and restores its state through `stage`.
+    """Train `model` on encoded pairs, the first `config.heldout_examples` of them held out; returns it in eval mode.
 
-    Returns the model in eval mode.
+    Loss and held-out loss are logged, and the state saved and restored, through `stage`. `generator` draws the order
+    of the examples (None: PyTorch's global one).
     """
-    heldout, train = list(examples[: config.heldout]), list(examples[config.heldout :])
+    count = config.heldout_examples
+    heldout, train = list(examples[:count]), list(examples[count:])
     parameters = trainable(model, config.train_layers)
     optimizer = make_optimizer(parameters, config.lr, config.weight_decay)
     # The batches are a function of the seed alone, so a resumed run skips ahead instead of storing its place.
-    batches = shuffled_batches(len(train), config.batch, generator)
-    start = stage.restore(model, optimizer)
+    batches = shuffled_batches(len(train), config.batch_size, generator)
+    start, _ = stage.restore(model, optimizer)
     for _ in range(start):
         next(batches)
     model.train()
@@ -158,14 +131,17 @@ def train_sft(
         lr = warmup_cosine(step, config.steps, config.lr)
         batch = [train[i] for i in next(batches)]
         losses.append(0.0)
-        for part, share in micro_batches(batch, config.micro_batch):
+        for part, share in micro_batches(batch, config.micro_batch_size):
             loss = answer_loss(model, part, config.train_layers) * share
             loss.backward()
             losses[-1] += loss.item()
-        optimizer_step(optimizer, parameters, config.grad_clip, lr)
+        optimizer_step(optimizer, parameters, config.max_grad_norm, lr)
         seen += sum(len(p) + len(a) for p, a in batch)
-        if (step + 1) % stage.log_every == 0 or step + 1 == config.steps:
-            row = {"loss": sum(losses) / len(losses), "heldout_loss": heldout_loss(model, heldout, config.micro_batch)}
+        if (step + 1) % LOG_EVERY == 0 or step + 1 == config.steps:
+            row = {
+                "loss": sum(losses) / len(losses),
+                "heldout_loss": heldout_loss(model, heldout, config.micro_batch_size),
+            }
             row |= {"lr": lr, "tokens_per_s": seen / (time.perf_counter() - clock)}
             stage.log(step + 1, row)
             clock, seen, losses = time.perf_counter(), 0, []

@@ -12,12 +12,13 @@ typed seven characters, not ended the turn.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+
+from alignpro_mini.options import UserError
 
 PAD, USER, ASSISTANT, END = SPECIAL = ("<|pad|>", "<|user|>", "<|assistant|>", "<|end|>")  # ids 0..3
 SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
@@ -27,7 +28,7 @@ class Tokenizer:
     """A byte-level BPE vocabulary; `encode`, `decode`, and the ids of a conversation.
 
     Make one with `Tokenizer.train(texts, vocab_size)` or `Tokenizer.load("tokenizer.json")`.
-    Raises ValueError when the vocabulary has no token that ends an answer.
+    Raises UserError when the vocabulary has no token that ends an answer.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, system: str | None = None) -> None:
@@ -39,7 +40,7 @@ class Tokenizer:
         ends = [backend.token_to_id(name) for name in (END, "<|im_end|>", "<|endoftext|>")]
         self.eos_id: int = next((i for i in ends if i is not None), -1)
         if self.eos_id < 0:
-            raise ValueError(f"the vocabulary has none of {END}, <|im_end|>, <|endoftext|>: add one, it ends an answer")
+            raise UserError(f"the vocabulary has none of {END}, <|im_end|>, <|endoftext|>: add one, it ends an answer")
         pad = backend.token_to_id(PAD)
         self.pad_id: int = self.eos_id if pad is None else pad  # masks, not ids, tell padding
 
@@ -48,11 +49,11 @@ class Tokenizer:
         """Learn at most `vocab_size` tokens from `texts`; the same texts give the same tokens.
 
         Every byte has a token (any text can be written). Ids 0..3 are <|pad|>, <|user|>, <|assistant|>, <|end|>.
-        Raises ValueError when the 4 control tokens and 256 bytes do not fit.
+        Raises UserError when the 4 control tokens and 256 bytes do not fit.
         """
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         if vocab_size < len(SPECIAL) + len(alphabet):
-            raise ValueError(f"vocab_size is {vocab_size}; the control tokens and the bytes alone need 260")
+            raise UserError(f"vocab_size is {vocab_size}; the control tokens and the bytes alone need 260")
         backend = byte_level(models.BPE(), split_digits=False)
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size, special_tokens=list(SPECIAL), initial_alphabet=sorted(alphabet), show_progress=False
@@ -69,13 +70,11 @@ class Tokenizer:
         try:
             return cls(tokenizers.Tokenizer.from_file(str(path)))
         except Exception as error:  # the library raises bare Exception for a file that it cannot parse
-            raise ValueError(f"{path}: not a usable tokenizer.json ({one_line(error)}); copy it again") from None
+            raise UserError(f"{path}: not a usable tokenizer.json ({one_line(error)}); copy it again") from None
 
     def save(self, path: str | Path) -> None:
-        """Write a `tokenizer.json` that `load`, and every Hugging Face library, can read; renamed into place when whole."""
-        beside = Path(f"{path}.tmp")
-        self.backend.save(str(beside))
-        os.replace(beside, path)
+        """Write a `tokenizer.json` that `load`, and every Hugging Face library, can read."""
+        self.backend.save(str(path))
 
     def with_system(self, system: str) -> Tokenizer:
         """The same vocabulary with another default system prompt."""

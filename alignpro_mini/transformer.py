@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alignpro_mini.options import UserError
+
 FAMILIES = ("gpt2", "llama")
 
 
@@ -44,23 +46,23 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         set_ = lambda name, value: object.__setattr__(self, name, value)  # frozen: only here, once
         if self.family not in FAMILIES:
-            raise ValueError(f"family is {self.family!r}; it must be one of {', '.join(FAMILIES)}")
+            raise UserError(f"family is {self.family!r}; it must be one of {', '.join(FAMILIES)}")
         if self.n_kv_heads == 0:
             set_("n_kv_heads", self.n_heads)
         if self.d_ff == 0:
             set_("d_ff", 4 * self.d_model if self.family == "gpt2" else (8 * self.d_model // 3 + 7) // 8 * 8)
         for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "max_len"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.d_model % self.n_heads:
-            raise ValueError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
+            raise UserError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
         if self.n_heads % self.n_kv_heads:
-            raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
+            raise UserError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
         if self.family == "llama" and self.head_dim % 2:
-            raise ValueError(f"RoPE rotates pairs, so the head width {self.head_dim} must be even")
+            raise UserError(f"RoPE rotates pairs, so the head width {self.head_dim} must be even")
         if self.family == "gpt2":
             if self.n_kv_heads != self.n_heads:
-                raise ValueError("the GPT-2 family has no grouped heads: leave n_kv_heads out")
+                raise UserError("the GPT-2 family has no grouped heads: leave n_kv_heads out")
             set_("qkv_bias", True)
 
     @property
@@ -200,7 +202,7 @@ class Transformer(nn.Module):
 
     ids (B, T) integers; mask (B, T), True on real tokens (None: all real). The logits at t predict the
     token at t+1. `generator` draws the initial weights (None: PyTorch's global one).
-    Raises ValueError for rows longer than `config.max_len`.
+    Raises UserError for rows longer than `config.max_len`.
     """
 
     def __init__(self, config: TransformerConfig, generator: torch.Generator | None = None) -> None:
@@ -236,11 +238,11 @@ class Transformer(nn.Module):
     def lower(self, ids: Tensor, mask: Tensor | None, depth: int, cache: KVCache | None = None) -> Tensor:
         """Embedding and the first `depth` blocks: (B, T) ids -> (B, T, D). A frozen trunk is run once by this.
 
-        Raises ValueError when the rows do not fit the context.
+        Raises UserError when the rows do not fit the context.
         """
         S = ids.shape[1] + (cache.length if cache is not None else 0)
         if S > self.config.max_len:
-            raise ValueError(f"{S} tokens do not fit the context of {self.config.max_len}: shorten the prompt")
+            raise UserError(f"{S} tokens do not fit the context of {self.config.max_len}: shorten the prompt")
         x = self.embed(ids)  # (B, T, D)
         if self.positions is not None:
             x = x + self.positions(self._positions(ids, mask, cache))  # (B, T, D)

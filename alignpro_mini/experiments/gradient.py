@@ -1,9 +1,9 @@
 """Is the policy gradient right? PPO's and REINFORCE's estimates against the exact gradient of J_lam, by enumeration.
 
-    python tests/gradient_estimates.py            # minutes on one core; the table, then one JSON line
-    python tests/gradient_estimates.py --batches 25 --model 8      # another random model, roughly
+    python -m alignpro_mini.experiments.gradient            # minutes on one core; the table, then one JSON line
+    python -m alignpro_mini.experiments.gradient --batches 25 --model 8      # another random model, roughly
 
-The problem can be listed: 2 requests, rewrites of at most 2 tokens over a vocabulary of 6 (31 of them), and a frozen LM
+The problem can be enumerated: 2 requests, rewrites of at most 2 tokens over a vocabulary of 6 (31 of them), and a frozen LM
 that answers 1 with a probability that depends on the rewrite's text, else 0. So
 
     J_lam(theta) = E_x [ sum_x' rho_theta(x'|x) R(x, x') - lam KL(rho_theta(.|x) || rho_sft(.|x)) ]
@@ -18,7 +18,7 @@ resampling the batches:
     bias      |mean estimate - exact gradient| / |exact gradient|, the relative error less what the batches' noise explains
     noise     sqrt(trace of the estimates' covariance) / |exact gradient|: by how much one batch is off
 
-Shape legend:  B rows   N requests   L listed rewrites   P parameters
+Shape legend:  B rows   N requests   L rewrites   P parameters
 """
 
 from __future__ import annotations
@@ -27,38 +27,68 @@ import argparse
 import copy
 import itertools
 import json
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # run as a script from anywhere
-from conftest import Letters, random_lm
-
 from alignpro_mini import theory
 from alignpro_mini.alignpro import PromptScore
-from alignpro_mini.config import PPOConfig
+from alignpro_mini.frozen import Answer
 from alignpro_mini.generation import sampling_logprobs
-from alignpro_mini.ppo import PPOTrainer
-from alignpro_mini.transformer import Transformer
+from alignpro_mini.ppo import PPOConfig, PPOTrainer
+from alignpro_mini.transformer import Transformer, TransformerConfig
+
+
+class Letters:
+    """A tokenizer of one token a letter: 0 pad, 1 user, 2 assistant, 3 end, then a = 4, b = 5, ... h = 11."""
+
+    def __init__(self, pad_id: int = 0, eos_id: int = 3, letters: str = "abcdefgh") -> None:
+        self.letters, self.pad_id, self.eos_id, self.vocab_size = letters, pad_id, eos_id, 4 + len(letters)
+
+    def encode(self, text: str) -> list[int]:
+        return [4 + self.letters.index(c) for c in text]
+
+    def decode(self, ids) -> str:
+        return "".join(self.letters[i - 4] for i in ids if i >= 4 and i != self.eos_id)
+
+    def chat(self, prompt: str) -> list[int]:
+        return [1, *self.encode(prompt), 2]
+
+    def chat_with_answer(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+        return self.chat(prompt), [*self.encode(answer), self.eos_id]
+
+
+def random_lm(family: str = "llama", seed: int = 5, spread: float = 0.4, **changes) -> Transformer:
+    """A tiny model with large, uneven weights: with freshly drawn ones attention is flat and hides its bugs."""
+    settings = dict(vocab_size=12, d_model=16, n_layers=2, n_heads=4, max_len=40, family=family) | changes
+    if family == "llama":
+        settings.setdefault("n_kv_heads", 2)
+    draw = torch.Generator().manual_seed(seed)
+    model = Transformer(TransformerConfig(**settings), draw)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(spread * torch.randn(p.shape, generator=draw))
+            if p.dim() == 1:  # a norm's scale lies about 1; a large last bias would drown what the text says
+                p.copy_(1 + p if name.endswith("weight") else p / 4)
+    return model.eval()
+
 
 REQUESTS = ["a", "ba"]
 LETTERS = Letters(letters="ab")  # ids 0 pad, 1 user, 2 assistant, 3 end, 4 a, 5 b
-LISTED = [(3,)] + [
+COMPLETIONS = [(3,)] + [
     (v, w) for v, w in itertools.product((0, 1, 2, 4, 5), range(6))
 ]  # every completion of at most 2 tokens
 CONFIG = PPOConfig(
     max_new_tokens=2,
     kl_coef=0.2,
-    gae_lam=1.0,
-    whiten=False,
-    value_coef=0.0,
+    gae_lambda=1.0,
+    whiten_advantages=False,
+    vf_coef=0.0,
     missing_eos_penalty=0.0,
-    micro_batch=4096,
-    minibatches=1,
+    micro_batch_size=4096,
+    num_minibatches=1,
 )
 MODEL = 20  # a random model whose estimates are quiet; what a clip does to later steps is another thing on each
 CHANCE = {
@@ -81,9 +111,9 @@ class Coin:
     def fits(self, prompt: str) -> bool:
         return True
 
-    def answer(self, prompts, generator=None) -> list[str]:
+    def answer(self, prompts, generator=None) -> list[Answer]:
         draws = torch.rand(len(prompts), generator=self.generator)
-        return ["1" if u < CHANCE[p] else "0" for p, u in zip(prompts, draws.tolist())]
+        return [Answer("1" if u < CHANCE[p] else "0", truncated=False) for p, u in zip(prompts, draws.tolist())]
 
 
 def rate(prompts, completions) -> Tensor:
@@ -91,15 +121,15 @@ def rate(prompts, completions) -> Tensor:
     return torch.tensor([float(y) * len(x) for x, y in zip(prompts, completions)])
 
 
-def listed_logprobs(lm: Transformer) -> Tensor:
+def enumerated_logprobs(lm: Transformer) -> Tensor:
     """log rho(x'|x) of every completion, with gradients: (N, L)."""
     rows = []
     for x in REQUESTS:
         chat = LETTERS.chat(x)
-        ids = torch.tensor([chat + list((c + (0,))[:2]) for c in LISTED])  # (L, P+2)
+        ids = torch.tensor([chat + list((c + (0,))[:2]) for c in COMPLETIONS])  # (L, P+2)
         logp = sampling_logprobs(lm(ids)[:, len(chat) - 1 : -1])  # (L, 2, V)
         taken = logp.gather(2, ids[:, len(chat) :, None])[..., 0]  # (L, 2)
-        real = torch.tensor([[True, len(c) > 1] for c in LISTED])
+        real = torch.tensor([[True, len(c) > 1] for c in COMPLETIONS])
         rows.append(torch.where(real, taken, 0.0).sum(1))
     return torch.stack(rows)
 
@@ -107,7 +137,7 @@ def listed_logprobs(lm: Transformer) -> Tensor:
 def rewards() -> Tensor:
     """R(x, x') of every completion, (N, L): an empty rewrite is answered as x itself."""
     return torch.tensor(
-        [[CHANCE[LETTERS.decode(c) or x] * len(x) for c in LISTED] for x in REQUESTS], dtype=torch.float64
+        [[CHANCE[LETTERS.decode(c) or x] * len(x) for c in COMPLETIONS] for x in REQUESTS], dtype=torch.float64
     )
 
 
@@ -123,8 +153,8 @@ def exact_gradient(lm: Transformer, reference: Transformer, lam: float) -> np.nd
     """The enumerated gradient of J_lam, (P,)."""
     lm.zero_grad()
     with torch.no_grad():
-        rho_sft = listed_logprobs(reference).double().exp()
-    rho = listed_logprobs(lm).double().exp()
+        rho_sft = enumerated_logprobs(reference).double().exp()
+    rho = enumerated_logprobs(lm).double().exp()
     # The float32 rows sum to 1 only to 1e-7, which `theory` accepts; J_lam's own formula does the rest.
     theory.regularised_value(rho, rho_sft, rewards(), lam).backward()
     return flat_gradient(lm)
@@ -140,7 +170,7 @@ class Estimator:
     whiten: bool = False
     moved: bool = False
     reinforce: bool = False
-    gae_lam: float = 1.0
+    gae_lambda: float = 1.0
 
 
 ESTIMATORS = (
@@ -149,8 +179,8 @@ ESTIMATORS = (
     Estimator("PPO, first step, M = 2", answers=2),
     Estimator("PPO, first step, M = 4", answers=4),
     Estimator("PPO, first step, whitened", whiten=True),
-    Estimator("PPO, first step, GAE's λ 0.95", gae_lam=0.95),
-    Estimator("PPO, first step, GAE's λ 0.5", gae_lam=0.5),
+    Estimator("PPO, first step, GAE's λ 0.95", gae_lambda=0.95),
+    Estimator("PPO, first step, GAE's λ 0.5", gae_lambda=0.5),
     Estimator("PPO, later step, no clip", moved=True, clip=1e6),
     Estimator("PPO, later step, clip 0.2", moved=True),
     Estimator("PPO, later step, clip 0.05", moved=True, clip=0.05),
@@ -184,7 +214,7 @@ def estimates(
         reference,
         LETTERS,
         score,
-        replace(CONFIG, clip=how.clip, whiten=how.whiten, gae_lam=how.gae_lam),
+        replace(CONFIG, clip_range=how.clip, whiten_advantages=how.whiten, gae_lambda=how.gae_lambda),
         generator,
     )
     where = later if how.moved else policy

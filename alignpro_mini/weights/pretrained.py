@@ -1,4 +1,4 @@
-"""Models in and out of folders under their published names; training state in one file. Safetensors, never pickle.
+"""Models in and out of folders in the Hugging Face layout, under their published names.
 
     config.json          the shape, under Hugging Face's keys     model_type gpt2, llama or qwen2
     model.safetensors    the weights, under the published names   h.0.attn.c_attn.weight, model.layers.0....
@@ -8,9 +8,7 @@ A folder written here opens in `transformers`, and one from there opens here. Ou
 one matrix `qkv` holds what Llama publishes as q, k and v; in q and k the two rows of a rotary pair lie side by
 side, published they are half a head apart; and GPT-2 publishes its matrices transposed.
 
-Writing is atomic. A file is written beside its target and renamed over it. A folder's files are collected in
-`.incoming`; the rename that gives that name is the commit: from then on a file is read from there, or from
-the place it has been moved to. So a kill at any moment leaves all of the old or all of the new.
+A folder is written beside its place and renamed into it as a whole, so a kill leaves nothing that loads half.
 """
 
 from __future__ import annotations
@@ -23,20 +21,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from alignpro_mini.options import UserError
 from alignpro_mini.tokenizer import Tokenizer, one_line
 from alignpro_mini.transformer import Transformer, TransformerConfig
+from alignpro_mini.weights.tensors import read_tensors, write_tensors
 
-CONFIG, WEIGHTS, VOCABULARY, INCOMING, SYSTEM = (
-    "config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    ".incoming",
-    "system_prompt",
-)
+CONFIG, WEIGHTS, VOCABULARY, SYSTEM = "config.json", "model.safetensors", "tokenizer.json", "system_prompt"
 MODEL_TYPES = ("gpt2", "llama", "qwen2")
 KEYS = {  # family -> our field -> published key
     "gpt2": {
@@ -103,45 +95,26 @@ BUFFERS = re.compile(r"h\.\d+\.attn\.(masked_)?bias|model\.layers\.\d+\.self_att
 
 
 def save_pretrained(model: Transformer, directory: str | Path, tokenizer: Tokenizer | None = None) -> None:
-    """Write `model` (and `tokenizer`) as a folder that this package and `transformers` can open.
+    """Write `model` (and `tokenizer`) as a new folder that this package and `transformers` can open.
 
-    Other files in the folder stay, an older tokenizer.json too when none is given. Raises ValueError when the
-    tokenizer has more tokens than the model, and OSError when the disk refuses.
+    Raises FileExistsError for a folder that holds files already, UserError when the tokenizer has more tokens than the
+    model, and OSError when the disk refuses.
     """
-    directory = Path(directory)
+    directory = Path(directory).absolute()
     _check_fit(directory, tokenizer, model.config)
-    directory.mkdir(parents=True, exist_ok=True)
-    _move_in(directory)  # finish what a killed save had committed, so that only one is ever on its way
-    draft = directory / f"{INCOMING}.draft"
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise FileExistsError(f"{directory}: already there; choose a new folder, or delete this one first")
+    draft = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
+    draft.mkdir(parents=True)
     raw = _published_config(model, tokenizer)
     (draft / CONFIG).write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
-    _write_tensors(draft / WEIGHTS, to_published(model), {"format": "pt"})  # transformers refuses it without "format"
+    write_tensors(draft / WEIGHTS, to_published(model), {"format": "pt"})  # transformers refuses it without "format"
     if tokenizer is not None:
         tokenizer.save(draft / VOCABULARY)
-    os.replace(draft, directory / INCOMING)  # the commit
-    _move_in(directory)
-
-
-def _move_in(directory: Path) -> None:
-    """Move committed files to their places; harmless when there are none, or when some are moved already."""
-    incoming = directory / INCOMING
-    if not incoming.is_dir():
-        return
-    if (incoming / CONFIG).exists():
-        # Gone first and back last: another program must not meet the old config beside the new weights.
-        (directory / CONFIG).unlink(missing_ok=True)
-    for name in (WEIGHTS, VOCABULARY, CONFIG):
-        if (incoming / name).exists():
-            os.replace(incoming / name, directory / name)
-    incoming.rmdir()
-
-
-def _find(directory: Path, name: str) -> Path:
-    """Where `name` is: among the committed files that have not been moved yet, or in its place."""
-    incoming = directory / INCOMING / name
-    return incoming if incoming.exists() else directory / name
+    if directory.exists():
+        directory.rmdir()  # an empty folder: not every system renames over one
+    os.replace(draft, directory)
 
 
 def load_pretrained(
@@ -150,26 +123,26 @@ def load_pretrained(
     """Open a folder: the model in eval mode, and its tokenizer (with the system prompt it was saved with) or None.
 
     Every published tensor must be there, in the shape that config.json asks for, and finite. Raises
-    FileNotFoundError for a missing folder or file, and ValueError for anything that does not fit.
+    FileNotFoundError for a missing folder or file, and UserError for anything that does not fit.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such folder; name one that holds {CONFIG} and {WEIGHTS}")
-    config = _read_config(_find(directory, CONFIG))
-    weights, index = _find(directory, WEIGHTS), directory / f"{WEIGHTS}.index.json"
+    config = _read_config(directory / CONFIG)
+    weights, index = directory / WEIGHTS, directory / f"{WEIGHTS}.index.json"
     if index.exists() and not weights.exists():  # a big model, published in several files
         weights, shards = index, _read_json(index).get("weight_map")
         if not isinstance(shards, dict):
-            raise ValueError(f"{index}: no weight_map in it; copy the file again")
+            raise UserError(f"{index}: no weight_map in it; copy the file again")
         tensors = {
-            name: t for shard in sorted(set(shards.values())) for name, t in _read_tensors(directory / shard)[0].items()
+            name: t for shard in sorted(set(shards.values())) for name, t in read_tensors(directory / shard)[0].items()
         }
     else:
-        tensors = _read_tensors(weights)[0]
+        tensors = read_tensors(weights)[0]
     model = from_published(config, tensors, str(weights), device, dtype)
-    vocabulary = _find(directory, VOCABULARY)
+    vocabulary = directory / VOCABULARY
     tokenizer = Tokenizer.load(vocabulary) if vocabulary.exists() else None
-    system = _read_json(_find(directory, CONFIG)).get(SYSTEM)
+    system = _read_json(directory / CONFIG).get(SYSTEM)
     if tokenizer is not None and isinstance(system, str):
         tokenizer = tokenizer.with_system(system)
     _check_fit(vocabulary, tokenizer, config)
@@ -178,7 +151,7 @@ def load_pretrained(
 
 def _check_fit(where: Path, tokenizer: Tokenizer | None, config: TransformerConfig) -> None:
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}; use the model's own tokenizer"
         )
 
@@ -227,7 +200,7 @@ def from_published(
 ) -> Transformer:
     """A model made of published tensors, in eval mode; `where` is the file to name in errors.
 
-    Raises ValueError for a tensor that is missing, unexpected, of another shape or not finite.
+    Raises UserError for a tensor that is missing, unexpected, of another shape or not finite.
     """
     tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}  # GPT-2: with and without
     with torch.device("meta"):  # shapes without memory, and without drawing from anybody's random generator
@@ -243,15 +216,15 @@ def from_published(
         whole = torch.cat(parts)  # a copy: tensors read from a file are windows on it, and files get replaced
         state[ours] = (whole.T if flip else whole).to(device, dtype).contiguous()
         if not state[ours].isfinite().all():
-            raise ValueError(f"{where}: tensor {names[0]!r} is not finite in {dtype}; use other weights or dtype")
+            raise UserError(f"{where}: tensor {names[0]!r} is not finite in {dtype}; use other weights or dtype")
     if config.tied:
         output = tensors.pop("lm_head.weight", None)  # some checkpoints store the shared matrix twice
         if output is not None and not torch.equal(output.to(device, dtype), state["embed.weight"]):
-            raise ValueError(f"{where}: lm_head.weight is not the embedding; set tie_word_embeddings false in {CONFIG}")
+            raise UserError(f"{where}: lm_head.weight is not the embedding; set tie_word_embeddings false in {CONFIG}")
         state["unembed.weight"] = state["embed.weight"]
     if unknown := sorted(name for name in tensors if not BUFFERS.fullmatch(name)):
         kind = f"{config.family} of {config.n_layers} layers"
-        raise ValueError(f"{where}: tensor {unknown[0]!r} is unknown to a {kind}; put the right {CONFIG} beside it")
+        raise UserError(f"{where}: tensor {unknown[0]!r} is unknown to a {kind}; put the right {CONFIG} beside it")
     model.load_state_dict(state, assign=True)
     if config.tied:
         model.unembed.weight = model.embed.weight  # assign made two parameters of one tensor
@@ -261,14 +234,14 @@ def from_published(
 def _take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], where: str) -> Tensor:
     """Take a tensor out of the dict (its memory can go once it is converted), checked."""
     if name not in tensors:
-        raise ValueError(f"{where}: tensor {name!r} is missing; copy the file, or the {CONFIG} of its model, again")
+        raise UserError(f"{where}: tensor {name!r} is missing; copy the file, or the {CONFIG} of its model, again")
     tensor = tensors.pop(name)
     if tuple(tensor.shape) != shape:
-        raise ValueError(
+        raise UserError(
             f"{where}: tensor {name!r} has shape {tuple(tensor.shape)}, {CONFIG} asks for {shape}; put these weights' own {CONFIG} beside them"
         )
     if not tensor.is_floating_point():
-        raise ValueError(f"{where}: tensor {name!r} holds {tensor.dtype}; use the weights that are not quantised")
+        raise UserError(f"{where}: tensor {name!r} holds {tensor.dtype}; use the weights that are not quantised")
     return tensor
 
 
@@ -296,7 +269,7 @@ def _read_config(file: Path) -> TransformerConfig:
     raw = _read_json(file)
     kind = raw.get("model_type")
     if kind not in MODEL_TYPES:
-        raise ValueError(f"{file}: model_type is {kind!r}; use a model of one of {', '.join(MODEL_TYPES)}")
+        raise UserError(f"{file}: model_type is {kind!r}; use a model of one of {', '.join(MODEL_TYPES)}")
     rope = (raw.get("rope_parameters") or {}) | (raw.get("rope_scaling") or {})  # new and old name of the same thing
     raw |= {key: rope[key] for key in rope if key == "rope_theta"}
     family = "gpt2" if kind == "gpt2" else "llama"
@@ -305,13 +278,13 @@ def _read_config(file: Path) -> TransformerConfig:
     for field, key in KEYS[family].items():
         value = raw[key] if raw.get(key) is not None else optional.get(field)
         if type(value) not in ((int, float) if field in ("norm_eps", "rope_theta") else (int,)):
-            raise ValueError(f"{file}: {key} is {value!r}; it must be a number: copy the file again")
+            raise UserError(f"{file}: {key} is {value!r}; it must be a number: copy the file again")
         fields[field] = value
     tied = raw["tie_word_embeddings"] if raw.get("tie_word_embeddings") is not None else family == "gpt2"
     try:
         config = TransformerConfig(**fields, family=family, tied=tied, qkv_bias=kind != "llama")
     except ValueError as error:
-        raise ValueError(f"{file}: {one_line(error)}") from None
+        raise UserError(f"{file}: {one_line(error)}") from None
     _refuse_unsupported(file, raw, rope, config)
     return config
 
@@ -327,7 +300,7 @@ def _refuse_unsupported(file: Path, raw: dict, rope: dict, config: TransformerCo
     if asked:
         key, value = next(iter(asked.items()))
         values = " or ".join(repr(value) for value in honoured.get(key, ("the default",))) or "none"
-        raise ValueError(f"{file}: {key} is {value!r}, but only {values} is supported; use another model")
+        raise UserError(f"{file}: {key} is {value!r}, but only {values} is supported; use another model")
 
 
 def _read_json(file: Path) -> dict:
@@ -336,60 +309,7 @@ def _read_json(file: Path) -> dict:
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # bad JSON, or bytes that are not UTF-8
-        raise ValueError(f"{file}: not JSON ({one_line(error)}); copy the file again") from None
+        raise UserError(f"{file}: not JSON ({one_line(error)}); copy the file again") from None
     if not isinstance(raw, dict):
-        raise ValueError(f"{file}: holds a {type(raw).__name__}, not an object; copy the file again")
+        raise UserError(f"{file}: holds a {type(raw).__name__}, not an object; copy the file again")
     return raw
-
-
-def save_state(path: str | Path, tensors: Mapping[str, Tensor], meta: dict) -> None:
-    """Write tensors of any dtype and size, and `meta` (JSON values), as one file, atomically.
-
-    JSON turns tuples into lists and integer keys into strings. Raises ValueError for a meta that JSON cannot
-    hold, and OSError when the disk refuses; what the file held before is then still there.
-    """
-    path = Path(path)
-    try:
-        text = json.dumps(meta)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: meta is not JSON ({one_line(error)}); tensors belong in `tensors`") from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.draft")
-    _write_tensors(beside, tensors, {"meta": text})
-    os.replace(beside, path)
-
-
-def load_state(path: str | Path) -> tuple[dict[str, Tensor], dict]:
-    """Read what `save_state` wrote: the tensors, on the CPU, and the meta.
-
-    Raises FileNotFoundError, or ValueError for a truncated or foreign file.
-    """
-    tensors, metadata = _read_tensors(Path(path))
-    if "meta" not in metadata:
-        raise ValueError(f"{path}: weights without training state; name a file that save_state wrote")
-    return {name: tensor.clone() for name, tensor in tensors.items()}, json.loads(metadata["meta"])
-
-
-def _write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write, and flush to the disk: a rename may otherwise survive a power cut that the content did not."""
-    # safetensors refuses views and tensors that share memory
-    own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    try:
-        file.touch()
-        mode = file.stat().st_mode  # the user's own default; save_file would make it unreadable to the group
-        save_file(own, file, metadata)
-        file.chmod(mode)
-        with open(file, "rb+") as handle:
-            os.fsync(handle.fileno())
-    except SafetensorError as error:
-        raise OSError(f"{file}: could not be written ({one_line(error)}); is the disk full?") from None
-
-
-def _read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file; the folder is incomplete, or the name is another")
-    try:
-        with safe_open(file, framework="pt", device="cpu") as handle:
-            return {name: handle.get_tensor(name) for name in handle.keys()}, handle.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{file}: not a whole safetensors file ({one_line(error)}); copy or save it again") from None

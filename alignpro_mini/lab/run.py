@@ -1,4 +1,4 @@
-"""What a run leaves behind, and how it goes on after being killed.
+"""A run's folder, and how a run goes on after it was killed.
 
     runs/<name>/config.json         every option
                 stages.json         finished stages and their seconds
@@ -7,38 +7,36 @@
                 checkpoints/        a folder or file per finished stage; <stage>.state.safetensors while it runs
                 plots/, report.html, results.json
 
-A stage that is finished is loaded, not done again. A stage that was cut goes on from its last saved state, and the log
-lines after that state are dropped, so the files end up as if nothing had happened. Every file is written beside its
-place and renamed into it: a kill leaves the old one or the new one.
+A finished stage is loaded, not done again. A stage that was killed goes on from its last saved state, and the log lines
+after that state are dropped, so the files end up as if the run had not been interrupted. Every file is written beside
+its place and renamed into it: a kill leaves the old one or the new one.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import math
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from alignpro_mini.checkpoint import load_pretrained, load_state, save_pretrained, save_state
-from alignpro_mini.config import RunConfig
+from alignpro_mini.lab.config import RunConfig
+from alignpro_mini.options import UserError
 from alignpro_mini.tokenizer import Tokenizer
+from alignpro_mini.training import Saved
 from alignpro_mini.transformer import Transformer
+from alignpro_mini.weights.pretrained import load_pretrained, save_pretrained
+from alignpro_mini.weights.tensors import load_state, replacing, save_state, write_json
 
-Keepable = nn.Module | torch.optim.Optimizer | torch.Generator
-
-
-def write_json(path: Path, value) -> None:
-    """Write JSON beside `path` and rename it into place."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+SHOWN = ("loss", "heldout_loss", "accuracy", "score_mean", "kl_k1", "entropy")  # what the progress line says
 
 
 def frozen_names(module: nn.Module) -> set[str]:
@@ -63,7 +61,7 @@ def read_jsonl(path: Path) -> list[dict]:
 class Run:
     """A run's folder. `Run(config, resume)` makes it, or finds it again.
 
-    Raises FileExistsError when the folder holds a run and `resume` is False, ValueError when it holds one with
+    Raises FileExistsError when the folder holds a run and `resume` is False, UserError when it holds one with
     other options, OSError when it cannot be written.
     """
 
@@ -100,16 +98,16 @@ class Run:
         changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k != "out"]
         if changed:
             told = ", ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in changed[:4])
-            raise ValueError(f"{self.path} was started with other options ({told}): use the same, or another --name")
+            raise UserError(f"{self.path} was started with other options ({told}): use the same, or another --name")
 
     def once(
-        self, name: str, make: Callable[[Stage], object], load: Callable[[], object], save: Callable[[object], None]
+        self, name: str, make: Callable[[RunStage], object], load: Callable[[], object], save: Callable[[object], None]
     ):
         """The result of a stage: loaded if it is finished, else made, saved and marked as finished."""
         if name in self.stages:
             print(f"[{name}] already done in {self.stages[name]['seconds']:.0f} s, loaded")
             return load()
-        stage = Stage(self, name)
+        stage = RunStage(self, name)
         if not stage.state_path.exists():
             self.forget_after(name, -1)  # what an earlier try logged, from its step 0 on
         result = make(stage)
@@ -120,19 +118,29 @@ class Run:
         print(f"[{name}] done in {self.stages[name]['seconds']:.0f} s")
         return result
 
-    def model(self, name: str, make: Callable[[Stage], Transformer], tokenizer: Tokenizer) -> Transformer:
+    def model(self, name: str, make: Callable[[RunStage], Transformer], tokenizer: Tokenizer) -> Transformer:
         """A stage whose result is a model, kept as a folder that `load_pretrained` reads."""
         folder = self.path / "checkpoints" / name
-        return self.once(
-            name, make, lambda: load_pretrained(folder)[0], lambda model: save_pretrained(model, folder, tokenizer)
-        )
 
-    def json(self, name: str, make: Callable[[Stage], dict]) -> dict:
+        def save(model: Transformer) -> None:
+            shutil.rmtree(folder, ignore_errors=True)  # left by a try that was killed before its stage was marked
+            save_pretrained(model, folder, tokenizer)
+
+        return self.once(name, make, lambda: load_pretrained(folder)[0], save)
+
+    def json(self, name: str, make: Callable[[RunStage], dict]) -> dict:
         """A stage whose result is a JSON object."""
         path = self.path / "checkpoints" / f"{name}.json"
         return self.once(
             name, make, lambda: json.loads(path.read_text(encoding="utf-8")), lambda v: write_json(path, v)
         )
+
+    def tensors(
+        self, name: str, make: Callable[[RunStage], tuple[dict[str, Tensor], dict]]
+    ) -> tuple[dict[str, Tensor], dict]:
+        """A stage whose result is named tensors and JSON-able facts about them."""
+        path = self.path / "checkpoints" / f"{name}.safetensors"
+        return self.once(name, make, lambda: load_state(path), lambda made: save_state(path, *made))
 
     def generator(self, name: str) -> torch.Generator:
         """A random stream of its own for each purpose: no stage's draws depend on another's."""
@@ -151,18 +159,18 @@ class Run:
         for file in ("metrics.jsonl", "samples.jsonl"):
             if (self.path / file).exists():
                 kept = [r for r in self.rows(file) if r["stage"] != stage or r["step"] <= step]
-                beside = self.path / (file + ".tmp")
-                beside.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), encoding="utf-8")
-                os.replace(beside, self.path / file)
+                with replacing(self.path / file) as beside:
+                    text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept)
+                    beside.write_text(text, encoding="utf-8")
 
 
-class Stage:
-    """One stage at work: its progress bar, its log, and its saved state."""
+class RunStage:
+    """A `training.Stage` of a run: progress on the screen, log and saved state in the run's folder."""
 
-    def __init__(self, run: Run, name: str, log_every: int = 50) -> None:
-        self.run, self.name, self.log_every = run, name, log_every
+    def __init__(self, run: Run, name: str) -> None:
+        self.run, self.name = run, name
         self.state_path = run.path / "checkpoints" / f"{name}.state.safetensors"
-        self.meta: dict = {}
+        self._latest = ""  # the last logged metrics, for the progress line
         self._before = 0.0  # seconds spent before a kill
         self._clock = time.perf_counter()
         self._bar: tqdm | None = None
@@ -171,7 +179,7 @@ class Stage:
     def seconds(self) -> float:
         return self._before + time.perf_counter() - self._clock
 
-    def save(self, step: int, *things: Keepable, **meta) -> None:
+    def save(self, step: int, *things: Saved, **meta) -> None:
         """Keep the state after `step` steps: trainable weights, optimiser moments, generators, and JSON-able `meta`.
 
         Frozen weights are left out: they are where the stage took them from, and may be most of a large model.
@@ -190,14 +198,11 @@ class Stage:
                 tensors |= {f"{i}.{p}.{k}": v for p, moments in state["state"].items() for k, v in moments.items()}
         save_state(self.state_path, tensors, {"step": step, "groups": groups, "meta": meta, "seconds": self.seconds()})
 
-    def restore(self, *things: Keepable) -> int:
-        """Bring `things` (the same, in the same order, as in `save`) to the saved state; returns its step, or 0.
-
-        `self.meta` then holds the saved meta.
-        """
+    def restore(self, *things: Saved) -> tuple[int, dict]:
+        """Bring `things` (the same, in the same order, as in `save`) to the saved state; returns its step and meta."""
         if not self.state_path.exists():
             self.run.forget_after(self.name, 0)
-            return 0
+            return 0, {}
         tensors, saved = load_state(self.state_path)
         for i, thing in enumerate(things):
             mine = {k.partition(".")[2]: v for k, v in tensors.items() if k.partition(".")[0] == str(i)}
@@ -205,7 +210,7 @@ class Stage:
                 frozen = frozen_names(thing)
                 missing, unexpected = thing.load_state_dict(mine, strict=False)
                 if unexpected or set(missing) - frozen:
-                    raise ValueError(f"{self.state_path} does not fit the model: delete it to begin this stage again")
+                    raise UserError(f"{self.state_path} does not fit the model: delete it to begin this stage again")
             elif isinstance(thing, torch.Generator):
                 thing.set_state(mine["state"])
             else:
@@ -214,34 +219,48 @@ class Stage:
                     p, _, moment = key.partition(".")
                     state.setdefault(int(p), {})[moment] = value
                 thing.load_state_dict({"state": state, "param_groups": saved["groups"][str(i)]})
-        self.meta, self._before = saved["meta"], saved["seconds"]
+        self._before = saved["seconds"]
         self.run.forget_after(self.name, saved["step"])
         print(f"[{self.name}] goes on from step {saved['step']}")
-        return saved["step"]
+        return saved["step"], saved["meta"]
 
     def progress(self, start: int, stop: int) -> Iterator[int]:
-        """The steps from `start` to `stop`, with a progress bar where somebody can see it."""
+        """The steps from `start` to `stop`, with a progress bar in a terminal.
+
+        Elsewhere a line is printed every tenth of the stage, and at least once a minute, with the time left.
+        """
         self._bar = tqdm(range(start, stop), initial=start, total=stop, desc=self.name, disable=None, leave=False)
-        yield from self._bar
+        begun = printed = time.perf_counter()
+        for step in self._bar:
+            yield step
+            done, now = step + 1, time.perf_counter()
+            if self._bar.disable and (done % math.ceil(stop / 10) == 0 or done == stop or now - printed >= 60):
+                left = (now - begun) / (done - start) * (stop - done)
+                print(f"[{self.name}] step {done} of {stop}, {left:.0f} s left{self._latest}", flush=True)
+                printed = now
 
-    def log(self, step: int, row: dict) -> None:
-        """One line of metrics.jsonl. Raises FloatingPointError naming a metric that is NaN or infinite."""
-        for key, value in row.items():
-            if isinstance(value, float) and value != value or value in (float("inf"), float("-inf")):
+    def log(self, step: int, metrics: dict, samples: Sequence[dict] = ()) -> None:
+        """One line of metrics.jsonl, and the samples: appended to samples.jsonl, the first three shown.
+
+        Raises FloatingPointError naming a metric that is NaN or infinite.
+        """
+        for key, value in metrics.items():
+            if isinstance(value, float) and not math.isfinite(value):
                 raise FloatingPointError(f"{self.name} step {step}: {key} is {value}; the last good state is kept")
-        self.run.append("metrics.jsonl", [{"stage": self.name, "step": step, **row}])
-        shown = {
-            k: row[k]
-            for k in ("loss", "heldout_loss", "accuracy", "score_mean", "kl_k1", "entropy")
-            if row.get(k) is not None
-        }
-        text = ", ".join(f"{k} {v:.3f}" for k, v in shown.items())
-        if self._bar is not None and not self._bar.disable:
-            self._bar.set_postfix_str(text)
-        elif step % (4 * self.log_every) == 0:
-            print(f"[{self.name}] step {step}: {text}", flush=True)
+        if metrics.get("kl_k1", 0) < -1:
+            warnings.warn(
+                f"{self.name} step {step}: the KL (k1) is {metrics['kl_k1']:.2f} nats. Its mean cannot be below 0: are "
+                "tokens scored with another temperature or mask than they were sampled with?",
+                stacklevel=2,
+            )
+        self.run.append("metrics.jsonl", [{"stage": self.name, "step": step, **metrics}])
+        self._latest = "".join(f", {k} {metrics[k]:.3f}" for k in SHOWN if metrics.get(k) is not None)
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._latest[2:])
+        if samples:
+            self.samples(step, samples)
 
-    def samples(self, step: int, rows: list[dict], show: bool = True) -> None:
+    def samples(self, step: int, rows: Sequence[dict], show: bool = True) -> None:
         """Append samples (x, x_prime, y, reward, kl) to samples.jsonl and show the first three."""
         self.run.append("samples.jsonl", [{"stage": self.name, "step": step, **row} for row in rows])
         for row in rows[: 3 * show]:

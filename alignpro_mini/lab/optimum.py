@@ -1,15 +1,15 @@
-"""How near a trained prompter comes to the optimum, where the rewrites of a request can be listed.
+"""How near a trained prompter comes to the optimum, where the rewrites of a request can be enumerated.
 
-    rho, rho_sft   what each prompter gives to each listed rewrite, its EOS included: read off the model exactly
+    rho, rho_sft   the probability of each enumerated rewrite, its EOS included: exact, read off the model
     R(x, x')       mean reward of many answers of pi_F to each rewrite: estimated, with its standard error
     theory.py      the optimum of *these* tables and the distance to it: exact
 
-Two things stand between the tables and the world, and they pull the share of the attainable gain in opposite directions;
-both are reported and neither is corrected for. R is noisy, which flatters the optimum, since rho* leans on whatever came
-out high (`optimum_noise`). And a prompter may write what is not on the list, or spell a listed rewrite by other tokens:
-the rest is scaled to sum to 1, which leaves out what that mass costs (`mass_outside`, `unlisted_cost`).
+Two things differ between the tables and the world. They move the share of the attainable gain in opposite directions;
+both are reported, neither is corrected for. R is noisy, which makes the optimum look better than it is, since rho* prefers
+whatever came out high (`optimum_noise`). And a prompter may write what is not enumerated, or spell a rewrite by other
+tokens: the rest is scaled to sum to 1, which leaves out what that mass costs (`mass_outside`, `unlisted_cost`).
 
-Shape legend:  N inputs   K listed rewrites   M answers to each   S answers per input used for total variations
+Shape legend:  N inputs   K enumerated rewrites   M answers to each   S answers per input used for total variations
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from torch import Tensor
 
 from alignpro_mini import theory
 from alignpro_mini.alignpro import Prompter
-from alignpro_mini.frozen import FrozenLM
+from alignpro_mini.frozen import FrozenLM, FrozenModel
 from alignpro_mini.generation import sequence_logprobs
-from alignpro_mini.ppo import Score
+from alignpro_mini.training import Score
 
 
 @dataclass(frozen=True, slots=True)
 class RatedRewrites:
-    """Requests, all their listed rewrites (the plain request first), and what they earn: no prompter is in this."""
+    """Requests, their enumerated rewrites (the plain request first), and the rewards: independent of any prompter."""
 
     requests: list[str]  # N
     rewrites: list[list[str]]  # (N, K)
@@ -40,7 +40,7 @@ class RatedRewrites:
         return self.r.mean(2)  # (N, K)
 
     def under(self, rho_sft: Prompter, rho: Prompter) -> Listing:
-        """The same, with what both prompters think of each rewrite."""
+        """The same, with the probabilities that two prompters give to each rewrite."""
         return Listing(
             self.requests,
             self.rewrites,
@@ -52,7 +52,7 @@ class RatedRewrites:
 
 @dataclass(frozen=True, slots=True)
 class Listing(RatedRewrites):
-    """Rated rewrites, and how likely two prompters are to write them."""
+    """Rated rewrites, and their log-probabilities under two prompters."""
 
     log_sft: Tensor  # (N, K) log-probabilities under rho_sft; a row's probabilities sum to at most 1
     log_rho: Tensor  # (N, K) the same of the trained prompter
@@ -63,23 +63,27 @@ class Listing(RatedRewrites):
 
     @property
     def rho(self) -> Tensor:
-        return self.log_rho.softmax(1)  # (N, K) finite even for a prompter that has left the list altogether
+        return self.log_rho.softmax(1)  # (N, K) finite even where the prompter writes none of them
 
 
 def rate(
     requests: Sequence[str],
     rewrites: Sequence[Sequence[str]],
-    frozen: FrozenLM,
+    frozen: FrozenModel,
     reward: Score,
     answers: int,
     generator: torch.Generator,
 ) -> RatedRewrites:
-    """Answer every listed rewrite `answers` times, and rate the answers against the request."""
+    """Answer every enumerated rewrite `answers` times, and rate the answers against the request."""
     K = len(rewrites[0])
     asked = [x_prime for row in rewrites for x_prime in row for _ in range(answers)]  # (N*K*M)
     x = [x for x in requests for _ in range(K * answers)]
-    r = _rate_once(reward, x, frozen.answer(asked, generator))  # (N*K*M,)
+    r = _rate_once(reward, x, _texts(frozen.answer(asked, generator)))  # (N*K*M,)
     return RatedRewrites(list(requests), [list(row) for row in rewrites], r.view(len(requests), K, answers))
+
+
+def _texts(answers: Sequence) -> list[str]:
+    return [a.text for a in answers]
 
 
 def _rate_once(reward: Score, x: Sequence[str], y: Sequence[str]) -> Tensor:
@@ -88,7 +92,7 @@ def _rate_once(reward: Score, x: Sequence[str], y: Sequence[str]) -> Tensor:
 
 
 def _each_once(f: Callable[[list, list], Tensor], first: Sequence, second: Sequence) -> Tensor:
-    """f over pairs, each distinct pair computed once: a small LM asked often repeats itself most of the time."""
+    """f over pairs, each distinct pair computed once: a small LM often gives the same answer again."""
     pairs = list(zip(first, second, strict=True))
     distinct = list(dict.fromkeys(pairs))
     found, place = f(*map(list, zip(*distinct))), {pair: i for i, pair in enumerate(distinct)}  # (distinct,)
@@ -96,7 +100,7 @@ def _each_once(f: Callable[[list, list], Tensor], first: Sequence, second: Seque
 
 
 def log_probabilities(prompter: Prompter, requests: Sequence[str], rewrites: Sequence[Sequence[str]]) -> Tensor:
-    """log rho(x'|x) of each listed rewrite as the tokenizer spells it, EOS included: (N, K) float64."""
+    """log rho(x'|x) of each enumerated rewrite as the tokenizer spells it, EOS included: (N, K) float64."""
     pairs = [
         prompter.tokenizer.chat_with_answer(x, x_prime)
         for x, row in zip(requests, rewrites, strict=True)
@@ -106,18 +110,18 @@ def log_probabilities(prompter: Prompter, requests: Sequence[str], rewrites: Seq
 
 
 def describe(listing: Listing, lam: float) -> dict[str, float]:
-    """`theory.closeness` of the trained prompter at price lam, and what limits the comparison.
+    """`theory.closeness` of the trained prompter at KL coefficient lam, and what limits the comparison.
 
-        mass_outside, mass_outside_sft   what the two prompters give to unlisted rewrites
-        unlisted_cost                    the least KL, times lam, that moving mass off the list (or onto it) takes; the share leaves
+        mass_outside, mass_outside_sft   what the two prompters give to rewrites that are not enumerated
+        unlisted_cost                    the least KL, times lam, that moving mass off these rewrites (or to them) takes; the share
                                          it out
-        r_standard_error                 of R: root mean square over the listed rewrites
-        optimum_noise                    by how much the noise in R is expected to flatter J_lam(rho*), in units of reward; to
+        r_standard_error                 of R: root mean square over the enumerated rewrites
+        optimum_noise                    by how much the noise in R is expected to raise J_lam(rho*), in units of reward; to
                                          second order, and so too low where R's standard errors are not well below lam
         delta2, delta3                   J(pi_F) - J(rho_sft), J(rho_sft) - J(rho*); the R that chose rho* measures it too, which
-                                         flatters it by about twice `optimum_noise`
+                                         raises it by about twice `optimum_noise`
 
-    Rewards, and so everything but the masses and the share, are in the units that PPO sees and lam is a price in.
+    Rewards, and so everything but the masses and the share, are in the units that PPO sees, those of lam.
     """
     rho_sft, R, M = listing.rho_sft, listing.R, listing.r.shape[2]
     star = theory.optimal_prompter(rho_sft, R, lam)  # (N, K)
@@ -143,8 +147,8 @@ class OracleSamples:
 
     r: Tensor  # (N, M) rewards of the oracle's answers
     own: Tensor  # (N, S) the oracle's answers under the oracle itself
-    oracle_under: Tensor  # (N, S, K) the same answers under the frozen LM, after each listed rewrite
-    plain_under: Tensor  # (N, S, K) the frozen LM's answers to x under the frozen LM, after each listed rewrite
+    oracle_under: Tensor  # (N, S, K) the same answers under the frozen LM, after each rewrite
+    plain_under: Tensor  # (N, S, K) the frozen LM's answers to x under the frozen LM, after each rewrite
 
 
 def sample_oracle(
@@ -153,7 +157,7 @@ def sample_oracle(
     """As many rated answers of the oracle as each rewrite has, and `answers` S of both models for the total variations."""
     N, K, M = rated.r.shape
     repeated = [x for x in rated.requests for _ in range(M)]
-    r = _rate_once(reward, repeated, oracle.answer(repeated, generator)).view(N, M)
+    r = _rate_once(reward, repeated, _texts(oracle.answer(repeated, generator))).view(N, M)
     chat, sampling = frozen.tokenizer.chat, frozen.sampling
 
     def under(model: FrozenLM, prompts: list, tokens: list) -> Tensor:
@@ -161,11 +165,11 @@ def sample_oracle(
         return _each_once(score, [tuple(p) for p in prompts], [tuple(t) for t in tokens])
 
     plain = [x for x in rated.requests for _ in range(answers)]  # (N*S)
-    listed = [chat(x_prime) for row in rated.rewrites for _ in range(answers) for x_prime in row]  # (N*S*K)
-    by_oracle, by_frozen = ([c.tokens for c in lm.complete(plain, generator)] for lm in (oracle, frozen))
+    enumerated = [chat(x_prime) for row in rated.rewrites for _ in range(answers) for x_prime in row]  # (N*S*K)
+    by_oracle, by_frozen = ([a.tokens for a in lm.answer(plain, generator)] for lm in (oracle, frozen))
     own = under(oracle, [chat(x) for x in plain], by_oracle).view(N, answers)
     each = (
-        under(frozen, listed, [t for t in tokens for _ in range(K)]).view(N, answers, K)
+        under(frozen, enumerated, [t for t in tokens for _ in range(K)]).view(N, answers, K)
         for tokens in (by_oracle, by_frozen)
     )
     return OracleSamples(r, own, *each)
@@ -176,7 +180,7 @@ def suboptimality(listing: Listing, samples: OracleSamples, lam: float) -> dict[
 
     The bounds hold for *any* pi*, and the oracle is the best policy at hand. Total variations are estimated from
     samples by TV(p, q) = E_{y ~ p}[max(0, 1 - q(y) / p(y))], unbiased and between 0 and 1; r_max is the range of the
-    rewards seen. The first listed rewrite is x itself.
+    rewards seen. The first rewrite is x itself.
     """
     star = theory.optimal_prompter(listing.rho_sft, listing.R, lam)  # (N, K)
     log_mixture = (listing.log_sft.log_softmax(1)[:, None] + samples.oracle_under).logsumexp(2)  # (N, S)

@@ -7,8 +7,9 @@ import json
 from html import escape
 from pathlib import Path
 
-from alignpro_mini import plots
-from alignpro_mini.tables import ARMS, GLOSSARY, METRICS, TRIO, arm_table, final_table, get, num
+from alignpro_mini.lab import plots
+from alignpro_mini.lab.glossary import ARMS, GLOSSARY, METRICS, TRIO
+from alignpro_mini.lab.tables import arm_table, final_table, get, num
 
 
 def headline(results: dict) -> str:
@@ -32,13 +33,13 @@ def headline(results: dict) -> str:
 
 
 def variance_sentence(results: dict) -> str:
-    """Names the part of the variance that fell the most from no fine-tuning to Align-Pro."""
+    """Names the variance component that fell the most from no fine-tuning to Align-Pro."""
     before, after = (get(results, "arms", arm, "variance_parts") or {} for arm in TRIO[:2])
     falls = {part: before[part] - after[part] for part in before if None not in (before[part], after.get(part))}
     part = max(falls, key=falls.get, default=None)
     if part is None or falls[part] <= 0:
-        return "No part of the variance was seen to fall from no fine-tuning to Align-Pro."
-    what = METRICS[part][0].removeprefix("variance part: ")
+        return "No variance component was seen to fall from no fine-tuning to Align-Pro."
+    what = METRICS[part][0].removeprefix("variance component: ")
     return f"What fell the most is {part.replace('_', ' ')} ({what}): {num(before[part])} to {num(after[part])}."
 
 

@@ -1,0 +1,279 @@
+"""Reward against KL over a sweep of lambda, with the exact optimum as a curve.
+
+    python -m alignpro_mini.experiments.frontier --lambdas 0.02,0.05,0.1,0.2,0.5        # ten minutes on two cores
+
+    <out>/frontier-<preset>-<task>-seed<k>/
+        base/           the frozen LM, the SFT prompter, the reward model, R over the enumerated rewrites
+        lam-0.1/ ...    Align-Pro and the RLHF oracle trained at this KL coefficient
+        results.json, frontier.png
+
+    closed form    (KL, J) of rho* as lambda runs from large to small, twice: rated by the answers that chose it, which
+                   makes it too high, and by other answers, which makes it too low; the truth lies between
+    Align-Pro      (KL, J) of the trained prompters, on the same enumerated rewrites: exact
+    best-of-n      the same for the distribution of its picks: chosen by one half of the answers, rated by the other
+    RLHF           mean reward on the same requests, against the KL of *answers*: another quantity, shown for comparison
+
+Rewards are in the units that PPO sees, those of lambda (a callable is shifted and scaled; the learned reward already is).
+What it leaves out: seeds in one figure, and settings other than lambda.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from alignpro_mini import theory
+from alignpro_mini.experiments.sweep import exit_if_failed, run_all
+from alignpro_mini.frozen import FrozenLM
+from alignpro_mini.lab import assess, optimum, pipeline
+from alignpro_mini.lab.cli import one_line_errors, parse_command_line
+from alignpro_mini.lab.config import RunConfig
+from alignpro_mini.lab.evaluation import Evaluator
+from alignpro_mini.lab.glossary import ARMS, TRIO
+from alignpro_mini.lab.optimum import Listing
+from alignpro_mini.lab.plots import new_figure
+from alignpro_mini.lab.run import Run, RunStage
+from alignpro_mini.lab.tables import aligned, num
+from alignpro_mini.options import require
+from alignpro_mini.weights.tensors import write_json
+
+PROG = "alignpro_mini.experiments.frontier"
+BEST_OF = (2, 4, 8, 16, 32)
+
+
+def base(config: RunConfig, folder: Path, resume: bool):
+    """What runs that differ in PPO alone share, kept in `folder`/base: (world, pi_F, rho_sft, reward, rated rewrites)."""
+    world = pipeline.make_world(config)
+    run = Run(replace(config, out=str(folder), name="base"), resume)
+    tokenizer, pi_f = pipeline.frozen_lm(run, world)
+    rho_sft = pipeline.prompter_sft(run, world, tokenizer, pi_f)
+    reward = pipeline.reward_model(run, world, pi_f, rho_sft)
+    return world, pi_f, rho_sft, reward, assess.rate_rewrites(run, world, pi_f, reward)
+
+
+def run_frontier(config: RunConfig, resume: bool, lams: Sequence[float]) -> dict:
+    """Train at each KL coefficient, measure, draw; returns (and writes) {"task", "preset", "seed", "closed_form", "align_pro", ...}."""
+    folder = Path(config.out) / config.run_name
+    world, pi_f, rho_sft, reward, rated = base(config, folder, resume)
+    untrained, points = rated.under(rho_sft, rho_sft), []
+    for lam in lams:
+        ppo, oracle = (replace(c, kl_coef=lam, adaptive_kl_target=0.0) for c in (config.ppo, config.oracle))
+        run = Run(replace(config, out=str(folder), name=f"lam-{lam:g}", ppo=ppo, oracle=oracle), resume)
+        rho = pipeline.align_pro(run, world, pi_f, rho_sft, reward)
+        oracle = pipeline.rlhf_oracle(run, world, pi_f, reward)
+        ours = rated.under(rho_sft, rho)
+        point = {"lam": lam, **_point(ours.rho, ours), **optimum.describe(ours, lam)}
+        if oracle is not None:
+            point |= _rlhf(run, rated.requests, pi_f, oracle, reward)
+        points.append(point)
+    results = {
+        "task": config.task,
+        "preset": config.preset,
+        "seed": config.seed,
+        "no_finetuning": float(rated.R[:, 0].mean()),
+        "closed_form": closed_form_curve(untrained, lams),
+        "align_pro": points,
+        "best_of_n": best_of_n(untrained, config.seed),
+    }
+    write_json(folder / "results.json", results)
+    frontier_figure(results, folder / "frontier.png")
+    return results
+
+
+def _point(rho: torch.Tensor, listing: Listing) -> dict[str, float]:
+    """Where a prompter (N, K) lies: KL to rho_sft in nats, and J."""
+    return {"kl": float(theory.kl(rho, listing.rho_sft).mean()), "mean": float(theory.value(rho, listing.R))}
+
+
+def _rlhf(run: Run, requests: list[str], pi_f: FrozenLM, oracle: FrozenLM, reward: pipeline.Reward) -> dict[str, float]:
+    """RLHF in the units and on the requests of the enumerated rewrites: the KL of its answers, and their mean reward."""
+
+    def make(stage: RunStage) -> dict[str, float]:
+        many = replace(run.config.eval, inputs=len(requests), rewrites=1, answers=run.config.theory.answers)
+        arm = Evaluator(requests, pi_f, reward.train, None, many, run.generator("rlhf")).oracle(oracle, pi_f)
+        return {"rlhf_kl": float(arm.kl.mean()), "rlhf_mean": float(arm.reward.mean())}
+
+    return run.json("rlhf", make)
+
+
+def closed_form_curve(listing: Listing, lams: Sequence[float], points: int = 60) -> list[dict[str, float]]:
+    """rho* for KL coefficients from ten times the largest of `lams` down to the smallest, with the variance on the way.
+
+    R is noisy, and rho* leans on what came out high: `mean`, by the same answers, is too high. `kl_held_out` and
+    `mean_held_out` are those of the optimum by one half of the answers, rated by the other half (both ways, averaged): a
+    prompter that exists, and so too low. `between_rewrites` and `within` and their derivatives along 1/lambda are
+    `theory.along_eta`'s.
+    """
+    found, halves = [], [half.mean(2) for half in listing.r.tensor_split(2, dim=2)]  # (N, K) each
+    for lam in np.geomspace(10 * max(lams), min(lams), points).tolist():
+        along = theory.along_eta(listing.rho_sft, listing.R, listing.r.var(2), 1 / lam)
+        star = theory.optimal_prompter(listing.rho_sft, listing.R, lam)
+        found.append({"lam": lam, "kl": float(theory.kl(star, listing.rho_sft).mean())} | along)
+        blind = [
+            (theory.optimal_prompter(listing.rho_sft, chose, lam), rates) for chose, rates in (halves, halves[::-1])
+        ]
+        found[-1]["kl_held_out"] = sum(float(theory.kl(p, listing.rho_sft).mean()) for p, _ in blind) / 2
+        found[-1]["mean_held_out"] = sum(float(theory.value(p, rates)) for p, rates in blind) / 2
+    return found
+
+
+def best_of_n(listing: Listing, seed: int, draws: int = 4000) -> list[dict[str, float]]:
+    """Best-of-n's picks, simulated: n rewrites of rho_sft, one answer each, the best answer's rewrite.
+
+    The picks of `draws` tries an input give a distribution over rewrites, whose KL and J are then exact, but for a KL that
+    is too high by about (K - 1) / (2 draws) nats. Picks are made by the first half of the listed answers and rated by the
+    second: an answer that was chosen for being good would flatter. Raises ValueError for a single answer a rewrite.
+    """
+    g = torch.Generator().manual_seed(seed)
+    N, K, M = listing.r.shape
+    if M < 2:
+        raise ValueError("best-of-n needs two answers a rewrite at least: one to choose by, one to rate")
+    chosen_by, rated_by = listing.r[:, :, : M // 2], listing.r[:, :, M // 2 :].mean(2)  # (N, K, M/2), (N, K)
+    found = []
+    for n in BEST_OF:
+        picked = torch.zeros(N, K, dtype=torch.float64)
+        for i in range(N):
+            rewrite = torch.multinomial(listing.rho_sft[i], draws * n, replacement=True, generator=g).view(draws, n)
+            answer = torch.randint(M // 2, (draws, n), generator=g)  # (draws, n)
+            best = chosen_by[i][rewrite, answer].argmax(1, keepdim=True)  # (draws, 1)
+            picked[i] = rewrite.gather(1, best)[:, 0].bincount(minlength=K).double() / draws
+        point = {
+            "n": n,
+            "kl_bound": float(np.log(n) - (n - 1) / n),
+            "kl": float(theory.kl(picked, listing.rho_sft).mean()),
+        }
+        found.append(point | {"mean": float(theory.value(picked, rated_by))})
+    return found
+
+
+def frontier_table(runs: list[dict]) -> str:
+    """Per run a row for each lambda: Align-Pro beside its share of the attainable gain, RLHF; then best-of-n."""
+    digits = {"kl": 2, "mean": 3, "attainable_gain_share": 3, "mass_outside": 3, "rlhf_kl": 2, "rlhf_mean": 3}
+    blocks = []
+    for run in runs:
+        rows = [["λ", "KL", "reward", "attain. share", "not enumerated", "RLHF: KL of answers", "reward"]]
+        rows += [[f"{p['lam']:g}", *(num(p.get(key), d) for key, d in digits.items())] for p in run["align_pro"]]
+        best = [["n", "KL", "bound", "reward"]]
+        best += [[str(p["n"]), num(p["kl"], 2), num(p["kl_bound"], 2), num(p["mean"])] for p in run["best_of_n"]]
+        title = f"task {run['task']}, seed {run['seed']}; no fine-tuning {num(run['no_finetuning'])}"
+        blocks.append(f"{title}\n{aligned(rows)}\n\nbest-of-n\n{aligned(best)}")
+    return "\n\n".join(blocks)
+
+
+def frontier_figure(results: dict, path) -> None:
+    """Reward against KL: the closed form as two curves, the others as points with their lambda or n; beside it the variance."""
+    figure, ((ax, spread),) = new_figure(path, 1, 2, (13, 5.6))
+    curve, name, colour = results["closed_form"], *ARMS["closed_form"]
+    for part, shade in (("between_rewrites", "#cc79a7"), ("within", "#56b4e9")):
+        spread.plot([p["kl"] for p in curve], [p[part] for p in curve], color=shade, label=part.replace("_", " "))
+    spread.plot(
+        [p["kl"] for p in curve], [p["between_rewrites"] + p["within"] for p in curve], color="black", label="both"
+    )
+    spread.set(
+        xlabel="KL of the optimum to the reference, nats",
+        ylabel="variance of the reward for one request",
+        ylim=(0, None),
+    )
+    spread.set_title("the variance along the closed form")
+    spread.legend(frameon=False)
+    ax.plot(
+        [p["kl"] for p in curve],
+        [p["mean"] for p in curve],
+        color=colour,
+        linewidth=2,
+        label=f"{name}, rated by the same answers",
+    )
+    ax.plot(
+        [p["kl_held_out"] for p in curve],
+        [p["mean_held_out"] for p in curve],
+        "--",
+        color=colour,
+        linewidth=2,
+        label=f"{name}, rated by other answers",
+    )
+    series = (  # each arm's marks on a side of their own: the points lie close
+        ("align_pro", "λ {lam:g}", results["align_pro"], "kl", "mean", (4, -13)),
+        ("best_of_n", "n {n}", results["best_of_n"], "kl", "mean", (-22, 6)),
+        (
+            "rlhf_oracle",
+            "β {lam:g}",
+            [p for p in results["align_pro"] if "rlhf_kl" in p],
+            "rlhf_kl",
+            "rlhf_mean",
+            (5, 5),
+        ),
+    )
+    for arm, mark, points, x, y, (dx, dy) in series:
+        name, colour = ARMS[arm]
+        label = f"{name} (KL of answers)" if arm == "rlhf_oracle" else name
+        ax.plot([p[x] for p in points], [p[y] for p in points], "o", color=colour, label=label)
+        for i, p in enumerate(sorted(points, key=lambda p: p[x])):
+            place = (
+                dx,
+                dy + i % 2 * math.copysign(10, dy),
+            )  # every second mark a line further out: neighbours may nearly coincide
+            ax.annotate(
+                mark.format(**p), (p[x], p[y]), xytext=place, textcoords="offset points", fontsize=8, color=colour
+            )
+    ax.axhline(results["no_finetuning"], color=ARMS[TRIO[0]][1], linestyle="--", label=ARMS[TRIO[0]][0])
+    ax.set(
+        xlabel="KL to the reference, nats",
+        ylabel="mean reward",
+        title=f"task {results['task']}, seed {results['seed']}",
+    )
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(path)
+
+
+def lambdas(text: str) -> list[float]:
+    """'0.1,0.2' -> [0.1, 0.2]. Raises UserError for anything but numbers above 0."""
+    try:
+        found = list({f"{float(lam):g}": float(lam) for lam in text.split(",")}.values())  # a folder each, named by %g
+    except ValueError:
+        found = [math.nan]
+    require(
+        all(0 < lam < math.inf for lam in found),
+        f"--lambdas: {text!r} is not a list of numbers above 0, such as 0.05,0.1,0.2",
+    )
+    return found
+
+
+def main() -> None:
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--lambdas", default="0.02,0.05,0.1,0.2,0.5", help="KL coefficients (default: %(default)s)")
+
+    configs, how = parse_command_line(prog=PROG, add=add)
+    with one_line_errors(PROG):
+        require_enumerable(configs[0])
+        for name in sorted(how.given):
+            require(
+                not name.endswith(("kl_coef", "kl_target")), f"--lambdas sets the KL coefficient: leave out --{name}"
+            )
+        configs = [replace(c, name=f"frontier-{c.run_name}") for c in configs]
+        one = partial(run_frontier, lams=lambdas(how.lambdas))
+        results, failed = run_all(["-m", PROG], configs, how, one)
+    print(frontier_table(results))
+    exit_if_failed(PROG, configs, failed)
+
+
+def require_enumerable(config: RunConfig) -> None:
+    """Raises UserError where there is no exact optimum to compare with."""
+    require(
+        not config.real_model
+        and config.theory.inputs > 0
+        and config.ppo.kl_coef > 0
+        and not config.ppo.adaptive_kl_target,
+        "the optimum is known for the embedded world and one KL coefficient above 0 only: leave out --preset smollm2, "
+        "--theory.inputs 0 and --ppo.adaptive_kl_target",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""The paper's figure: two prompters x two frozen models, every cell on the same requests and in the same units.
+
+    python -m alignpro_mini.experiments.grid --task all --seed 0-4 --jobs 2      # an hour and a half on two cores
+    python -m alignpro_mini.experiments.grid --cells P1-F2                       # one cell; --resume adds more
+
+    <out>/grid-<preset>-<task>-seed<k>/
+        F1/  F2/      a frozen model, its RLHF oracle, the arms without a prompter, and the rewards of all enumerated
+                      rewrites: once, for both prompters
+        P1/  P2/      an SFT prompter
+        reward/       one reward model for all cells, learned on F1's answers to P1's rewrites
+        P1-F1/ ...    Align-Pro of this cell and the arms with a prompter
+        P1-F1-swapped/ ...   its prompter in front of the other frozen model
+        results.json  all cells, and the swap test
+
+So no fine-tuning and the oracle are the same for both prompters; in the paper's figure they differ. Swap test: a prompter
+trained for F1 is put in front of F2, and the reverse, to see whether it learned something about F1 or about the world.
+What it leaves out: a reward model per frozen model, which would give the cells different units.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from alignpro_mini.alignpro import Prompter
+from alignpro_mini.experiments import grid_report
+from alignpro_mini.experiments.paper import CELLS
+from alignpro_mini.experiments.sweep import exit_if_failed, run_all
+from alignpro_mini.frozen import FrozenLM
+from alignpro_mini.lab import assess, pipeline
+from alignpro_mini.lab.cli import nearest, one_line_errors, parse_command_line
+from alignpro_mini.lab.config import RunConfig, ShapeConfig
+from alignpro_mini.lab.evaluation import Arm, paired
+from alignpro_mini.lab.run import Run
+from alignpro_mini.options import require
+from alignpro_mini.weights.tensors import write_json
+from alignpro_mini.worlds.world import World
+
+PROG = "alignpro_mini.experiments.grid"
+# The second prompter and the second frozen model: other sizes than the preset's own.
+SECOND = {
+    "tiny": (ShapeConfig(d_model=64, n_layers=2), ShapeConfig(n_layers=2)),
+    "small": (ShapeConfig(d_model=128, n_layers=4), ShapeConfig(d_model=320, n_layers=6, n_heads=10)),
+    "gpt2": (
+        ShapeConfig(d_model=384, n_layers=6, n_heads=6),
+        ShapeConfig(d_model=1024, n_layers=16, n_heads=16, n_kv_heads=4),
+    ),
+}
+
+
+def grid_part(config: RunConfig, part: str) -> RunConfig:
+    """The configuration of one part of the grid, its name set: "F2", "P1", "P2-F1", or "reward" (that of P1 and F1).
+
+    P1 and F1 are the preset's own prompter and frozen model. Raises UserError for a preset without a second pair.
+    """
+    require(
+        config.preset in SECOND,
+        f"the grid needs two models of each kind, and --preset {config.preset} has one: use {', '.join(SECOND)}",
+    )
+    prompter, frozen = SECOND[config.preset]
+    return replace(
+        config,
+        name=part,
+        prompter_model=prompter if "P2" in part else config.prompter_model,
+        frozen_model=frozen if "F2" in part else config.frozen_model,
+    )
+
+
+class Parts:
+    """The runs of one group (a task and a seed), each opened once."""
+
+    def __init__(self, config: RunConfig, resume: bool) -> None:
+        self.config, self.resume = replace(config, out=str(Path(config.out) / config.run_name)), resume
+        self.runs: dict[str, Run] = {}
+
+    def __getitem__(self, part: str) -> Run:
+        if part not in self.runs:
+            print(f"--- {self.config.task}, seed {self.config.seed}: {part}")
+            self.runs[part] = Run(grid_part(self.config, part), self.resume)
+        return self.runs[part]
+
+    def finished(self, cell: str) -> bool:
+        """Whether an earlier command has left this cell behind, evaluation and all."""
+        return (Path(self.config.out) / cell / "results.json").exists()
+
+
+def run_group(config: RunConfig, resume: bool, cells: Sequence[str]) -> dict:
+    """The wanted cells of one task and seed; returns (and writes) {"task", "preset", "seed", "cells", "swap", "wall_s"}."""
+    world, parts = pipeline.make_world(config), Parts(config, resume)
+    # Cells of an earlier command come along: the swap test needs two, and results.json holds them all.
+    cells = [cell for cell in CELLS if cell in cells or parts.finished(cell)]
+    wanted = sorted(
+        {part for cell in cells for part in cell.split("-")} | {"F1", "P1"}
+    )  # these two made the reward model
+    frozen: dict[str, FrozenLM] = {}
+    for F in (part for part in wanted if part[0] == "F"):
+        tokenizer, frozen[F] = pipeline.frozen_lm(parts[F], world)
+    rho_sft = {P: pipeline.prompter_sft(parts[P], world, tokenizer, frozen["F1"]) for P in wanted if P[0] == "P"}
+    reward = pipeline.reward_model(parts["reward"], world, frozen["F1"], rho_sft["P1"])
+    oracle, plain, rated, samples = {}, {}, {}, {}
+    for F in {cell.split("-")[1]: None for cell in cells}:
+        oracle[F] = pipeline.rlhf_oracle(parts[F], world, frozen[F], reward)
+        plain[F] = assess.evaluate_plain(parts[F], world, frozen[F], oracle[F], reward)
+        rated[F] = assess.rate_rewrites(parts[F], world, frozen[F], reward)
+        samples[F] = assess.sample_oracle(parts[F], frozen[F], oracle[F], reward, rated[F])
+    found, rho, own = {}, {}, {}
+    for cell in cells:
+        P, F = cell.split("-")
+        run = parts[cell]
+        rho[cell] = pipeline.align_pro(run, world, frozen[F], rho_sft[P], reward)
+        listing = assess.closed_form(run, rho_sft[P], rho[cell], rated[F], samples[F])
+        arms = plain[F] | assess.evaluate_prompters(run, world, frozen[F], rho_sft[P], rho[cell], reward, listing)
+        found[cell], own[cell] = assess.conclude(run, arms), arms["align_pro"]
+    swap = {
+        cell: _swapped(parts, world, cell, frozen, rho_sft, rho, reward, plain, own)
+        for cell in cells
+        if _other(cell) in cells
+    }
+    results = {"task": config.task, "preset": config.preset, "seed": config.seed, "cells": found, "swap": swap}
+    results["wall_s"] = {
+        part: sum(stage["seconds"] for stage in run.stages.values()) for part, run in parts.runs.items()
+    }
+    write_json(Path(parts.config.out) / "results.json", results)
+    return results
+
+
+def draw(groups: list[dict], config: RunConfig) -> list[Path]:
+    """The figures of these groups and of those that earlier commands left beside them, and their numbers in one file.
+
+    A group with a --name of its own is drawn alone, in its folder.
+    """
+    stem = Path(config.out, f"grid-{config.preset}")
+    found = {}
+    if config.run_name.startswith(stem.name):
+        found = {
+            path: json.loads(path.read_text(encoding="utf-8"))
+            for path in stem.parent.glob(f"{stem.name}-*/results.json")
+        }
+    else:
+        stem = Path(config.out, config.run_name, stem.name)
+    by_run = {(g["task"], g["seed"]): g for g in (*found.values(), *groups)}
+    groups = [by_run[key] for key in sorted(by_run)]
+    mean, variance, numbers = (stem.with_name(stem.name + end) for end in (".png", "-variance.png", ".json"))
+    grid_report.grid_figure(groups, mean)
+    grid_report.variance_figure(groups, variance)
+    write_json(numbers, {"groups": groups})
+    return [mean, variance, numbers]
+
+
+def _other(cell: str) -> str:
+    """The cell with the same prompter and the other frozen model."""
+    return cell.replace("F1", "F3").replace("F2", "F1").replace("F3", "F2")
+
+
+def _swapped(
+    parts: Parts,
+    world: World,
+    cell: str,
+    frozen: dict[str, FrozenLM],
+    rho_sft: dict[str, Prompter],
+    rho: dict[str, Prompter],
+    reward: pipeline.Reward,
+    plain: dict[str, dict[str, Arm]],
+    own: dict[str, Arm],
+) -> dict:
+    """The cell's prompter in front of the other frozen model: against no prompter there, and against the one trained for it."""
+    P, away, n = cell.split("-")[0], _other(cell).split("-")[1], parts.config.eval.bootstrap
+    arm = assess.evaluate_swapped(parts[f"{cell}-swapped"], world, frozen[away], rho_sft[P], rho[cell], reward)
+    return {
+        "in_front_of": away,
+        "mean": float(arm.reward.mean()),
+        "variance": float(arm.reward.var(ddof=1)),
+        "against_no_finetuning": paired(arm, plain[away]["no_finetuning"], n),
+        "against_its_own_prompter": paired(arm, own[_other(cell)], n),
+    }
+
+
+def cells_named(text: str) -> tuple[str, ...]:
+    """'all' -> every cell; 'P1-F1,P2-F1' -> these. Raises UserError for an unknown one."""
+    cells = CELLS if text == "all" else tuple(text.split(","))
+    for cell in cells:
+        require(cell in CELLS, f"--cells: {cell!r} is not one of all, {', '.join(CELLS)}{nearest(cell, CELLS)}")
+    return cells
+
+
+def main() -> None:
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--cells", default="all", help=f"all, or some of {', '.join(CELLS)} (default: all)")
+
+    configs, how = parse_command_line(prog=PROG, add=add)
+    with one_line_errors(PROG):
+        grid_part(configs[0], "F1")  # a preset without a second pair of models ends here
+        one = partial(run_group, cells=cells_named(how.cells))
+        configs = [replace(c, name=f"grid-{c.run_name}") for c in configs]
+        results, failed = run_all(["-m", PROG], configs, how, one)
+        # The figures show all groups, so only the parent process draws them.
+        if results and not how.child:
+            print(grid_report.grid_table(results))
+            print(f"\nfigures: {', '.join(map(str, draw(results, configs[0])))}")
+    exit_if_failed(PROG, configs, failed)
+
+
+if __name__ == "__main__":
+    main()

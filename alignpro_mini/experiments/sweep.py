@@ -1,0 +1,218 @@
+"""Several runs of `train.py`: side by side, each in a process of its own, and one table of all.
+
+Small models gain little from a second thread: on two cores, two single-threaded runs finish sooner than one after the
+other with two threads each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from alignpro_mini.experiments.paper import PAPER
+from alignpro_mini.lab.config import RunConfig
+from alignpro_mini.lab.glossary import ARMS, TRIO
+from alignpro_mini.lab.statistics import t_interval
+from alignpro_mini.lab.tables import aligned, get, num
+
+
+def run_all(
+    program: Sequence[str],
+    configs: Sequence[RunConfig],
+    how: argparse.Namespace,
+    one: Callable[[RunConfig, bool], dict],
+) -> tuple[list[dict], list[Path]]:
+    """Results of `one(config, resume)` for each config, and the logs of runs that failed.
+
+    With `--jobs` above 1 each run is a process of its own: `program` (a script, or -m and a module) with this command's
+    arguments. Its results are read from `results.json` in the run's folder.
+    """
+    if how.jobs > 1 and len(configs) > 1:
+        return run_side_by_side(program, sys.argv[1:], configs, how.jobs)
+    return [one(config, how.resume) for config in configs], []
+
+
+def exit_if_failed(prog: str, configs: Sequence[RunConfig], failed: Sequence[Path]) -> None:
+    """End the program with one line that names the logs of failed runs."""
+    if failed:
+        sys.exit(f"{prog}: error: {len(failed)} of {len(configs)} runs failed; see {', '.join(map(str, failed))}")
+
+
+def run_side_by_side(
+    program: Sequence[str], argv: Sequence[str], configs: Sequence[RunConfig], jobs: int
+) -> tuple[list[dict], list[Path]]:
+    """Run `program` once per config, at most `jobs` at a time: (results of the runs that ended well, logs of the others).
+
+    Each writes its output to `<out>/<run name>.log`. With --resume a finished run only loads what it left. Whatever ends
+    this function (an error, Ctrl-C, SIGTERM) ends the runs too: two processes must not write to one folder. Raises
+    OSError when the folder of the logs cannot be written.
+    """
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    waiting, running, failed = list(configs), {}, []
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                config = waiting.pop(0)
+                log = _log(config)
+                which = ("--task", config.task, "--seed", str(config.seed), "--child")
+                command = [sys.executable, *program, *_without(argv), *which]
+                with log.open("a", encoding="utf-8") as out:
+                    process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+                running[process] = (config, log, time.perf_counter())
+            time.sleep(0.5)
+            for process in [p for p in running if p.poll() is not None]:
+                config, log, started = running.pop(process)
+                verdict = "done" if process.returncode == 0 else "FAILED"
+                print(f"{config.run_name}: {verdict} in {time.perf_counter() - started:.0f} s, log {log}", flush=True)
+                if process.returncode:
+                    failed.append(log)
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+        signal.signal(signal.SIGTERM, before)
+    well = [config for config in configs if _log(config) not in failed]
+    return [json.loads((Path(c.out) / c.run_name / "results.json").read_text(encoding="utf-8")) for c in well], failed
+
+
+def _log(config: RunConfig) -> Path:
+    """Where a run's output goes. Raises OSError naming the folder that cannot be made."""
+    try:
+        Path(config.out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{config.out} cannot be written ({error.strerror}): choose another folder with --out") from None
+    return Path(config.out) / f"{config.run_name}.log"
+
+
+def _without(argv: Sequence[str]) -> list[str]:
+    """The command line without --task, --seed and --jobs, which differ from run to run."""
+    kept, skip = [], False
+    for word in argv:
+        if skip:
+            skip = False
+        elif word in ("--task", "--seed", "--jobs"):
+            skip = True
+        elif not word.startswith(("--task=", "--seed=", "--jobs=")):
+            kept.append(word)
+    return kept
+
+
+# ---------------------------------------------------------------- tables of several runs
+
+
+def by_task(runs: list[dict]) -> dict[str, list[dict]]:
+    runs = sorted(runs, key=lambda run: get(run, "seed") or 0)
+    return {task: [r for r in runs if r.get("task") == task] for task in sorted({r.get("task") for r in runs}, key=str)}
+
+
+def over_seeds(runs: list[dict], *keys: str) -> tuple[float | None, float | None]:
+    """Mean of runs[i][k1][k2]... over the seeds, and the half-width of its 95% t-interval."""
+    return t_interval([get(run, *keys) for run in runs])
+
+
+# What a sweep's row shows of a run: two lines of heading, place in its results, decimals.
+COLUMNS = (
+    *((arm, "mean", ("arms", key, "mean"), 3) for arm, key in zip(("No-FT", "Align-Pro", "Oracle"), TRIO)),
+    ("Align-Pro - No-FT", "[95% CI]", ("arms", "align_pro", "difference", "mean"), 3),
+    ("gap", "closed", ("gap_closed",), 2),
+    ("var.", "ratio", ("variance_ratio",), 2),
+    *(("gold", arm, ("arms", key, "gold_mean"), 3) for arm, key in zip(("No-FT", "Align-Pro", "Oracle"), TRIO)),
+    ("attain.", "share", ("theory", "attainable_gain_share"), 3),
+    ("not", "enum.", ("theory", "mass_outside"), 3),
+    ("wall", "s", ("seconds",), 1),
+)
+
+
+def sweep_counts(runs: list[dict]) -> dict[str, tuple[int, int]]:
+    """{claim: (k, n)}: it holds in k of the n runs that measured it (without an oracle no run can be 'between')."""
+    means = [[get(run, "arms", arm, "mean") for arm in TRIO] for run in runs]
+    intervals = [get(run, "arms", "align_pro", "difference", "ci95") for run in runs]
+    ratios = [get(run, "variance_ratio") for run in runs]
+    shares = [get(run, "theory", "attainable_gain_share") for run in runs]
+    claims = {
+        "Align-Pro above no fine-tuning with interval above zero": [ci[0] > 0 for ci in intervals if ci],
+        "between no fine-tuning and oracle": [a < b < c for a, b, c in means if None not in (a, b, c)],
+        "variance below no fine-tuning": [ratio < 1 for ratio in ratios if ratio is not None],
+        "at least 0.95 of the attainable gain": [share >= 0.95 for share in shares if share is not None],
+    }
+    return {claim: (sum(held), len(held)) for claim, held in claims.items() if held}
+
+
+def right_answers(runs: list[dict]) -> list[str]:
+    """For sums: right answers and rewrites that ask for steps, averaged over the seeds; nothing for other tasks."""
+    before, after = ([get(r, "arms", arm, "right_rate") for r in runs] for arm in TRIO[:2])
+    rises = [b - a for a, b in zip(before, after) if None not in (a, b)]
+    if not rises:
+        return []
+    asks, _ = over_seeds(runs, "arms", "align_pro", "asks_for_steps")
+    first, last = (num(t_interval(rates)[0], 3) for rates in (before, after))
+    return [
+        f"  right answers {first} to {last}; rewrites that ask for steps {num(asks, 3)} (means over seeds)",
+        f"  right answers rise by {num(min(rises), 3)} to {num(max(rises), 3)}, seed by seed",
+    ]
+
+
+def variance_lines(runs: list[dict]) -> list[str]:
+    """Which variance component falls: an arm a line, means over the seeds."""
+    parts = [("variance_parts", part) for part in ("between_inputs", "between_rewrites", "within")]
+    rows = [["  means over seeds", "variance", "between inputs", "between rewrites", "within", "gold variance"]]
+    for arm, (name, _) in ARMS.items():
+        found = [over_seeds(runs, "arms", arm, *keys)[0] for keys in (("variance",), *parts, ("gold_variance",))]
+        rows += [[f"  {name}", *map(num, found)]] if found[0] is not None else []
+    return [aligned(rows)]
+
+
+def theory_lines(runs: list[dict]) -> list[str]:
+    """Suboptimality and bounds, means over seeds; then what the attainable share leaves out, in parts of that gain."""
+    keys = ("delta1", "delta2", "delta3", "bound_sharp", "bound_paper")
+    needed = (*keys, "optimum_noise", "unlisted_cost")
+    told = [run["theory"] for run in runs if all(get(run, "theory", key) is not None for key in needed)]
+    if not told:
+        return []
+    d1, d2, d3, sharp, paper = (num(over_seeds(told, key)[0], 2) for key in keys)
+    held = sum(sum(t[f"delta{i}"] for i in (1, 2, 3)) <= t["bound_sharp"] <= t["bound_paper"] for t in told)
+    gained = [t for t in told if t["attainable_gain_share"] is not None and t["regularised_gap"] > 0]
+    # share = 1 - gap / attainable gain
+    scale = [(1 - t["attainable_gain_share"]) / t["regularised_gap"] for t in gained]
+    parts = [[t[key] * s for t, s in zip(gained, scale)] for key in needed[-2:]]
+    noise, cost = (f"{num(min(p), 3)} to {num(max(p), 3)}" if p else "–" for p in parts)
+    return [
+        f"  Δ1, Δ2, Δ3 {d1}, {d2}, {d3}; bounds: sharper {sharp}, paper's {paper} (means); both held in {held} of {len(told)}",
+        f"  of the attainable gain, noise in R raises the optimum by {noise}, rewrites not enumerated cost {cost} or more",
+    ]
+
+
+def sweep_table(results: list[dict]) -> str:
+    """Per task: a row a seed, the mean over seeds with its 95% t-interval, the paper's figures, and counts."""
+    results = [run | {"seconds": sum((run.get("wall_s") or {}).values()) or None} for run in results]
+    blocks = []
+    for task, runs in by_task(results).items():
+        rows = [["", *(column[0] for column in COLUMNS)], ["seed", *(column[1] for column in COLUMNS)]]
+        for run in runs:
+            rows.append([str(run.get("seed")), *(num(get(run, *keys), digits) for _, _, keys, digits in COLUMNS)])
+            rows[-1][4] += " " + num(get(run, "arms", "align_pro", "difference", "ci95"))
+        means = [over_seeds(runs, *keys) for _, _, keys, _ in COLUMNS]
+        for i, name in enumerate(("mean", "± 95%")):
+            rows.append([name, *(num(pair[i], digits) for pair, (*_, digits) in zip(means, COLUMNS))])
+        name, *theirs = PAPER.get(task, ("no data set", None, None))
+        rows.append(["paper", *[""] * 4, *(num(v, 2) for v in theirs), *[""] * 6])
+        lines = [*variance_lines(runs), *theory_lines(runs), *right_answers(runs), *claim_lines(sweep_counts(runs))]
+        blocks.append("\n".join([f"task {task} (paper: {name})", aligned(rows), *lines]))
+    if len(blocks) > 1:
+        blocks.append("\n".join(["all tasks", *claim_lines(sweep_counts(results))]))
+    return "\n\n".join(blocks) or "no runs"
+
+
+def claim_lines(counts: dict[str, tuple[int, int]], unit: str = "") -> list[str]:
+    """ "  claim: k of n", a line each."""
+    return [f"  {claim}: {k} of {n}{unit}" for claim, (k, n) in counts.items()]

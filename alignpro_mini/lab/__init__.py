@@ -1,0 +1,1 @@
+"""One run: configuration, run folder, stages, evaluation, tables, plots and report."""

@@ -1,0 +1,176 @@
+"""The stages after the training: the exact optimum, the arms on held-out requests, and the results.
+
+An arm is kept as numbers (rewards, true rewards, KL), so that a resumed run, or another cell of the grid, loads it
+instead of running the models again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from alignpro_mini.alignpro import Prompter
+from alignpro_mini.frozen import FrozenLM, FrozenModel
+from alignpro_mini.lab import evaluation, optimum, report
+from alignpro_mini.lab.evaluation import Arm, Evaluator
+from alignpro_mini.lab.glossary import ARMS
+from alignpro_mini.lab.optimum import Listing, OracleSamples, RatedRewrites
+from alignpro_mini.lab.pipeline import Reward, assert_frozen, with_weights
+from alignpro_mini.lab.run import Run, RunStage
+from alignpro_mini.theory import optimal_prompter
+from alignpro_mini.weights.tensors import write_json
+from alignpro_mini.worlds.world import World
+
+
+def rate_rewrites(run: Run, world: World, pi_f: FrozenModel, reward: Reward) -> RatedRewrites | None:
+    """The stage "listing": all enumerated rewrites of the first evaluation requests, and their rewards.
+
+    None where there is no exact optimum: rewrites that cannot be enumerated (real requests), no single KL coefficient
+    above 0, or `--theory.inputs 0`.
+    """
+    c = run.config
+    requests = world.eval_requests[: c.theory.inputs]
+    rewrites = [world.rewrites(x) for x in requests]
+    if not all(rewrites) or not requests or c.ppo.kl_coef == 0 or c.ppo.adaptive_kl_target > 0:
+        return None
+
+    def make(stage: RunStage) -> tuple[dict, dict]:
+        g = run.generator("listing")
+        return {"r": optimum.rate(requests, rewrites, pi_f, reward.train, c.theory.answers, g).r}, {}
+
+    tensors, _ = run.tensors("listing", make)
+    assert_frozen(pi_f, "listing")
+    return RatedRewrites(requests, rewrites, tensors["r"])
+
+
+def sample_oracle(
+    run: Run, pi_f: FrozenModel, oracle: FrozenLM | None, reward: Reward, rated: RatedRewrites | None
+) -> OracleSamples | None:
+    """The samples for the bounds on the suboptimality; None without an oracle, or where answers are greedy."""
+    c = run.config
+    if rated is None or oracle is None or c.sampling.temperature == 0:
+        return None
+    lm = with_weights(pi_f, "the bounds on the distance to the oracle (--theory.inputs 0 leaves them out)")
+
+    def make(stage: RunStage) -> tuple[dict, dict]:
+        g = run.generator("theory")
+        samples = optimum.sample_oracle(rated, lm, oracle, reward.train, c.theory.samples, g)
+        return {f.name: getattr(samples, f.name) for f in dataclasses.fields(samples)}, {}
+
+    tensors, _ = run.tensors("theory_oracle", make)
+    assert_frozen(pi_f, "theory_oracle")
+    return OracleSamples(**tensors)
+
+
+def closed_form(
+    run: Run, rho_sft: Prompter, rho: Prompter, rated: RatedRewrites | None, samples: OracleSamples | None
+) -> Listing | None:
+    """Stage 7: the exact optimum over the enumerated rewrites, and how near to it PPO came; None where it does not exist."""
+    if rated is None:
+        return None
+    listing, lam = rated.under(rho_sft, rho), run.config.ppo.kl_coef
+
+    def make(stage: RunStage) -> dict:
+        facts = optimum.describe(listing, lam) | dict.fromkeys(("delta1", "bound_paper", "bound_sharp", "r_max"))
+        return facts if samples is None else facts | optimum.suboptimality(listing, samples, lam)
+
+    run.json("theory", make)
+    return listing
+
+
+def evaluate_plain(
+    run: Run, world: World, pi_f: FrozenModel, oracle: FrozenLM | None, reward: Reward
+) -> dict[str, Arm]:
+    """Stage 8: the arms without a prompter, no fine-tuning and the oracle, on the held-out requests."""
+
+    def make(evaluator: Evaluator) -> dict[str, Arm]:
+        arms = {"no_finetuning": evaluator.plain()}
+        return arms if oracle is None else arms | {"rlhf_oracle": evaluator.oracle(oracle, pi_f)}
+
+    return _arms(run, "evaluation_plain", world, pi_f, reward, make)
+
+
+def evaluate_prompters(
+    run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter, rho: Prompter, reward: Reward, listing: Listing | None
+) -> dict[str, Arm]:
+    """Stage 9: the arms with a prompter, on the same requests."""
+
+    def make(evaluator: Evaluator) -> dict[str, Arm]:
+        arms = {
+            "untrained_prompter": evaluator.prompter(rho_sft, rho_sft),
+            "best_of_n": evaluator.best_of_n(rho_sft),
+            "align_pro": evaluator.prompter(rho, rho_sft),
+        }
+        if listing is not None:
+            star = optimal_prompter(listing.rho_sft, listing.R, run.config.ppo.kl_coef)
+            arms["closed_form"] = evaluator.enumerated(listing.rewrites, star, listing.rho_sft)
+        return arms
+
+    return _arms(run, "evaluation", world, pi_f, reward, make)
+
+
+def evaluate_swapped(
+    run: Run, world: World, other: FrozenModel, rho_sft: Prompter, rho: Prompter, reward: Reward
+) -> Arm:
+    """This run's prompter in front of a frozen model that it was not trained for."""
+    make = lambda evaluator: {"swapped": evaluator.prompter(rho, rho_sft)}  # noqa: E731
+    return _arms(run, "swapped", world, other, reward, make)["swapped"]
+
+
+def _arms(
+    run: Run, name: str, world: World, pi_f: FrozenModel, reward: Reward, make: Callable[[Evaluator], dict[str, Arm]]
+) -> dict[str, Arm]:
+    """A stage whose result is some arms, kept as `checkpoints/<name>.safetensors`, with a few of their texts as samples."""
+
+    def made(stage: RunStage) -> tuple[dict, dict]:
+        requests = world.eval_requests[: run.config.eval.inputs]
+        arms = make(Evaluator(requests, pi_f, reward.report, world.gold, run.config.eval, run.generator(name)))
+        rows = [_sample(arm, arms[arm], i) for i in range(8) for arm in arms if i < len(arms[arm].x)]
+        stage.samples(0, rows, show=False)
+        parts = {f"{arm}.{part}": getattr(arms[arm], part) for arm in arms for part in ("reward", "gold", "kl")}
+        numbers = {key: torch.from_numpy(value.copy()) for key, value in parts.items() if value is not None}
+        return numbers, {arm: arms[arm].extra | _described(world, arms[arm]) for arm in arms}
+
+    tensors, extras = run.tensors(name, made)
+    assert_frozen(pi_f, name)
+    n = {key: value.numpy() for key, value in tensors.items()}
+    return {arm: Arm(n[f"{arm}.reward"], n.get(f"{arm}.gold"), n[f"{arm}.kl"], extras[arm]) for arm in extras}
+
+
+def _sample(name: str, arm: Arm, i: int) -> dict:
+    texts = {"arm": name, "x": arm.x[i], "x_prime": arm.x_prime[i][0], "y": arm.y[i, 0, 0]}
+    return texts | {"reward": float(arm.reward[i, 0, 0]), "kl": float(arm.kl[i, 0])}
+
+
+def _described(world: World, arm: Arm) -> dict[str, float]:
+    """The world's own figures of an arm, such as the share of right answers."""
+    answers = arm.y.reshape(len(arm.x), -1)  # (N, K*M)
+    requests = [x for x in arm.x for _ in range(answers.shape[1])]
+    return world.describe(requests, [text for row in arm.x_prime for text in row], list(answers.flat))
+
+
+def conclude(run: Run, arms: dict[str, Arm]) -> dict:
+    """What follows from the arms, with what the stages before them left behind: writes `results.json` and returns it."""
+    c = run.config
+    arms = {name: arms[name] for name in ARMS if name in arms}
+    results = {"task": c.task, "preset": c.preset, "seed": c.seed, "n_eval": len(arms["no_finetuning"].reward)}
+    results |= evaluation.summarise(arms, c.eval)
+    for extra in ("reward_model", "headroom", "theory"):
+        path = run.path / "checkpoints" / f"{extra}.json"
+        results[extra] = json.loads(path.read_text()) if path.exists() else None
+    results["wall_s"] = {name: stage["seconds"] for name, stage in run.stages.items()}
+    write_json(run.path / "results.json", results)
+    return results
+
+
+def write_report(run: Run, results: dict, arms: dict[str, Arm]) -> Path:
+    """The plots and report.html from what the run left behind."""
+    config = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
+    rewards = {name: arms[name].reward for name in results["arms"]}
+    return report.write_report(
+        run.path, results | {"config": config}, run.rows("metrics.jsonl"), run.rows("samples.jsonl"), rewards
+    )

@@ -1,0 +1,229 @@
+"""The command line, made from the configuration's dataclasses: every field is `--section.field`.
+
+python train.py --preset tiny --task quality --seed 0 --ppo.lr 3e-4
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from alignpro_mini.lab.config import PRESETS, RunConfig, preset
+from alignpro_mini.options import UserError
+from alignpro_mini.worlds.toy import TASKS
+
+# What `--help` shows; `--help all` shows every option.
+MAIN_OPTIONS = set(
+    "resume jobs preset task seed device reward out name data.prompts data.preferences "
+    "ppo.iterations ppo.lr ppo.kl_coef eval.inputs".split()
+)
+RENAMED = {  # former names of options' last parts, and of whole options and commands
+    "batch": "batch_size",
+    "micro_batch": "micro_batch_size",
+    "grad_clip": "max_grad_norm",
+    "epochs": "ppo_epochs",
+    "minibatches": "num_minibatches",
+    "warmup": "warmup_ratio",
+    "kl_target": "adaptive_kl_target",
+    "kl_horizon": "adaptive_kl_horizon",
+    "gae_lam": "gae_lambda",
+    "clip": "clip_range",
+    "value_clip": "value_clip_range",
+    "value_coef": "vf_coef",
+    "whiten": "whiten_advantages",
+    "best_of": "best_of_n",
+    "frozen_lm.heldout": "frozen_lm.heldout_examples",
+    "prompter_sft.heldout": "prompter_sft.heldout_examples",
+    "reward_model.heldout": "reward_model.heldout_share",
+    "data.rewrite_pairs": "prompter_sft.examples",
+    "grid": "python -m alignpro_mini.experiments.grid --cells",
+    "frontier": "python -m alignpro_mini.experiments.frontier --lambdas",
+}
+
+
+def leaves(config, prefix: str = "") -> dict[str, dataclasses.Field]:
+    """The dotted name of every option -> its dataclass field: {"seed": ..., "ppo.lr": ...}."""
+    found = {}
+    for f in dataclasses.fields(config):
+        if dataclasses.is_dataclass(getattr(config, f.name)):
+            found |= leaves(getattr(config, f.name), f"{prefix}{f.name}.")
+        else:
+            found[prefix + f.name] = f
+    return found
+
+
+def get(config, dotted: str):
+    """`get(config, "ppo.lr")` -> config.ppo.lr."""
+    for name in dotted.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def with_options(config: RunConfig, options: dict[str, object]) -> RunConfig:
+    """A copy with the dotted options set.
+
+    Raises UserError for an unknown option, naming its new name or the nearest one, and for a bad value.
+    """
+    known = leaves(config)
+    tree: dict[str, dict] = {}
+    top = {}
+    for name, value in options.items():
+        if name not in known:
+            raise UserError(f"unknown option --{name}{_hint(name, known)}")
+        section, _, leaf = name.rpartition(".")
+        (tree.setdefault(section, {}) if section else top)[leaf] = value
+    sections = {}
+    for section, values in tree.items():
+        try:
+            sections[section] = replace(getattr(config, section), **values)
+        except UserError as error:  # it begins with the field's name
+            raise UserError(f"--{section}.{error}") from None
+    return replace(config, **sections, **top)
+
+
+def _hint(name: str, known) -> str:
+    """What an unknown option is called now, or the nearest known one."""
+    section, _, leaf = name.rpartition(".")
+    now = RENAMED.get(name) or (f"{section}.{RENAMED.get(leaf)}" if section else None)
+    if now in known:
+        return f"; it is called --{now} now"
+    if now and " " in now:
+        return f"; use the command {now}"
+    return nearest(name, known, "--")
+
+
+def nearest(name: str, known, dashes: str = "") -> str:
+    """ "; did you mean ...?" with the known name nearest to `name`, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {dashes}{close[0]}?" if close else ""
+
+
+def _parse(text: str, like) -> object:
+    if isinstance(like, bool):
+        if text.lower() in ("true", "yes", "1", "on"):
+            return True
+        if text.lower() in ("false", "no", "0", "off"):
+            return False
+        raise ValueError("give true or false")
+    return type(like)(text)
+
+
+def _span(text: str) -> list[int]:
+    """'3' -> [3]; '0-4' -> [0, 1, 2, 3, 4]; '0,2' -> [0, 2]. Raises UserError for anything else."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        low, _, high = part.partition("-")
+        if not (low.isdecimal() and (high or low).isdecimal() and int(low) <= int(high or low)):
+            raise UserError(f"--seed: {text!r} is not a number, a span such as 0-4 or a list such as 0,2")
+        numbers += range(int(low), int(high or low) + 1)
+    return list(dict.fromkeys(numbers))
+
+
+def parse_command_line(
+    argv: list[str] | None = None,
+    prog: str = "train.py",
+    add: Callable[[argparse.ArgumentParser], object] = lambda parser: None,
+) -> tuple[list[RunConfig], argparse.Namespace]:
+    """The runs asked for, and the other arguments: `resume`, `jobs`, those that `add(parser)` defines, `given` options.
+
+    `--task a,b` (or all) and `--seed 0-4` ask for several runs. Ends the program with a one-line error for an unknown
+    option (naming its new name or the nearest one), an impossible value, or an option that the run would not read.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default="tiny")
+    first.add_argument("--help", "-h", nargs="?", const="main", choices=("main", "all"))
+    early = first.parse_known_args(argv)[0]
+    base = preset(early.preset if early.preset in PRESETS else "tiny")
+    parser = _parser(base, prog, everything=early.help == "all")
+    add(parser)
+    if early.help:
+        parser.print_help()
+        sys.exit(0)
+    if early.preset not in PRESETS:
+        parser.error(f"--preset: {early.preset!r} is not one of {', '.join(PRESETS)}{nearest(early.preset, PRESETS)}")
+    known = leaves(base)
+    given, unknown = parser.parse_known_args(argv)
+    for word in unknown:
+        parser.error(f"unknown argument {word}{_hint(word.split('=')[0][2:], known) if word[:2] == '--' else ''}")
+    options = {}
+    for name, f in known.items():
+        text = getattr(given, name)
+        if text is None or name in ("task", "seed"):
+            continue
+        try:
+            options[name] = _parse(text, f.default)  # the field's own type: a preset may write 2 for 2.0
+        except ValueError as error:
+            parser.error(f"--{name}: {text!r} is not a valid {type(f.default).__name__} ({error})")
+        choices = f.metadata.get("choices")
+        if choices and options[name] not in choices:
+            parser.error(f"--{name}: {text!r} is not one of {', '.join(choices)}{nearest(text, choices)}")
+    try:
+        runs = _runs(base, options, given)
+    except UserError as error:
+        parser.error(str(error))
+    extra = {key: value for key, value in vars(given).items() if key not in known}
+    return runs, argparse.Namespace(**extra, given=set(options))
+
+
+def _runs(base: RunConfig, options: dict[str, object], given: argparse.Namespace) -> list[RunConfig]:
+    """A checked configuration for each task and seed."""
+    tasks = {None: [base.task], "all": list(TASKS)}.get(given.task) or list(dict.fromkeys(given.task.split(",")))
+    for task in tasks:
+        if task not in (*TASKS, "chat"):
+            raise UserError(f"--task: {task!r} is not one of {', '.join(TASKS)}, all{nearest(task, TASKS)}")
+    seeds = _span(given.seed) if given.seed is not None else [base.seed]
+    if given.jobs < 1:
+        raise UserError(f"--jobs is {given.jobs}; it must be at least 1")
+    if given.name and (given.name in (".", "..") or set(given.name) & set("/\\")):
+        raise UserError(f"--name: {given.name!r} is a path; give one folder's name, and the place by --out")
+    runs = [with_options(base, options | {"task": t, "seed": s}).validate() for t in tasks for s in seeds]
+    if len(runs) > 1 and given.name:
+        raise UserError("--name names one run; with several tasks or seeds leave it out (use --out for another folder)")
+    unread = runs[0].unread()
+    for name in options:
+        if why := unread.get(name) or unread.get(name.partition(".")[0]):
+            raise UserError(f"--{name}: {why}; leave it out")
+    return runs
+
+
+def _parser(base: RunConfig, prog: str, everything: bool) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage=f"python {prog if prog.endswith('.py') else '-m ' + prog} [--preset NAME] [--task NAME] [--seed N] [--resume] [--section.option VALUE ...]",
+        allow_abbrev=False,
+        add_help=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="several runs and one table: --task all --seed 0-4\nevery option, with its reason: --help all",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on where a run of the same name stopped")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="of several runs, how many side by side, each on its share of cores"
+    )
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)  # started by experiments.sweep
+    groups = {"": parser.add_argument_group("run")}
+    for name, f in leaves(base).items():
+        section = name.rpartition(".")[0]
+        if section not in groups:
+            doc = (type(getattr(base, section)).__doc__ or "").strip().splitlines()[0]
+            groups[section] = parser.add_argument_group(section, doc)
+        choices = f.metadata.get("choices")
+        shown = f" [{'|'.join(choices)}]" if choices else ""
+        text = f"{f.metadata.get('help', '')}{shown} (default: {get(base, name)})".replace("%", "%%")
+        text = text if everything or name in MAIN_OPTIONS else argparse.SUPPRESS
+        groups[section].add_argument(f"--{name}", dest=name, metavar=name.rpartition(".")[2].upper(), help=text)
+    return parser
+
+
+@contextmanager
+def one_line_errors(prog: str) -> Iterator[None]:
+    """End the program with one line for what a user can correct; a bug keeps its traceback."""
+    try:
+        yield
+    except (UserError, OSError, FloatingPointError) as error:
+        sys.exit(f"{prog}: error: {error}")

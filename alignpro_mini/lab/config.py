@@ -1,0 +1,263 @@
+"""Every choice of a run in one frozen dataclass, composed of the stages' own options, and the presets.
+
+`--preset` sets the scale; every option can be overridden one by one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+from alignpro_mini.frozen import SamplingConfig
+from alignpro_mini.options import UserError, check_ranges, option, require
+from alignpro_mini.ppo import PPOConfig
+from alignpro_mini.reward import RewardConfig
+from alignpro_mini.sft import SFTConfig
+from alignpro_mini.transformer import TransformerConfig
+from alignpro_mini.worlds.files import DataConfig
+from alignpro_mini.worlds.toy import TASKS
+from alignpro_mini.worlds.world import WorldConfig
+
+PRESETS = ("tiny", "small", "gpt2", "smollm2")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeConfig:
+    """The size of a model trained from scratch (the vocabulary comes from the tokenizer)."""
+
+    family: str = option("llama", "architecture family", ("llama", "gpt2"))
+    d_model: int = option(96, "width of the residual stream", least=1)
+    n_layers: int = option(3, "number of blocks", least=1)
+    n_heads: int = option(4, "attention heads per block", least=1)
+    n_kv_heads: int = option(0, "key/value heads, each shared by n_heads / n_kv_heads queries (0: n_heads)", least=0)
+    max_len: int = option(160, "longest row in tokens: prompt and completion together", least=2)
+
+    __post_init__ = check_ranges
+
+    def transformer(self, vocab_size: int) -> TransformerConfig:
+        """This shape with a vocabulary. Raises UserError for one that no transformer has."""
+        heads = self.n_heads, self.n_kv_heads
+        return TransformerConfig(
+            vocab_size, self.d_model, self.n_layers, *heads, max_len=self.max_len, family=self.family
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EvalConfig:
+    """The arms on one fixed set of held-out requests."""
+
+    inputs: int = option(256, "evaluation requests, the same for every arm", least=2)
+    rewrites: int = option(2, "K, rewrites per request (the arms without a prompter get K x M answers)", least=1)
+    answers: int = option(2, "M, answers per rewrite", least=1)
+    best_of_n: int = option(4, "n of best-of-n rewriting; the chosen rewrite is answered again", least=1)
+    bootstrap: int = option(2000, "resamples of the requests for the 95 % intervals", least=1)
+    headroom_inputs: int = option(64, "requests for the headroom diagnostic printed before PPO", least=2)
+    oracle: bool = option(True, "train and evaluate the RLHF oracle too")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        require(
+            self.rewrites * self.answers >= 2,
+            "answers is 1 and rewrites is 1: one answer an input has no variance; raise one of them",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TheoryConfig:
+    """How near PPO came to the exact optimum over the enumerated rewrites (embedded world only)."""
+
+    inputs: int = option(16, "evaluation requests whose rewrites are all tried; 0 leaves the comparison out", least=0)
+    answers: int = option(64, "answers to each enumerated rewrite; with fewer the optimum comes out too high", least=2)
+    samples: int = option(16, "answers to each request for the total variations in the bounds", least=1)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        require(self.inputs != 1, "inputs is 1; it takes at least 2, or 0 to leave the comparison out")
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """One whole run."""
+
+    preset: str = option(
+        "tiny",
+        "tiny: minutes on two cores; small: larger; gpt2: 12 x 768, for a GPU; smollm2: a real chat model",
+        PRESETS,
+    )
+    task: str = option("quality", "the embedded world's task", (*TASKS, "chat"))
+    seed: int = option(0, "seed of everything: data, weights, sampling")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 ...; auto takes a GPU when there is one")
+    dtype: str = option("float32", "dtype of the frozen LM's weights; what is trained stays in float32", tuple(DTYPES))
+    reward: str = option("", "module:function(prompts, completions) -> rewards instead of the learned reward model")
+    out: str = option("runs", "folder of the runs")
+    name: str = option("", "name of this run's folder; empty: <preset>-<task>-seed<seed>")
+    vocab_size: int = option(640, "entries of the byte-level BPE tokenizer trained on the world's corpus", least=260)
+    frozen_model: ShapeConfig = ShapeConfig()
+    prompter_model: ShapeConfig = ShapeConfig()
+    world: WorldConfig = WorldConfig()
+    data: DataConfig = DataConfig()
+    frozen_lm: SFTConfig = SFTConfig()
+    prompter_sft: SFTConfig = SFTConfig(steps=500)
+    reward_model: RewardConfig = RewardConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    ppo: PPOConfig = PPOConfig()
+    oracle: PPOConfig = PPOConfig(iterations=40, lr=5e-4, kl_coef=0.05, max_new_tokens=72)
+    eval: EvalConfig = EvalConfig()
+    theory: TheoryConfig = TheoryConfig()
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        require(self.preset in PRESETS, f"preset is {self.preset!r}; it must be one of {', '.join(PRESETS)}")
+        require(self.dtype in DTYPES, f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
+        if self.reward:
+            require(self.reward.count(":") == 1, f"reward is {self.reward!r}; write it as module:function")
+
+    @property
+    def real_model(self) -> bool:
+        """A published checkpoint and requests from files, instead of the embedded world."""
+        return self.preset == "smollm2"
+
+    @property
+    def run_name(self) -> str:
+        return self.name or f"{self.preset}-{self.task}-seed{self.seed}"
+
+    def validate(self) -> RunConfig:
+        """Check combinations of options, and the device; returns self, raises UserError."""
+        resolve_device(self.device)
+        if self.real_model:
+            require(self.task == "chat", f"--preset smollm2 works on files: its task is chat, not {self.task}")
+            require(bool(self.data.prompts), "--preset smollm2 needs requests: --data.prompts FILE.jsonl")
+            require(
+                bool(self.data.preferences or self.reward),
+                "--preset smollm2 needs a reward: --data.preferences FILE.jsonl to learn one, or --reward module:function",
+            )
+            require(
+                not self.eval.oracle, "the RLHF oracle is not trained with --preset smollm2: leave out --eval.oracle"
+            )
+            return self
+        require(self.task in TASKS, f"task is {self.task}, but --preset {self.preset} has {', '.join(TASKS)}")
+        require(
+            self.eval.inputs <= self.world.eval_requests,
+            f"--eval.inputs is {self.eval.inputs}, but --world.eval_requests keeps only {self.world.eval_requests}",
+        )
+        require(
+            self.theory.inputs <= self.eval.inputs,
+            f"--theory.inputs is {self.theory.inputs}, but it takes them from the {self.eval.inputs} of --eval.inputs",
+        )
+        towns, default = (self.world.follow, self.world.spread), WorldConfig()
+        require(
+            self.task != "reasoning" or towns == (default.follow, default.spread),
+            "--world.follow and --world.spread shape the tasks quality and attributes, not reasoning: leave them or the task out",
+        )
+        pairs, batch = self.reward_model.pairs, self.reward_model.batch_size
+        require(
+            pairs >= 2 * batch,
+            f"--reward_model.pairs is {pairs}; it takes at least two batches of --reward_model.batch_size {batch}",
+        )
+        for section, model in (("ppo", "prompter_model"), ("oracle", "frozen_model"), ("sampling", "frozen_model")):
+            length, longest = getattr(self, section).max_new_tokens, getattr(self, model).max_len
+            require(
+                length < longest,
+                f"--{section}.max_new_tokens is {length}; with the prompt it must fit --{model}.max_len {longest}",
+            )
+        for name in ("frozen_model", "prompter_model"):
+            try:
+                getattr(self, name).transformer(self.vocab_size)
+            except UserError as error:
+                raise UserError(f"--{name}: {error}") from None
+        return self
+
+    def unread(self) -> dict[str, str]:
+        """{section or option that this run does not read: why}; setting one is an error, since it would do nothing."""
+        found = {"oracle.answers": "it has no effect: the oracle gives one answer a prompt"}
+        for section in ("ppo", "oracle"):
+            if getattr(self, section).adaptive_kl_target == 0:
+                found[f"{section}.adaptive_kl_horizon"] = f"it is not read without --{section}.adaptive_kl_target"
+        if not self.eval.oracle:
+            found["oracle"] = "it is not read with --eval.oracle false"
+        if self.theory.inputs == 0:
+            found |= dict.fromkeys(("theory.answers", "theory.samples"), "it is not read with --theory.inputs 0")
+        if self.reward:
+            learned = (f"reward_model.{f.name}" for f in fields(RewardConfig) if f.name != "normalise_on")
+            found |= dict.fromkeys(("data.preferences", *learned), "it is not read with --reward")
+        toy = ("world", "oracle", "theory", "frozen_lm", "frozen_model", "prompter_model", "vocab_size")
+        return found | dict.fromkeys(
+            toy if self.real_model else ("data",), f"it is not read with --preset {self.preset}"
+        )
+
+
+def preset(name: str) -> RunConfig:
+    """The configuration of a preset. Raises UserError for an unknown name."""
+    require(name in PRESETS, f"preset is {name!r}; it must be one of {', '.join(PRESETS)}")
+    tiny = RunConfig()
+    if name == "tiny":
+        return tiny
+    if name == "smollm2":
+        return _smollm2(tiny)
+    width, layers, heads, lr = (256, 6, 8, 1e-3) if name == "small" else (768, 12, 12, 3e-4)
+    shape = ShapeConfig("llama" if name == "small" else "gpt2", width, layers, heads)
+    # A CPU is faster with less padding, a GPU with fewer and larger kernels.
+    micro = [{"micro_batch_size": rows} if name == "gpt2" else {} for rows in (32, 64, 128)]
+    rl = {"lr": lr / 4, "iterations": 100, "batch_size": 256, **micro[2]}
+    return replace(
+        tiny,
+        preset=name,
+        frozen_model=shape,
+        prompter_model=shape if name == "gpt2" else replace(shape, d_model=192, n_layers=4, n_heads=6),
+        frozen_lm=replace(tiny.frozen_lm, lr=lr, steps=1500, **micro[0]),
+        prompter_sft=replace(tiny.prompter_sft, lr=lr, steps=800, **micro[0]),
+        reward_model=replace(tiny.reward_model, lr=lr / 4, pairs=8000, **micro[1]),
+        ppo=replace(tiny.ppo, **rl),
+        oracle=replace(tiny.oracle, **rl),
+    )
+
+
+def _smollm2(tiny: RunConfig) -> RunConfig:
+    """SmolLM2-135M on two cores: only the top layers learn, over a trunk whose outputs are computed once."""
+    rewards = RewardConfig(epochs=2, batch_size=16, lr=1e-4, train_layers=6, max_tokens=256, normalise_on=192)
+    ppo = PPOConfig(
+        iterations=30,
+        batch_size=48,
+        answers=2,
+        ppo_epochs=3,
+        micro_batch_size=24,
+        lr=5e-5,
+        warmup_ratio=0.0,
+        anneal=False,
+        kl_coef=0.05,
+        train_layers=10,
+        max_new_tokens=80,
+        checkpoint_every=2,
+    )
+    return replace(
+        tiny,
+        preset="smollm2",
+        task="chat",
+        prompter_sft=SFTConfig(4000, steps=120, batch_size=16, lr=3e-4, train_layers=10, heldout_examples=64),
+        reward_model=rewards,
+        sampling=SamplingConfig(temperature=0.4, max_new_tokens=40),
+        ppo=ppo,
+        eval=EvalConfig(inputs=96, headroom_inputs=24, oracle=False),
+    )
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device of `--device`; raises UserError when it is not there or not supported."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: not a device; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "mps":
+        raise UserError(
+            f"--device {name}: this code was never run on an Apple GPU, so its results there are unknown: use --device cpu"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: only cpu and cuda are supported")
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        count = torch.cuda.device_count()
+        raise UserError(f"--device {name}: this machine has {count} usable CUDA devices; use --device cpu")
+    return device

@@ -1,0 +1,211 @@
+"""The arms on one fixed set of held-out requests, and their comparison.
+
+    no_finetuning        x straight to pi_F                               K = 1 rewrite (x itself), K x M answers
+    untrained_prompter   x' ~ rho_sft
+    best_of_n            n rewrites of rho_sft, one answer each; the best answer's rewrite is answered again
+    align_pro            x' ~ rho
+    rlhf_oracle          x straight to the RLHF-trained copy of pi_F
+    closed_form          x' ~ rho*, the exact optimum over the enumerated rewrites, for the first requests (optimum.py)
+
+Rewards of an arm are an array (N inputs, K rewrites, M answers). Every arm but the closed form has the same N inputs and
+K x M answers. Best-of-n is rated on a *new* answer: the first one was selected for its reward and would be biased.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from alignpro_mini.alignpro import Gold, Prompter, answer_length, usable_rewrites
+from alignpro_mini.frozen import Answer, FrozenLM, FrozenModel
+from alignpro_mini.generation import Completion, sequence_logprobs
+from alignpro_mini.lab.config import EvalConfig
+from alignpro_mini.lab.statistics import bootstrap_interval, variance_parts, win_rate
+from alignpro_mini.training import Score
+from alignpro_mini.transformer import Transformer
+
+
+@dataclass(slots=True)
+class Arm:
+    """What one arm did: (N, K, M) rewards and texts, K = 1 where there is no rewriting. A loaded arm has no texts."""
+
+    reward: np.ndarray
+    gold: np.ndarray | None
+    kl: np.ndarray  # (N, K), oracle (N, M): log-ratio of each sampled sequence to its reference; best-of-n: its bound
+    extra: dict = field(default_factory=dict)
+    x: list[str] = field(default_factory=list)
+    x_prime: list[list[str]] = field(default_factory=list)  # (N, K)
+    y: np.ndarray | None = None  # (N, K, M)
+
+
+def sequence_kl(
+    model: Transformer,
+    reference: Transformer,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Completion | Answer],
+    temperature: float,
+) -> list[float]:
+    """log pi/pi_ref, summed over each sampled completion's tokens: its mean estimates the KL (k1).
+
+    Of the models at this temperature: a nucleus (top_p) is left out, because a token outside the reference's nucleus
+    would make it infinite.
+    """
+    tokens = [c.tokens for c in completions]
+    ours, theirs = (sequence_logprobs(lm, prompts, tokens, temperature) for lm in (model, reference))
+    return (ours - theirs).tolist()
+
+
+@dataclass(slots=True)
+class Evaluator:
+    """Runs the arms on fixed `requests`; `reward` is what was optimised, `gold` the true reward where it is known."""
+
+    requests: list[str]
+    frozen: FrozenModel
+    reward: Score
+    gold: Gold | None
+    config: EvalConfig
+    generator: torch.Generator
+
+    def _arm(
+        self, model: FrozenModel, x_prime: list[list[str]], M: int, kl: np.ndarray, extra: dict
+    ) -> tuple[Arm, list[Answer]]:
+        """Answer every rewrite M times: the arm with (N, K, M) rewards, gold and texts, and the answers in that order."""
+        N, K = len(x_prime), len(x_prime[0])
+        answers = model.answer([text for row in x_prime for text in row for _ in range(M)], self.generator)
+        x, y = [x for x in self.requests for _ in range(K * M)], [a.text for a in answers]
+        reward = np.asarray(self.reward(x, y), dtype=np.float64).reshape(N, K, M)
+        gold = None if self.gold is None else np.array(self.gold(x, y), dtype=np.float64).reshape(N, K, M)
+        extra = (
+            {"rewrite_length": None}
+            | extra
+            | {"answer_length": answer_length(answers), "truncated": float(np.mean([a.truncated for a in answers]))}
+        )
+        return Arm(reward, gold, kl, extra, self.requests, x_prime, np.array(y, dtype=object).reshape(N, K, M)), answers
+
+    def plain(self) -> Arm:
+        """No fine-tuning: x straight to the frozen model."""
+        M, kl = self.config.rewrites * self.config.answers, np.zeros((len(self.requests), 1))
+        return self._arm(self.frozen, [[x] for x in self.requests], M, kl, {})[0]
+
+    def oracle(self, oracle: FrozenLM, reference: FrozenLM) -> Arm:
+        """x straight to the RLHF-trained copy, with its KL to `reference`, the frozen LM it is a copy of."""
+        M, kl = self.config.rewrites * self.config.answers, np.zeros((len(self.requests), 1))
+        arm, answers = self._arm(oracle, [[x] for x in self.requests], M, kl, {})
+        prompts = [oracle.tokenizer.chat(x) for x in self.requests for _ in range(M)]
+        logs = sequence_kl(oracle.model, reference.model, prompts, answers, oracle.sampling.temperature or 1.0)
+        return replace(arm, kl=np.array(logs).reshape(-1, M))
+
+    def prompter(self, prompter: Prompter, reference: Prompter | None) -> Arm:
+        """K rewrites of each request, M answers each; the KL is to `reference` (None: no KL)."""
+        K = self.config.rewrites
+        asked = [x for x in self.requests for _ in range(K)]
+        completions, texts, extra = self._rewrite(prompter, asked)
+        kl = np.zeros(len(asked))
+        if reference is not None:
+            chats = [prompter.tokenizer.chat(x) for x in asked]
+            kl = np.array(sequence_kl(prompter.model, reference.model, chats, completions, prompter.temperature))
+        x_prime = [texts[i : i + K] for i in range(0, len(texts), K)]
+        return self._arm(self.frozen, x_prime, self.config.answers, kl.reshape(-1, K), extra | _length(completions))[0]
+
+    def _rewrite(self, prompter: Prompter, asked: list[str]) -> tuple[list[Completion], list[str], dict]:
+        """A rewrite for each request, as tokens and as the text that is sent; and the share that fell back to x."""
+        completions = prompter.complete(asked, self.generator)
+        texts = [prompter.tokenizer.decode(c.tokens) for c in completions]
+        texts, fallbacks = usable_rewrites(asked, texts, self.frozen.fits)
+        return completions, texts, {"fallback_rate": fallbacks / len(asked)}
+
+    def enumerated(self, rewrites: list[list[str]], rho: torch.Tensor, rho_sft: torch.Tensor) -> Arm:
+        """4K rewrites of each of the first requests, drawn from a table: rho, rho_sft (N', L) over L rewrites.
+
+        Four times as many as elsewhere, because these requests are few.
+        """
+        K = 4 * self.config.rewrites
+        picks = torch.multinomial(rho, K, replacement=True, generator=self.generator)  # (N', 4K)
+        x_prime = [[row[j] for j in pick] for row, pick in zip(rewrites, picks.tolist())]
+        kl = (rho.gather(1, picks) / rho_sft.gather(1, picks)).log().numpy()  # (N', 4K)
+        local = replace(self, requests=self.requests[: len(rewrites)])
+        return local._arm(self.frozen, x_prime, self.config.answers, kl, {})[0]
+
+    def best_of_n(self, rho_sft: Prompter) -> Arm:
+        """K independent picks, each the best of n rewrites by the reward of one answer. KL <= log n - (n-1)/n."""
+        n, K = self.config.best_of_n, self.config.rewrites
+        asked = [x for x in self.requests for _ in range(K * n)]
+        completions, texts, extra = self._rewrite(rho_sft, asked)
+        first = self.reward(asked, [a.text for a in self.frozen.answer(texts, self.generator)])  # (N*K*n,)
+        best = torch.as_tensor(first).view(-1, n).argmax(1).tolist()  # (N*K)
+        picks = [i * n + b for i, b in enumerate(best)]
+        x_prime = [[texts[j] for j in picks[i : i + K]] for i in range(0, len(picks), K)]
+        bound = np.full((len(self.requests), K), np.log(n) - (n - 1) / n)
+        extra |= _length([completions[j] for j in picks])
+        return self._arm(self.frozen, x_prime, self.config.answers, bound, extra)[0]
+
+
+def _length(rewrites: Sequence[Completion]) -> dict[str, float]:
+    return {"rewrite_length": float(np.mean([len(c.tokens) for c in rewrites]))}
+
+
+def paired(arm: Arm, base: Arm, resamples: int) -> dict:
+    """Mean of arm - base over their common first inputs, and its 95 % interval from resampling these."""
+    n = min(len(arm.reward), len(base.reward))
+    difference = arm.reward[:n].mean((1, 2)) - base.reward[:n].mean((1, 2))  # (n,) the same inputs
+    return {"mean": float(difference.mean()), "ci95": bootstrap_interval(difference, resamples)}
+
+
+def summarise(arms: dict[str, Arm], config: EvalConfig) -> dict:
+    """The arms, gap_closed and variance_ratio of `results.json` (`glossary.METRICS` explains each entry).
+
+    A ratio is None where its divisor shows nothing: an oracle without a gain, a reward of no fine-tuning that is constant.
+    """
+    base = arms["no_finetuning"]
+    table: dict[str, dict] = {}
+    for name, arm in arms.items():
+        n = len(arm.reward)  # the closed form has fewer: it is compared on its own inputs
+        gold, known = arm.gold, arm.gold is not None
+        wins, ties = win_rate(gold, base.gold[:n]) if known else win_rate(arm.reward, base.reward[:n])
+        table[name] = {
+            "inputs": n,
+            "mean": float(arm.reward.mean()),
+            "variance": float(arm.reward.var(ddof=1)),
+            "variance_parts": variance_parts(arm.reward),
+            "ci95": bootstrap_interval(arm.reward.mean((1, 2)), config.bootstrap),
+            "gold_mean": float(gold.mean()) if known else None,
+            "gold_ci95": bootstrap_interval(gold.mean((1, 2)), config.bootstrap) if known else None,
+            "gold_variance": float(gold.var(ddof=1)) if known else None,
+            "kl": float(arm.kl.mean()),
+            "win_rate": wins,
+            "tie_rate": ties,
+            "difference": None if name == "no_finetuning" else paired(arm, base, config.bootstrap),
+            **arm.extra,
+        }
+    pro, none, oracle = (table.get(n) for n in ("align_pro", "no_finetuning", "rlhf_oracle"))
+    gap = oracle["mean"] - none["mean"] if oracle else 0.0
+    return {
+        "arms": table,
+        "gap_closed": (pro["mean"] - none["mean"]) / gap if gap > 1e-3 else None,
+        "variance_ratio": pro["variance"] / none["variance"] if none["variance"] > 0 else None,
+        "judge": "gold" if base.gold is not None else "reward",
+    }
+
+
+def headroom(evaluator: Evaluator, rho_sft: Prompter, K: int = 8, M: int = 4) -> dict[str, float]:
+    """Before any RL: how much of the reward's variance lies between rewrites. RL on the prompter can change only that.
+
+    ICC = between rewrites / (between rewrites + within). Near 0, the frozen LM's own sampling hides the signal: then
+    more answers per rewrite are needed, or another reward. `best_rewrite_gain` is the mean gain of the best of K rewrites,
+    chosen by one half of its answers and measured on the other half, so that selection does not bias it.
+    """
+    few = evaluator.requests[: evaluator.config.headroom_inputs]
+    config = EvalConfig(inputs=len(few), rewrites=K, answers=M)
+    local = replace(evaluator, requests=few, gold=None, config=config)
+    rewards = local.prompter(rho_sft, None).reward  # (N, K, M)
+    parts = variance_parts(rewards)
+    spread = max(parts["between_rewrites"], 0.0)
+    picked = rewards[:, :, : M // 2].mean(2).argmax(1)  # (N,)
+    held_out = rewards[np.arange(len(few)), picked, M // 2 :].mean(1)  # (N,)
+    return parts | {
+        "icc": spread / max(spread + parts["within"], 1e-12),
+        "best_rewrite_gain": float(held_out.mean() - rewards.mean()),
+    }

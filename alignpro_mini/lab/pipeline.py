@@ -1,0 +1,232 @@
+"""The training stages of `train.py`, each done once per run: what it needs, what it leaves in the run's folder.
+
+After every stage a checksum asserts that the frozen LM's weights did not change.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from alignpro_mini import reward as reward_
+from alignpro_mini.alignpro import Prompter, train_align_pro, train_rlhf_oracle, usable_rewrites
+from alignpro_mini.frozen import FrozenLM, FrozenModel
+from alignpro_mini.lab import evaluation
+from alignpro_mini.lab.config import DTYPES, RunConfig, ShapeConfig, resolve_device
+from alignpro_mini.lab.run import Run, RunStage
+from alignpro_mini.options import UserError
+from alignpro_mini.sft import encode_pairs, train_sft
+from alignpro_mini.tokenizer import Tokenizer
+from alignpro_mini.training import Score
+from alignpro_mini.transformer import Transformer
+from alignpro_mini.weights.smollm2 import load_smollm2
+from alignpro_mini.weights.tensors import replacing, write_json
+from alignpro_mini.worlds.callables import load_callable
+from alignpro_mini.worlds.files import FileTask
+from alignpro_mini.worlds.toy import ToyWorld
+from alignpro_mini.worlds.world import World
+
+PROMPTER_SYSTEM = "Rewrite the user's request."  # tells the real model's prompter not to answer
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """The reward as it is reported, and as PPO sees it: shifted and scaled on answers to rho_sft's rewrites."""
+
+    report: Score
+    train: Score
+
+
+def make_world(config: RunConfig) -> World:
+    """Requests to train on and to evaluate on, rewrites to imitate, and the true reward where it is known.
+
+    Raises UserError for a `--reward` or a file that cannot be read: before the run's folder is made.
+    """
+    if config.reward:
+        load_callable(config.reward)
+    if not config.real_model:
+        return ToyWorld(config.task, config.world, config.seed)
+    _, tokenizer = load_smollm2(config.data.model or None)
+    world = FileTask(config.data, config.eval.inputs, config.seed, lambda text: len(tokenizer.encode(text)))
+    print(
+        f"requests: {len(world.train_requests)} to train on, {len(world.eval_requests)} held out, "
+        f"{world.left_out} left out (several turns, duplicates, or over {config.data.max_prompt_tokens} tokens)"
+    )
+    return world
+
+
+def new_model(shape: ShapeConfig, vocab_size: int, generator: torch.Generator, device: torch.device) -> Transformer:
+    """A transformer of this shape with fresh weights, drawn on the CPU so that every device starts the same."""
+    return Transformer(shape.transformer(vocab_size), generator).to(device)
+
+
+def copy_of(model: Transformer) -> Transformer:
+    """A model of its own with the same weights, all of them trainable, in float32."""
+    twin = Transformer(model.config).to(model.device)
+    twin.load_state_dict(model.state_dict())
+    return twin
+
+
+def with_weights(pi_f: FrozenModel, what: str) -> FrozenLM:
+    """pi_f, for a part that needs its weights. Raises UserError naming that part where there are none."""
+    if not isinstance(pi_f, FrozenLM):
+        raise UserError(f"{what} needs the weights of the frozen model, and this one returns answers only")
+    return pi_f
+
+
+def assert_frozen(pi_f: FrozenModel, after: str) -> None:
+    """Check that the stage `after` did not change the frozen model, where its weights are here."""
+    if isinstance(pi_f, FrozenLM):
+        pi_f.assert_unchanged(after)
+
+
+def frozen_lm(run: Run, world: World) -> tuple[Tokenizer, FrozenLM]:
+    """Stage 1: the frozen LM, trained on the world's corpus (or loaded); its weights stay fixed from here on."""
+    c, device = run.config, resolve_device(run.config.device)
+    if c.real_model:
+        model, tokenizer = load_smollm2(c.data.model or None)
+        return tokenizer, FrozenLM(model.to(device, DTYPES[c.dtype]), tokenizer, c.sampling)
+    corpus = world.corpus(c.frozen_lm.examples, random.Random(f"corpus {c.seed}"))
+    path = run.path / "tokenizer.json"
+    if "frozen_lm" not in run.stages:  # not "if there is no file": a failed start may have left another run's
+        with replacing(path) as beside:
+            Tokenizer.train([text for pair in corpus[:5000] for text in pair], c.vocab_size).save(beside)
+    tokenizer = Tokenizer.load(path)
+
+    def make(stage: RunStage) -> Transformer:
+        model = new_model(c.frozen_model, tokenizer.vocab_size, run.generator("frozen_lm weights"), device)
+        examples = encode_pairs(corpus, tokenizer, c.frozen_model.max_len)
+        return train_sft(model, examples, c.frozen_lm, stage, run.generator("frozen_lm"))
+
+    model = run.model("frozen_lm", make, tokenizer).to(device, DTYPES[c.dtype])
+    return tokenizer, FrozenLM(model, tokenizer, c.sampling)
+
+
+def prompter_sft(run: Run, world: World, tokenizer: Tokenizer, pi_f: FrozenModel) -> Prompter:
+    """Stage 2: rho_sft, a model that has learned what rewrites look like: a small one, or the real model again."""
+    c, device = run.config, resolve_device(run.config.device)
+    pairs = world.rewrite_pairs(c.prompter_sft.examples, random.Random(f"rewrites {c.seed}"))
+    if c.real_model:
+        tokenizer = tokenizer.with_system(PROMPTER_SYSTEM)
+
+    def make(stage: RunStage) -> Transformer:
+        if c.real_model:
+            model = load_smollm2(c.data.model or None)[0].to(device)
+        else:
+            model = new_model(c.prompter_model, tokenizer.vocab_size, run.generator("prompter weights"), device)
+        examples = encode_pairs(pairs, tokenizer, model.config.max_len)
+        return train_sft(model, examples, c.prompter_sft, stage, run.generator("prompter_sft"))
+
+    model = run.model("prompter_sft", make, tokenizer).to(device)
+    assert_frozen(pi_f, "prompter_sft")
+    return Prompter(model.eval().requires_grad_(False), tokenizer, c.ppo.max_new_tokens, c.ppo.temperature)
+
+
+def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -> Reward:
+    """Stage 3: the reward, learned from preferences or a callable, normalised on answers to rho_sft's rewrites."""
+    c = run.config
+    if c.reward:
+        score = load_callable(c.reward)
+        m = run.json(
+            "reward_scale", lambda stage: reward_.moments(score(*_answers_to_rewrites(run, world, pi_f, rho_sft)))
+        )
+        assert_frozen(pi_f, "reward_scale")
+        return Reward(score, lambda x, y: (score(x, y) - m["mean"]) / m["std"])
+    start = with_weights(pi_f, "a learned reward")  # the reward model starts from the LM: it knows the language already
+    model = reward_.RewardModel(copy_of(start.model), start.tokenizer, c.reward_model.train_layers)
+
+    def make(stage: RunStage) -> tuple[dict, dict]:
+        g = run.generator("preferences")
+        pairs = _preferences(run, world, pi_f, rho_sft, g)
+        facts = reward_.train_reward_model(model, pairs, c.reward_model, stage, g)
+        model.normalise(*_answers_to_rewrites(run, world, pi_f, rho_sft))
+        return model.state_dict(), facts
+
+    tensors, facts = run.tensors("reward_model", make)
+    model.load_state_dict(tensors)
+    model.eval().requires_grad_(False)
+    write_json(run.path / "checkpoints" / "reward_model.json", facts)
+    ceiling = "" if facts["ceiling"] is None else f", the noise allows {facts['ceiling']:.3f}"
+    print(
+        f"reward model: held-out accuracy {facts['accuracy']:.3f}{ceiling}, always-longer {facts['always_longer']:.3f}"
+    )
+    assert_frozen(pi_f, "reward_model")
+    return Reward(model.score, model.score)
+
+
+def _preferences(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter, g: torch.Generator) -> list:
+    """The world's pairs, or pairs of the frozen LM's answers, each to a rewrite of its own, judged with noise."""
+    found = world.preferences()
+    if found is not None:
+        return [reward_.Preference(*pair) for pair in found]
+    picked = torch.randint(len(world.train_requests), (run.config.reward_model.pairs,), generator=g).tolist()
+    requests = [world.train_requests[i] for i in picked]
+    first, second = (_answers(pi_f, rho_sft, requests, g) for _ in range(2))
+    return reward_.draw_preferences(requests, first, second, world.gold, run.config.world.preference_scale, g)
+
+
+def _answers_to_rewrites(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -> tuple[list[str], list[str]]:
+    """Training requests, and the frozen LM's answers to rho_sft's rewrites of them: what a reward is normalised on."""
+    g, count = run.generator("reward scale"), run.config.reward_model.normalise_on
+    picked = torch.randint(len(world.train_requests), (count,), generator=g).tolist()
+    requests = [world.train_requests[i] for i in picked]
+    return requests, _answers(pi_f, rho_sft, requests, g)
+
+
+def _answers(pi_f: FrozenModel, prompter: Prompter, requests: Sequence[str], g: torch.Generator) -> list[str]:
+    """The frozen LM's answers to a rewrite of each request."""
+    rewrites, _ = usable_rewrites(requests, prompter.rewrite(requests, g), pi_f.fits)
+    return [answer.text for answer in pi_f.answer(rewrites, g)]
+
+
+def print_headroom(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter, reward: Reward) -> dict:
+    """Stage 4: how far rewriting can move this reward, reported before any PPO."""
+
+    def make(stage: RunStage) -> dict:
+        few = world.train_requests[: run.config.eval.headroom_inputs]
+        evaluator = evaluation.Evaluator(few, pi_f, reward.report, None, run.config.eval, run.generator("headroom"))
+        return evaluation.headroom(evaluator, rho_sft)
+
+    found = run.json("headroom", make)
+    assert_frozen(pi_f, "headroom")
+    print(
+        f"headroom: of the reward's variance for one request, {100 * found['icc']:.0f} % lies between rewrites "
+        f"(ICC {found['icc']:.2f}; between {found['between_rewrites']:.2f}, the LM's own sampling {found['within']:.2f}); "
+        f"the best of 8 rewrites gains {found['best_rewrite_gain']:+.2f}"
+    )
+    return found
+
+
+def align_pro(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter, reward: Reward) -> Prompter:
+    """Stage 5: PPO on the prompter."""
+    requests, tokenizer = world.train_requests, rho_sft.tokenizer
+
+    def make(stage: RunStage) -> Transformer:
+        g = run.generator("align_pro")
+        return train_align_pro(
+            rho_sft.model, pi_f, reward.train, requests, tokenizer, run.config.ppo, stage, g, world.gold
+        )
+
+    model = run.model("align_pro", make, tokenizer).to(rho_sft.model.device)
+    assert_frozen(pi_f, "align_pro")
+    return Prompter(model.eval(), tokenizer, rho_sft.max_new_tokens, rho_sft.temperature)
+
+
+def rlhf_oracle(run: Run, world: World, pi_f: FrozenModel, reward: Reward) -> FrozenLM | None:
+    """Stage 6: the comparator, the same PPO on a copy of the LM; None with `--eval.oracle false`."""
+    c = run.config
+    if not c.eval.oracle:
+        return None
+    lm = with_weights(pi_f, "the RLHF oracle (--eval.oracle false leaves it out)")
+
+    def make(stage: RunStage) -> Transformer:
+        start = copy_of(lm.model)  # in float32 even where the frozen LM is not: small steps vanish in bfloat16
+        requests, g = world.train_requests, run.generator("rlhf_oracle")
+        return train_rlhf_oracle(start, reward.train, requests, lm.tokenizer, c.oracle, stage, g, world.gold)
+
+    model = run.model("rlhf_oracle", make, lm.tokenizer).to(lm.model.device)
+    lm.assert_unchanged("rlhf_oracle")
+    return FrozenLM(model, lm.tokenizer, lm.sampling)

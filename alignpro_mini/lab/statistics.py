@@ -1,0 +1,82 @@
+"""The statistics of an evaluation: variance components, intervals, win rate. Numpy only.
+
+Rewards of an arm are an array (N inputs, K rewrites, M answers).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def variance_parts(rewards: np.ndarray) -> dict[str, float]:
+    """The three variance components of a balanced (N, K, M) array, by nested ANOVA mean squares.
+
+        Var(r) = between inputs + between rewrites of an input + within a rewrite (the LM's own sampling)
+        within = MSW,  between_rewrites = (MSP - MSW) / M,  between_inputs = (MSX - MSP) / (K M)
+    Unbiased, so a part whose true value is near 0 can come out slightly negative. With K = 1 there is nothing between
+    rewrites and between_inputs = (MSX - MSW) / M. Raises ValueError for fewer than 2 inputs, or K = M = 1.
+    """
+    N, K, M = rewards.shape
+    if N < 2 or K * M < 2:
+        raise ValueError(f"variance parts need at least 2 inputs and 2 answers each, not {rewards.shape}")
+    per_rewrite = rewards.mean(2)  # (N, K)
+    per_input = per_rewrite.mean(1)  # (N,)
+    ms_inputs = K * M * ((per_input - rewards.mean()) ** 2).sum() / (N - 1)
+    ms_rewrites = M * ((per_rewrite - per_input[:, None]) ** 2).sum() / (N * (K - 1)) if K > 1 else None
+    ms_within = ((rewards - per_rewrite[:, :, None]) ** 2).sum() / (N * K * (M - 1)) if M > 1 else None
+    if K == 1:
+        return {
+            "between_inputs": float((ms_inputs - ms_within) / M),
+            "between_rewrites": 0.0,
+            "within": float(ms_within),
+        }
+    if M == 1:  # the two lower levels cannot be told apart: their sum is reported as the LM's own sampling
+        return {
+            "between_inputs": float((ms_inputs - ms_rewrites) / K),
+            "between_rewrites": 0.0,
+            "within": float(ms_rewrites),
+        }
+    return {
+        "between_inputs": float((ms_inputs - ms_rewrites) / (K * M)),
+        "between_rewrites": float((ms_rewrites - ms_within) / M),
+        "within": float(ms_within),
+    }
+
+
+def bootstrap_interval(per_input: np.ndarray, resamples: int, seed: int = 0) -> list[float]:
+    """95 % percentile interval of the mean of (N,) values, resampling inputs.
+
+    Give it per-input *differences* of two arms and it is the paired interval; the fixed seed makes every arm draw the
+    same resamples. Example: constant values give [c, c].
+    """
+    rng = np.random.default_rng(seed)
+    means = np.concatenate(
+        [
+            per_input[rng.integers(0, len(per_input), (min(500, resamples - i), len(per_input)))].mean(1)
+            for i in range(0, resamples, 500)
+        ]
+    )  # (resamples,) in chunks, so that memory stays small
+    return [float(q) for q in np.quantile(means, (0.025, 0.975))]
+
+
+def win_rate(judged: np.ndarray, baseline: np.ndarray) -> tuple[float, float]:
+    """(wins + ties / 2, ties) as shares: answer j of an input against answer j of the baseline for the same input.
+
+    A baseline with fewer answers is gone through again.
+    """
+    a, b = judged.reshape(len(judged), -1), baseline.reshape(len(baseline), -1)
+    b = np.tile(b, (1, -(-a.shape[1] // b.shape[1])))[:, : a.shape[1]]
+    tie = np.isclose(a, b, rtol=0, atol=1e-9)
+    return float(((a > b) & ~tie).mean() + tie.mean() / 2), float(tie.mean())
+
+
+def t_interval(values) -> tuple[float | None, float | None]:
+    """Mean over seeds and half-width of its 95% t-interval, which is unknown (None) for a single seed."""
+    values = [v for v in values if v is not None]
+    if len(values) < 2:
+        return (values[0] if values else None), None
+    exact = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)  # 1 to 9 degrees of freedom
+    t = exact[len(values) - 2] if len(values) <= 10 else 1.96 + 2.5 / (len(values) - 1)  # right to 1%
+    return float(np.mean(values)), float(t * np.std(values, ddof=1) / math.sqrt(len(values)))

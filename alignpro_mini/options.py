@@ -1,0 +1,43 @@
+"""Options as frozen dataclasses: each field has a help text and a range. Also the error class for bad input."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import field, fields
+
+
+class UserError(ValueError):
+    """Bad input. The message says what is wrong, where, and how to correct it.
+
+    `train.py` prints the message alone. Any other ValueError is a bug and keeps its traceback.
+    """
+
+
+def option(default, help: str, choices: tuple = (), *, least: float | None = None, above: float | None = None):
+    """A dataclass field with its help; `check_ranges` requires a number to be at least `least` and above `above`."""
+    return field(default=default, metadata={"help": help, "choices": choices, "least": least, "above": above})
+
+
+def require(ok: bool, message: str) -> None:
+    """Raise UserError with this message unless `ok`."""
+    if not ok:
+        raise UserError(message)
+
+
+def check_ranges(config) -> None:
+    """Raises UserError, beginning with the field's name, for a number that is not finite or out of its range."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if isinstance(value, (int, float)):
+            least, above = f.metadata.get("least"), f.metadata.get("above")
+            require(math.isfinite(value), f"{f.name} is {value}; it must be a finite number")
+            require(least is None or value >= least, f"{f.name} is {value}; it must be at least {least}")
+            require(above is None or value > above, f"{f.name} is {value}; it must be above {above}")
+
+
+# Help texts that several stages share.
+MICRO_BATCH = (
+    "{} of similar length per forward pass; gradients accumulate, so it changes only padding, memory and speed"
+)
+TRAIN_LAYERS = "train only this many top blocks over a frozen trunk (0: everything)"
+MAX_GRAD_NORM = "gradients are clipped to this norm"

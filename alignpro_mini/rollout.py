@@ -1,0 +1,88 @@
+"""The policy with its value head, and one batch of its sampled completions.
+
+Shape legend:  B rows   n sampled tokens of all rows   P longest prompt   T longest completion   V vocabulary   D width
+
+    columns of a row      0 ........ P-1 | P ............ P+T-1
+    prompt, left-padded   _ _ Tell me .  |                                _ is padding
+    completion                           | Please tell me . <end> _ _     the action mask (B, T) is True up to <end>
+    predicted from               column P-1 ............ P+T-2            token t's log-prob comes from the state at t-1
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from alignpro_mini import rl_math
+from alignpro_mini.transformer import Transformer
+
+
+class Policy(nn.Module):
+    """A language model with a value head: V(s_t), the return expected from the state before token t."""
+
+    def __init__(self, lm: Transformer, train_layers: int = 0) -> None:
+        super().__init__()
+        self.lm = lm
+        self.value_head = nn.Linear(lm.config.d_model, 1, device=lm.device)
+        nn.init.zeros_(self.value_head.weight)  # at the start every state has the value 0
+        nn.init.zeros_(self.value_head.bias)
+        self.depth = lm.config.n_layers - train_layers if train_layers else 0  # blocks of the frozen trunk
+
+    def trunk(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Outputs of the frozen trunk, computed once per rollout: (B, P+T, D); the ids if everything trains."""
+        if self.depth == 0:
+            return ids
+        with torch.no_grad():
+            return self.lm.lower(ids, mask, self.depth)
+
+    def forward(self, features: Tensor, mask: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (n, V) of the n sampled tokens, in row order, and values (B, T)."""
+        states = self.states(self.lm, features, mask, action.shape[1])  # (B, T, D)
+        return self.lm.unembed(states[action]).float(), self.value_head(states).squeeze(-1).float()
+
+    def states(self, lm: Transformer, features: Tensor, mask: Tensor, T: int) -> Tensor:
+        """The hidden states (B, T, D) that the completion's tokens are predicted from: one column to their left."""
+        hidden = lm.upper(features, mask, self.depth) if self.depth else lm.hidden(features, mask)  # (B, P+T, D)
+        return hidden[:, -T - 1 : -1]
+
+
+@dataclass(slots=True)
+class Rollout:
+    """One batch of sampled completions with everything PPO needs. Tensors are (B, T) unless a comment says otherwise."""
+
+    prompts: list[str]
+    completions: list[str]
+    finished: Tensor  # (B,) ended with EOS
+    features: Tensor  # (B, P+T) ids or (B, P+T, D) trunk outputs
+    mask: Tensor  # (B, P+T) real tokens
+    tokens: Tensor
+    action: Tensor  # True on sampled tokens, EOS included
+    logp: Tensor  # when sampled
+    logp_ref: Tensor
+    values: Tensor
+    kl_exact: Tensor
+    entropy: Tensor
+    scores: Tensor | None = None  # (B,)
+    advantages: Tensor | None = None
+    returns: Tensor | None = None
+
+    @property
+    def kl(self) -> Tensor:
+        """(B,) log rho/rho_ref of each whole completion: the KL's k1 estimate, summed over its tokens."""
+        return rl_math.masked_sum(rl_math.kl_estimate(self.logp, self.logp_ref, "k1"), self.action)
+
+    def rows(self, index: Tensor) -> Rollout:
+        """The rows of `index`, without the columns that are padding in all of them."""
+        P = self.mask.shape[1] - self.action.shape[1]
+        T = int(self.action[index].sum(1).max())
+        lead = int(self.mask[index].any(0).float().argmax())
+
+        def pick(name: str, value):
+            if value is None or isinstance(value, list):
+                return value and [value[i] for i in index.tolist()]
+            columns = slice(lead, P + T) if name in ("features", "mask") else slice(T)
+            return value[index][:, columns] if value.dim() > 1 else value[index]
+
+        return Rollout(**{f.name: pick(f.name, getattr(self, f.name)) for f in fields(self)})

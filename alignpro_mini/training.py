@@ -1,0 +1,112 @@
+"""What all trainers share: the reward's type, the stage that records a training, optimiser, schedule, batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from alignpro_mini.options import UserError
+from alignpro_mini.transformer import Transformer
+
+Score = Callable[[Sequence[str], Sequence[str]], Tensor]  # (prompts, completions) -> rewards (B,)
+LOG_EVERY = 50  # optimiser steps between log rows of SFT and reward learning
+Saved = nn.Module | torch.optim.Optimizer | torch.Generator
+
+
+class Stage(Protocol):
+    """Where a trainer reports and keeps its state. `SilentStage` does nothing; `lab.run.RunStage` writes files."""
+
+    def progress(self, start: int, stop: int) -> Iterable[int]:
+        """The steps from `start` up to `stop`, for the training loop to go through."""
+
+    def log(self, step: int, metrics: dict, samples: Sequence[dict] = ()) -> None:
+        """Record metrics, and samples (x, x_prime, y, reward, kl), after `step` steps."""
+
+    def save(self, step: int, *things: Saved, **meta) -> None:
+        """Keep the state of models, optimisers and generators after `step` steps, and JSON-able `meta`."""
+
+    def restore(self, *things: Saved) -> tuple[int, dict]:
+        """Bring the same things to the saved state; returns (its step, its meta), or (0, {}) where none is saved."""
+
+
+class SilentStage:
+    """A stage that records nothing: trainers use it unless told otherwise."""
+
+    def progress(self, start: int, stop: int) -> Iterable[int]:
+        return range(start, stop)
+
+    def log(self, step: int, metrics: dict, samples: Sequence[dict] = ()) -> None:
+        pass
+
+    def save(self, step: int, *things: Saved, **meta) -> None:
+        pass
+
+    def restore(self, *things: Saved) -> tuple[int, dict]:
+        return 0, {}
+
+
+def trainable(model: Transformer, train_layers: int) -> list[nn.Parameter]:
+    """Freeze all but the top `train_layers` blocks and the last norm (0: train everything); returns what trains.
+
+    Raises UserError for more layers than the model has.
+    """
+    if train_layers > model.config.n_layers:
+        raise UserError(f"train_layers is {train_layers}, but the model has {model.config.n_layers} blocks")
+    model.requires_grad_(train_layers == 0)  # set explicitly: a copy of a frozen model arrives frozen
+    if train_layers:
+        for module in (*model.blocks[-train_layers:], model.norm):
+            module.requires_grad_(True)
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def make_optimizer(parameters: Sequence[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW that decays matrices only: norms and biases should not be pulled to zero."""
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
+
+
+def warmup_cosine(step: int, steps: int, peak: float) -> float:
+    """Learning rate of a step (from 0): linear over the first 5 %, then a cosine down to a tenth of the peak."""
+    warmup = max(1, steps // 20)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return peak * (0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
+
+
+def optimizer_step(optimizer: torch.optim.Optimizer, parameters, max_grad_norm: float, lr: float) -> float:
+    """Clip the gradients to `max_grad_norm`, take the step, clear them; returns the norm before clipping.
+
+    Raises FloatingPointError on a norm that is not finite (as after a loss that is not), before any weight changes.
+    """
+    norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    if not bool(torch.isfinite(norm)):
+        raise FloatingPointError(f"the gradient norm is {norm.item()}: lower the learning rate (now {lr:.1e})")
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm.item()
+
+
+def shuffled_batches(count: int, batch_size: int, generator: torch.Generator | None) -> Iterator[list[int]]:
+    """Endless index batches, each pass over 0..count-1 in a new order; a short last batch is dropped.
+
+    Raises UserError for fewer examples than one batch.
+    """
+    if count < batch_size:
+        raise UserError(
+            f"{count} examples, those held out not counted, do not fill one batch of {batch_size}: "
+            "add data or lower the batch size"
+        )
+    while True:
+        order = torch.randperm(count, generator=generator).tolist()
+        for start in range(0, count - batch_size + 1, batch_size):
+            yield order[start : start + batch_size]

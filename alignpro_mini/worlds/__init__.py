@@ -1,0 +1,1 @@
+"""Where requests, rewrites and rewards come from: the embedded world, files, functions."""

@@ -1,0 +1,47 @@
+"""A user's own function as a reward."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from alignpro_mini.options import UserError
+from alignpro_mini.training import Score
+
+
+def load_callable(spec: str) -> Score:
+    """A reward from `module:function`; its rewards become a float tensor (B,), checked.
+
+    Raises UserError when the module or function is missing or cannot be read, or when a call returns something else
+    than one finite reward for each answer. An error inside the function itself passes through.
+    """
+    module_name, function_name = spec.split(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # a reward file in the working directory, also when the script lies elsewhere
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:  # the two last: ":f" and ".x:f"
+        raise UserError(f"--reward {spec}: {error}; write module:function of an importable module") from None
+    if not callable(function):
+        raise UserError(f"--reward {spec} is a {type(function).__name__}, not a function of (prompts, completions)")
+
+    def score(prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
+        returned = function(list(prompts), list(completions))
+        try:
+            rewards = torch.as_tensor(returned, dtype=torch.float32).cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"--reward {spec} returned a {type(returned).__name__} that is no list of numbers ({error})"
+            ) from None
+        if rewards.shape != (len(prompts),):
+            raise UserError(f"--reward {spec} returned shape {tuple(rewards.shape)} for {len(prompts)} answers")
+        if not bool(torch.isfinite(rewards).all()):
+            bad = int((~torch.isfinite(rewards)).nonzero()[0])
+            raise UserError(f"--reward {spec} returned {rewards[bad].item()} for the answer {completions[bad][:60]!r}")
+        return rewards
+
+    return score

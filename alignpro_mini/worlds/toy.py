@@ -1,0 +1,97 @@
+"""A small world in plain English whose true reward is known, so every claim can be checked.
+
+    request x    "What should I know about Oakdale for my school report?"
+    rewrite x'   one of 3 phrasings x 8 cues of it: "Please describe Oakdale for my school report. Give every detail."
+    answer y     "Oakdale is a town. It lies by the river. People there make cheese. ..."
+    gold r(x, y) a function of the request and the answer; x' does not enter
+
+A corpus of such answers trains the frozen LM. A cue in the prompt fixes parts of the answer's style; everything else is
+drawn at random. So a plain request gets a mix of answers and its reward varies: the better cues raise the mean and lower
+the variance.
+
+    task         after           gold reward
+    quality      UltraFeedback   one score: on topic, complete, kind
+    attributes   HelpSteer       .65 helpfulness + .8 correctness + .45 coherence + .55 complexity - .4 verbosity, each 0..4
+    reasoning    Orca            sums on a clock's face (mod 12): +1 if the last hour is right, else -1
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from alignpro_mini.options import UserError
+from alignpro_mini.worlds.sums import Sums
+from alignpro_mini.worlds.towns import Towns
+from alignpro_mini.worlds.world import WorldConfig
+
+TASKS = ("quality", "attributes", "reasoning")
+
+
+class ToyWorld:
+    """A `World` with a corpus for the frozen LM; the same for every caller with the same seed.
+
+    Raises UserError for an unknown task or more evaluation requests than there are.
+    """
+
+    def __init__(self, task: str, config: WorldConfig = WorldConfig(), seed: int = 0) -> None:
+        if task not in TASKS:
+            raise UserError(f"task is {task!r}; it must be one of {', '.join(TASKS)}")
+        self.task, self.config = task, config
+        self.kind = Sums() if task == "reasoning" else Towns(task, config)
+        rng = random.Random(f"requests {seed}")
+        self.fills = self.kind.requests(rng)  # request text -> what its phrasings are filled with
+        requests = list(self.fills)
+        rng.shuffle(requests)
+        if config.eval_requests > len(requests) // 2:
+            raise UserError(
+                f"world.eval_requests is {config.eval_requests}, but {task} has {len(requests)} requests in all: "
+                f"keep at most {len(requests) // 2}"
+            )
+        self.eval_requests = requests[: config.eval_requests]
+        self.train_requests = requests[config.eval_requests :]
+
+    @property
+    def cues(self) -> tuple[str, ...]:
+        return self.kind.cues
+
+    def rewrites(self, request: str) -> list[str]:
+        """All rewrites of a request of this world, the plain request first: 3 phrasings x 8 cues."""
+        return [f"{form} {cue}".rstrip() for form in self._phrasings(request) for cue in self.cues]
+
+    def _phrasings(self, request: str) -> list[str]:
+        return [request, *self.kind.phrasings(self.fills[request])]
+
+    def rewrite_pairs(self, count: int, rng: random.Random) -> list[tuple[str, str]]:
+        """SFT data for the prompter: (x, x') over the training requests, cues uniform, half of them rephrased."""
+        pairs = []
+        for _ in range(count):
+            x = rng.choice(self.train_requests)
+            original, *others = self._phrasings(x)
+            form = original if rng.random() < 0.5 else rng.choice(others)
+            pairs.append((x, f"{form} {rng.choice(self.cues)}".rstrip()))
+        return pairs
+
+    def corpus(self, count: int, rng: random.Random) -> list[tuple[str, str]]:
+        """(prompt, answer) pairs that the frozen LM is trained on: training requests, plain and rewritten."""
+        pairs = []
+        for _ in range(count):
+            x = rng.choice(self.train_requests)
+            phrasings = self._phrasings(x)
+            form = rng.randrange(len(phrasings))
+            # A third of the corpus carries no cue, because that is how people ask.
+            cue = "" if rng.random() < 1 / 3 else rng.choice(self.cues)
+            answer = self.kind.answer(self.fills[x], cue, form == 0, rng)
+            pairs.append((f"{phrasings[form]} {cue}".rstrip(), answer))
+        return pairs
+
+    def preferences(self) -> None:
+        """There are none on file: the frozen LM's own answers are judged by `gold`."""
+
+    def gold(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+        """The true reward r*(x, y) of each answer to a request of this world; any text is accepted as an answer."""
+        return [self.kind.gold(self.fills[x], y) for x, y in zip(prompts, completions, strict=True)]
+
+    def describe(self, requests: Sequence[str], rewrites: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
+        """Further figures of an arm: for sums the shares of right answers, worked answers, rewrites that ask for steps."""
+        return self.kind.describe([self.fills[x] for x in requests], list(rewrites), list(answers))

@@ -1,0 +1,56 @@
+"""What every world provides, and the options of the embedded one."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from alignpro_mini.alignpro import Gold
+from alignpro_mini.options import check_ranges, option, require
+
+
+@dataclass(frozen=True, slots=True)
+class WorldConfig:
+    """The embedded world (presets tiny, small and gpt2 only)."""
+
+    follow: float = option(
+        0.9, "probability that an answer of the corpus obeys a cue, for each part of the style (not in reasoning)"
+    )
+    spread: str = option(
+        "plain",
+        "which prompts get answers of random style: 'plain' (those without a cue; a cue fixes it) or 'cue' (those "
+        "with a cue; they help on average, and the variance rises); not in reasoning",
+        ("plain", "cue"),
+    )
+    eval_requests: int = option(600, "requests kept for evaluation, never trained on", least=1)
+    preference_scale: float = option(
+        2.0, "P(a over b) = sigmoid(scale x (gold a - gold b)); larger is cleaner", above=0
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        require(0 <= self.follow <= 1, f"follow is {self.follow}; a probability lies in 0..1")
+        require(self.spread in ("plain", "cue"), f"spread is {self.spread!r}; it must be 'plain' or 'cue'")
+
+
+class World(Protocol):
+    """Requests to train and to evaluate on, rewrites to imitate, and the true reward where it is known."""
+
+    task: str
+    train_requests: list[str]
+    eval_requests: list[str]
+    gold: Gold | None  # true rewards of answers; None where nobody knows them
+
+    def rewrite_pairs(self, count: int, rng: random.Random) -> list[tuple[str, str]]:
+        """SFT data for the prompter: (request, rewrite)."""
+
+    def rewrites(self, request: str) -> list[str]:
+        """The enumerated rewrites of a request, the plain request first; [] where they cannot be enumerated."""
+
+    def preferences(self) -> list[tuple[str, str, str]] | None:
+        """(request, chosen, rejected); None where pairs of the frozen model's answers are to be judged by `gold`."""
+
+    def describe(self, requests: Sequence[str], rewrites: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
+        """Further figures of an arm: `requests` go with `answers`; `rewrites` are all that were sent."""
