@@ -25,6 +25,7 @@ from alignpro_mini.training import Score, SilentStage, Stage
 from alignpro_mini.transformer import Transformer
 
 Gold = Callable[[Sequence[str], Sequence[str]], list[float]]  # (requests, answers) -> true rewards
+SAMPLE = ("x", "x_prime", "y", "reward", "kl")  # what a logged sample holds
 
 
 def usable_rewrites(
@@ -93,16 +94,9 @@ def train_align_pro(
         extra = {"fallback_rate": score.fallbacks / len(kl), "answer_length": answer_length(score.y)}
         if gold is not None:
             extra["gold_mean"] = sum(gold(score.x, texts)) / len(texts)
-        return extra, [
-            {
-                "x": x,
-                "x_prime": score.x_prime[i],
-                "y": texts[i * config.answers],
-                "reward": score.r[i, 0].item(),
-                "kl": kl[i],
-            }
-            for i, x in enumerate(trainer.last_rollout.prompts[:8])
-        ]
+        first = texts[:: config.answers]  # of each rewrite's answers
+        rows = zip(trainer.last_rollout.prompts[:8], score.x_prime, first, score.r[:, 0].tolist(), kl)
+        return extra, [dict(zip(SAMPLE, row)) for row in rows]
 
     return train_ppo(trainer, requests, stage, observe)
 
@@ -123,10 +117,8 @@ def train_rlhf_oracle(
     def observe(trainer: PPOTrainer) -> tuple[dict, list[dict]]:
         r = trainer.last_rollout
         extra = {} if gold is None else {"gold_mean": sum(gold(r.prompts, r.completions)) / len(r.prompts)}
-        return extra, [
-            {"x": x, "x_prime": "", "y": y, "reward": score, "kl": kl}
-            for x, y, score, kl in zip(r.prompts[:8], r.completions, r.scores.tolist(), r.kl.tolist())
-        ]
+        rows = zip(r.prompts[:8], [""] * 8, r.completions, r.scores.tolist(), r.kl.tolist())
+        return extra, [dict(zip(SAMPLE, row)) for row in rows]
 
     return train_ppo(trainer, requests, stage, observe)
 
@@ -146,11 +138,6 @@ class Prompter:
 
     def complete(self, requests: Sequence[str], generator: torch.Generator | None = None) -> list[Completion]:
         """Like `rewrite`, as tokens with their log-probs."""
-        return generate(
-            self.model,
-            [self.tokenizer.chat(x) for x in requests],
-            self.max_new_tokens,
-            temperature=self.temperature,
-            eos_id=self.tokenizer.eos_id,
-            generator=generator,
-        )
+        chats = [self.tokenizer.chat(x) for x in requests]
+        how = {"temperature": self.temperature, "eos_id": self.tokenizer.eos_id, "generator": generator}
+        return generate(self.model, chats, self.max_new_tokens, **how)

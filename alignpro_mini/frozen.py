@@ -75,16 +75,10 @@ class FrozenLM:
 
     def answer(self, prompts: Sequence[str], generator: torch.Generator | None = None) -> list[Answer]:
         """One sampled answer for each prompt. Raises UserError for a prompt that does not fit the context."""
-        completions = generate(
-            self.model,
-            [self.tokenizer.chat(p) for p in prompts],
-            self.sampling.max_new_tokens,
-            temperature=self.sampling.temperature,
-            top_p=self.sampling.top_p,
-            eos_id=self.tokenizer.eos_id,
-            generator=generator,
-        )
-        return [Answer(self.tokenizer.decode(c.tokens), not c.finished, c.tokens) for c in completions]
+        c, chats = self.sampling, [self.tokenizer.chat(prompt) for prompt in prompts]
+        how = {"temperature": c.temperature, "top_p": c.top_p, "eos_id": self.tokenizer.eos_id}
+        found = generate(self.model, chats, c.max_new_tokens, generator=generator, **how)
+        return [Answer(self.tokenizer.decode(c.tokens), not c.finished, c.tokens) for c in found]
 
     def fits(self, prompt: str) -> bool:
         """Whether the prompt leaves room in the context for a whole answer."""

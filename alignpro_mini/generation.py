@@ -31,7 +31,7 @@ class Completion:
 
     tokens: list[int]
     logprobs: list[float]
-    finished: bool  # ended with EOS, not cut at the limit
+    finished: bool  # ended with EOS, not truncated at the limit
 
 
 def sampling_logprobs(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
@@ -125,15 +125,8 @@ def generate(
     results: list[Completion | None] = [None] * len(prompts)
     try:
         for chunk in by_length([(len(p), tuple(p)) for p in prompts], max_batch):  # and equal ones side by side
-            tokens, logps = _generate_batch(
-                model,
-                [prompts[i] for i in chunk],
-                uniforms[chunk].to(model.device),
-                temperature,
-                top_p,
-                eos_id,
-                compact,
-            )
+            rows, draws = [prompts[i] for i in chunk], uniforms[chunk].to(model.device)
+            tokens, logps = _generate_batch(model, rows, draws, temperature, top_p, eos_id, compact)
             for i, row, logp in zip(chunk, tokens.tolist(), logps.tolist()):
                 length = row.index(eos_id) + 1 if eos_id in row else len(row)
                 results[i] = Completion(row[:length], logp[:length], eos_id in row)
@@ -181,9 +174,8 @@ def _generate_batch(
             # It costs a part of a step, so a few finished rows are carried along.
             if compact and left <= 0.9 * len(rows):
                 stay = torch.arange(left, device=device)  # (B',)
-                stay[done[:left]] = (
-                    left + (~done[left:]).nonzero()[:, 0]
-                )  # the last rows take the places of the finished
+                # The last rows take the places of the finished ones.
+                stay[done[:left]] = left + (~done[left:]).nonzero()[:, 0]
                 cache.keep(stay)
                 rows, new, done = rows[stay], new[stay], done[stay]
     return tokens, logps
@@ -218,7 +210,7 @@ def sequence_logprobs(
     """log p(completion | prompt) under the sampling of `generate`, summed over the completion's tokens: (N,) on the CPU.
 
     Both are lists of token ids; whether an EOS counts is up to the completion. -inf where top_p rules a token out. Raises
-    ValueError for an empty prompt: then nothing predicts the first token.
+    UserError for an empty prompt: then nothing predicts the first token.
     """
     _refuse_empty(prompts)
     found = torch.empty(len(prompts))
@@ -226,9 +218,11 @@ def sequence_logprobs(
         ids, action = pad_pairs([(prompts[i], completions[i]) for i in chunk], model.device)  # (B, S)
         action = action[:, 1:]  # token t is predicted from the state at t - 1
         states = model.hidden(ids)[:, :-1][action]  # (n, D)
+        taken = ids[:, 1:][action][:, None]  # (n, 1)
+        # A few tokens at a time: of a large vocabulary the logits of a whole batch would take gigabytes.
+        pairs = zip(*(x.split(max(1, 2**24 // model.config.vocab_size)) for x in (states, taken)))
+        logps = [sampling_logprobs(model.unembed(s), temperature, top_p).gather(1, t)[:, 0] for s, t in pairs]
         logp = torch.zeros(action.shape, device=model.device)  # (B, S - 1)
-        logp[action] = sampling_logprobs(model.unembed(states), temperature, top_p).gather(
-            1, ids[:, 1:][action][:, None]
-        )[:, 0]
+        logp[action] = torch.cat(logps)
         found[chunk] = logp.sum(1).cpu()
     return found

@@ -36,8 +36,6 @@ def check_ranges(config) -> None:
 
 
 # Help texts that several stages share.
-MICRO_BATCH = (
-    "{} of similar length per forward pass; gradients accumulate, so it changes only padding, memory and speed"
-)
+MICRO_BATCH = "{} of similar length per forward pass; changes only padding, memory and speed (gradients accumulate)"
 TRAIN_LAYERS = "train only this many top blocks over a frozen trunk (0: everything)"
 MAX_GRAD_NORM = "gradients are clipped to this norm"

@@ -37,29 +37,19 @@ class PPOConfig:
     num_minibatches: int = option(2, "optimiser steps a pass", least=1)
     micro_batch_size: int = option(32, MICRO_BATCH.format("rows"), least=1)
     lr: float = option(4e-4, "learning rate, before warm-up and annealing scale it", above=0)
-    warmup_ratio: float = option(
-        0.2, "share of the iterations over which the learning rate rises: Adam's first steps are mostly noise"
-    )
+    warmup_ratio: float = option(0.2, "share of the iterations over which the learning rate rises")
     anneal: bool = option(True, "lower the learning rate linearly to 0 over the run")
-    kl_coef: float = option(
-        0.1, "lambda, the KL penalty coefficient: reward units per nat of KL to the SFT policy", least=0
-    )
-    adaptive_kl_target: float = option(
-        0.0, "if above 0, kl_coef is adapted to hold the KL of a completion at this many nats", least=0
-    )
+    kl_coef: float = option(0.1, "lambda, the KL penalty coefficient: reward per nat of KL to the SFT policy", least=0)
+    adaptive_kl_target: float = option(0.0, "if above 0, kl_coef is adapted to this KL of a completion, nats", least=0)
     adaptive_kl_horizon: float = option(10_000.0, "episodes over which the adaptive controller reacts", above=0)
     gamma: float = option(1.0, "discount; 1, because the score comes once, at the end of a short text")
     gae_lambda: float = option(0.95, "lambda of GAE: 1 is unbiased, lower values rely more on the value head")
-    clip_range: float = option(
-        0.2, "epsilon of the clip: a token's probability ratio earns no credit beyond 1 +- epsilon", above=0
-    )
+    clip_range: float = option(0.2, "epsilon: a probability ratio beyond 1 +- epsilon earns no credit", above=0)
     value_clip_range: float = option(0.4, "how far a value may move from the rollout's in one iteration", above=0)
     vf_coef: float = option(0.5, "weight of the value loss", least=0)
     whiten_advantages: bool = option(True, "scale the advantages of a rollout to mean 0, variance 1")
     max_grad_norm: float = option(1.0, MAX_GRAD_NORM, above=0)
-    missing_eos_penalty: float = option(
-        1.0, "subtracted from the score of a completion truncated before its EOS", least=0
-    )
+    missing_eos_penalty: float = option(1.0, "subtracted where a completion is truncated before its EOS", least=0)
     temperature: float = option(1.0, "temperature of the policy's sampling, and of the log-probs that PPO uses")
     max_new_tokens: int = option(48, "longest completion of the policy", least=1)
     train_layers: int = option(0, TRAIN_LAYERS, least=0)
@@ -67,14 +57,9 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        require(
-            self.num_minibatches <= self.batch_size,
-            f"num_minibatches is {self.num_minibatches}; a batch of {self.batch_size} cannot be cut into more parts",
-        )
-        require(
-            self.temperature > 0,
-            f"temperature is {self.temperature}; it must be above 0: greedy rollouts explore nothing",
-        )
+        parts, rows = self.num_minibatches, self.batch_size
+        require(parts <= rows, f"num_minibatches is {parts}; a batch of {rows} cannot be cut into more parts")
+        require(self.temperature > 0, f"temperature is {self.temperature}; it must be above 0: greedy explores nothing")
         for name in ("gamma", "gae_lambda", "warmup_ratio"):
             require(0 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}; it must lie in 0..1")
 
@@ -130,14 +115,8 @@ class PPOTrainer:
     def rollout(self, prompts: Sequence[str]) -> Rollout:
         """Sample one completion per prompt, with the log-probs, values, exact KL and entropy of every token."""
         chats = [self.tokenizer.chat(p) for p in prompts]
-        completions = generate(
-            self.policy.lm,
-            chats,
-            self.config.max_new_tokens,
-            temperature=self.config.temperature,
-            eos_id=self.tokenizer.eos_id,
-            generator=self.generator,
-        )
+        how = {"temperature": self.config.temperature, "eos_id": self.tokenizer.eos_id, "generator": self.generator}
+        completions = generate(self.policy.lm, chats, self.config.max_new_tokens, **how)
         device = self.policy.lm.device
         prompt_ids, prompt_mask = pad_left(chats, self.tokenizer.pad_id, device)  # (B, P)
         tokens, action = pad_right([c.tokens for c in completions], self.tokenizer.pad_id, device)  # (B, T)
@@ -147,7 +126,7 @@ class PPOTrainer:
         texts = [self.tokenizer.decode(c.tokens) for c in completions]
         finished = torch.tensor([c.finished for c in completions], device=device)  # (B,)
         blanks = [torch.zeros_like(logp) for _ in range(4)]  # (B, T) each, filled below
-        features = self.policy.trunk(ids, mask)  # (B, P+T) or (B, P+T, D)
+        features = self.policy.lm.trunk(ids, mask, self.config.train_layers)  # (B, P+T) or (B, P+T, D)
         rollout = Rollout(list(prompts), texts, finished, features, mask, tokens, action, logp, *blanks)
         for index in self._micro_batches(torch.arange(len(prompts), device=device), rollout):
             self._annotate(rollout, index)
@@ -176,9 +155,8 @@ class PPOTrainer:
         """The score of each completion, (B,). Raises UserError for another shape."""
         scores = torch.as_tensor(self.score(rollout.prompts, rollout.completions)).to(rollout.logp)  # (B,)
         if scores.shape != rollout.finished.shape:
-            raise UserError(
-                f"score returned shape {tuple(scores.shape)}; one reward per completion is {tuple(rollout.finished.shape)}"
-            )
+            wanted = f"one reward per completion is {tuple(rollout.finished.shape)}"
+            raise UserError(f"score returned shape {tuple(scores.shape)}; {wanted}")
         if not bool(torch.isfinite(scores).all()):
             raise FloatingPointError("score returned a reward that is not finite")
         return scores
@@ -251,9 +229,8 @@ class PPOTrainer:
         """Adapt lambda to the KL target, if there is one; kl is policy to *reference*, summed over a completion."""
         c = self.config
         if c.adaptive_kl_target > 0:
-            self.kl_coef = rl_math.adaptive_kl_coef(
-                self.kl_coef, kl, c.adaptive_kl_target, c.adaptive_kl_horizon, episodes
-            )
+            target, horizon = c.adaptive_kl_target, c.adaptive_kl_horizon
+            self.kl_coef = rl_math.adaptive_kl_coef(self.kl_coef, kl, target, horizon, episodes)
 
     def describe(self, rollout: Rollout, update: dict[str, float], clock: Sequence[float]) -> dict[str, float]:
         """Metrics of an iteration; KL is per completion (summed over tokens), entropy per token, both in nats."""

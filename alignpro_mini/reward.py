@@ -18,20 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from alignpro_mini import rl_math
+from alignpro_mini import rl_math, training
 from alignpro_mini.generation import by_length, pad_right
 from alignpro_mini.options import MAX_GRAD_NORM, MICRO_BATCH, TRAIN_LAYERS, UserError, check_ranges, option, require
 from alignpro_mini.tokenizer import Tokenizer
-from alignpro_mini.training import (
-    LOG_EVERY,
-    SilentStage,
-    Stage,
-    make_optimizer,
-    optimizer_step,
-    shuffled_batches,
-    trainable,
-    warmup_cosine,
-)
+from alignpro_mini.training import LOG_EVERY, SilentStage, Stage
 from alignpro_mini.transformer import Transformer
 
 
@@ -48,9 +39,7 @@ class RewardConfig:
     weight_decay: float = option(0.05, "AdamW's decoupled weight decay", least=0)
     max_grad_norm: float = option(1.0, MAX_GRAD_NORM, above=0)
     train_layers: int = option(0, TRAIN_LAYERS, least=0)
-    normalise_on: int = option(
-        1000, "answers to the SFT prompter's rewrites that set the reward's mean and scale", least=2
-    )
+    normalise_on: int = option(1000, "answers to SFT rewrites that set the reward's mean and scale", least=2)
     max_tokens: int = option(256, "pairs longer than this, prompt and answer, are left out and counted", least=1)
 
     def __post_init__(self) -> None:
@@ -86,7 +75,7 @@ class RewardModel(nn.Module):
         nn.init.zeros_(self.head.weight)
         self.register_buffer("mean", torch.zeros((), device=lm.device))
         self.register_buffer("std", torch.ones((), device=lm.device))
-        self.depth = lm.config.n_layers - train_layers if train_layers else 0  # blocks of the frozen trunk
+        self.train_layers = train_layers  # of the top; 0: all
 
     def encode(self, prompt: str, completion: str) -> list[int]:
         """The row that is rated: the prompt's turn, the completion, EOS."""
@@ -96,15 +85,12 @@ class RewardModel(nn.Module):
     def trunk(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """What lies below the trained blocks, without gradient: (B, T, D) and its mask; the ids (B, T) if all train."""
         ids, mask = pad_right(rows, self.tokenizer.pad_id, self.lm.device)  # (B, T), (B, T)
-        if self.depth == 0:
-            return ids, mask
-        with torch.no_grad():
-            return self.lm.lower(ids, None, self.depth), mask
+        return self.lm.trunk(ids, None, self.train_layers), mask
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
         """Raw rewards (B,) of right-padded rows, read at each row's last real token."""
         # Right padding needs no mask: a causal query never reaches it, and it is not read.
-        hidden = self.lm.hidden(features) if self.depth == 0 else self.lm.upper(features, None, self.depth)  # (B, T, D)
+        hidden = self.lm.top(features, None, self.train_layers)  # (B, T, D)
         last = mask.sum(1) - 1  # (B,)
         return self.head(hidden[torch.arange(len(last), device=last.device), last]).squeeze(-1).float()  # (B,)
 
@@ -119,10 +105,8 @@ class RewardModel(nn.Module):
         rows = [self.encode(x, y) for x, y in zip(prompts, completions, strict=True)]
         if any(len(row) > longest for row in rows):
             # Without a count: the same text is shown once a run, not once a batch.
-            warnings.warn(
-                f"answers beyond the reward model's context of {longest} tokens are rated without their ends",
-                stacklevel=2,
-            )
+            told = f"answers beyond the reward model's context of {longest} tokens are rated without their ends"
+            warnings.warn(told, stacklevel=2)
             rows = [row[:longest] for row in rows]
         rewards = torch.empty(len(rows))
         for part in by_length([len(row) for row in rows], batch):
@@ -167,7 +151,7 @@ def draw_preferences(
 
 
 def split_by_prompt(pairs: Sequence[Preference], share: float, generator: torch.Generator) -> tuple[list, list]:
-    """(train, held out): all pairs of a prompt land on the same side, or the held-out accuracy would flatter."""
+    """(train, held out): all pairs of a prompt are on the same side; otherwise the held-out accuracy is too high."""
     prompts = sorted({p.prompt for p in pairs})
     order = torch.randperm(len(prompts), generator=generator).tolist()
     kept_out = {prompts[i] for i in order[: max(1, round(share * len(prompts)))]}
@@ -215,10 +199,10 @@ def train_reward_model(
             f"{2 * config.batch_size}: bring more pairs, raise --reward_model.max_tokens or lower --reward_model.batch_size"
         )
     train, heldout = split_by_prompt(kept, config.heldout_share, generator)
-    parameters = [*trainable(model.lm, config.train_layers), *model.head.parameters()]
-    optimizer = make_optimizer(parameters, config.lr, config.weight_decay)
+    parameters = [*training.trainable(model.lm, config.train_layers), *model.head.parameters()]
+    optimizer = training.make_optimizer(parameters, config.lr, config.weight_decay)
     steps = math.ceil(config.epochs * len(train) / config.batch_size)
-    batches = shuffled_batches(len(train), config.batch_size, generator)
+    batches = training.shuffled_batches(len(train), config.batch_size, generator)
     start, _ = stage.restore(model, optimizer)
     for _ in range(start):
         next(batches)
@@ -231,21 +215,16 @@ def train_reward_model(
             loss = rl_math.bradley_terry_loss(chosen, rejected)  # (b,)
             (loss.sum() / len(batch)).backward()
             recent += zip(loss.tolist(), (chosen > rejected).float().tolist(), (chosen - rejected).tolist())
-        lr = warmup_cosine(step, steps, config.lr)
-        optimizer_step(optimizer, parameters, config.max_grad_norm, lr)
+        lr = training.warmup_cosine(step, steps, config.lr)
+        training.optimizer_step(optimizer, parameters, config.max_grad_norm, lr)
         if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
             row = dict(zip(("loss", "accuracy", "margin"), (sum(c) / len(recent) for c in zip(*recent))))
             stage.log(step + 1, row | {"heldout_accuracy": accuracy(model, heldout), "lr": lr})
             stage.save(step + 1, model, optimizer)
             recent = []
-    return {
-        "accuracy": accuracy(model, heldout),
-        "ceiling": accuracy_ceiling(heldout),
-        "always_longer": always_longer(heldout),
-        "train_pairs": len(train),
-        "heldout_pairs": len(heldout),
-        "left_out": len(pairs) - len(kept),
-    }
+    judged = {"accuracy": accuracy(model, heldout), "ceiling": accuracy_ceiling(heldout)}
+    counts = {"train_pairs": len(train), "heldout_pairs": len(heldout), "left_out": len(pairs) - len(kept)}
+    return judged | {"always_longer": always_longer(heldout)} | counts
 
 
 class TrunkCache:
@@ -255,7 +234,7 @@ class TrunkCache:
         self.model = model
         self.ids = [model.encode(p.prompt, y) for p in pairs for y in (p.chosen, p.rejected)]
         self.kept: list[Tensor] = []
-        if model.depth:
+        if model.train_layers:
             found: dict[int, Tensor] = {}
             for part in by_length([len(row) for row in self.ids], 16):
                 features, mask = model.trunk([self.ids[i] for i in part])  # (16, T, D)
@@ -269,7 +248,7 @@ class TrunkCache:
     def rows(self, pairs: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Features (2B, T, D) or ids (2B, T), and the mask, of these pairs: all chosen first, then all rejected."""
         index = [2 * i for i in pairs] + [2 * i + 1 for i in pairs]
-        if not self.model.depth:
+        if not self.model.train_layers:
             return self.model.trunk([self.ids[i] for i in index])
         features = nn.utils.rnn.pad_sequence([self.kept[i] for i in index], batch_first=True)  # (2B, T, D)
         lengths = torch.tensor([len(self.kept[i]) for i in index], device=features.device)

@@ -137,7 +137,7 @@ def policy_loss(
         ratio = pi / pi_old        L = -min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)
     The minimum is pessimistic. When A > 0 the gain stops at 1 + eps; when A < 0 it stops at 1 - eps; moving
     *back* from beyond the clip is never stopped. Padding gives 0; the caller divides by its token count.
-    Second result: per-token (B, T) `clipped` (the gradient is cut there) and `ratio`.
+    Second result: per-token (B, T) `clipped` (the gradient is 0 there) and `ratio`.
     """
     _same_shape(logp=logp, logp_old=logp_old, advantages=advantages, mask=mask)
     # exp of garbage in the padding could overflow to inf, and inf * 0 is NaN in the backward pass.

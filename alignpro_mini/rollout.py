@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-import torch
 from torch import Tensor, nn
 
 from alignpro_mini import rl_math
@@ -28,14 +27,7 @@ class Policy(nn.Module):
         self.value_head = nn.Linear(lm.config.d_model, 1, device=lm.device)
         nn.init.zeros_(self.value_head.weight)  # at the start every state has the value 0
         nn.init.zeros_(self.value_head.bias)
-        self.depth = lm.config.n_layers - train_layers if train_layers else 0  # blocks of the frozen trunk
-
-    def trunk(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Outputs of the frozen trunk, computed once per rollout: (B, P+T, D); the ids if everything trains."""
-        if self.depth == 0:
-            return ids
-        with torch.no_grad():
-            return self.lm.lower(ids, mask, self.depth)
+        self.train_layers = train_layers  # of the top; 0: all
 
     def forward(self, features: Tensor, mask: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (n, V) of the n sampled tokens, in row order, and values (B, T)."""
@@ -44,8 +36,7 @@ class Policy(nn.Module):
 
     def states(self, lm: Transformer, features: Tensor, mask: Tensor, T: int) -> Tensor:
         """The hidden states (B, T, D) that the completion's tokens are predicted from: one column to their left."""
-        hidden = lm.upper(features, mask, self.depth) if self.depth else lm.hidden(features, mask)  # (B, P+T, D)
-        return hidden[:, -T - 1 : -1]
+        return lm.top(features, mask, self.train_layers)[:, -T - 1 : -1]
 
 
 @dataclass(slots=True)

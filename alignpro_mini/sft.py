@@ -16,19 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alignpro_mini import training
 from alignpro_mini.generation import by_length, pad_pairs
 from alignpro_mini.options import MAX_GRAD_NORM, MICRO_BATCH, TRAIN_LAYERS, UserError, check_ranges, option
 from alignpro_mini.tokenizer import Tokenizer
-from alignpro_mini.training import (
-    LOG_EVERY,
-    SilentStage,
-    Stage,
-    make_optimizer,
-    optimizer_step,
-    shuffled_batches,
-    trainable,
-    warmup_cosine,
-)
+from alignpro_mini.training import LOG_EVERY, SilentStage, Stage
 from alignpro_mini.transformer import Transformer
 
 Encoded = tuple[list[int], list[int]]  # prompt ids, answer ids with EOS
@@ -68,20 +60,10 @@ def encode_pairs(pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer, max_len
 def answer_loss(model: Transformer, batch: Sequence[Encoded], train_layers: int = 0) -> Tensor:
     """Mean cross-entropy in nats per answer token over the batch; a scalar."""
     ids, is_answer = pad_pairs(batch, model.device)  # (B, T)
-    hidden = trunk_then_top(model, ids, None, train_layers)  # (B, T, D)
+    hidden = model.top(model.trunk(ids, None, train_layers), None, train_layers)  # (B, T, D)
     # Token t is predicted from the hidden state at t-1. Only those states meet the large output matrix.
     logits = model.unembed(hidden[:, :-1][is_answer[:, 1:]])  # (answer tokens, V)
     return F.cross_entropy(logits.float(), ids[:, 1:][is_answer[:, 1:]])
-
-
-def trunk_then_top(model: Transformer, ids: Tensor, mask: Tensor | None, train_layers: int) -> Tensor:
-    """Hidden states (B, T, D) with gradients through the top `train_layers` blocks only (0: through all)."""
-    if train_layers == 0:
-        return model.hidden(ids, mask)
-    depth = model.config.n_layers - train_layers
-    with torch.no_grad():
-        trunk = model.lower(ids, mask, depth)  # (B, T, D)
-    return model.upper(trunk, mask, depth)
 
 
 def micro_batches(examples: Sequence[Encoded], rows: int) -> Iterator[tuple[list[Encoded], float]]:
@@ -113,35 +95,35 @@ def train_sft(
 ) -> Transformer:
     """Train `model` on encoded pairs, the first `config.heldout_examples` of them held out; returns it in eval mode.
 
+    Later pairs with the prompt of a held-out one are left out of training, so that the held-out loss shows overfitting.
     Loss and held-out loss are logged, and the state saved and restored, through `stage`. `generator` draws the order
     of the examples (None: PyTorch's global one).
     """
     count = config.heldout_examples
-    heldout, train = list(examples[:count]), list(examples[count:])
-    parameters = trainable(model, config.train_layers)
-    optimizer = make_optimizer(parameters, config.lr, config.weight_decay)
+    heldout, prompts = list(examples[:count]), {tuple(prompt) for prompt, _ in examples[:count]}
+    train = [example for example in examples[count:] if tuple(example[0]) not in prompts]
+    parameters = training.trainable(model, config.train_layers)
+    optimizer = training.make_optimizer(parameters, config.lr, config.weight_decay)
     # The batches are a function of the seed alone, so a resumed run skips ahead instead of storing its place.
-    batches = shuffled_batches(len(train), config.batch_size, generator)
+    batches = training.shuffled_batches(len(train), config.batch_size, generator)
     start, _ = stage.restore(model, optimizer)
     for _ in range(start):
         next(batches)
     model.train()
     clock, seen, losses = time.perf_counter(), 0, []
     for step in stage.progress(start, config.steps):
-        lr = warmup_cosine(step, config.steps, config.lr)
+        lr = training.warmup_cosine(step, config.steps, config.lr)
         batch = [train[i] for i in next(batches)]
         losses.append(0.0)
         for part, share in micro_batches(batch, config.micro_batch_size):
             loss = answer_loss(model, part, config.train_layers) * share
             loss.backward()
             losses[-1] += loss.item()
-        optimizer_step(optimizer, parameters, config.max_grad_norm, lr)
+        training.optimizer_step(optimizer, parameters, config.max_grad_norm, lr)
         seen += sum(len(p) + len(a) for p, a in batch)
         if (step + 1) % LOG_EVERY == 0 or step + 1 == config.steps:
-            row = {
-                "loss": sum(losses) / len(losses),
-                "heldout_loss": heldout_loss(model, heldout, config.micro_batch_size),
-            }
+            row = {"loss": sum(losses) / len(losses)}
+            row["heldout_loss"] = heldout_loss(model, heldout, config.micro_batch_size)
             row |= {"lr": lr, "tokens_per_s": seen / (time.perf_counter() - clock)}
             stage.log(step + 1, row)
             clock, seen, losses = time.perf_counter(), 0, []

@@ -1,23 +1,21 @@
-"""What the theory promises, to the digit, on problems small enough to list. Float64; nothing here knows a model.
+"""The theory, exact on problems whose rewrites are enumerated. Float64 tables in, numbers out; no model.
 
     objective      J_lam(rho) = J(rho) - lam E_x KL(rho || rho_sft),   J(rho) = E_x sum_x' rho(x'|x) R(x, x')
     optimum        rho*(x'|x) = rho_sft(x'|x) exp(R(x, x') / lam) / Z(x)
     identity       J_lam(rho*) - J_lam(mu) = lam E_x KL(mu || rho*)               for every prompter mu
     suboptimality  Delta = J(pi*) - J(rho*) = Delta1 + Delta2 + Delta3, bounded from above (`bound_paper`, `bound_sharp`)
 
-R(x, x') = E_{y ~ pi_F(.|x')}[r(x, y)] is averaged over answers *before* it is exponentiated: E[exp(r / lam)] is another,
-risk-seeking optimum. Delta may be negative, because J leaves the KL's price out.
+R(x, x') = E_{y ~ pi_F(.|x')}[r(x, y)] is averaged over answers *before* it is exponentiated: E[exp(r / lam)] gives another,
+risk-seeking optimum. Delta may be negative, because J does not contain the KL penalty.
 
-The objective and rho* are the paper's (Align-Pro, AAAI 2025); the identity, the sharper bound, the floor, the ceiling and
-the derivatives are derived, and tests/test_theory.py checks them on thousands of random problems.
+The objective and rho* are the paper's (Align-Pro, AAAI 2025); the identity, the sharper bound and the derivatives are
+derived, and tests/test_theory.py checks them on thousands of random problems.
 
 Shape legend:  N inputs   K rewrites of an input   Y answers
 Arrays are accepted as well as tensors.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -32,23 +30,21 @@ def _distribution(p, name: str) -> Tensor:
     bad = ((rows.sum(-1) - 1).abs() > 1e-6) | (rows < 0).any(-1) | ~rows.isfinite().all(-1)
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
-        raise ValueError(
-            f"{name}: row {row} is not a distribution (sum {rows[row].sum():.6g}, least entry {rows[row].min():.3g})"
-        )
+        found = f"sum {rows[row].sum():.6g}, least entry {rows[row].min():.3g}"
+        raise ValueError(f"{name}: row {row} is not a distribution ({found})")
     return p
 
 
 def _tables(lam: float, R, **prompters) -> tuple[Tensor, ...]:
     """R and the prompters as float64 (N, K). Raises ValueError for lam <= 0, other shapes, or rewards that are not finite."""
     if not lam > 0:
-        raise ValueError(f"lam is {lam}; the price of KL must be above 0 (at 0 the optimum is the best rewrite itself)")
+        raise ValueError(f"lam is {lam}; the KL coefficient must be above 0 (at 0 the optimum is the best rewrite)")
     R = torch.as_tensor(R, dtype=torch.float64)
     found = [_distribution(p, name) for name, p in prompters.items()]
     shapes = {name: tuple(p.shape) for name, p in zip(("R", *prompters), (R, *found))}
     if R.dim() != 2 or len(set(shapes.values())) > 1:
-        raise ValueError(
-            f"tables must all be (N inputs, K rewrites): {', '.join(f'{n} {s}' for n, s in shapes.items())}"
-        )
+        told = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"tables must all be (N inputs, K rewrites): {told}")
     if not bool(R.isfinite().all()):
         raise ValueError("R has an entry that is not finite")
     return R, *found
@@ -146,14 +142,8 @@ def along_eta(rho_sft, R, V, eta: float) -> dict[str, float]:
     mean = (rho * R).sum(-1, keepdim=True)  # (N, 1)
     off = R - mean  # (N, K)
     each = lambda x: float((rho * x).sum(-1).mean())  # noqa: E731
-    return {
-        "mean": each(R),
-        "between_rewrites": each(off**2),
-        "within": each(V),
-        "d_mean": each(off**2),
-        "d_between_rewrites": each(off**3),
-        "d_within": each(off * V),
-    }
+    found = {"mean": each(R), "between_rewrites": each(off**2), "within": each(V)}
+    return found | {"d_mean": each(off**2), "d_between_rewrites": each(off**3), "d_within": each(off * V)}
 
 
 # ---------------------------------------------------------------- how far from RLHF: bounds on Delta
@@ -175,106 +165,3 @@ def bound_sharp(r_max: float, tv_induced: float, kl_star: float, kl_back: float,
     prompter and kl_back = 0 it bounds that prompter's Delta, provided that J_lam(rho) >= J(rho_sft).
     """
     return r_max * tv_induced - lam * (kl_star + kl_back)
-
-
-@dataclass(frozen=True, slots=True)
-class FiniteProblem:
-    """A world that can be listed: answers and all.
-
-    rho_sft (N, K)    the SFT prompter
-    pi_f (N, K, Y)    the frozen LM's answers to each rewrite
-    pi_plain (N, Y)   its answers to x itself
-    r (N, Y)          the reward of an answer to x, whatever it was asked
-    lam, beta         the price of KL for the prompter and for RLHF
-    """
-
-    rho_sft: Tensor
-    pi_f: Tensor
-    pi_plain: Tensor
-    r: Tensor
-    lam: float
-    beta: float
-
-    def __post_init__(self) -> None:
-        for name in ("rho_sft", "pi_f", "pi_plain"):
-            object.__setattr__(self, name, _distribution(getattr(self, name), name))
-        object.__setattr__(self, "r", torch.as_tensor(self.r, dtype=torch.float64))
-        if self.pi_f.dim() != 3:
-            raise ValueError(f"pi_f has shape {tuple(self.pi_f.shape)}; it must be (N inputs, K rewrites, Y answers)")
-        N, K, Y = self.pi_f.shape
-        for name, shape in {"rho_sft": (N, K), "pi_plain": (N, Y), "r": (N, Y)}.items():
-            if getattr(self, name).shape != shape:
-                raise ValueError(
-                    f"{name} has shape {tuple(getattr(self, name).shape)}; with pi_f {(N, K, Y)} it must be {shape}"
-                )
-
-    @property
-    def R(self) -> Tensor:
-        """(N, K): the reward that a rewrite earns on average."""
-        return (self.pi_f * self.r[:, None]).sum(-1)
-
-    @property
-    def V(self) -> Tensor:
-        """(N, K): the variance of the reward over the answers to a rewrite."""
-        return (self.pi_f * (self.r[:, None] - self.R[..., None]) ** 2).sum(-1)
-
-    @property
-    def r_max(self) -> float:
-        """The range of r; a shift of r changes no Delta, so it need not start at 0."""
-        return float(self.r.max() - self.r.min())
-
-    @property
-    def pi_star(self) -> Tensor:
-        """(N, Y): RLHF's optimum, pi_F(y|x) exp(r(x, y) / beta) / Z(x)."""
-        return optimal_prompter(self.pi_plain, self.r, self.beta)
-
-    @property
-    def rho_star(self) -> Tensor:
-        return optimal_prompter(self.rho_sft, self.R, self.lam)  # (N, K)
-
-    def induced(self, rho) -> Tensor:
-        """The answers that a prompter brings about: sum_x' rho(x'|x) pi_F(y|x'), (N, K) -> (N, Y)."""
-        return (torch.as_tensor(rho, dtype=torch.float64)[..., None] * self.pi_f).sum(1)
-
-    def J(self, policy: Tensor) -> float:
-        """E_x E_{y ~ policy}[r(x, y)] of answers (N, Y), KL left out."""
-        return float((policy * self.r).sum(-1).mean())
-
-    def deltas(self) -> dict[str, float]:
-        """Delta1 = J(pi*) - J(pi_F), Delta2 = J(pi_F) - J(rho_sft), Delta3 = J(rho_sft) - J(rho*): they sum to Delta."""
-        stairs = [
-            self.J(p) for p in (self.pi_star, self.pi_plain, self.induced(self.rho_sft), self.induced(self.rho_star))
-        ]
-        return {f"delta{i + 1}": a - b for i, (a, b) in enumerate(zip(stairs, stairs[1:]))}
-
-    def bounds(self) -> dict[str, float]:
-        """`bound_paper` and `bound_sharp`, both at least delta1 + delta2 + delta3."""
-        kl_star = float(kl(self.rho_star, self.rho_sft).mean())
-        # From rho*'s logs: where exp(R / lam) underflows, rho* itself is 0 and this KL would be infinite.
-        kl_back = float(_kl_logs(self.rho_sft, _log_optimum(self.rho_sft, self.R, self.lam)).mean())
-        tv_oracle = float(total_variation(self.pi_star, self.pi_plain).mean())
-        tv_rewrites = float((self.rho_sft * total_variation(self.pi_plain[:, None], self.pi_f)).sum(-1).mean())
-        tv_induced = float(total_variation(self.pi_star, self.induced(self.rho_sft)).mean())
-        return {
-            "bound_paper": bound_paper(self.r_max, tv_oracle, tv_rewrites, kl_star, self.lam),
-            "bound_sharp": bound_sharp(self.r_max, tv_induced, kl_star, kl_back, self.lam),
-        }
-
-    def no_harm_floor(self, identity: int = 0) -> float:
-        """What J(rho*) cannot fall below, where rewrite number `identity` is x itself, so that pi_f there is pi_plain:
-
-            J(rho*) >= J(pi_F) - lam E log(1 / rho_sft(x|x)) + lam E KL(rho* || rho_sft)
-
-        A prompter that sometimes leaves the request alone buys this floor; -inf if it never does. Raises ValueError where
-        that rewrite is not answered as x itself.
-        """
-        if not torch.allclose(self.pi_f[:, identity], self.pi_plain, atol=1e-9):
-            raise ValueError(
-                f"rewrite {identity} is not x itself: its answers pi_f[:, {identity}] differ from pi_plain"
-            )
-        p0 = self.rho_sft[:, identity]  # (N,)
-        return self.J(self.pi_plain) + self.lam * float(p0.log().mean() + kl(self.rho_star, self.rho_sft).mean())
-
-    def ceiling(self) -> float:
-        """What no prompter exceeds at any lam: E_x max over the rewrites that rho_sft offers of R(x, x')."""
-        return float(self.R.masked_fill(self.rho_sft == 0, -torch.inf).amax(-1).mean())

@@ -33,8 +33,8 @@ class Tokenizer:
 
     def __init__(self, backend: tokenizers.Tokenizer, system: str | None = None) -> None:
         self.backend = backend
-        self.system = system  # what `chat` puts before every prompt unless told otherwise
-        backend.no_truncation()  # a tokenizer.json may carry both, and would cut prompts silently
+        self.system = system  # what `chat` puts before every prompt by default
+        backend.no_truncation()  # a tokenizer.json may carry both, and would truncate prompts silently
         backend.no_padding()
         backend.encode_special_tokens = True  # "encode them like any text": a typed "<|end|>" stays text
         ends = [backend.token_to_id(name) for name in (END, "<|im_end|>", "<|endoftext|>")]
@@ -63,7 +63,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Read a `tokenizer.json`. Raises FileNotFoundError, or ValueError for a file that is not one."""
+        """Read a `tokenizer.json`. Raises FileNotFoundError, or UserError for a file that is not one."""
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; name a tokenizer.json, or train one with Tokenizer.train")

@@ -34,7 +34,7 @@ class Stage(Protocol):
 
 
 class SilentStage:
-    """A stage that records nothing: trainers use it unless told otherwise."""
+    """A stage that records nothing: the default of all trainers."""
 
     def progress(self, start: int, stop: int) -> Iterable[int]:
         return range(start, stop)

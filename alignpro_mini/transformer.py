@@ -141,9 +141,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope, allowed: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
         """Causal self-attention, (B, T, D) -> (B, T, D); `layer` names this block's place in the cache."""
         B, T, D = x.shape
-        q, k, v = self.qkv(x).split(
-            [self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim], dim=-1
-        )
+        q, k, v = self.qkv(x).split([n * self.head_dim for n in (self.heads, self.kv_heads, self.kv_heads)], dim=-1)
         q = q.view(B, T, self.heads, self.head_dim).transpose(1, 2)  # (B, H, T, E)
         k = k.view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)  # (B, G, T, E)
         v = v.view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)  # (B, G, T, E)
@@ -254,6 +252,19 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.length += x.shape[1]
         return self.norm(x)
+
+    def trunk(self, ids: Tensor, mask: Tensor | None, train_layers: int) -> Tensor:
+        """What lies below the top `train_layers` blocks, without gradients: (B, T, D); the ids if all train (0)."""
+        if train_layers == 0:
+            return ids
+        with torch.no_grad():
+            return self.lower(ids, mask, self.config.n_layers - train_layers)
+
+    def top(self, features: Tensor, mask: Tensor | None, train_layers: int) -> Tensor:
+        """The last hidden states (B, T, D) from what `trunk` returned: `top(trunk(ids, m, k), m, k) == hidden(ids, m)`."""
+        if train_layers == 0:
+            return self.hidden(features, mask)
+        return self.upper(features, mask, self.config.n_layers - train_layers)
 
     def _run(self, x: Tensor, mask: Tensor | None, start: int, stop: int, cache: KVCache | None) -> Tensor:
         if start == stop:

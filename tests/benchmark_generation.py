@@ -36,9 +36,9 @@ from functools import partial
 
 import torch
 
-from alignpro_mini.checkpoint import BUFFERS, save_pretrained, to_published
 from alignpro_mini.generation import generate, pad_left
 from alignpro_mini.transformer import Transformer, TransformerConfig
+from alignpro_mini.weights.pretrained import BUFFERS, save_pretrained, to_published
 
 FULL = TransformerConfig(50_257, d_model=768, n_layers=12, n_heads=12, max_len=1024, family="gpt2")
 TINY = TransformerConfig(1_000, d_model=64, n_layers=2, n_heads=4, max_len=128, family="gpt2")

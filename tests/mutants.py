@@ -42,27 +42,44 @@ class Mutant:
     killed_by: tuple[str, ...]  # pytest node ids below tests/; each must fail
 
 
+# The file that tests a module, where it is not test_<module>.py.
+TESTED_IN = {
+    "training": "sft",
+    "rollout": "ppo",
+    "pretrained": "checkpoint",
+    "tensors": "checkpoint",
+    "towns": "toyworld",
+}
+TESTED_IN |= {"sums": "toyworld", "toy": "toyworld", "world": "toyworld", "files": "data", "callables": "reward"}
+TESTED_IN |= {
+    "cli": "config",
+    "options": "config",
+    "statistics": "evaluation",
+    "assess": "end_to_end",
+    "grid_report": "grid",
+}
+
+
 def mutant(module: str, name: str, *edits_and_tests: str | tuple[str, str]) -> Mutant:
-    """One line of the table: the edits are pairs, the tests are strings; a bare test lives in test_<module>."""
+    """One line of the table: the edits are pairs, the tests are strings; a bare test lives in the module's test file."""
     edits = tuple(item for item in edits_and_tests if isinstance(item, tuple))
     tests = [item for item in edits_and_tests if isinstance(item, str)]
+    stem = Path(module).stem
+    own = f"test_{TESTED_IN.get(stem, stem)}.py"
     return Mutant(
-        name,
-        f"alignpro_mini/{module}",
-        edits,
-        tuple(node if "::" in node else f"test_{module}::{node}" for node in tests),
+        name, f"alignpro_mini/{module}", edits, tuple(node if "::" in node else f"{own}::{node}" for node in tests)
     )
 
 
 _rl = partial(mutant, "rl_math.py")
-_generation, _ppo, _sft, _reward, _theory, _optimum, _frontier = (
-    partial(mutant, f"{name}.py") for name in ("generation", "ppo", "sft", "reward", "theory", "optimum", "frontier")
+_generation, _ppo, _rollout, _training, _sft, _reward, _theory = (
+    partial(mutant, f"{name}.py") for name in ("generation", "ppo", "rollout", "training", "sft", "reward", "theory")
 )
+_optimum, _frontier = partial(mutant, "lab/optimum.py"), partial(mutant, "experiments/frontier.py")
 
 
 FRONTIER = "test_a_frontier_end_to_end_and_again_with_resume"
 SHARED = "test_grid.py::test_every_cell_has_its_results_and_the_cells_of_a_model_share_its_arms"
-SWAP = "test_grid.py::test_the_swap_puts_the_trained_prompter_before_the_other_model"
 PADDING = "test_padding_never_reaches_a_result"
 PAD_GRAD = "test_gradient_is_finite_and_exactly_zero_on_padding"
 SHAPES = "test_column_against_row_is_refused_not_broadcast"
@@ -490,13 +507,13 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _ppo(
         "rolled-out-without-the-temperature",
-        ("temperature=self.config.temperature,\n", "\n"),
+        ('"temperature": self.config.temperature, "eos_id"', '"eos_id"'),
         f"{EACH_ROW}[0.7-llama]",
         f"{FIRST_RATIO}[options1-llama]",
     ),
-    _ppo(
+    _rollout(
         "logits-one-to-the-right",
-        ("hidden[:, -T - 1 : -1]", "hidden[:, -T:]"),
+        ("[:, -T - 1 : -1]", "[:, -T:]"),
         f"{EACH_ROW}[1.0-llama]",
         f"{FIRST_RATIO}[options0-llama]",
         "test_the_gradient_is_that_of_the_rows_one_by_one[2-0]",
@@ -511,7 +528,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_a_long_prompt_is_not_cut_to_the_completion",
         f"{EACH_ROW}[1.0-llama]",
     ),
-    _ppo(
+    _rollout(
         "prompt-columns-cut-from-minibatches",
         ("int(self.mask[index].any(0).float().argmax())", "max(0, P - T)"),
         "test_rows_cuts_the_columns_that_are_padding_in_all_of_them",
@@ -596,7 +613,7 @@ MUTANTS: tuple[Mutant, ...] = (
     # no gradient clipping though an option promises it; [B, 1] against [B]; NaN
     _ppo(
         "no-gradient-clipping",
-        ("self.parameters, self.config.grad_clip", "self.parameters, 1e9"),
+        ("self.parameters, self.config.max_grad_norm", "self.parameters, 1e9"),
         "test_the_gradient_is_clipped_to_the_promised_norm[0.05]",
     ),
     _ppo(
@@ -623,7 +640,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
         PPO_RESUME,
     ),
-    _ppo("resume-forgets-the-price", ('stage.meta.get("kl_coef", trainer.kl_coef)', "trainer.kl_coef"), PPO_RESUME),
+    _ppo("resume-forgets-the-price", ('meta.get("kl_coef", trainer.kl_coef)', "trainer.kl_coef"), PPO_RESUME),
     _ppo(
         "resume-forgets-the-moments",
         (
@@ -666,13 +683,13 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
         "test_a_long_prompt_is_not_cut_and_one_that_does_not_fit_is_named",
     ),
-    _sft(
+    _training(
         "clip-forgotten",
-        ("nn.utils.clip_grad_norm_(parameters, grad_clip)", "nn.utils.clip_grad_norm_(parameters, 1e9)"),
+        ("nn.utils.clip_grad_norm_(parameters, max_grad_norm)", "nn.utils.clip_grad_norm_(parameters, 1e9)"),
         "test_optimizer_step_clips_to_the_norm_and_reports_what_it_was",
         "test_ppo.py::test_the_gradient_is_clipped_to_the_promised_norm[0.05]",
     ),
-    _sft(
+    _training(
         "nan-gradient-steps",
         ("if not bool(torch.isfinite(norm)):", "if False:"),
         "test_nothing_moves_when_the_gradient_is_not_finite",
@@ -682,7 +699,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("yield part, sum(len(answer) for _, answer in part) / tokens", "yield part, len(part) / len(examples)"),
         "test_cutting_a_batch_into_micro_batches_changes_nothing",
     ),
-    _sft(
+    _training(
         "loader-ignores-the-seed",
         (
             "torch.randperm(count, generator=generator)",
@@ -691,7 +708,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_batches_cover_everything_each_pass_in_a_fresh_order",
         "test_the_seed_decides_the_order_of_the_data",
     ),
-    _sft(
+    _training(
         "loader-repeats-one-order",
         (
             "    while True:\n        order = torch.randperm(count, generator=generator).tolist()\n",
@@ -706,10 +723,11 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _sft(
         "heldout-in-training",
-        ("list(examples[config.heldout :])", "list(examples)"),
+        ("if tuple(example[0]) not in prompts]", "]"),
+        ("in examples[count:]", "in examples"),
         "test_the_heldout_examples_are_not_trained_on",
     ),
-    _sft(
+    _training(
         "copy-of-a-frozen-model-stays-frozen",
         ("model.requires_grad_(train_layers == 0)", "model.requires_grad_(False) if train_layers else None"),
         "test_ppo.py::test_a_copy_of_a_frozen_model_trains_and_the_reference_does_not",
@@ -752,7 +770,8 @@ MUTANTS: tuple[Mutant, ...] = (
         ("for _ in range(start):\n        next(batches)", "for _ in range(0):\n        next(batches)"),
         "test_a_killed_run_goes_on_bit_for_bit",
     ),
-    _reward(
+    mutant(
+        "worlds/callables.py",
         "own-reward-unchecked",
         ("if rewards.shape != (len(prompts),):", "if False:"),
         "test_wrong_rewards_are_refused_when_they_come",
@@ -776,7 +795,7 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "frozen.py",
         "cut-counted-as-finished",
-        ("sum(not c.finished", "sum(c.finished"),
+        ("not c.finished, c.tokens", "c.finished, c.tokens"),
         "test_texts_in_texts_out_and_the_cut_ones_counted",
     ),
     mutant(
@@ -865,16 +884,6 @@ MUTANTS: tuple[Mutant, ...] = (
         ('"d_between_rewrites": each(off**3)', '"d_between_rewrites": each(off**2)'),
         "test_derivatives_along_eta_equal_finite_differences",
     ),
-    _theory(
-        "floor-too-high",
-        ("self.lam * float(p0.log().mean() + kl(", "self.lam * float(kl("),
-        "test_a_prompter_that_may_leave_x_alone_does_no_harm",
-    ),
-    _theory(
-        "ceiling-from-what-is-never-offered",
-        (".masked_fill(self.rho_sft == 0, -torch.inf)", ""),
-        "test_the_ceiling_is_of_what_is_offered",
-    ),
     _optimum(
         "listed-mass-not-scaled-to-one",
         ("return self.log_rho.softmax(1)", "return self.log_rho.exp()"),
@@ -926,101 +935,93 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
         "test_picks_are_rated_by_answers_that_did_not_choose_them",
     ),
-    mutant(
-        "assess.py",
+    _frontier(
         "rlhf-in-other-units",
         ("pi_f, reward.train, None, many", "pi_f, reward.report, None, many"),
         "test_frontier.py::test_a_callable_is_drawn_in_the_units_of_lambda",
     ),
     _frontier(
         "held-out-curve-rated-by-what-chose-it",
-        (
-            "theory.optimal_prompter(listing.rho_sft, chose, lam), rates)",
-            "theory.optimal_prompter(listing.rho_sft, chose, lam), chose)",
-        ),
+        ("theory.value(other, rates)", "theory.value(other, chose)"),
         "test_the_two_curves_lie_on_either_side_of_the_truth",
     ),
     mutant(
-        "grid.py",
+        "experiments/grid.py",
         "every-cell-rated-by-the-first-model",
         ("rated[F], samples[F])", "rated[min(rated)], samples[F])"),
         SHARED,
     ),
-    mutant("grid.py", "every-oracle-the-first", ("rated[F], samples[F])", "rated[F], samples[min(samples)])"), SHARED),
     mutant(
-        "grid.py",
+        "experiments/grid.py",
+        "every-oracle-the-first",
+        ("rated[F], samples[F])", "rated[F], samples[min(samples)])"),
+        SHARED,
+    ),
+    mutant(
+        "experiments/grid.py",
         "earlier-cells-forgotten",
         ("if cell in cells or parts.finished(cell)]", "if cell in cells]"),
         "test_grid.py::test_cells_of_two_commands_are_swapped_too",
     ),
     mutant(
-        "grid.py",
+        "experiments/grid.py",
         "earlier-groups-not-drawn",
-        ("(*found.values(), *groups)", "groups"),
+        ("(*others, *groups)", "groups"),
         "test_grid.py::test_the_figures_hold_what_earlier_commands_left_beside_them",
     ),
     mutant(
-        "jobs.py",
+        "experiments/sweep.py",
         "children-outlive-the-command",
-        ("            process.terminate()", "            pass"),
+        ("(subprocess.Popen.terminate, subprocess.Popen.wait)", "()"),
         "test_what_ends_the_command_ends_its_runs",
     ),
     mutant(
-        "pipeline.py",
+        "lab/pipeline.py",
         "empty-rewrites-in-the-preferences",
-        ("usable_rewrites(requests, rho_sft.rewrite(requests, g), pi_f.fits)[0]", "rho_sft.rewrite(requests, g)"),
+        (
+            "rewrites, _ = usable_rewrites(requests, prompter.rewrite(requests, g), pi_f.fits)",
+            "rewrites = prompter.rewrite(requests, g)",
+        ),
         "test_preferences_are_between_answers_that_ppo_would_get",
     ),
     mutant(
-        "pipeline.py",
+        "lab/pipeline.py",
         "vocabulary-of-a-failed-start",
         ('if "frozen_lm" not in run.stages:', "if not path.exists():"),
         "test_a_vocabulary_that_a_failed_start_left_behind_is_not_used",
     ),
     mutant(
-        "checkpoint.py",
+        "weights/pretrained.py",
         "rotary-rows-the-wrong-way-back",
         ("where), (2, -1))", "where), (-1, 2))"),
         "test_smollm2.py::test_a_files_rows_become_the_models_rows",
     ),
     mutant(
-        "checkpoint.py",
+        "weights/pretrained.py",
         "rotary-rows-as-published",
         (".flatten(0, 2) if heads else rows", ".flatten(0, 2) if False else rows"),
         "test_transformer.py::test_logits_equal_those_of_transformers[llama]",
     ),
     mutant(
-        "checkpoint.py",
+        "weights/pretrained.py",
         "system-prompt-lost",
         ("tokenizer.with_system(system)", "tokenizer"),
         "test_the_system_prompt_comes_back",
     ),
     mutant(
-        "grid.py",
-        "swap-of-nothing",
-        ("task, frozen[away], rho_sft[P]", "task, frozen[cell.split('-')[1]], rho_sft[P]"),
-        SWAP,
-    ),
-    mutant(
-        "grid.py",
-        "swap-of-the-untrained-prompter",
-        ("rho_sft[P], rho[cell], reward)\n    return", "rho_sft[P], rho_sft[P], reward)\n    return"),
-        SWAP,
-    ),
-    mutant(
-        "evaluation.py",
+        "lab/evaluation.py",
         "closed-form-with-the-kl-swapped",
         ("(rho.gather(1, picks) / rho_sft.gather(1, picks))", "(rho_sft.gather(1, picks) / rho.gather(1, picks))"),
         "test_listed_rewrites_are_drawn_from_the_table_for_the_first_requests",
     ),
     mutant(
-        "evaluation.py",
+        "lab/evaluation.py",
         "fewer-inputs-compared-with-all",
         ("base.reward[:n].mean((1, 2))  # (n,)", "base.reward.mean()  # (n,)"),
         "test_an_arm_over_fewer_inputs_is_compared_on_its_own_inputs",
     ),
     mutant(
-        "cli.py",
+        "lab/cli.py",
         "type-from-the-presets-value",
         ("_parse(text, f.default)", "_parse(text, get(base, name))"),
         "test_config.py::test_values_become_the_type_of_their_field",
@@ -1038,113 +1039,117 @@ BY_HAND = "test_gap_closed_variance_ratio_and_differences_by_hand"
 MUTANTS += (
     # config typo silently ignored; an impossible combination found only after the training
     mutant(
-        "cli.py",
+        "lab/cli.py",
         "unknown-option-ignored",
-        ('raise KeyError(f"unknown option {name!r}{nearest(name, known)}")', "continue"),
+        ('raise UserError(f"unknown option --{name}{_hint(name, known)}")', "continue"),
         UNKNOWN,
     ),
     mutant(
-        "cli.py",
+        "lab/cli.py",
         "unknown-argument-ignored",
-        ('parser.error(f"unknown argument {word}{hint}")', "pass"),
+        ("for word in unknown:", "for word in []:"),
         UNKNOWN,
         "test_config.py::test_an_option_is_not_abbreviated_and_a_stray_word_is_refused",
     ),
     mutant(
-        "cli.py",
+        "lab/cli.py",
         "whole-never-validated",
         (".validate() for t in tasks", " for t in tasks"),
         f"{REFUSED}[argv16---eval.inputs is 601, but --world.eval_requests keeps only 600]",
     ),
-    mutant(
-        "config.py",
+    _ppo(
         "more-minibatches-than-rows",
-        ("self.minibatches <= self.batch, f", "True, f"),
+        ("require(parts <= rows, f", "require(True, f"),
         "test_config.py::test_impossible_values_stop_at_once_not_after_the_training",
     ),
     # the split leaks evaluation requests; the loader ignores the seed
     mutant(
-        "data.py",
+        "worlds/files.py",
         "eval-requests-trained-on",
         ("requests[eval_inputs:]", "requests"),
         "test_the_split_has_no_overlap_and_counts_what_it_left_out",
         LEAK,
     ),
     mutant(
-        "data.py",
+        "worlds/files.py",
         "eval-requests-in-the-preferences",
         ("if x and x not in held_out and a != b", "if x and a != b"),
         LEAK,
     ),
-    mutant("data.py", "eval-requests-in-the-rewrites", ("if x and x not in held_out][:count]", "if x][:count]"), LEAK),
     mutant(
-        "data.py",
+        "worlds/files.py",
+        "eval-requests-in-the-rewrites",
+        ("if x and x not in held_out][:count]", "if x][:count]"),
+        LEAK,
+    ),
+    mutant(
+        "worlds/files.py",
         "dialogues-hide-eval-requests",
         ('((single_turn(row["prompt"]), row[field])', '((row["prompt"], row[field])'),
         LEAK,
     ),
     mutant(
-        "data.py",
+        "worlds/files.py",
         "split-ignores-the-seed",
         ('random.Random(f"requests {seed}")', "random.Random(0)"),
         "test_two_seeds_split_differently_and_one_seed_the_same",
     ),
     mutant(
-        "toyworld.py",
+        "worlds/toy.py",
         "world-split-leaks",
         ("requests[config.eval_requests :]", "requests"),
         "test_enough_distinct_requests_and_a_clean_split",
     ),
     mutant(
-        "toyworld.py",
+        "worlds/toy.py",
         "world-ignores-the-seed",
         ('random.Random(f"requests {seed}")', "random.Random(0)"),
         "test_one_seed_one_world_two_seeds_two_worlds",
     ),
     mutant(
-        "toyworld.py",
+        "worlds/toy.py",
         "corpus-from-eval-requests",
         (
-            'answer) pairs the frozen LM is trained on: training requests, plain and rewritten."""\n        pairs = []\n'
+            'answer) pairs that the frozen LM is trained on: training requests, plain and rewritten."""\n        pairs = []\n'
             "        for _ in range(count):\n            x = rng.choice(self.train_requests)",
-            'answer) pairs the frozen LM is trained on: training requests, plain and rewritten."""\n        pairs = []\n'
+            'answer) pairs that the frozen LM is trained on: training requests, plain and rewritten."""\n        pairs = []\n'
             "        for _ in range(count):\n            x = rng.choice(self.eval_requests)",
         ),
         "test_corpus_and_rewrite_pairs_use_training_requests_only",
     ),
     # the gold reward
     mutant(
-        "toyworld.py",
+        "worlds/sums.py",
         "clock-wraps-to-zero",
         ("(a + n - 1) % 12 + 1", "(a + n) % 12"),
         "test_every_sum_of_the_world_is_what_its_english_says",
     ),
     mutant(
-        "toyworld.py",
+        "worlds/sums.py",
         "first-number-counts",
         ("stated[-1] ==", "stated[0] =="),
         "test_reasoning_by_hand_with_the_turn_past_twelve",
     ),
     mutant(
-        "toyworld.py",
+        "worlds/towns.py",
         "repeating-pays",
         (" and SENTENCES[sentence][0] not in seen:", ":"),
         "test_quality_by_hand[a fact repeated is malformed]",
     ),
     mutant(
-        "toyworld.py",
+        "worlds/towns.py",
         "facts-of-another-town-pay",
         ("for ok, _ in seen.values()) if on_topic else 0", "for ok, _ in seen.values())"),
         "test_quality_by_hand[no town named]",
     ),
     mutant(
-        "toyworld.py",
+        "worlds/towns.py",
         "verbosity-pays",
         ('"verbosity": -0.4', '"verbosity": 0.4'),
         "test_attributes_by_hand[three fillers]",
     ),
     mutant(
-        "toyworld.py",
+        "worlds/sums.py",
         "direct-answers-taught-wrong",
         (
             "shows {fill['shown'][-1]}.\"\n        if",
@@ -1154,7 +1159,7 @@ MUTANTS += (
     ),
     # evaluation: the winner's first answer counted; r(x', y); the wrong divisor; unpaired intervals
     mutant(
-        "evaluation.py",
+        "lab/evaluation.py",
         "best-of-n-counts-the-winning-answer",
         (
             "        bound = np.full(",
@@ -1164,63 +1169,66 @@ MUTANTS += (
         "test_best_of_n_of_pure_noise_gains_nothing",
     ),
     mutant(
-        "evaluation.py",
+        "lab/evaluation.py",
         "best-of-n-takes-the-first",
-        ("best = first.argmax(1).tolist()", "best = [0] * len(first)"),
+        ("view(-1, n).argmax(1).tolist()", "view(-1, n).argmax(1).mul(0).tolist()"),
         "test_best_of_n_picks_by_the_first_answers",
     ),
     mutant(
-        "evaluation.py",
+        "lab/evaluation.py",
         "reward-sees-the-rewrite",
         ("np.asarray(self.reward(x, y)", "np.asarray(self.reward(asked, y)"),
         "test_the_prompters_rewrites_reach_the_model_and_the_request_reaches_the_reward",
     ),
     mutant(
-        "evaluation.py",
+        "lab/evaluation.py",
         "gold-sees-the-rewrite",
         ("np.array(self.gold(x, y)", "np.array(self.gold(asked, y)"),
         "test_the_true_reward_sees_the_request_and_never_the_rewrite",
     ),
     mutant(
-        "evaluation.py", "variance-divided-by-n", ("float(arm.reward.var(ddof=1))", "float(arm.reward.var())"), BY_HAND
+        "lab/evaluation.py",
+        "variance-divided-by-n",
+        ("float(arm.reward.var(ddof=1))", "float(arm.reward.var())"),
+        BY_HAND,
     ),
     mutant(
-        "evaluation.py",
+        "lab/statistics.py",
         "inputs-divided-by-n",
         (".sum() / (N - 1)", ".sum() / N"),
         "test_variance_parts_by_hand",
         "test_variance_parts_find_the_parts_that_made_the_data_and_are_unbiased",
     ),
     mutant(
-        "evaluation.py",
+        "lab/statistics.py",
         "within-divided-by-n",
         ("(N * K * (M - 1))", "(N * K * M)"),
         "test_variance_parts_by_hand",
         "test_variance_parts_against_anova_by_loops",
     ),
     mutant(
-        "evaluation.py",
+        "lab/statistics.py",
         "noise-counted-as-rewrites",
         ("(ms_rewrites - ms_within) / M", "ms_rewrites / M"),
         "test_variance_parts_by_hand",
         "test_headroom_is_none_when_the_reward_ignores_the_rewrite",
     ),
     mutant(
-        "evaluation.py",
+        "lab/evaluation.py",
         "unpaired-interval",
         ("bootstrap_interval(difference", "bootstrap_interval(arm.reward.mean((1, 2))"),
         BY_HAND,
     ),
     mutant(
-        "evaluation.py",
+        "lab/statistics.py",
         "bootstrap-resamples-half",
-        ("len(per_input)))].mean(1)", "len(per_input) // 2))].mean(1)"),
+        ("resamples - i), len(per_input))", "resamples - i), len(per_input) // 2)"),
         "test_bootstrap_covers_the_truth_about_95_times_in_100",
         "test_bootstrap_agrees_with_the_normal_interval",
     ),
-    mutant("evaluation.py", "ties-are-wins", ("tie.mean() / 2)", "tie.mean())"), "test_win_rate_by_hand"),
+    mutant("lab/statistics.py", "ties-are-wins", ("tie.mean() / 2)", "tie.mean())"), "test_win_rate_by_hand"),
     mutant(
-        "evaluation.py",
+        "lab/evaluation.py",
         "headroom-of-the-lucky-answers",
         ("picked, M // 2 :]", "picked, : M // 2]"),
         "test_headroom_is_none_when_the_reward_ignores_the_rewrite",
@@ -1233,7 +1241,7 @@ MUTANTS += (
     ),
     _generation(
         "scorer-ignores-the-temperature",
-        ("model.unembed(states), temperature, top_p)", "model.unembed(states))"),
+        ("model.unembed(s), temperature, top_p)", "model.unembed(s))"),
         "test_evaluation.py::test_sequence_kl_against_each_row_alone",
         "test_scorer_gives_the_samplers_log_probs",
     ),
@@ -1243,7 +1251,7 @@ MUTANTS += (
         "test_scorer_gives_the_samplers_log_probs",
     ),
     mutant(
-        "evaluation.py",
+        "lab/evaluation.py",
         "kl-of-arms-swapped",
         ("(ours - theirs)", "(theirs - ours)"),
         "test_sequence_kl_against_each_row_alone",
@@ -1251,52 +1259,52 @@ MUTANTS += (
     ),
     # runs: a stage redone; a resume without the optimiser or the random stream; log lines twice, or lost
     mutant(
-        "run.py",
+        "lab/run.py",
         "stage-redone",
         ("if name in self.stages:", "if False:"),
         "test_a_finished_stage_is_loaded_not_done_again",
     ),
     mutant(
-        "run.py",
+        "lab/run.py",
         "resume-without-the-optimiser",
         ('thing.load_state_dict({"state": state, "param_groups": saved["groups"][str(i)]})', "pass"),
         TO_THE_BIT,
     ),
-    mutant("run.py", "resume-without-the-generator", ('thing.set_state(mine["state"])', "pass"), TO_THE_BIT),
+    mutant("lab/run.py", "resume-without-the-generator", ('thing.set_state(mine["state"])', "pass"), TO_THE_BIT),
     mutant(
-        "run.py",
+        "lab/run.py",
         "log-lines-twice",
         ('self.run.forget_after(self.name, saved["step"])', "pass"),
         "test_restore_drops_the_log_after_the_state",
     ),
     mutant(
-        "run.py",
+        "lab/run.py",
         "samples-twice",
         ("self.forget_after(name, -1)", "pass"),
         "test_a_stage_without_a_state_starts_with_a_clean_log",
     ),
     mutant(
-        "run.py",
+        "lab/run.py",
         "odd-line-breaks-cut-the-log",
         ('.removesuffix("\\n").split("\\n")', ".splitlines()"),
         "test_a_text_with_odd_line_breaks_is_one_row",
     ),
     mutant(
-        "run.py",
+        "lab/run.py",
         "other-options-resumed",
         ("if changed:", "if False:"),
         "test_other_options_on_resume_are_named_and_nothing_is_overwritten",
     ),
     mutant(
-        "run.py",
+        "lab/run.py",
         "nan-logged",
         ("raise FloatingPointError(f", "print(f"),
         "test_a_metric_that_is_not_finite_stops_the_run_by_name",
     ),
     mutant(
-        "run.py",
+        "weights/tensors.py",
         "json-written-in-place",
-        ('beside = path.with_name(path.name + ".tmp")', "beside = path"),
+        ('beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")', "beside = path"),
         "test_write_json_killed_before_the_rename_keeps_the_old_file",
     ),
 )

@@ -1,4 +1,4 @@
-"""Align-Pro's own part: what is sent, what is rated, what is averaged; and that the frozen LM feels nothing of it."""
+"""Align-Pro's own part: what is sent, what is rated, what is averaged; and that the frozen LM does not change."""
 
 import copy
 from dataclasses import replace
@@ -9,11 +9,11 @@ from conftest import FakeStage, Letters, lookup_lm, random_lm
 
 from alignpro_mini import alignpro
 from alignpro_mini.alignpro import Prompter, PromptScore, train_align_pro, train_rlhf_oracle, usable_rewrites
-from alignpro_mini.config import PPOConfig, SamplingConfig
-from alignpro_mini.frozen import FrozenLM, checksum
+from alignpro_mini.frozen import Answer, FrozenLM, SamplingConfig, checksum
+from alignpro_mini.ppo import PPOConfig
 from alignpro_mini.transformer import Transformer, TransformerConfig
 
-SMALL = PPOConfig(iterations=2, batch=6, answers=2, max_new_tokens=3, lr=1e-2)
+SMALL = PPOConfig(iterations=2, batch_size=6, answers=2, max_new_tokens=3, lr=1e-2)
 
 
 class FakeFrozen:
@@ -26,11 +26,11 @@ class FakeFrozen:
     def fits(self, prompt: str) -> bool:
         return len(prompt) <= 5
 
-    def answer(self, prompts, generator=None) -> list[str]:
+    def answer(self, prompts, generator=None) -> list[Answer]:
         self.generators.append(generator)
         before = len(self.asked)
         self.asked += prompts
-        return [f"{p}#{before + i}" for i, p in enumerate(prompts)]
+        return [Answer(f"{p}#{before + i}", False) for i, p in enumerate(prompts)]
 
 
 class FakeReward:
@@ -57,7 +57,7 @@ def test_the_reward_sees_the_request_and_the_frozen_lm_the_rewrite():
     got = score(["x1", "x2"], ["new1", "new2"])
     assert frozen.asked == ["new1", "new2"] and frozen.generators == [generator]
     assert reward.seen == [("x1", "new1#0"), ("x2", "new2#1")], "r(x, y) of the original x, never of x'"
-    assert got.tolist() == [1.0, 10.0] and score.empty == 0
+    assert got.tolist() == [1.0, 10.0] and score.fallbacks == 0
 
 
 def test_m_answers_are_averaged_for_each_request():
@@ -68,7 +68,7 @@ def test_m_answers_are_averaged_for_each_request():
     assert [x for x, _ in reward.seen] == ["x1"] * 3 + ["x2"] * 3
     assert got.tolist() == pytest.approx([111 / 3, 111_000 / 3])
     assert score.r.tolist() == [[1, 10, 100], [1000, 10_000, 100_000]] and score.x_prime == ["a", "b"]
-    assert score.y == [f"{p}#{i}" for i, p in enumerate("aaabbb")]
+    assert [a.text for a in score.y] == [f"{p}#{i}" for i, p in enumerate("aaabbb")]
 
 
 def test_an_empty_or_too_long_rewrite_falls_back_to_the_request_and_is_counted():
@@ -77,9 +77,9 @@ def test_an_empty_or_too_long_rewrite_falls_back_to_the_request_and_is_counted()
     score(["x1", "x2", "x3", "x4"], ["", " \n\t", "short", "much too long"])
     assert frozen.asked == ["x1", "x2", "short", "x4"] == score.x_prime
     assert [x for x, _ in reward.seen] == ["x1", "x2", "x3", "x4"]
-    assert score.empty == 3
+    assert score.fallbacks == 3
     score(["x1"], ["fine"])
-    assert score.empty == 0, "the count is that of the last call"
+    assert score.fallbacks == 0, "the count is that of the last call"
     assert usable_rewrites(["x"], ["x"], frozen.fits) == (["x"], 0)  # a rewrite that says the same is not empty
     with pytest.raises(ValueError):
         usable_rewrites(["x", "y"], ["a"], frozen.fits)
@@ -102,6 +102,8 @@ def test_training_the_prompter_leaves_the_frozen_lm_and_rho_sft_alone(monkeypatc
     frozen, rho_sft, stage = pi_f(), random_lm(seed=4), FakeStage()
     before = checksum(frozen.model), checksum(rho_sft)
     held: list = []
+    answered, answer = [], frozen.answer
+    monkeypatch.setattr(frozen, "answer", lambda prompts, g: (answered.append(len(prompts)), answer(prompts, g))[1])
 
     class Watched(alignpro.PPOTrainer):
         def __init__(self, *args) -> None:
@@ -114,9 +116,9 @@ def test_training_the_prompter_leaves_the_frozen_lm_and_rho_sft_alone(monkeypatc
     frozen.assert_unchanged("ppo")
     assert all(p.grad is None and not p.requires_grad for p in frozen.model.parameters())
     assert held and not {p.data_ptr() for p in held} & {p.data_ptr() for p in frozen.model.parameters()}
-    assert frozen.answered == SMALL.iterations * SMALL.batch * SMALL.answers
+    assert answered == [SMALL.batch_size * SMALL.answers] * SMALL.iterations
     assert [row["step"] for row in stage.rows] == [1, 2]
-    assert {"empty_rewrites", "answer_length", "kl_exact", "score_mean"} <= stage.rows[0].keys()
+    assert {"fallback_rate", "answer_length", "kl_exact", "score_mean"} <= stage.rows[0].keys()
     assert {row["x"] for row in stage.shown} <= {"a", "cd"} and {"x_prime", "y", "reward", "kl"} <= stage.shown[
         0
     ].keys()
@@ -139,12 +141,12 @@ def test_the_prompter_learns_what_makes_the_frozen_lm_earn_a_reward():
 
     class Echo(FrozenLM):
         def answer(self, prompts, generator=None):
-            return [p[-1] for p in prompts]
+            return [Answer(p[-1], False) for p in prompts]
 
     frozen = Echo(lookup_lm({}), Letters(), SamplingConfig(max_new_tokens=2))
     shape = TransformerConfig(12, d_model=16, n_layers=1, n_heads=2, max_len=16)
     rho_sft, stage = Transformer(shape, rng()), FakeStage()
-    config = replace(SMALL, iterations=20, batch=64, answers=1, missing_eos_penalty=0.0, kl_coef=0.02)
+    config = replace(SMALL, iterations=20, batch_size=64, answers=1, missing_eos_penalty=0.0, kl_coef=0.02)
     rho = train_align_pro(copy.deepcopy(rho_sft), frozen, letter_b, ["a", "cd"], Letters(), config, stage, rng())
     means = [row["score_mean"] for row in stage.rows]
     assert means[0] < 0.3 and sum(means[-3:]) / 3 > 0.85, means

@@ -9,11 +9,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from alignpro_mini import checkpoint
-from alignpro_mini.checkpoint import load_pretrained, load_state, save_pretrained, save_state
-from alignpro_mini.smollm2 import build_tokenizer
 from alignpro_mini.tokenizer import SMOLLM2_SYSTEM, Tokenizer, byte_level
 from alignpro_mini.transformer import Transformer, TransformerConfig
+from alignpro_mini.weights import pretrained as checkpoint
+from alignpro_mini.weights import tensors
+from alignpro_mini.weights.pretrained import load_pretrained, save_pretrained
+from alignpro_mini.weights.smollm2 import build_tokenizer
+from alignpro_mini.weights.tensors import load_state, save_state
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FAMILIES = ("gpt2", "llama", "qwen2")
@@ -105,18 +107,18 @@ def test_the_system_prompt_comes_back(tmp_path):
     plain = Tokenizer(byte_level(models.BPE(vocab={w: i for i, w in enumerate(words)}, merges=[]), words[:3]))
     told = plain.with_system("Rewrite it.")
     lm = Transformer(TransformerConfig(vocab_size=len(words), d_model=16, n_layers=1, n_heads=2), torch.Generator())
-    save_pretrained(lm, tmp_path, told)
-    assert load_pretrained(tmp_path)[1].chat("x") == told.chat("x") != plain.chat("x")
-    save_pretrained(lm, tmp_path, plain)  # and goes when it is not there any more
-    assert load_pretrained(tmp_path)[1].chat("x") == plain.chat("x")
+    save_pretrained(lm, tmp_path / "told", told)
+    assert load_pretrained(tmp_path / "told")[1].chat("x") == told.chat("x") != plain.chat("x")
+    save_pretrained(lm, tmp_path / "plain", plain)
+    assert load_pretrained(tmp_path / "plain")[1].chat("x") == plain.chat("x")
 
 
 def test_tying_is_kept(tmp_path):
     for tied in (True, False):
-        save_pretrained(Transformer(TransformerConfig(61, d_model=16, tied=tied)), tmp_path)
-        model, _ = load_pretrained(tmp_path)
+        save_pretrained(Transformer(TransformerConfig(61, d_model=16, tied=tied)), tmp_path / str(tied))
+        model, _ = load_pretrained(tmp_path / str(tied))
         assert model.config.tied is tied and (model.unembed.weight is model.embed.weight) is tied
-        assert ("lm_head.weight" in published(tmp_path)) is not tied
+        assert ("lm_head.weight" in published(tmp_path / str(tied))) is not tied
 
 
 def test_gpt2_loads_with_and_without_prefix_and_with_old_buffers(tmp_path):
@@ -162,9 +164,10 @@ def test_a_sharded_checkpoint_loads(folder):
     assert "weight_map" in refusal(folder)
 
 
-def test_weights_of_another_dtype_are_converted(folder):
+def test_weights_of_another_dtype_are_converted(folder, tmp_path):
     model, _ = load_pretrained(folder, dtype=torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    folder = tmp_path / "in bfloat16"
     save_pretrained(model, folder)
     assert {t.dtype for t in published(folder).values()} == {torch.bfloat16}
     assert json.loads((folder / "config.json").read_text())["torch_dtype"] == "bfloat16"
@@ -285,7 +288,7 @@ class Killed(BaseException):
 
 def kill_at(monkeypatch, what: str, call: int) -> None:
     """The `call`-th call (from 0) of `checkpoint.<what>` does not happen, and the process dies there."""
-    owner, name = (checkpoint.os, "replace") if what == "os.replace" else (checkpoint, what)
+    owner, name = (checkpoint.os, "replace") if what == "os.replace" else (tensors, what)
     real, calls = getattr(owner, name), []
 
     def dying(*args):
@@ -304,49 +307,43 @@ def two_models() -> tuple[Transformer, Transformer]:
     )
 
 
-@pytest.mark.parametrize(("what", "call"), [("save_file", 0)] + [("os.replace", call) for call in range(5)])
-def test_a_killed_save_leaves_all_of_the_old_or_all_of_the_new(tmp_path, monkeypatch, what, call):
-    old, new = two_models()
-    with torch.no_grad():
-        new.embed.weight.mul_(2)
-    save_pretrained(old, tmp_path, Tokenizer.train(["old old old"], 270))
-    (tmp_path / "notes.txt").write_text("mine")
+@pytest.mark.parametrize("what", ["save_file", "os.replace"])
+def test_a_killed_save_leaves_nothing_that_loads_and_the_next_one_works(tmp_path, monkeypatch, what):
+    model, folder = two_models()[0], tmp_path / "model"
     with monkeypatch.context() as patch:
-        kill_at(patch, what, call)
+        kill_at(patch, what, 0)
         with pytest.raises(Killed):
-            save_pretrained(new, tmp_path, Tokenizer.train(["new new new"], 270))
-
-    model, tokenizer = load_pretrained(tmp_path)
-    word, expected = (
-        ("old", old) if (what, call) in (("save_file", 0), ("os.replace", 0), ("os.replace", 1)) else ("new", new)
-    )
-    assert model.config == expected.config
-    assert torch.equal(model.embed.weight, expected.embed.weight)
-    assert len(tokenizer.encode(word)) < 3 == len(tokenizer.encode("xyz")), f"the {word} tokenizer"
-    if (tmp_path / "config.json").exists():  # what another program, which knows nothing of .incoming, would read
-        eps = json.loads((tmp_path / "config.json").read_text())["rms_norm_eps"]
-        weights = old if eps == 1e-5 else new
-        assert torch.equal(published(tmp_path)["model.embed_tokens.weight"], weights.embed.weight)
-
-    save_pretrained(old, tmp_path)  # the next save clears up, and wins
-    assert load_pretrained(tmp_path)[0].config == old.config
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "config.json",
-        "model.safetensors",
-        "notes.txt",
-        "tokenizer.json",
-    ]
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+            save_pretrained(model, folder, Tokenizer.train(["new new new"], 270))
+    refusal(folder, FileNotFoundError)
+    save_pretrained(model, folder, Tokenizer.train(["new new new"], 270))
+    again, tokenizer = load_pretrained(folder)
+    assert torch.equal(again.embed.weight, model.embed.weight) and len(tokenizer.encode("new")) < 3
+    assert [p.name for p in tmp_path.iterdir()] == ["model"], "the draft of the killed save is gone"
 
 
-def test_a_kill_during_the_first_save_leaves_nothing_that_loads(tmp_path, monkeypatch):
-    kill_at(monkeypatch, "os.replace", 0)
-    with pytest.raises(Killed):
-        save_pretrained(two_models()[0], tmp_path)
-    refusal(tmp_path, FileNotFoundError)
+def test_a_folder_that_holds_files_is_not_overwritten(tmp_path):
+    old, new = two_models()
+    save_pretrained(old, tmp_path / "model")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    (tmp_path / "file").write_text("a file")
+    for name in ("model", "notes", "file"):
+        with pytest.raises(FileExistsError, match=f"{name}: already there; choose a new folder"):
+            save_pretrained(new, tmp_path / name)
+    assert load_pretrained(tmp_path / "model")[0].config == old.config
+    assert (tmp_path / "notes" / "mine.txt").read_text() == "mine" and (tmp_path / "file").read_text() == "a file"
+    (tmp_path / "empty").mkdir()
+    save_pretrained(new, tmp_path / "empty")
+    assert load_pretrained(tmp_path / "empty")[0].config == new.config
 
 
-# ---------------------------------------------------------------- training state
+def test_a_saved_folder_is_there_only_when_it_is_whole(tmp_path, monkeypatch):
+    """Whatever file is written last, the name appears after it."""
+    seen, write = [], checkpoint.write_tensors
+    monkeypatch.setattr(checkpoint, "write_tensors", lambda *a: (write(*a), seen.append((tmp_path / "m").exists()))[0])
+    monkeypatch.setattr(Tokenizer, "save", lambda self, path: seen.append((tmp_path / "m").exists()))
+    save_pretrained(two_models()[0], tmp_path / "m", Tokenizer.train(["a"], 270))
+    assert seen == [False, False] and (tmp_path / "m").exists()
 
 
 def test_state_round_trip_of_every_dtype_size_and_layout(tmp_path):

@@ -5,23 +5,24 @@ The command line is made from the dataclasses, so these tests walk over all of t
 
 import dataclasses
 import json
+import re
+from functools import reduce
 
 import pytest
 import torch
 
-from alignpro_mini import config as config_module
-from alignpro_mini.cli import get, leaves, parse_command_line, with_options
-from alignpro_mini.config import (
-    PRESETS,
-    EvalConfig,
-    PPOConfig,
-    RewardConfig,
-    RunConfig,
-    SFTConfig,
-    preset,
-    resolve_device,
-)
-from alignpro_mini.transformer import TransformerConfig
+from alignpro_mini.lab import config as config_module
+from alignpro_mini.lab.cli import MAIN_OPTIONS, RENAMED, leaves, parse_command_line, with_options
+from alignpro_mini.lab.config import PRESETS, EvalConfig, RunConfig, preset, resolve_device
+from alignpro_mini.options import UserError
+from alignpro_mini.ppo import PPOConfig
+from alignpro_mini.reward import RewardConfig
+from alignpro_mini.sft import SFTConfig
+
+
+def get(config, dotted: str):
+    """The value of an option by its dotted name."""
+    return reduce(getattr, dotted.split("."), config)
 
 
 def parse(*argv):
@@ -72,9 +73,11 @@ def test_presets_are_valid_and_their_models_can_be_built(name):
     c = preset(name).validate()
     assert c.preset == name
     for shape in (c.frozen_model, c.prompter_model):
-        TransformerConfig(
-            c.vocab_size, shape.d_model, shape.n_layers, shape.n_heads, shape.n_kv_heads, family=shape.family
+        built = shape.transformer(c.vocab_size)
+        assert built.n_kv_heads > 0 and built == dataclasses.replace(
+            built, **{f.name: getattr(shape, f.name) for f in dataclasses.fields(shape) if f.name != "n_kv_heads"}
         )
+        assert built.vocab_size == c.vocab_size and built.n_kv_heads == (shape.n_kv_heads or shape.n_heads)
     for dotted, field in leaves(c).items():
         choices = field.metadata.get("choices")
         assert not choices or get(c, dotted) in choices, dotted
@@ -84,40 +87,40 @@ def test_presets_are_valid_and_their_models_can_be_built(name):
 def test_presets_grow():
     width = [preset(name).frozen_model.d_model for name in ("tiny", "small", "gpt2")]
     assert width == sorted(width) and width[-1] == 768 and preset("gpt2").frozen_model.n_layers == 12
-    with pytest.raises(ValueError, match="preset is 'huge'.*tiny, small"):
+    with pytest.raises(UserError, match="preset is 'huge'.*tiny, small"):
         preset("huge")
 
 
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: PPOConfig(batch=4, minibatches=5), "minibatches is 5; a batch of 4 has no more"),
-        (lambda: PPOConfig(minibatches=0), "minibatches is 0"),
+        (lambda: PPOConfig(batch_size=4, num_minibatches=5), "num_minibatches is 5; a batch of 4 cannot be cut"),
+        (lambda: PPOConfig(num_minibatches=0), "num_minibatches is 0"),
         (lambda: PPOConfig(temperature=0.0), "temperature is 0.0; it must be above 0"),
-        (lambda: PPOConfig(gae_lam=1.1), "gae_lam"),
-        (lambda: PPOConfig(warmup=8), "warmup is 8"),
+        (lambda: PPOConfig(gae_lambda=1.1), "gae_lambda is 1.1"),
+        (lambda: PPOConfig(warmup_ratio=8), "warmup_ratio is 8"),
         (lambda: PPOConfig(kl_coef=-0.1), "kl_coef"),
         (lambda: PPOConfig(kl_coef=float("nan")), "kl_coef"),
         (lambda: PPOConfig(lr=0.0), "lr is 0"),
         (lambda: PPOConfig(lr=float("nan")), "lr is nan"),
-        (lambda: PPOConfig(micro_batch=0), "micro_batch"),
+        (lambda: PPOConfig(micro_batch_size=0), "micro_batch_size is 0"),
         (lambda: PPOConfig(checkpoint_every=0), "checkpoint_every"),
         (lambda: PPOConfig(answers=0), "answers"),
         (lambda: SFTConfig(lr=-1e-3), "lr is -0.001"),
         (lambda: SFTConfig(steps=0), "steps"),
-        (lambda: RewardConfig(heldout=1.0), r"heldout is 1\.0.*\(0, 1\)"),
-        (lambda: RewardConfig(batch=0), "batch"),
+        (lambda: RewardConfig(heldout_share=1.0), r"heldout_share is 1\.0.*\(0, 1\)"),
+        (lambda: RewardConfig(batch_size=0), "batch_size is 0"),
         (lambda: EvalConfig(inputs=1), "inputs"),
         (lambda: EvalConfig(rewrites=1, answers=1), "no variance"),
         (lambda: EvalConfig(bootstrap=0), "bootstrap"),
-        (lambda: EvalConfig(best_of=0), "best_of"),
+        (lambda: EvalConfig(best_of_n=0), "best_of_n is 0"),
         (lambda: EvalConfig(headroom_inputs=1), "headroom_inputs"),
         (lambda: RunConfig(dtype="float16"), "dtype is 'float16'.*float32, bfloat16"),
         (lambda: RunConfig(reward="my_module"), "module:function"),
     ],
 )
 def test_impossible_values_stop_at_once_not_after_the_training(make, told):
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(UserError, match=told):
         make()
 
 
@@ -126,9 +129,9 @@ def test_impossible_values_stop_at_once_not_after_the_training(make, told):
 
 def test_overriding_nested_fields_leaves_all_others_alone():
     base = preset("tiny")
-    changed = with_options(base, {"ppo.lr": 1e-5, "ppo.batch": 64, "world.spread": "cue", "seed": 7})
-    assert (changed.ppo.lr, changed.ppo.batch, changed.world.spread, changed.seed) == (1e-5, 64, "cue", 7)
-    for dotted in leaves(base).keys() - {"ppo.lr", "ppo.batch", "world.spread", "seed"}:
+    changed = with_options(base, {"ppo.lr": 1e-5, "ppo.batch_size": 64, "world.spread": "cue", "seed": 7})
+    assert (changed.ppo.lr, changed.ppo.batch_size, changed.world.spread, changed.seed) == (1e-5, 64, "cue", 7)
+    for dotted in leaves(base).keys() - {"ppo.lr", "ppo.batch_size", "world.spread", "seed"}:
         assert get(changed, dotted) == get(base, dotted), dotted
     assert changed.oracle == base.oracle  # the same class, another section
     assert base == preset("tiny")
@@ -142,11 +145,11 @@ def test_overriding_nested_fields_leaves_all_others_alone():
         ("ppo.kl_coeff", "ppo.kl_coef"),
         ("sead", "seed"),
         ("prompter_sft.step", "prompter_sft.steps"),
-        ("eval.bestof", "eval.best_of"),
+        ("eval.bestof", "eval.best_of_n"),
     ],
 )
 def test_an_unknown_option_is_an_error_that_names_the_nearest(capsys, wrong, near):
-    with pytest.raises(KeyError, match=f"unknown option '{wrong}'; did you mean '{near}'"):
+    with pytest.raises(UserError, match=rf"unknown option --{wrong}; did you mean --{near}\?"):
         with_options(preset("tiny"), {wrong: 1})
     for argv in ([f"--{wrong}", "3"], [f"--{wrong}=3"], ["--seed", "1", f"--{wrong}", "3", "--ppo.lr", "1e-4"]):
         told = refused(capsys, *argv)
@@ -182,7 +185,7 @@ def test_values_become_the_type_of_their_field():
     for option in (
         "reward_model.epochs",
         "sampling.temperature",
-        "ppo.kl_target",
+        "ppo.adaptive_kl_target",
     ):  # whichever way a preset wrote its number
         (whole,) = parse(*real, f"--{option}", "0.5")
         assert get(whole, option) == 0.5
@@ -192,52 +195,55 @@ def test_values_become_the_type_of_their_field():
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["--ppo.batch", "many"], "--ppo.batch: 'many' is not a valid int"),
-        (["--ppo.batch", "1.5"], "--ppo.batch: '1.5' is not a valid int"),
+        (["--ppo.batch_size", "many"], "--ppo.batch_size: 'many' is not a valid int"),
+        (["--ppo.batch_size", "1.5"], "--ppo.batch_size: '1.5' is not a valid int"),
         (["--ppo.lr", "fast"], "--ppo.lr: 'fast' is not a valid float"),
         (["--eval.oracle", "maybe"], "--eval.oracle: 'maybe' is not a valid bool (give true or false)"),
-        (["--frozen_model.family", "lama"], "'lama' is not one of llama, gpt2; did you mean 'llama'?"),
+        (["--frozen_model.family", "lama"], "'lama' is not one of llama, gpt2; did you mean llama?"),
         (["--world.spread", "both"], "--world.spread: 'both' is not one of plain, cue"),
-        (["--preset", "tini"], "'tini' is not one of tiny, small, gpt2, smollm2; did you mean 'tiny'?"),
-        (["--task", "qualty"], "'qualty' is not one of quality, attributes, reasoning, all; did you mean 'quality'?"),
+        (["--preset", "tini"], "'tini' is not one of tiny, small, gpt2, smollm2; did you mean tiny?"),
+        (["--task", "qualty"], "'qualty' is not one of quality, attributes, reasoning, all; did you mean quality?"),
         (["--task", "quality,"], "--task: '' is not one of"),
         (["--seed", "x"], "--seed: 'x' is not a number, a span"),
         (["--seed", "4-0"], "--seed: '4-0' is not"),
         (["--seed", "0,,1"], "--seed: '0,,1' is not"),
         (["--seed", "-1"], "--seed: '-1' is not"),
-        (["--ppo.batch", "4", "--ppo.minibatches", "5"], "--ppo.minibatches is 5; a batch of 4 has no more"),
         (
-            ["--ppo.batch", "1"],
-            "--ppo.minibatches is 2; a batch of 1 has no more",
+            ["--ppo.batch_size", "4", "--ppo.num_minibatches", "5"],
+            "--ppo.num_minibatches is 5; a batch of 4 cannot be cut into more parts",
+        ),
+        (
+            ["--ppo.batch_size", "1"],
+            "--ppo.num_minibatches is 2; a batch of 1 cannot be cut into more parts",
         ),  # the preset's minibatches, the user's batch
-        (["--world.follow", "1.5"], "world.follow is 1.5"),
+        (["--world.follow", "1.5"], "--world.follow is 1.5"),
         (["--eval.inputs", "601"], "--eval.inputs is 601, but --world.eval_requests keeps only 600"),
         (["--task", "chat"], "task is chat, but --preset tiny has quality, attributes, reasoning"),
-        (["--data.prompts", "p.jsonl"], "--data.prompts is not read with --preset tiny"),
-        (["--data.preferences", "p"], "--data.preferences is not read with --preset tiny"),
+        (["--data.prompts", "p.jsonl"], "--data.prompts: it is not read with --preset tiny"),
+        (["--data.preferences", "p"], "--data.preferences: it is not read with --preset tiny"),
         (
             ["--preset", "smollm2", "--data.prompts", "p", "--reward", "a:b", "--data.preferences", "p"],
-            "--data.preferences is not read with --reward",
+            "--data.preferences: it is not read with --reward",
         ),
-        (["--reward", "a:b", "--reward_model.lr", "1"], "--reward_model.lr is not read with --reward"),
+        (["--reward", "a:b", "--reward_model.lr", "1"], "--reward_model.lr: it is not read with --reward"),
         (
             ["--preset", "smollm2", "--data.prompts", "p", "--reward", "a:b", "--world.follow", "0.5"],
-            "--world.follow is not read with --preset smollm2",
+            "--world.follow: it is not read with --preset smollm2",
         ),
         (
             ["--preset", "smollm2", "--data.prompts", "p", "--reward", "a:b", "--vocab_size", "500"],
-            "--vocab_size is not read with",
+            "--vocab_size: it is not read with",
         ),
         (
             ["--task", "all", "--world.spread", "cue"],
             "--world.spread shape the tasks quality and attributes, not reasoning",
         ),
-        (["--ppo.clip", "-0.5"], "--ppo.clip is -0.5; it must be above 0"),
-        (["--ppo.grad_clip", "-1"], "--ppo.grad_clip is -1.0; it must be above 0"),
-        (["--prompter_sft.grad_clip", "0"], "--prompter_sft.grad_clip is 0.0; it must be above 0"),
-        (["--frozen_lm.heldout", "0"], "--frozen_lm.heldout is 0; it must be at least 1"),
+        (["--ppo.clip_range", "-0.5"], "--ppo.clip_range is -0.5; it must be above 0"),
+        (["--ppo.max_grad_norm", "-1"], "--ppo.max_grad_norm is -1.0; it must be above 0"),
+        (["--prompter_sft.max_grad_norm", "0"], "--prompter_sft.max_grad_norm is 0.0; it must be above 0"),
+        (["--frozen_lm.heldout_examples", "0"], "--frozen_lm.heldout_examples is 0; it must be at least 1"),
         (["--frozen_lm.train_layers", "-1"], "--frozen_lm.train_layers is -1; it must be at least 0"),
-        (["--ppo.kl_horizon", "0"], "--ppo.kl_horizon is 0.0; it must be above 0"),
+        (["--ppo.adaptive_kl_horizon", "0"], "--ppo.adaptive_kl_horizon is 0.0; it must be above 0"),
         (["--ppo.kl_coef", "nan"], "--ppo.kl_coef is nan; it must be a finite number"),
         (["--oracle.lr", "inf"], "--oracle.lr is inf; it must be a finite number"),
         (["--world.preference_scale", "-1"], "--world.preference_scale is -1.0; it must be above 0"),
@@ -253,11 +259,10 @@ def test_values_become_the_type_of_their_field():
         ),
         (
             ["--reward_model.pairs", "10"],
-            "--reward_model.pairs is 10; it takes at least two batches of --reward_model.batch 64",
+            "--reward_model.pairs is 10; it takes at least two batches of --reward_model.batch_size 64",
         ),
         (["--reward_model.normalise_on", "1"], "--reward_model.normalise_on is 1; it must be at least 2"),
         (["--jobs", "0"], "--jobs is 0"),
-        (["--grid", ""], "--grid: '' is not one of all"),
         (["--name", "../elsewhere"], "--name: '../elsewhere' is a path"),
         (["--name", "."], "--name: '.' is a path"),
         (["--preset", "smollm2"], "--data.prompts FILE.jsonl"),
@@ -274,10 +279,77 @@ def test_values_become_the_type_of_their_field():
         (["--seed", "0-1", "--name", "mine"], "--name names one run"),
         (["--task", "quality,reasoning", "--name", "mine"], "--name names one run"),
         (["--jobs", "two"], "--jobs"),
+        (["--device", "mps"], "--device mps: this code was never run on an Apple GPU: use --device cpu"),
+        (["--frozen_model.n_heads", "5"], "--frozen_model: "),
+        (["--oracle.answers", "4"], "--oracle.answers: it has no effect: the oracle gives one answer a prompt"),
+        (["--oracle.lr", "1e-3", "--eval.oracle", "false"], "--oracle.lr: it is not read with --eval.oracle false"),
+        (
+            ["--ppo.adaptive_kl_horizon", "100"],
+            "--ppo.adaptive_kl_horizon: it is not read without --ppo.adaptive_kl_target",
+        ),
+        (
+            ["--oracle.adaptive_kl_horizon", "100", "--ppo.adaptive_kl_target", "3"],
+            "--oracle.adaptive_kl_horizon: it is not read without --oracle.adaptive_kl_target",
+        ),
+        (["--theory.answers", "8", "--theory.inputs", "0"], "--theory.answers: it is not read with --theory.inputs 0"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(capsys, argv, told):
     assert told in refused(capsys, *argv)
+
+
+def test_an_option_is_accepted_where_it_is_read():
+    """The options that the cases above refuse for having no effect, where they have one."""
+    (c,) = parse("--ppo.adaptive_kl_target", "3", "--ppo.adaptive_kl_horizon", "100", "--oracle.lr", "1e-3")
+    assert (c.ppo.adaptive_kl_horizon, c.oracle.lr) == (100.0, 1e-3)
+    (c,) = parse("--ppo.answers", "4", "--theory.answers", "8")
+    assert (c.ppo.answers, c.theory.answers) == (4, 8)
+
+
+# Sections | former name, present name, ... (without the section)
+FORMER = """\
+frozen_lm prompter_sft reward_model ppo oracle | batch batch_size micro_batch micro_batch_size grad_clip max_grad_norm
+frozen_lm prompter_sft | heldout heldout_examples
+reward_model | heldout heldout_share
+ppo oracle | epochs ppo_epochs minibatches num_minibatches warmup warmup_ratio kl_target adaptive_kl_target
+ppo oracle | kl_horizon adaptive_kl_horizon gae_lam gae_lambda clip clip_range value_clip value_clip_range
+ppo oracle | value_coef vf_coef whiten whiten_advantages
+eval | best_of best_of_n
+"""
+FORMER_NAMES = {
+    f"{section}.{old}": f"{section}.{new}"
+    for line in FORMER.splitlines()
+    for sections, names in [line.split(" | ")]
+    for section in sections.split()
+    for old, new in zip(names.split()[::2], names.split()[1::2])
+} | {"data.rewrite_pairs": "prompter_sft.examples"}
+
+
+def test_every_former_name_is_an_error_that_names_the_present_one(capsys):
+    known = leaves(preset("tiny"))
+    for old, new in FORMER_NAMES.items():
+        assert new in known and old not in known, old
+        for argv in ([f"--{old}", "0.2"], [f"--{old}=0.2"]):
+            told = refused(capsys, *argv)
+            assert f"unknown argument --{old}" in told and told.endswith(f"; it is called --{new} now"), old
+        with pytest.raises(UserError, match=f"unknown option --{old}; it is called --{new} now"):
+            with_options(preset("tiny"), {old: 1})
+    leaf = lambda name: name if name in RENAMED else name.rpartition(".")[2]
+    assert {leaf(old) for old in FORMER_NAMES} == RENAMED.keys()  # none of the table of renamed options is untested
+
+
+@pytest.mark.parametrize(
+    ("argv", "now"),
+    [
+        (["--grid", "all"], "python -m alignpro_mini.experiments.grid --cells"),
+        (["--grid=P1-F2", "--task", "all"], "python -m alignpro_mini.experiments.grid --cells"),
+        (["--frontier", "0.1"], "python -m alignpro_mini.experiments.frontier --lambdas"),
+        (["--frontier=0.1,0.2"], "python -m alignpro_mini.experiments.frontier --lambdas"),
+    ],
+)
+def test_options_that_became_commands_name_the_command(capsys, argv, now):
+    told = refused(capsys, *argv)
+    assert f"unknown argument {argv[0]}" in told and told.endswith(f"; use the command {now}")
 
 
 def test_smollm2_with_its_files_is_accepted():
@@ -305,17 +377,32 @@ def test_defaults_are_the_presets_and_overrides_sit_on_top():
     )
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_help_runs_and_lists_every_option_with_the_presets_default(capsys, name):
+def shown(capsys, *argv) -> tuple[str, list[str]]:
+    """What --help prints, and the names of the options in it."""
     with pytest.raises(SystemExit) as stop:
-        parse_command_line(["--preset", name, "--help"])
-    out = capsys.readouterr().out
-    assert stop.value.code == 0 and "--resume" in out and "--jobs" in out
+        parse_command_line(list(argv))
+    out, err = capsys.readouterr()
+    assert stop.value.code == 0 and err == ""
+    return out, re.findall(r"^  --(\S+)", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_help_all_lists_every_option_with_the_presets_default(capsys, name):
+    out, listed = shown(capsys, "--preset", name, "--help", "all")
+    assert sorted(listed) == sorted(["resume", "jobs", *leaves(preset(name))])
     lines = out.split("\n  --")
     for dotted in leaves(preset(name)):
         (entry,) = [line for line in lines if line.startswith(f"{dotted} ")]
         default = str(get(preset(name), dotted))
         assert f"(default: {default})".replace(" ", "") in "".join(entry.split()), dotted
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["-h"], ["--preset", "gpt2", "--help"]], ids=" ".join)
+def test_help_shows_the_main_options_only(capsys, argv):
+    out, listed = shown(capsys, *argv)
+    assert sorted(listed) == sorted(MAIN_OPTIONS) and len(listed) == len(MAIN_OPTIONS) == 15
+    assert MAIN_OPTIONS <= {"resume", "jobs", *leaves(preset("tiny"))}
+    assert "--help all" in out and "--child" not in out
 
 
 # ---------------------------------------------------------------- the device
@@ -327,14 +414,15 @@ def test_help_runs_and_lists_every_option_with_the_presets_default(capsys, name)
         ("cuda", 0, "0 usable CUDA devices; use --device cpu"),
         ("cuda:1", 1, "--device cuda:1: this machine has 1 usable"),
         ("gpu", 0, "--device gpu: not a device"),
-        ("mps", 0, "only cpu and cuda"),
+        ("mps", 0, "--device mps: .*never run on an Apple GPU.*--device cpu"),
+        ("meta", 0, "--device meta: only cpu and cuda are supported"),
         ("", 0, "not a device"),
     ],
 )
 def test_a_device_that_is_not_there_is_a_clear_error(monkeypatch, name, count, told):
     monkeypatch.setattr(config_module.torch.cuda, "is_available", lambda: count > 0)
     monkeypatch.setattr(config_module.torch.cuda, "device_count", lambda: count)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(UserError, match=told):
         resolve_device(name)
 
 

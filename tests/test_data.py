@@ -6,8 +6,7 @@ import random
 
 import pytest
 
-from alignpro_mini.config import DataConfig
-from alignpro_mini.data import FileTask, read_files, read_rows, single_turn
+from alignpro_mini.worlds.files import DataConfig, FileTask, read_files, read_rows, single_turn
 
 
 def write(path, rows):

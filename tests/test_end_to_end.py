@@ -18,11 +18,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alignpro_mini import load_pretrained, tables
 from alignpro_mini.alignpro import Prompter
-from alignpro_mini.checkpoint import load_state
-from alignpro_mini.optimum import log_probabilities
-from alignpro_mini.toyworld import ToyWorld, WorldConfig
+from alignpro_mini.lab.glossary import METRICS
+from alignpro_mini.lab.optimum import log_probabilities
+from alignpro_mini.weights.pretrained import load_pretrained
+from alignpro_mini.weights.tensors import load_state
+from alignpro_mini.worlds.toy import ToyWorld
+from alignpro_mini.worlds.world import WorldConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 ARMS = {"no_finetuning", "untrained_prompter", "best_of_n", "align_pro", "rlhf_oracle", "closed_form"}
@@ -46,29 +48,29 @@ TINY = {
     "sampling.max_new_tokens": 20,
     "frozen_lm.steps": 60,
     "frozen_lm.examples": 600,
-    "frozen_lm.heldout": 32,
-    "frozen_lm.batch": 8,
+    "frozen_lm.heldout_examples": 32,
+    "frozen_lm.batch_size": 8,
     "frozen_model.d_model": 32,
     "frozen_model.n_layers": 1,
     "frozen_model.n_heads": 2,
     "prompter_sft.steps": 60,
     "prompter_sft.examples": 600,
-    "prompter_sft.heldout": 32,
-    "prompter_sft.batch": 8,
+    "prompter_sft.heldout_examples": 32,
+    "prompter_sft.batch_size": 8,
     "prompter_model.d_model": 32,
     "prompter_model.n_layers": 1,
     "prompter_model.n_heads": 2,
     "reward_model.pairs": 80,
-    "reward_model.batch": 16,
+    "reward_model.batch_size": 16,
     "ppo.iterations": 5,
-    "ppo.batch": 16,
+    "ppo.batch_size": 16,
     "ppo.checkpoint_every": 2,
     "ppo.max_new_tokens": 20,
     "oracle.iterations": 5,
-    "oracle.batch": 16,
+    "oracle.batch_size": 16,
     "oracle.checkpoint_every": 2,
     "oracle.max_new_tokens": 20,
-    "oracle.kl_target": 1.0,
+    "oracle.adaptive_kl_target": 1.0,
     "eval.inputs": 24,
     "eval.headroom_inputs": 8,
     "eval.bootstrap": 200,
@@ -136,6 +138,8 @@ def test_results_json_has_every_entry_and_no_nan(run):
         wanted = {"mean", "variance", "variance_parts", "ci95", "gold_mean", "gold_variance", "kl", "win_rate"}
         assert wanted <= arm.keys(), name
         assert arm["variance_parts"].keys() == {"between_inputs", "between_rewrites", "within"}
+        assert {"answer_length", "truncated", "rewrite_length"} <= arm.keys()
+        assert ("fallback_rate" in arm) == (name in ("untrained_prompter", "best_of_n", "align_pro"))
         low, high = arm["ci95"]
         assert low < arm["mean"] < high and arm["variance"] > 0 and 0 <= arm["win_rate"] <= 1
     assert all(math.isfinite(value) for _, value in numbers(results))
@@ -176,7 +180,7 @@ def test_the_distance_to_the_optimum_is_in_the_results(run):
     rewrites = [world.rewrites(x) for x in world.eval_requests[:4]]
     under = lambda m: (
         log_probabilities(Prompter(*load_pretrained(kept / m), 24), world.eval_requests[:4], rewrites).exp().numpy()
-    )  # noqa: E731
+    )
     wanted = "attainable_gain_share regularised_gap lambda_kl_to_optimum mass_outside delta1 delta2 delta3 bound_paper bound_sharp"
     assert set(wanted.split()) <= theory.keys()
     r, sft, rho = (
@@ -186,7 +190,7 @@ def test_the_distance_to_the_optimum_is_in_the_results(run):
     )  # (4, 24, 4), (4, 24), (4, 24)
     assert r.shape == (4, 24, 4) and theory["mass_outside"] == pytest.approx(1 - rho.sum(1).mean())
     R, sft, rho, lam = r.mean(2), sft / sft.sum(1, keepdims=True), rho / rho.sum(1, keepdims=True), 0.1
-    objective = lambda p: ((p * R).sum(1) - lam * (p * np.log(p / sft)).sum(1)).mean()  # noqa: E731
+    objective = lambda p: ((p * R).sum(1) - lam * (p * np.log(p / sft)).sum(1)).mean()
     best = (lam * np.log((sft * np.exp(R / lam)).sum(1))).mean()  # J_lam(rho*) in closed form
     assert theory["regularised_gap"] == pytest.approx(best - objective(rho), abs=1e-9)
     assert theory["lambda_kl_to_optimum"] == pytest.approx(theory["regularised_gap"], abs=1e-6)
@@ -235,12 +239,15 @@ def test_every_logged_metric_is_finite_and_explained(run):
     logged = rows(run[0], "metrics.jsonl")
     assert {r["stage"] for r in logged} == {"frozen_lm", "prompter_sft", "reward_model", "align_pro", "rlhf_oracle"}
     names = {key for r in logged for key in r} - {"stage", "step"}
-    assert not names - tables.METRICS.keys(), "logged without an explanation in tables.METRICS"
+    assert not names - METRICS.keys(), "logged without an explanation in glossary.METRICS"
     assert all(math.isfinite(v) for r in logged for v in r.values() if isinstance(v, float))
     for stage in ("align_pro", "rlhf_oracle"):
         assert [r["step"] for r in logged if r["stage"] == stage] == [1, 2, 3, 4, 5]
         first = next(r for r in logged if r["stage"] == stage)
         assert abs(first["kl_k1"]) < 1e-3 and first["kl_exact"] < 1e-3  # it starts as its reference
+        assert {"completion_length", "approx_kl", "missing_eos", "reward_mean"} <= first.keys()
+        # The oracle's completions are the answers, and nothing is rewritten.
+        assert ({"answer_length", "fallback_rate"} <= first.keys()) == (stage == "align_pro")
 
 
 def test_samples_name_x_rewrite_answer_reward_and_kl(run):
@@ -356,7 +363,7 @@ MOMENTS = {
 
 @pytest.mark.slow
 def test_a_run_killed_at_every_turn_ends_as_if_nothing_had_happened(run, tmp_path):
-    for i, (name, moment) in enumerate(MOMENTS.items()):
+    for i, moment in enumerate(MOMENTS.values()):
         kill_when(tmp_path, moment, *(["--resume"] if i else []))
     finish(tmp_path, "--resume")
     assert state(tmp_path / "tiny-quality-seed0") == state(run[0])

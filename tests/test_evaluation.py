@@ -11,19 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from alignpro_mini import evaluation
-from alignpro_mini.config import EvalConfig, SamplingConfig
-from alignpro_mini.evaluation import (
-    Arm,
-    Evaluator,
-    bootstrap_interval,
-    headroom,
-    sequence_kl,
-    summarise,
-    variance_parts,
-    win_rate,
-)
+from alignpro_mini.frozen import Answer, SamplingConfig
 from alignpro_mini.generation import Completion
+from alignpro_mini.lab import evaluation
+from alignpro_mini.lab.config import EvalConfig
+from alignpro_mini.lab.evaluation import Arm, Evaluator, headroom, sequence_kl, summarise
+from alignpro_mini.lab.statistics import bootstrap_interval, t_interval, variance_parts, win_rate
 from alignpro_mini.transformer import Transformer, TransformerConfig
 
 # ---------------------------------------------------------------- variance in three parts
@@ -51,7 +44,7 @@ def anova(r: np.ndarray) -> tuple[float, float, float]:
                 ssx += (mean_i - grand) ** 2
                 ssp += (mean_ik - mean_i) ** 2
                 ssw += (r[i, k, m] - mean_ik) ** 2
-    div = lambda total, df: total / df if df else math.nan  # noqa: E731
+    div = lambda total, df: total / df if df else math.nan
     return div(ssx, N - 1), div(ssp, N * (K - 1)), div(ssw, N * K * (M - 1))
 
 
@@ -171,6 +164,16 @@ def test_win_rate_by_hand():
     assert win_rate(ours + 1, ours) == (1.0, 0.0) and win_rate(ours - 1, ours) == (0.0, 0.0)
 
 
+def test_t_interval_against_a_printed_table_of_students_t():
+    # [1, 2, 3, 4]: mean 2.5, s = 1.29099, t(0.975, 3) = 3.182, half-width 3.182 * 1.29099 / 2
+    mean, half = t_interval([1, None, 2, 3, 4])
+    assert mean == 2.5 and half == pytest.approx(3.182 * 1.29099 / 2, abs=1e-3)
+    assert t_interval([7.0]) == (7.0, None) and t_interval([None]) == (None, None)
+    for df, t in ((10, 2.228), (15, 2.131), (30, 2.042), (60, 2.000)):  # where the formula takes over from the table
+        values = [0.0, 1.0] * ((df + 1) // 2) + [0.5] * ((df + 1) % 2)
+        assert t_interval(values)[1] == pytest.approx(t * np.std(values, ddof=1) / (df + 1) ** 0.5, rel=0.01)
+
+
 # ---------------------------------------------------------------- the summary
 
 
@@ -211,6 +214,15 @@ def test_gap_closed_is_not_told_without_an_oracle_or_when_it_gained_nothing():
     assert summarise(arms, EvalConfig(bootstrap=50))["gap_closed"] is None
 
 
+def test_the_variance_ratio_is_not_told_where_no_fine_tuning_has_no_variance():
+    arms = three_arms()
+    arms["no_finetuning"] = arm(np.full((2, 1, 2), 2.0))
+    found = summarise(arms, EvalConfig(bootstrap=50))
+    assert found["variance_ratio"] is None and found["arms"]["no_finetuning"]["variance"] == 0
+    assert found["gap_closed"] == pytest.approx(2 / 3)
+    assert summarise(three_arms(), EvalConfig(bootstrap=50))["variance_ratio"] is not None
+
+
 def test_wins_are_judged_by_the_gold_reward_where_there_is_one():
     arms = three_arms()
     for name, gold in {"no_finetuning": 1.0, "align_pro": 0.0, "rlhf_oracle": 1.0}.items():
@@ -242,24 +254,27 @@ def completion(text: str, finished: bool = True) -> Completion:
 
 
 class Frozen:
-    """Answers with the prompt and the number of the call: "x1 c|3" is the answer of the third call to "x1 c"."""
+    """Answers with the prompt and the number of the call: "x1 c|3" is the answer of the third call to "x1 c".
+
+    Without `tokens` it is a model that returns texts only. Every answer to a text that ends in "b" is truncated.
+    """
 
     tokenizer, sampling, model = Text(), SamplingConfig(), None
 
-    def __init__(self):
+    def __init__(self, tokens: bool = True):
+        self.tokens = tokens
         self.calls = 0
         self.asked: list[list[str]] = []
 
     def fits(self, prompt):
         return len(prompt) < 40
 
-    def complete(self, prompts, generator=None):
+    def answer(self, prompts, generator=None):
         self.calls += 1
         self.asked.append(list(prompts))
-        return [completion(f"{p}|{self.calls}") for p in prompts]
-
-    def answer(self, prompts, generator=None):
-        return [Text().decode(c.tokens) for c in self.complete(prompts, generator)]
+        texts = [f"{p}|{self.calls}" for p in prompts]
+        kept = [completion(text).tokens if self.tokens else None for text in texts]
+        return [Answer(text, p.endswith("b"), tokens) for p, text, tokens in zip(prompts, texts, kept)]
 
 
 @dataclass
@@ -282,7 +297,7 @@ class Rewriter:
 
 
 def evaluator(reward, N=3, gold=None, frozen=None, **config) -> Evaluator:
-    config = EvalConfig(inputs=N, **({"rewrites": 2, "answers": 3, "best_of": 4} | config))
+    config = EvalConfig(inputs=N, **({"rewrites": 2, "answers": 3, "best_of_n": 4} | config))
     return Evaluator(
         [f"x{i}" for i in range(N)], frozen or Frozen(), reward, gold, config, torch.Generator().manual_seed(0)
     )
@@ -341,13 +356,28 @@ def test_the_prompters_rewrites_reach_the_model_and_the_request_reaches_the_rewa
 def test_empty_and_overlong_rewrites_fall_back_to_the_request_and_are_counted():
     found = evaluator(letters({})).prompter(Rewriter("a_b~"), None)
     assert found.x_prime == [["x0 a", "x0"], ["x1 a", "x1"], ["x2 a", "x2"]]
-    assert found.extra["empty_rewrites"] == 0.5
+    assert found.extra["fallback_rate"] == 0.5
     assert evaluator(letters({}), rewrites=4).prompter(Rewriter("a_b~"), None).x_prime[0] == [
         "x0 a",
         "x0",
         "x0 b",
         "x0",
     ]
+
+
+def test_truncated_answers_and_lengths_are_told():
+    found = evaluator(letters({})).prompter(Rewriter("ab"), None)  # "x0 a|1" and EOS; every second rewrite ends in "b"
+    assert found.extra["truncated"] == 0.5 and found.extra["answer_length"] == 7.0
+    assert found.extra["rewrite_length"] == 5.0  # "x0 a" and EOS
+    plain = evaluator(letters({})).plain()
+    assert plain.extra == {"rewrite_length": None, "answer_length": 5.0, "truncated": 0.0}
+
+
+def test_a_model_that_returns_texts_only_can_be_evaluated():
+    e = evaluator(letters({"a": 1, "b": 2}), frozen=Frozen(tokens=False))
+    arms = [e.plain(), e.prompter(Rewriter("ab"), None), e.best_of_n(Rewriter())]
+    assert [a.extra["answer_length"] for a in arms] == [None] * 3
+    assert (arms[1].reward == np.array([1.0, 2.0])[None, :, None]).all() and arms[1].extra["truncated"] == 0.5
 
 
 def test_best_of_n_picks_by_the_first_answers():
@@ -378,7 +408,7 @@ def test_best_of_n_of_pure_noise_gains_nothing():
 def test_best_of_n_bounds_its_kl():
     found = evaluator(letters({})).best_of_n(Rewriter())
     assert found.kl == pytest.approx(np.full((3, 2), math.log(4) - 3 / 4))
-    assert evaluator(letters({}), best_of=1).best_of_n(Rewriter()).kl == pytest.approx(np.zeros((3, 2)))
+    assert evaluator(letters({}), best_of_n=1).best_of_n(Rewriter()).kl == pytest.approx(np.zeros((3, 2)))
 
 
 # ---------------------------------------------------------------- headroom
@@ -490,6 +520,25 @@ def test_the_prompters_kl_is_that_of_its_own_tokens_per_input_and_rewrite(monkey
     assert (found.kl == np.array([[5.0, 1.0]] * 3)).all()
 
 
+def test_the_oracles_kl_is_that_of_its_own_answers(monkeypatch):
+    seen = {}
+
+    def fake_kl(model, reference, prompts, answers, temperature):
+        seen.update(models=(model, reference), prompts=prompts, temperature=temperature)
+        return [float(i + len(a.tokens)) for i, a in enumerate(answers)]
+
+    monkeypatch.setattr(evaluation, "sequence_kl", fake_kl)
+    oracle, pi_f = Frozen(), Frozen()
+    oracle.model, pi_f.model = SimpleNamespace(name="oracle"), SimpleNamespace(name="pi_f")
+    oracle.sampling = SamplingConfig(temperature=0.6)
+    found = evaluator(letters({}), frozen=pi_f).oracle(oracle, pi_f)
+    assert seen["models"] == (oracle.model, pi_f.model) and seen["temperature"] == 0.6
+    assert seen["prompts"] == [Text().chat(x) for x in ("x0", "x1", "x2") for _ in range(6)]
+    assert (found.kl == np.arange(18).reshape(3, 6) + 5).all()  # "x0|1" and EOS
+    assert found.reward.shape == (3, 1, 6) and found.x_prime == [["x0"], ["x1"], ["x2"]]
+    assert pi_f.asked == [] and oracle.asked == [[x for x in ("x0", "x1", "x2") for _ in range(6)]]
+
+
 def test_no_finetuning_has_no_kl():
     assert (evaluator(letters({})).plain().kl == 0).all()
 
@@ -500,7 +549,7 @@ def test_no_finetuning_has_no_kl():
 def test_listed_rewrites_are_drawn_from_the_table_for_the_first_requests():
     e = evaluator(letters({"a": 1, "b": 2, "c": 3}), N=4, gold=lambda x, y: [0.5] * len(x), rewrites=500, answers=1)
     rho = torch.tensor([[0.2, 0.8, 0.0], [0.0, 0.0, 1.0]])
-    found = e.listed(
+    found = e.enumerated(
         [[f"x{i} {c}" for c in "abc"] for i in range(2)], rho, torch.tensor([[0.4, 0.4, 0.2], [0.25, 0.25, 0.5]])
     )
     assert found.x == ["x0", "x1"] and found.reward.shape == found.gold.shape == (2, 2000, 1)

@@ -1,22 +1,25 @@
 """The frontier: nothing lies above the closed form, best-of-n against its exact law, and one whole run in small."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from test_end_to_end import TINY
-from test_grid import small  # noqa: F401  one thread, small models
-from test_grid import small_grid
+from test_grid import (
+    small,  # noqa: F401  one thread, small models
+    small_grid,
+)
 
-from alignpro_mini import frontier, load_pretrained, optimum, plots, tables, theory
+from alignpro_mini import theory
 from alignpro_mini.alignpro import Prompter
-from alignpro_mini.checkpoint import load_state
-from alignpro_mini.cli import parse_command_line
-from alignpro_mini.config import preset
-from alignpro_mini.optimum import Listing
-from alignpro_mini.toyworld import ToyWorld
+from alignpro_mini.experiments import ablation, frontier
+from alignpro_mini.lab import optimum
+from alignpro_mini.lab.config import preset
+from alignpro_mini.lab.optimum import Listing
+from alignpro_mini.weights.pretrained import load_pretrained
+from alignpro_mini.weights.tensors import load_state
+from alignpro_mini.worlds.toy import ToyWorld
 
 
 def listing(N: int = 3, K: int = 6, M: int = 2, seed: int = 0, noise: float = 1.0) -> Listing:
@@ -74,7 +77,7 @@ def test_no_prompter_lies_above_the_closed_form():
 
 
 def test_the_two_curves_lie_on_either_side_of_the_truth():
-    """Noise in R flatters the optimum that it chose; the same optimum rated by other answers is a prompter like any other."""
+    """Noise in R raises the optimum that it chose; the same optimum rated by other answers is a prompter like any other."""
     truth = listing(N=200, M=2, noise=0.0)
     noise = 0.7 * np.random.default_rng(4).normal(size=(200, 6, 8))
     noisy = Listing(
@@ -84,7 +87,7 @@ def test_the_two_curves_lie_on_either_side_of_the_truth():
     assert [p["lam"] for p in curve] == pytest.approx(np.geomspace(3.0, 0.1, 5))
     for p in curve[1:]:
         best = theory.optimal_prompter(truth.rho_sft, truth.R, p["lam"])
-        J = lambda mean, kl: mean - p["lam"] * kl  # noqa: E731
+        J = lambda mean, kl, lam=p["lam"]: mean - lam * kl
         at = J(float(theory.value(best, truth.R)), float(theory.kl(best, truth.rho_sft).mean()))
         assert J(p["mean"], p["kl"]) > at > J(p["mean_held_out"], p["kl_held_out"])
         assert J(p["mean"], p["kl"]) - J(p["mean_held_out"], p["kl_held_out"]) < 0.5
@@ -92,7 +95,7 @@ def test_the_two_curves_lie_on_either_side_of_the_truth():
 
 def test_a_frontier_end_to_end_and_again_with_resume(tmp_path, small):  # noqa: F811
     config = small_grid(tmp_path, **{"name": "f", "eval.inputs": 12})
-    results = frontier.run_frontier(config, [0.1, 1.0], resume=False)
+    results = frontier.run_frontier(config, resume=False, lams=[0.1, 1.0])
     folder = tmp_path / "f"
     assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(results))
     assert (folder / "frontier.png").stat().st_size > 1000
@@ -114,11 +117,11 @@ def test_a_frontier_end_to_end_and_again_with_resume(tmp_path, small):  # noqa: 
         saved_config = json.loads((folder / f"lam-{p['lam']:g}" / "config.json").read_text())
         assert saved_config["ppo"]["kl_coef"] == saved_config["oracle"]["kl_coef"] == p["lam"]
         assert p["regularised_gap"] == pytest.approx(p["lambda_kl_to_optimum"], abs=1e-6) and p["rlhf_kl"] is not None
-    again = frontier.run_frontier(config, [0.1, 1.0, 0.3], resume=True)  # a further price; the others are loaded
+    again = frontier.run_frontier(config, resume=True, lams=[0.1, 1.0, 0.3])  # a further price; the others are loaded
     assert again["align_pro"][:2] == results["align_pro"] and again["align_pro"][2]["lam"] == 0.3
-    text = tables.frontier_table([again])
+    text = frontier.frontier_table([again])
     assert "task quality, seed 0" in text and "best-of-n" in text and text.count("\n0.3 ") == 1
-    plots.frontier_figure(
+    frontier.frontier_figure(
         {**again, "align_pro": [{k: v for k, v in p.items() if "rlhf" not in k} for p in again["align_pro"]]},
         tmp_path / "p.png",
     )
@@ -127,27 +130,60 @@ def test_a_frontier_end_to_end_and_again_with_resume(tmp_path, small):  # noqa: 
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["--frontier", "0.1,0"], "is not a list of prices above 0"),
-        (["--frontier", "nan"], "is not a list of prices above 0"),
-        (["--frontier", ""], "is not a list of prices above 0"),
-        (["--frontier", "a"], "--frontier: 'a' is not a list of prices"),
-        (["--frontier", "0.1,"], "--frontier: '0.1,' is not a list of prices"),
-        (["--frontier", "0.1", "--grid", "all"], "leave out --grid"),
-        (["--frontier", "0.1", "--theory.inputs", "0"], "--theory.inputs 0"),
-        (["--frontier", "0.1", "--ppo.kl_target", "3"], "leave out --ppo.kl_target"),
+        (["--lambdas", "0.1,0"], "--lambdas: '0.1,0' is not a list of numbers above 0"),
+        (["--lambdas", "nan"], "--lambdas: 'nan' is not a list of numbers above 0"),
+        (["--lambdas", "0.1,inf"], "--lambdas: '0.1,inf' is not a list of numbers above 0"),
+        (["--lambdas", ""], "--lambdas: '' is not a list of numbers above 0"),
+        (["--lambdas", "a"], "--lambdas: 'a' is not a list of numbers above 0"),
+        (["--lambdas", "0.1,"], "--lambdas: '0.1,' is not a list of numbers above 0"),
+        (["--lambdas", "0.1", "--grid", "all"], "unknown argument --grid; use the command python -m"),
+        (["--frontier", "0.1"], "unknown argument --frontier; use the command python -m"),
+        (["--theory.inputs", "0"], "--theory.inputs 0"),
+        (["--ppo.adaptive_kl_target", "3"], "one KL coefficient above 0 only"),
+        (["--ppo.kl_coef", "0"], "one KL coefficient above 0 only"),
+        (["--oracle.adaptive_kl_target", "3"], "leave out --oracle.adaptive_kl_target"),
+        (["--ppo.kl_coef", "0.2"], "leave out --ppo.kl_coef"),
+        (["--oracle.kl_coef", "0.2"], "leave out --oracle.kl_coef"),
+        (
+            ["--preset", "smollm2", "--data.prompts", "p", "--data.preferences", "q"],
+            "the optimum is known for the embedded world",
+        ),
     ],
 )
-def test_prices_that_cannot_be_are_refused(argv, told, capsys):
-    with pytest.raises(SystemExit):
-        parse_command_line(argv)
-    assert told in capsys.readouterr().err
+def test_prices_that_cannot_be_are_refused(argv, told, monkeypatch, capsys):
+    monkeypatch.setattr(frontier, "run_all", lambda *given: pytest.fail("it began"))
+    monkeypatch.setattr("sys.argv", ["frontier", *argv])
+    with pytest.raises(SystemExit) as stop:
+        frontier.main()
+    said = capsys.readouterr().err if stop.value.code == 2 else stop.value.code
+    (line,) = [line for line in said.splitlines() if line and not line.startswith("usage:")]
+    assert line.startswith("alignpro_mini.experiments.frontier: error: ") and told in line
 
 
-def test_prices_on_the_command_line():
-    (run,), how = parse_command_line(["--frontier", "0.05,0.2,0.05,0.0500000001", "--task", "attributes,attributes"])
-    assert (
-        how.lams == pytest.approx([0.05, 0.2]) and run.run_name == "frontier-tiny-attributes-seed0" and how.cells == ()
-    )
+def started(monkeypatch, module, *argv) -> tuple:
+    """What a command hands to `run_all`: the program, the names of the runs, whether to resume, and the work."""
+    asked = []
+
+    def run_all(program, configs, how, one):
+        asked.append((program, [c.run_name for c in configs], how.resume, one))
+        return [], []
+
+    monkeypatch.setattr(module, "run_all", run_all)
+    monkeypatch.setattr("sys.argv", ["command", *argv])
+    module.main()
+    (given,) = asked
+    return given
+
+
+def test_prices_on_the_command_line(monkeypatch):
+    words = "--lambdas", "0.05,0.2,0.05,0.0500000001", "--task", "attributes,attributes"
+    program, names, resume, one = started(monkeypatch, frontier, *words)
+    assert program == ["-m", "alignpro_mini.experiments.frontier"] and not resume
+    assert names == ["frontier-tiny-attributes-seed0"] and one.func is frontier.run_frontier
+    assert one.keywords.keys() == {"lams"} and one.keywords["lams"] == pytest.approx([0.05, 0.2])
+    _, names, resume, one = started(monkeypatch, frontier, "--seed", "0,1", "--resume", "--jobs", "2")
+    assert names == [f"frontier-tiny-quality-seed{i}" for i in (0, 1)] and resume
+    assert one.keywords["lams"] == frontier.lambdas("0.02,0.05,0.1,0.2,0.5") == [0.02, 0.05, 0.1, 0.2, 0.5]
 
 
 def test_a_callable_is_drawn_in_the_units_of_lambda(tmp_path, small, monkeypatch):  # noqa: F811
@@ -156,9 +192,8 @@ def test_a_callable_is_drawn_in_the_units_of_lambda(tmp_path, small, monkeypatch
         "def reward(prompts, completions):\n    return [100.0 + len(y) for y in completions]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    results = frontier.run_frontier(
-        small_grid(tmp_path, **{"name": "f", "reward": "hundred:reward"}), [0.3], resume=False
-    )
+    config = small_grid(tmp_path, **{"name": "f", "reward": "hundred:reward"})
+    results = frontier.run_frontier(config, resume=False, lams=[0.3])
     point = results["align_pro"][0]
     assert all(
         abs(v) < 5
@@ -167,27 +202,27 @@ def test_a_callable_is_drawn_in_the_units_of_lambda(tmp_path, small, monkeypatch
 
 
 def test_the_ablation_changes_one_thing_at_a_time_and_runs(tmp_path, small, monkeypatch, capsys):  # noqa: F811
-    monkeypatch.syspath_prepend(Path(__file__).resolve().parent.parent / "tutorials")
-    import ppo_ablation
-
     base = preset("small").ppo
-    for name, change in ppo_ablation.VARIANTS.items():
+    for name, change in ablation.VARIANTS.items():
         assert len(change(base)) == {"as it is": 0, "GAE's lambda 1, no value baseline": 2}.get(name, 1), name
         assert all(k == "seed" or getattr(base, k.removeprefix("ppo.")) != v for k, v in change(base).items()), name
-    kept = {name: ppo_ablation.VARIANTS[name] for name in ("as it is", "as it is, other draws", "clip / 2")}
-    monkeypatch.setattr(ppo_ablation, "VARIANTS", kept)
+    kept = {name: ablation.VARIANTS[name] for name in ("as it is", "as it is, other draws", "clip / 2")}
+    monkeypatch.setattr(ablation, "VARIANTS", kept)
     options = [
         word for name, value in TINY.items() if not name.startswith("eval") for word in (f"--{name}", str(value))
     ]
-    argv = ["ppo_ablation.py", *options, "--out", str(tmp_path), "--device", "cpu", "--eval.inputs", "24"]
+    argv = ["ablation", *options, "--out", str(tmp_path), "--device", "cpu", "--eval.inputs", "24"]
     monkeypatch.setattr("sys.argv", argv)
-    ppo_ablation.main()
+    ablation.main()
     rows = {
         line.split(" | ")[0]: line.split(" | ")[1:-1]
         for line in capsys.readouterr().out.splitlines()
         if line.startswith("| ")
     }
     assert len({tuple(rows[name]) for name in ("| as it is", "| as it is, other draws", "| clip / 2")}) == 3
-    monkeypatch.setattr("sys.argv", [*argv, "--jobs", "2"])
-    with pytest.raises(SystemExit, match="leave out --jobs"):
-        ppo_ablation.main()
+    program, names, _, one = started(monkeypatch, ablation, "--seed", "0,1", "--jobs", "2")
+    assert program == ["-m", "alignpro_mini.experiments.ablation"] and one is ablation.ablate
+    assert names == [f"ablation-tiny-quality-seed{i}" for i in (0, 1)]
+    monkeypatch.setattr("sys.argv", ["ablation", "--theory.inputs", "0"])
+    with pytest.raises(SystemExit, match="experiments.ablation: error: the optimum is known"):
+        ablation.main()

@@ -1,11 +1,14 @@
-"""Frozen means provably frozen: one bit is noticed, nothing takes a gradient, and what it counts is true."""
+"""Frozen means provably frozen: one bit is noticed, nothing takes a gradient, and a truncated answer is marked."""
 
 import pytest
 import torch
 from conftest import Letters, lookup_lm, random_lm
 
-from alignpro_mini.config import SamplingConfig
-from alignpro_mini.frozen import FrozenLM, checksum
+from alignpro_mini.frozen import Answer, FrozenLM, SamplingConfig, checksum
+
+
+def rng() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
 
 
 def frozen(model=None, **sampling) -> FrozenLM:
@@ -66,24 +69,23 @@ def test_no_gradient_and_no_training_mode():
     pi_f.assert_unchanged("answering")
 
 
-def test_texts_in_texts_out_and_the_cut_ones_counted():
+def test_texts_in_answers_out_and_the_truncated_ones_marked():
     # The conversation ends with <assistant> (2). c (6) -> d -> e -> end; the prompt's last letter does not matter.
     pi_f = frozen(lookup_lm({2: {6: 1.0}, 6: {7: 1.0}, 7: {8: 1.0}, 8: {3: 1.0}}), max_new_tokens=4)
-    assert pi_f.answer(["a", "bbb"]) == ["cde", "cde"]
-    assert (pi_f.answered, pi_f.cut) == (2, 0)
+    assert pi_f.answer(["a", "bbb"]) == [Answer("cde", False, [6, 7, 8, 3])] * 2  # the EOS is a token, not text
     short = frozen(pi_f.model, max_new_tokens=2)
-    assert short.answer(["a", "bbb", "h"]) == ["cd"] * 3
-    assert short.answer(["a"]) == ["cd"]
-    assert (short.answered, short.cut) == (4, 4)
+    assert short.answer(["a", "bbb", "h"]) == [Answer("cd", True, [6, 7])] * 3
     mixed = frozen(lookup_lm({2: {6: 0.5, 3: 0.5}, 6: {6: 1.0}}), max_new_tokens=2)
     answers = mixed.answer(["a"] * 40, torch.Generator().manual_seed(0))
-    assert mixed.cut == answers.count("cc") == 40 - answers.count("") and 0 < mixed.cut < 40
+    truncated = [a for a in answers if a.truncated]
+    assert truncated == [a for a in answers if a.text == "cc"] and 0 < len(truncated) < 40
+    assert [a for a in answers if not a.truncated] == [Answer("", False, [3])] * (40 - len(truncated))
 
 
 def test_the_sampling_settings_reach_the_sampler():
     model = lookup_lm({2: {6: 0.6, 7: 0.3, 8: 0.1}, 6: {3: 1.0}, 7: {3: 1.0}, 8: {3: 1.0}})
     seen = {
-        name: set(frozen(model, max_new_tokens=2, **how).answer(["a"] * 200, torch.Generator().manual_seed(0)))
+        name: {a.text for a in frozen(model, max_new_tokens=2, **how).answer(["a"] * 200, rng())}
         for name, how in {"plain": {}, "nucleus": {"top_p": 0.7}, "greedy": {"temperature": 0.0}}.items()
     }
     assert seen == {"plain": {"c", "d", "e"}, "nucleus": {"c", "d"}, "greedy": {"c"}}

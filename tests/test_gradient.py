@@ -1,24 +1,33 @@
-"""The policy gradient against the enumerated one (tests/gradient_estimates.py has the whole table)."""
+"""The policy gradient against the enumerated one (experiments/gradient.py prints the whole table)."""
 
 import numpy as np
 import pytest
 import torch
-from gradient_estimates import CONFIG, ESTIMATORS, compare, estimates, exact_gradient, listed_logprobs, models, rewards
 
 from alignpro_mini import theory
+from alignpro_mini.experiments.gradient import (
+    CONFIG,
+    ESTIMATORS,
+    compare,
+    enumerated_logprobs,
+    estimates,
+    exact_gradient,
+    models,
+    rewards,
+)
 
 BY_NAME = {how.name: how for how in ESTIMATORS}
 
 
 def test_the_list_is_complete():
     for lm in models():
-        torch.testing.assert_close(listed_logprobs(lm).exp().sum(1), torch.ones(2), rtol=0, atol=1e-5)
+        torch.testing.assert_close(enumerated_logprobs(lm).exp().sum(1), torch.ones(2), rtol=0, atol=1e-5)
 
 
 def test_the_exact_gradient_equals_finite_differences():
     reference, policy, _ = models()
     policy, reference = policy.double(), reference.double()
-    rho_sft = listed_logprobs(reference).exp().detach()
+    rho_sft = enumerated_logprobs(reference).exp().detach()
     gradient, size = exact_gradient(policy, reference, 0.2), 0.0
     direction = torch.Generator().manual_seed(1)
     for _ in range(3):
@@ -29,7 +38,7 @@ def test_the_exact_gradient_equals_finite_differences():
                 for p, d in zip(policy.parameters(), nudge):
                     p.add_(step * d)
                 values.append(
-                    theory.regularised_value(listed_logprobs(policy).double().exp(), rho_sft, rewards(), 0.2).item()
+                    theory.regularised_value(enumerated_logprobs(policy).double().exp(), rho_sft, rewards(), 0.2).item()
                 )
         with torch.no_grad():
             for p, d in zip(policy.parameters(), nudge):
@@ -79,4 +88,4 @@ def test_later_steps_point_the_right_way_and_clipping_adds_bias():
     )
     assert none["cosine"] > 0.97 and wide["cosine"] > 0.9
     assert none["bias"] <= wide["bias"] < 0.5 * narrow["bias"]
-    assert CONFIG.clip == 0.2
+    assert CONFIG.clip_range == 0.2

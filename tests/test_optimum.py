@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import Letters, random_lm
+from finite_problem import FiniteProblem
 
-from alignpro_mini import optimum, theory
+from alignpro_mini import theory
 from alignpro_mini.alignpro import Prompter
-from alignpro_mini.config import SamplingConfig
-from alignpro_mini.frozen import FrozenLM
-from alignpro_mini.optimum import Listing
+from alignpro_mini.frozen import FrozenLM, SamplingConfig
+from alignpro_mini.lab import optimum
+from alignpro_mini.lab.optimum import Listing
 
 REQUESTS = ["a", "bc", "h"]
 REWRITES = [["a", "ab", "hgf", "c"], ["bc", "d", "bcbc", "e"], ["h", "a", "bd", "hh"]]  # the request itself first
@@ -172,7 +173,7 @@ def test_deltas_and_bounds_equal_the_enumerated_ones(temperature):
     )  # (N, 12)
     pi_f = torch.stack([torch.stack([next_token(lm, p) for p in row]) for row in REWRITES])  # (N, K, 12)
     pi_star = torch.stack([next_token(oracle, x) for x in REQUESTS])  # (N, 12)
-    world = theory.FiniteProblem(found.rho_sft, pi_f, pi_f[:, 0], each, lam, beta=1.0)
+    world = FiniteProblem(found.rho_sft, pi_f, pi_f[:, 0], each, lam, beta=1.0)
     J = [
         world.J(pi_star),
         world.J(world.pi_plain),

@@ -7,10 +7,12 @@ import pytest
 import torch
 from test_end_to_end import TINY
 
-from alignpro_mini import pipeline
-from alignpro_mini.cli import with_options
-from alignpro_mini.config import preset
-from alignpro_mini.run import Run
+from alignpro_mini.frozen import Answer
+from alignpro_mini.lab import pipeline
+from alignpro_mini.lab.cli import with_options
+from alignpro_mini.lab.config import preset
+from alignpro_mini.lab.run import Run
+from alignpro_mini.options import UserError
 
 
 @pytest.mark.parametrize(
@@ -22,8 +24,8 @@ from alignpro_mini.run import Run
     ],
 )
 def test_what_would_fail_after_the_sft_is_told_before_it(options, told):
-    with pytest.raises(ValueError, match=told):
-        pipeline.make_task(with_options(preset("tiny"), options))
+    with pytest.raises(UserError, match=told):
+        pipeline.make_world(with_options(preset("tiny"), options).validate())
 
 
 class Silent:
@@ -42,14 +44,14 @@ class Echo:
 
     def answer(self, prompts, generator):
         self.asked += prompts
-        return list(prompts)
+        return [Answer(p, truncated=False) for p in prompts]
 
 
 def test_preferences_are_between_answers_that_ppo_would_get(tmp_path):
     """An empty rewrite is not sent: x is, here as everywhere."""
     config = with_options(preset("tiny"), {"out": str(tmp_path), "reward_model.pairs": 200})
-    run, task, pi_f = Run(config), pipeline.make_task(config), Echo()
-    pairs = pipeline._preferences(run, task, pi_f, Silent(), torch.Generator().manual_seed(0))
+    run, world, pi_f = Run(config), pipeline.make_world(config), Echo()
+    pairs = pipeline._preferences(run, world, pi_f, Silent(), torch.Generator().manual_seed(0))
     assert len(pairs) == 200 and len(pi_f.asked) == 400
     asked = [pair.prompt for pair in pairs] * 2
     assert pi_f.asked == [x if i % 2 else f"please {x}" for i, x in enumerate(asked)]
@@ -60,7 +62,7 @@ def test_a_vocabulary_that_a_failed_start_left_behind_is_not_used(tmp_path):
     config = with_options(preset("tiny"), few)
     run = Run(config)
     (run.path / "tokenizer.json").write_text(json.dumps("of another run"))
-    tokenizer, lm = pipeline.frozen_lm(run, pipeline.make_task(config))
+    tokenizer, lm = pipeline.frozen_lm(run, pipeline.make_world(config))
     assert lm.model.config.vocab_size == tokenizer.vocab_size == config.vocab_size
     again = Run(dataclasses.replace(config), resume=True)
-    assert pipeline.frozen_lm(again, pipeline.make_task(config))[0].encode("Tell me") == tokenizer.encode("Tell me")
+    assert pipeline.frozen_lm(again, pipeline.make_world(config))[0].encode("Tell me") == tokenizer.encode("Tell me")

@@ -14,14 +14,14 @@ import torch
 from conftest import FakeStage, Letters, lookup_lm, random_lm
 
 from alignpro_mini import ppo
-from alignpro_mini.config import PPOConfig, RunConfig
 from alignpro_mini.frozen import checksum
-from alignpro_mini.ppo import PPOTrainer, Rollout, learning_rate, train_ppo
-from alignpro_mini.run import Run, Stage
+from alignpro_mini.lab.config import RunConfig
+from alignpro_mini.lab.run import Run, RunStage
+from alignpro_mini.ppo import PPOConfig, PPOTrainer, Rollout, learning_rate, train_ppo
 from alignpro_mini.transformer import Transformer, TransformerConfig
 
 PROMPTS = ["a", "bcdefgh", "hh", "gabcabcagb", "cd", "e"]
-SMALL = PPOConfig(iterations=1, batch=6, epochs=1, minibatches=1, max_new_tokens=6, lr=1e-3, anneal=False)
+SMALL = PPOConfig(iterations=1, batch_size=6, ppo_epochs=1, num_minibatches=1, max_new_tokens=6, lr=1e-3, anneal=False)
 
 
 def length_score(prompts, completions) -> torch.Tensor:
@@ -80,7 +80,7 @@ def near(got, want, tolerance=2e-5):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @torch.no_grad()
 def test_every_number_of_a_rollout_is_that_of_the_row_alone(family, temperature):
-    t = trainer(family=family, temperature=temperature, micro_batch=4)
+    t = trainer(family=family, temperature=temperature, micro_batch_size=4)
     r = t.rollout(PROMPTS)
     assert len(set(lengths(r))) > 1, "rows must end at different steps"
     for i, n in enumerate(lengths(r)):
@@ -101,19 +101,19 @@ def test_every_number_of_a_rollout_is_that_of_the_row_alone(family, temperature)
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize(
-    "options", [{}, {"temperature": 0.7}, {"temperature": 1.6, "micro_batch": 2}, {"train_layers": 1}]
+    "options", [{}, {"temperature": 0.7}, {"temperature": 1.6, "micro_batch_size": 2}, {"train_layers": 1}]
 )
 def test_the_first_ratio_is_one_against_the_sampling_logprobs(family, options):
     lm = random_lm(family, seed=1, spread=0.3)
     metrics = trainer(lm=lm, reference=copy.deepcopy(lm), family=family, **options).step(PROMPTS)
     assert metrics["ratio_max"] == pytest.approx(1, abs=1e-5)
-    assert metrics["approx_kl_update"] == pytest.approx(0, abs=1e-6)
+    assert metrics["approx_kl"] == pytest.approx(0, abs=1e-6)
     assert metrics["clip_fraction"] == 0
     assert metrics["kl_k1"] == pytest.approx(0, abs=1e-4) and metrics["kl_exact"] == pytest.approx(0, abs=1e-5)
 
 
 def test_later_ratios_leave_one():
-    assert trainer(epochs=3, lr=5e-3).step(PROMPTS)["ratio_max"] > 1.01
+    assert trainer(ppo_epochs=3, lr=5e-3).step(PROMPTS)["ratio_max"] > 1.01
 
 
 def test_longer_companions_change_nothing():
@@ -124,7 +124,7 @@ def test_longer_companions_change_nothing():
     whole, parts = t.loss(r.rows(every))
     single = [t.loss(r.rows(every[i : i + 1])) for i in range(len(PROMPTS))]
     near(whole.detach(), sum(loss.detach() for loss, _ in single), 1e-4)
-    for name in ("policy_loss", "value_loss", "approx_kl_update"):
+    for name in ("policy_loss", "value_loss", "approx_kl"):
         near(parts[name], math.fsum(p[name] for _, p in single), 1e-4)
     padded = widened(r, before=3, after=4, fill=7)
     near(t.loss(padded)[0].detach(), whole.detach(), 1e-4)
@@ -157,7 +157,7 @@ def test_metrics_are_over_sampled_tokens_only():
     each = [log_softmax_alone(t.policy.lm, t, r, i)[0] for i in range(len(PROMPTS))]
     entropy = torch.cat([-(p.exp() * p).sum(1) for p in each])
     assert plain["entropy"] == pytest.approx(entropy.mean().item(), rel=1e-4)
-    assert plain["rewrite_length"] == pytest.approx(sum(lengths(r)) / len(PROMPTS))
+    assert plain["completion_length"] == pytest.approx(sum(lengths(r)) / len(PROMPTS))
     assert plain["kl_k1"] == pytest.approx(r.kl.mean().item())
 
 
@@ -209,14 +209,15 @@ def test_eos_is_a_sampled_token_and_carries_the_score(tokenizer):
     t = trainer(tokenizer=tokenizer, max_new_tokens=8, kl_coef=0.0)
     r = rolled(t, PROMPTS * 3)
     eos = tokenizer.eos_id
-    assert 3 < int(r.finished.sum()) < len(r.prompts), "some rows must end, some be cut"
+    assert 3 < int(r.finished.sum()) < len(r.prompts), "some rows must end, some be truncated"
     rewards = t.assemble_rewards(r)
     for i, row in enumerate(r.tokens.tolist()):
         on = r.action[i].tolist()
         n = row.index(eos) + 1 if r.finished[i] else 8
         assert on == [True] * n + [False] * (len(row) - n)
         assert (row[n - 1] == eos) == bool(r.finished[i]) and eos not in row[: n - 1]
-        assert rewards[i].tolist() == [0.0] * (n - 1) + [pytest.approx(r.scores[i].item())] + [0.0] * (len(row) - n)
+        paid = r.scores[i].item() - t.config.missing_eos_penalty * (not r.finished[i])
+        assert rewards[i].tolist() == [0.0] * (n - 1) + [pytest.approx(paid)] + [0.0] * (len(row) - n)
         assert r.completions[i] == tokenizer.decode(row[:n])
         assert r.logp[i, n - 1] < 0, "the EOS is an action, with a log-probability"
 
@@ -232,9 +233,12 @@ def test_the_missing_eos_penalty_knows_a_custom_stop_token():
         replace(SMALL, missing_eos_penalty=2.5, max_new_tokens=3),
         torch.Generator().manual_seed(0),
     )
+    t.kl_coef = 0.0
     r = t.rollout(["b"] * 30)
+    r.scores = t.scores(r)
     want = [5.0 if row[0] == 11 else 2.5 for row in r.tokens.tolist()]
-    assert t.scores(r).tolist() == want and set(want) == {5.0, 2.5}
+    assert t.assemble_rewards(r).sum(1).tolist() == want and set(want) == {5.0, 2.5}
+    assert set(r.scores.tolist()) == {5.0}, "the penalty is no part of the score"
     assert {row[0] for row in r.tokens.tolist()} == {3, 4, 11}
     assert t.describe(replace(rolled(t, ["b"] * 30)), {}, (0, 1, 2, 3))["missing_eos"] > 0
 
@@ -279,7 +283,7 @@ def test_a_plain_python_callable_is_a_score(kind):
         "double": lambda ys: torch.tensor([len(y) for y in ys], dtype=torch.float64),
     }[kind]
     t = trainer(lambda xs, ys: make(ys), missing_eos_penalty=0.0)
-    assert t.step(PROMPTS)["score_mean"] == pytest.approx(sum(map(len, t.rollout_now.completions)) / len(PROMPTS))
+    assert t.step(PROMPTS)["score_mean"] == pytest.approx(sum(map(len, t.last_rollout.completions)) / len(PROMPTS))
 
 
 # ---------------------------------------------------------------- the update
@@ -303,7 +307,7 @@ def gradients(t: PPOTrainer, r: Rollout, monkeypatch) -> list[torch.Tensor]:
 def test_the_gradient_is_that_of_the_rows_one_by_one(monkeypatch, micro_batch, train_layers):
     """At ratio 1 the objective is A log pi and the squared value error, a mean over all tokens of the minibatch."""
     lm = random_lm(seed=1, spread=0.3)
-    t = trainer(lm=lm, reference=copy.deepcopy(lm), micro_batch=micro_batch, train_layers=train_layers)
+    t = trainer(lm=lm, reference=copy.deepcopy(lm), micro_batch_size=micro_batch, train_layers=train_layers)
     r = rolled(t)
     got = gradients(t, r, monkeypatch)
     for p in t.parameters:
@@ -314,7 +318,7 @@ def test_the_gradient_is_that_of_the_rows_one_by_one(monkeypatch, micro_batch, t
         ids, _, where = alone(t, r, i)
         values = t.policy.value_head(t.policy.lm.hidden(ids))[0, where, 0]
         total = total - (r.advantages[i, :n] * logp[torch.arange(n), new]).sum()
-        total = total + t.config.value_coef * ((values - r.returns[i, :n]) ** 2).sum() / 2
+        total = total + t.config.vf_coef * ((values - r.returns[i, :n]) ** 2).sum() / 2
     (total / sum(lengths(r))).backward()
     assert len(got) == len(t.parameters) and max(g.abs().max() for g in got) > 1e-3
     for mine, p in zip(got, t.parameters):
@@ -326,7 +330,7 @@ def test_advantages_are_whitened_over_the_tokens_but_returns_are_not():
     r = rolled(t)
     near(r.advantages[r.action].mean(), 0.0)
     near(r.advantages[r.action].std(unbiased=False), 1.0, 1e-4)
-    raw = trainer(whiten=False)
+    raw = trainer(whiten_advantages=False)
     same = rolled(raw)
     near(same.returns[same.action], same.advantages[same.action] + same.values[same.action])
     near(r.returns, same.returns)
@@ -335,7 +339,7 @@ def test_advantages_are_whitened_over_the_tokens_but_returns_are_not():
 @pytest.mark.parametrize("grad_clip", [0.05, 1e6])
 def test_the_gradient_is_clipped_to_the_promised_norm(grad_clip):
     """With plain gradient descent at rate 1 the weights move by the clipped gradient itself."""
-    t = trainer(lambda xs, ys: 100.0 * length_score(xs, ys), grad_clip=grad_clip)
+    t = trainer(lambda xs, ys: 100.0 * length_score(xs, ys), max_grad_norm=grad_clip)
     t.optimizer, t.lr = torch.optim.SGD(t.parameters, lr=1.0), 1.0
     before = [p.detach().clone() for p in t.parameters]
     norm = t.step(PROMPTS)["grad_norm"]
@@ -386,12 +390,13 @@ def test_more_top_layers_than_there_are_is_an_error():
 @pytest.mark.parametrize(("target", "factor"), [(0.01, 1 + 0.2 * 6 / 60), (50.0, 1 - 0.2 * 6 / 60), (0.0, 1.0)])
 def test_the_controller_is_fed_the_kl_to_the_reference(target, factor):
     """The policy stands far from the reference and takes no step: old-vs-new KL is 0, the KL to the reference is not."""
-    t = trainer(lr=1e-12, kl_target=target, kl_horizon=60.0, kl_coef=0.3)
+    t = trainer(lr=1e-12, adaptive_kl_target=target, adaptive_kl_horizon=60.0, kl_coef=0.3)
     metrics = t.step(PROMPTS)
-    assert abs(metrics["approx_kl_update"]) < 1e-6 and 0.1 < metrics["kl_k1"] < 40
-    assert metrics["kl_coef"] == 0.3, "the round is reported with the price that it paid"
+    assert abs(metrics["approx_kl"]) < 1e-6 and 0.1 < metrics["kl_k1"] < 40
+    assert metrics["kl_coef"] == 0.3, "the iteration is reported with the coefficient that it used"
     assert t.kl_coef == pytest.approx(0.3 * factor)
-    assert metrics["reward_mean"] == pytest.approx(metrics["score_mean"] - 0.3 * metrics["kl_k1"], rel=1e-5)
+    penalty = t.config.missing_eos_penalty * metrics["missing_eos"]
+    assert metrics["reward_mean"] == pytest.approx(metrics["score_mean"] - penalty - 0.3 * metrics["kl_k1"], rel=1e-5)
 
 
 # ---------------------------------------------------------------- whole runs
@@ -412,7 +417,7 @@ def test_ppo_learns_to_write_the_rewarded_letter_first():
         copy.deepcopy(lm),
         Letters(),
         lambda xs, ys: [float(y[:1] == x) for x, y in zip(xs, ys)],
-        PPOConfig(iterations=20, batch=64, max_new_tokens=2, lr=1e-2, kl_coef=0.01, missing_eos_penalty=0.0),
+        PPOConfig(iterations=20, batch_size=64, max_new_tokens=2, lr=1e-2, kl_coef=0.01, missing_eos_penalty=0.0),
         torch.Generator().manual_seed(0),
     )
     trained = train_ppo(t, ["a", "b"], stage)
@@ -432,7 +437,7 @@ def test_ppo_learns_to_write_the_rewarded_letter_first():
     ],
 )
 def test_learning_rate_by_hand(warmup, anneal, want):
-    config = PPOConfig(iterations=5, lr=2.0, warmup=warmup, anneal=anneal)
+    config = PPOConfig(iterations=5, lr=2.0, warmup_ratio=warmup, anneal=anneal)
     assert [learning_rate(config, step) for step in range(5)] == pytest.approx([2 * share for share in want])
 
 
@@ -445,7 +450,7 @@ def test_a_high_price_on_kl_holds_the_policy_at_the_reference():
             lm,
             Letters(),
             lambda xs, ys: [float("a" in y) for y in ys],
-            PPOConfig(iterations=12, batch=64, max_new_tokens=2, lr=5e-3, kl_coef=kl_coef),
+            PPOConfig(iterations=12, batch_size=64, max_new_tokens=2, lr=5e-3, kl_coef=kl_coef),
             torch.Generator().manual_seed(0),
         )
         train_ppo(t, ["c"], stage)
@@ -463,13 +468,13 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, capsys, train_layers):
         config = PPOConfig(
             iterations=7,
             train_layers=train_layers,
-            batch=8,
-            minibatches=2,
+            batch_size=8,
+            num_minibatches=2,
             max_new_tokens=4,
             lr=1e-2,
             checkpoint_every=2,
-            kl_target=0.5,
-            kl_horizon=50.0,
+            adaptive_kl_target=0.5,
+            adaptive_kl_horizon=50.0,
         )
         t = PPOTrainer(lm, copy.deepcopy(lm), Letters(), length_score, config, torch.Generator().manual_seed(seed))
         calls = []
@@ -480,7 +485,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, capsys, train_layers):
                 raise KeyboardInterrupt
             return {}, [{"x": "x", "x_prime": "", "y": "y", "reward": 0.0, "kl": 0.0}]
 
-        train_ppo(t, ["a", "bc", "def", "gh", "cc"], Stage(run, "ppo"), watch, show_every=3)
+        train_ppo(t, ["a", "bc", "def", "gh", "cc"], RunStage(run, "ppo"), watch, show_every=3)
         return t, run.rows("metrics.jsonl"), run.rows("samples.jsonl")
 
     whole, rows, samples = go("whole")

@@ -1,4 +1,4 @@
-"""The report against hand-worked tables: what was measured is printed, what was not is a dash, nothing escapes escape()."""
+"""The report against hand-worked tables: what was measured is printed, what was not is a dash, every text is escaped."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from alignpro_mini import plots, report, tables
+from alignpro_mini.lab import plots, report, tables
+from alignpro_mini.lab.glossary import GLOSSARY, METRICS
 
 PNG = b"\x89PNG\r\n\x1a\n"
 PPO_KEYS = (
     "score_mean score_std reward_mean gold_mean kl_k1 kl_k3 kl_exact kl_coef entropy policy_loss value_loss clip_fraction "
-    "value_clip_fraction ratio_max approx_kl_update explained_variance grad_norm missing_eos empty_rewrites rewrite_length "
+    "value_clip_fraction ratio_max approx_kl explained_variance grad_norm missing_eos fallback_rate completion_length "
     "answer_length lr tokens_per_s rollout_s score_s update_s advantage_std"
 ).split()
 EARLIER_KEYS = "loss heldout_loss lr tokens_per_s accuracy heldout_accuracy margin".split()
 RESULT_KEYS = (
     "mean variance between_inputs between_rewrites within ci95 gold_mean gold_variance kl win_rate tie_rate difference "
-    "rewrite_length answer_length right_rate empty_rewrites gap_closed variance_ratio accuracy ceiling always_longer icc "
-    "best_rewrite_gain"
+    "rewrite_length answer_length right_rate worked_rate asks_for_steps fallback_rate truncated inputs gap_closed "
+    "variance_ratio accuracy ceiling always_longer icc best_rewrite_gain"
 ).split()
 
 
@@ -40,7 +41,7 @@ def arm(mean: float, variance: float, parts=(0.3, 0.1, 0.6), **more) -> dict:
         "difference": None,
         "rewrite_length": 12.3,
         "answer_length": 45.6,
-        "empty_rewrites": 0.0,
+        "fallback_rate": 0.0,
     } | more
 
 
@@ -236,171 +237,6 @@ def test_number_format(value, text):
     assert tables.num(value) == text
 
 
-def test_t_interval_against_a_printed_table_of_students_t():
-    # [1, 2, 3, 4]: mean 2.5, s = 1.29099, t(0.975, 3) = 3.182, half-width 3.182 * 1.29099 / 2
-    mean, half = tables.t_interval([1, None, 2, 3, 4])
-    assert mean == 2.5 and half == pytest.approx(3.182 * 1.29099 / 2, abs=1e-3)
-    assert tables.t_interval([7.0]) == (7.0, None) and tables.t_interval([None]) == (None, None)
-    for df, t in ((10, 2.228), (15, 2.131), (30, 2.042), (60, 2.000)):  # where the formula takes over from the table
-        values = [0.0, 1.0] * ((df + 1) // 2) + [0.5] * ((df + 1) % 2)
-        assert tables.t_interval(values)[1] == pytest.approx(t * np.std(values, ddof=1) / (df + 1) ** 0.5, rel=0.01)
-
-
-def sweep() -> list[dict]:
-    """Four runs of quality and one of attributes, worked by hand.
-
-    interval above 0: runs 0, 1 yes; 2 no (it covers 0); 3 yes; attributes no (it starts at 0)     3 of 5
-    between:          run 0 yes; 1 above the oracle; 2 below no fine-tuning; 3 has no oracle; attributes yes   2 of 4
-    variance ratio:   0.5 yes, 0.7 yes, 1.2 no, 1.0 no, attributes not measured                                2 of 4
-    attainable share: run 0 yes, 1 no, others not measured                                                     1 of 2
-    """
-    near = lambda share, outside: {"theory": {"attainable_gain_share": share, "mass_outside": outside}}  # noqa: E731
-    return [
-        make_results(seed=3, oracle=None, ratio=1.0),
-        make_results(seed=0, base=1.0, pro=1.5, oracle=2.0, ci=(0.4, 0.6), ratio=0.5) | near(0.97, 0.03),
-        make_results(seed=1, base=1.0, pro=2.2, oracle=2.0, ci=(1.1, 1.3), ratio=0.7) | near(0.93, 0.05),
-        make_results(seed=2, base=1.0, pro=0.9, oracle=2.0, ci=(-0.3, 0.1), ratio=1.2),
-        make_results(seed=0, pro=1.2, ci=(0.0, 0.4), ratio=None, task="attributes"),
-    ]
-
-
-def test_sweep_counts_hand_worked():
-    assert list(tables.sweep_counts(sweep()).values()) == [(3, 5), (2, 4), (2, 4), (1, 2)]
-    assert list(tables.sweep_counts(sweep()[:4]).values()) == [(3, 4), (1, 3), (2, 4), (1, 2)]
-
-
-def test_sweep_table_has_a_row_a_seed_averages_and_the_papers_figures():
-    attributes, quality, everything = tables.sweep_table(sweep()).split("\n\n")
-    lines = {line.split()[0]: line for line in quality.splitlines()}
-    assert "UltraFeedback" in quality and "HelpSteer" in attributes and "all tasks" in everything
-    assert [line[0] for line in quality.splitlines()[3:7]] == ["0", "1", "2", "3"], "in the order of the seeds"
-    assert (
-        lines["0"].split()[1:]
-        == "1.000 1.500 2.000 0.500 [0.400, 0.600] 0.50 0.50 0.500 0.750 1.000 0.970 0.030 120".split()
-    )
-    # means over seeds 0 to 3; the oracle and the gap over 0 to 2 only: gaps 0.5, 1.2, -0.1
-    assert lines["mean"].split()[1:] == "1.000 1.600 2.000 0.600 0.53 0.85 0.500 0.800 1.000 0.950 0.040 120".split()
-    assert lines["paper"].split()[1:] == ["0.82", "0.64"]
-    # gaps: s = 0.65064, t(2) = 4.303, half-width 4.303 * 0.65064 / sqrt(3) = 1.616
-    assert lines["±"].split()[6] == "1.62"
-    assert "with interval above zero: 3 of 4" in quality and "with interval above zero: 3 of 5" in everything
-    assert "between no fine-tuning and oracle: 1 of 3" in quality
-    assert [line.split()[1] for line in attributes.splitlines() if line.startswith("± 95%")] == ["95%"]
-    assert attributes.splitlines()[5].split()[2:] == ["–"] * 12, "one seed has no interval"
-
-
-def test_right_answers_are_told_beside_the_sweep_of_sums():
-    runs = [make_results(task="reasoning", seed=seed) for seed in (0, 1)]
-    assert "right answers" not in tables.sweep_table(runs)
-    for run, (before, after, asks) in zip(runs, ((0.3, 0.8, 0.9), (0.5, 0.9, 1.0))):
-        run["arms"]["no_finetuning"]["right_rate"] = before
-        run["arms"]["align_pro"] |= {"right_rate": after, "asks_for_steps": asks}
-    assert "right answers 0.400 to 0.850; rewrites that ask for steps 0.950" in tables.sweep_table(runs)
-
-
-def test_the_sweep_tells_the_parts_and_the_theory():
-    """Attainable gains 0.04 / 0.04 = 1 and 0.02 / 0.01 = 2: noise 0.01 and 0.02 are 0.010 of both, costs 0.03 and 0.1 are 0.030 and 0.050."""
-    theory = dict(delta1=1.0, delta2=-0.25, delta3=-0.5, bound_sharp=0.5, bound_paper=2.0)
-    near = [
-        dict(attainable_gain_share=0.96, regularised_gap=0.04, optimum_noise=0.01, unlisted_cost=0.03),
-        dict(attainable_gain_share=0.99, regularised_gap=0.02, optimum_noise=0.02, unlisted_cost=0.1, delta1=2.0),
-    ]
-    told = tables.sweep_table([make_results(seed=i) | {"theory": theory | n} for i, n in enumerate(near)])
-    assert "Δ1, Δ2, Δ3 1.50, -0.25, -0.50; bounds: sharper 0.50, paper's 2.00 (means); both held in 1 of 2" in told
-    assert "flatters the optimum by 0.010 to 0.010, mass off the list costs 0.030 to 0.050 or more" in told
-    parts = next(line.split() for line in told.splitlines() if line.startswith("  Align-Pro  "))
-    arm = make_results()["arms"]["align_pro"]
-    values = [
-        arm["variance"],
-        *(arm["variance_parts"][k] for k in ("between_inputs", "between_rewrites", "within")),
-        arm["gold_variance"],
-    ]
-    assert parts[1:] == [tables.num(v) for v in values]
-    flat = theory | dict(
-        attainable_gain_share=None, regularised_gap=0.1, optimum_noise=0.0, unlisted_cost=0.0
-    )  # a reward that no rewrite moves
-    assert "flatters the optimum by –, mass off the list costs – or more" in tables.sweep_table(
-        [make_results(seed=i) | {"theory": flat} for i in (0, 1)]
-    )
-    assert "Δ1" not in tables.sweep_table([make_results()])
-
-
-# ---------------------------------------------------------------- the grid
-
-
-def cell(base, pro, oracle, variances, seed=0, task="quality", share=0.97) -> dict:
-    run = make_results(base=base, pro=pro, oracle=oracle, seed=seed, task=task) | {
-        "theory": {"attainable_gain_share": share}
-    }
-    for name, variance in zip(("no_finetuning", "align_pro", "rlhf_oracle"), variances):
-        run["arms"][name]["variance"] = variance
-    return run
-
-
-def groups() -> list[dict]:
-    """Two seeds of two cells; P1-F2 holds every claim on average, P2-F1 none: there seed 1 alone is between."""
-    swap = lambda mean, low: {
-        "against_no_finetuning": {"mean": mean, "ci95": [low, 2.0]},
-        "against_its_own_prompter": {"mean": -mean / 10, "ci95": [-1, 1]},
-    }  # noqa: E731
-    cells = [
-        {"P1-F2": cell(0.0, 1.0, 2.0, (1.0, 0.4, 0.5), 0), "P2-F1": cell(0.0, 2.2, 2.0, (1.0, 1.5, 0.5), 0)},
-        {"P1-F2": cell(0.0, 1.4, 2.0, (1.2, 0.4, 0.7), 1), "P2-F1": cell(0.0, 1.9, 2.0, (1.0, 0.9, 0.5), 1)},
-    ]
-    swaps = [{"P1-F1": swap(1.0, 0.5)}, {"P1-F1": swap(0.5, -0.5)}]
-    wall = {"F1": 3000.0, "P1-F2": 600.0}  # an hour
-    return [
-        {"task": "quality", "seed": i, "cells": c, "swap": s, "preset": "tiny", "wall_s": wall}
-        for i, (c, s) in enumerate(zip(cells, swaps))
-    ]
-
-
-def test_grid_table_averages_over_seeds_and_counts_cells_and_runs():
-    text = tables.grid_table(groups())
-    rows = {line.split()[1]: line for line in text.splitlines() if line.startswith("quality")}
-    assert list(rows) == ["P1-F2", "P2-F1"]
-    # P1-F2: Align-Pro's mean 1.2, t(1) 12.706 * 0.2828 / sqrt(2) = 2.54; gap (0.5 + 0.7) / 2; paper .636 / .708, 1.417 / 1.843
-    assert "1.20 ±2.54" in rows["P1-F2"] and "0.60 (0.90)" in rows["P1-F2"] and "(0.77)" in rows["P1-F2"]
-    assert "between no fine-tuning and oracle: 1 of 2 cells, 3 of 4 single runs (paper: 12 of 12 cells)" in text
-    assert "variance below no fine-tuning: 1 of 2 cells, 3 of 4 single runs (paper: 12 of 12 cells)" in text
-    assert "variance below the oracle: 1 of 2 cells, 2 of 4 single runs (paper: 10 of 12 cells)" in text
-    assert "at least 0.95 of the attainable gain: 4 of 4 single runs" in text
-    assert "Align-Pro above no fine-tuning with interval above zero: 4 of 4 single runs" in text
-    parts = next(
-        line for line in text.splitlines() if line.startswith("  Align-Pro  ")
-    ).split()  # P1-F2 and P2-F1, two seeds each
-    assert "task quality, all cells" in text and float(parts[1]) == pytest.approx((0.4 + 1.5 + 0.4 + 0.9) / 4)
-    assert "all stages of all parts: 2.00 hours one after the other, 60 to 60 minutes a task and seed" in text
-    assert "all stages" not in tables.grid_table([g | {"wall_s": {}} for g in groups()])
-    assert "swapped, quality: +0.750 against no fine-tuning (1 of 2 with interval above 0), -0.075 against" in text
-
-
-def test_the_papers_cells_average_to_its_summary():
-    for task, (name, gap, ratio) in tables.PAPER.items():
-        cells = tables.PAPER_CELLS[task].values()
-        assert np.mean([(b - a) / (c - a) for a, b, c, *_ in cells]) == pytest.approx(gap, abs=0.02), name
-        assert np.mean([w / v for *_, v, w, _ in cells]) == pytest.approx(ratio, abs=0.02), name
-
-
-def test_grid_figures_are_drawn_for_any_part_of_the_grid(tmp_path):
-    without = groups()
-    for results in (c for group in without for c in group["cells"].values()):
-        del results["arms"]["rlhf_oracle"]
-    assert "between no fine-tuning and oracle: 0 of 0 cells" in tables.grid_table(without)
-    for i, found in enumerate((groups(), groups()[:1], without, [])):
-        plots.grid_figure(found, tmp_path / f"{i}.png")
-        plots.variance_figure(found, tmp_path / f"v{i}.png")
-        assert (tmp_path / f"{i}.png").read_bytes().startswith(PNG) and (
-            tmp_path / f"v{i}.png"
-        ).read_bytes().startswith(PNG)
-
-
-def test_sweep_table_of_nothing_and_of_a_task_of_ones_own():
-    assert tables.sweep_table([]) == "no runs"
-    text = tables.sweep_table([make_results(task="mine")])
-    assert "task mine" in text and "0.82" not in text and "all tasks" not in text
-
-
 # ---------------------------------------------------------------- words
 
 
@@ -431,12 +267,18 @@ def test_variance_sentence_names_the_part_that_fell_the_most():
     results["arms"]["align_pro"]["variance_parts"] = {"between_inputs": 0.1, "between_rewrites": 0.0, "within": 1.1}
     assert "between inputs" in report.variance_sentence(results)
     results["arms"]["align_pro"]["variance_parts"] = {"between_inputs": 0.5, "between_rewrites": None, "within": 1.3}
-    assert "No part" in report.variance_sentence(results) and "No part" in report.variance_sentence({})
+    none = "No variance component was seen to fall from no fine-tuning to Align-Pro."
+    assert report.variance_sentence(results) == report.variance_sentence({}) == none
 
 
 @pytest.mark.parametrize("key", sorted({*PPO_KEYS, *EARLIER_KEYS, *RESULT_KEYS}))
 def test_every_metric_is_explained(key):
-    assert len(tables.METRICS[key]) == 3 and all(part.strip() for part in tables.METRICS[key])
+    assert len(METRICS[key]) == 3 and all(part.strip() for part in METRICS[key])
+
+
+def test_no_metric_is_explained_twice():
+    keys = [key for line in GLOSSARY.splitlines() for key in line.split(" | ")[0].split()]
+    assert len(keys) == len(set(keys)) and set(keys) == METRICS.keys()
 
 
 # ---------------------------------------------------------------- plots and page
@@ -472,7 +314,7 @@ def test_the_page_holds_the_first_and_last_step_the_evaluation_and_the_numbers(p
         "[1.750, 1.850]",
         "1.200 to 0.600",
         '"lr": 0.0001',
-        *tables.METRICS,
+        *METRICS,
     ):
         assert text in parsed.text, text
     assert "MIDDLE" not in parsed.text and "OTHER" not in parsed.text
@@ -483,15 +325,14 @@ def test_the_task_name_is_escaped_everywhere(tmp_path):
     results = make_results(task="<script>alert(2)</script>$x^$")
     html = report.write_report(tmp_path, results, [], [], {}).read_text(encoding="utf-8")
     assert "<script>" not in html
-    plots.sweep_plot([results], tmp_path / "sweep.png")  # "$x^$" is no formula to be parsed
-    assert (tmp_path / "sweep.png").read_bytes().startswith(PNG)
+    assert "&lt;script&gt;alert(2)&lt;/script&gt;$x^$" in html
 
 
 def test_plots_are_pngs(page, tmp_path):
     made = sorted((page[0].parent / "plots").iterdir())
     assert [p.name for p in made] == ["learning_curves.png", "losses.png", "reward_histograms.png", "reward_vs_kl.png"]
-    plots.sweep_plot(sweep(), tmp_path / "new" / "folder" / "sweep.png")
-    for path in (*made, tmp_path / "new" / "folder" / "sweep.png"):
+    plots.reward_vs_kl(make_results(), make_metrics(), tmp_path / "new" / "folder" / "plot.png")
+    for path in (*made, tmp_path / "new" / "folder" / "plot.png"):
         assert path.read_bytes().startswith(PNG) and path.stat().st_size > 5000
 
 
@@ -507,9 +348,7 @@ def test_missing_parts_do_not_crash(tmp_path):
     assert report.write_report(
         tmp_path / "sparse", results, metrics, [{"stage": "evaluation", "x": "x"}], rewards
     ).exists()
-    assert "–" in tables.sweep_table([results])
-    plots.sweep_plot([results], tmp_path / "sweep.png")
-    plots.sweep_plot([], tmp_path / "none.png")
+    assert "–" in tables.final_table(results)
 
 
 def test_a_step_logged_twice_keeps_its_last_value_in_the_order_of_steps():
@@ -539,14 +378,17 @@ def test_the_distance_to_the_optimum_is_told():
     results["arms"]["closed_form"] = arm(1.9, 0.5, inputs=48)
     text = tables.final_table(results)
     assert "first 48 requests" in text and "0.963 of the attainable gain" in text
-    assert "gap 0.0421 = λ KL to the optimum 0.0421; unlisted 0.031, at a cost of 0.0030 or more" in text
+    assert (
+        "gap 0.0421 = λ KL to the optimum 0.0421; probability of rewrites not enumerated 0.031, cost 0.0030 or more"
+        in text
+    )
     assert "1.500 + -0.250 + -1.000 = 0.250; bounds: sharper 2.000, paper's 3.000" in text
-    assert THEORY.keys() <= tables.METRICS.keys()
+    assert THEORY.keys() <= METRICS.keys()
     without = {k: v for k, v in THEORY.items() if not k.startswith(("delta", "bound"))}  # no oracle was trained
     assert "Suboptimality" not in tables.final_table(results | {"theory": without})
 
 
 def test_importing_it_leaves_matplotlib_alone():
-    code = "import sys; from alignpro_mini import report; print('matplotlib' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
+    code = "import sys; from alignpro_mini.lab import report; print('matplotlib' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.split() == ["False", "False"]

@@ -7,22 +7,24 @@ import pytest
 import torch
 from conftest import FakeStage, Letters, random_lm
 
-from alignpro_mini.config import RewardConfig, RunConfig
+from alignpro_mini import reward
 from alignpro_mini.frozen import checksum
+from alignpro_mini.lab.config import RunConfig
+from alignpro_mini.lab.run import Run, RunStage
 from alignpro_mini.reward import (
     Preference,
+    RewardConfig,
     RewardModel,
     TrunkCache,
     accuracy,
     accuracy_ceiling,
     always_longer,
     draw_preferences,
-    load_callable,
     split_by_prompt,
     train_reward_model,
 )
-from alignpro_mini.run import Run, Stage
 from alignpro_mini.transformer import Transformer, TransformerConfig
+from alignpro_mini.worlds.callables import load_callable
 
 PROMPTS = ["a", "bcdefgh", "hh", "gab", "cd"]
 ANSWERS = ["bc", "", "gabcgggg", "h", "dd"]
@@ -174,7 +176,7 @@ def fresh(train_layers: int = 0) -> RewardModel:
 def test_bradley_terry_training_learns_a_preference():
     stage = FakeStage()
     model = fresh()
-    facts = train_reward_model(model, about_h(), RewardConfig(epochs=6, batch=16, lr=1e-2), stage, rng())
+    facts = train_reward_model(model, about_h(), RewardConfig(epochs=6, batch_size=16, lr=1e-2), stage, rng())
     assert facts["accuracy"] > 0.9 and facts["always_longer"] <= 0.5 and facts["ceiling"] is None
     assert stage.rows[0]["loss"] < math.log(2) + 0.1 and stage.rows[-1]["loss"] < 0.2
     assert facts["train_pairs"] + facts["heldout_pairs"] == 240 and facts["left_out"] == 0
@@ -182,12 +184,13 @@ def test_bradley_terry_training_learns_a_preference():
     assert fair[0] > fair[1] + 1
 
 
-def test_cutting_a_batch_into_micro_batches_changes_nothing():
+def test_cutting_a_batch_into_micro_batches_changes_nothing(monkeypatch):
+    monkeypatch.setattr(reward, "LOG_EVERY", 1)
+
     def trained(pairs):
         stage, model = FakeStage(), fresh()
-        stage.log_every = 1
         train_reward_model(
-            model, about_h(80), RewardConfig(epochs=1, batch=16, lr=1e-2, micro_batch=pairs), stage, rng()
+            model, about_h(80), RewardConfig(epochs=1, batch_size=16, lr=1e-2, micro_batch_size=pairs), stage, rng()
         )
         found = [row[key] for row in stage.rows for key in ("loss", "accuracy", "margin")]
         return found + [p.double().sum().item() for p in model.parameters()]
@@ -201,7 +204,7 @@ def test_only_the_top_block_the_norm_and_the_head_train():
     model = fresh(train_layers=1)
     before = copy.deepcopy(model.state_dict())
     train_reward_model(
-        model, about_h(64), RewardConfig(epochs=1, batch=16, lr=1e-2, train_layers=1), FakeStage(), rng()
+        model, about_h(64), RewardConfig(epochs=1, batch_size=16, lr=1e-2, train_layers=1), FakeStage(), rng()
     )
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {k for k in before if k.startswith(("lm.blocks.1.", "lm.norm.", "head.weight"))}
@@ -210,15 +213,17 @@ def test_only_the_top_block_the_norm_and_the_head_train():
 def test_pairs_that_cannot_teach_are_left_out_and_counted():
     pairs = about_h(80)
     same, long = Preference("a", "b", "b"), Preference("a", "b", "c" * 12)  # 1 + 1 + 1 + 12 + 1 tokens
-    config = RewardConfig(epochs=1, batch=16, max_tokens=15)
+    config = RewardConfig(epochs=1, batch_size=16, max_tokens=15)
     assert train_reward_model(fresh(), [*pairs, same, long], config, FakeStage(), rng())["left_out"] == 2
     with pytest.raises(ValueError, match="only 0 of 80 preference pairs"):
         train_reward_model(fresh(), pairs, RewardConfig(max_tokens=3), FakeStage(), rng())
 
 
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path, capsys):
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(reward, "LOG_EVERY", 2)
+
     def go(name, resume=False, kill_at=-1):
-        stage = Stage(Run(RunConfig(out=str(tmp_path), name=name), resume), "reward_model", log_every=2)
+        stage = RunStage(Run(RunConfig(out=str(tmp_path), name=name), resume), "reward_model")
         steps = stage.progress
 
         def progress(start, stop):
@@ -229,7 +234,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, capsys):
 
         stage.progress = progress
         model = fresh()
-        facts = train_reward_model(model, about_h(64), RewardConfig(epochs=2, batch=8, lr=1e-2), stage, rng(1))
+        facts = train_reward_model(model, about_h(64), RewardConfig(epochs=2, batch_size=8, lr=1e-2), stage, rng(1))
         return checksum(model), facts
 
     whole = go("whole")

@@ -1,5 +1,6 @@
 """A run's folder: what it refuses, what a kill leaves behind, and that a stage goes on where it stopped, to the bit."""
 
+import inspect
 import json
 import math
 import os
@@ -9,9 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from alignpro_mini import run as run_module
-from alignpro_mini.config import preset
-from alignpro_mini.run import Run, Stage, read_jsonl, write_json
+from alignpro_mini.lab.config import preset
+from alignpro_mini.lab.run import Run, RunStage, read_jsonl
+from alignpro_mini.options import UserError
+from alignpro_mini.training import SilentStage, Stage
+from alignpro_mini.weights import tensors
+from alignpro_mini.weights.tensors import write_json
 
 
 @pytest.fixture
@@ -48,7 +52,7 @@ def test_resuming_without_a_run_starts_one(config):
 
 def test_other_options_on_resume_are_named_and_nothing_is_overwritten(run, config):
     other = replace(config, ppo=replace(config.ppo, lr=9e-4), seed=3)
-    with pytest.raises(ValueError, match=r"ppo\.lr was 0\.0004, now 0\.0009.*seed was 0, now 3"):
+    with pytest.raises(UserError, match=r"ppo\.lr was 0\.0004, now 0\.0009.*seed was 0, now 3"):
         Run(other, resume=True)
     assert json.loads((run.path / "config.json").read_text())["seed"] == 0
 
@@ -90,7 +94,7 @@ def test_write_json_killed_before_the_rename_keeps_the_old_file(tmp_path, monkey
     def killed(*_):
         raise Killed
 
-    monkeypatch.setattr(run_module.os, "replace", killed)
+    monkeypatch.setattr(tensors.os, "replace", killed)
     with pytest.raises(Killed):
         write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
@@ -151,7 +155,7 @@ def test_a_finished_stage_is_loaded_not_done_again(run, config, capsys):
         stage.state_path.write_text("state")
         return 7
 
-    done = lambda r: r.once("s", make, lambda: calls.append("load") or 8, lambda v: calls.append(f"save {v}"))  # noqa: E731
+    done = lambda r: r.once("s", make, lambda: calls.append("load") or 8, lambda v: calls.append(f"save {v}"))
     assert done(run) == 7 and calls == ["make", "save 7"]
     assert not (run.path / "checkpoints" / "s.state.safetensors").exists()
     assert done(run) == 8 and done(Run(config, resume=True)) == 8
@@ -194,9 +198,42 @@ def test_json_stages_come_back_as_written(run, config):
     assert Run(config, resume=True).json("facts", lambda stage: pytest.fail("made again")) == made
 
 
+def test_tensor_stages_come_back_as_written(run, config):
+    made = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([True, False])}
+    first = run.tensors("arms", lambda stage: (made, {"n": 3, "names": ["x", "é"]}))
+    assert (run.path / "checkpoints" / "arms.safetensors").exists()
+    again = Run(config, resume=True).tensors("arms", lambda stage: pytest.fail("made again"))
+    for found, facts in (first, again):
+        assert found.keys() == made.keys() and all(torch.equal(found[k], made[k]) for k in made)
+        assert facts == {"n": 3, "names": ["x", "é"]}
+
+
+def test_a_runs_stage_offers_what_the_trainers_call(run):
+    """`RunStage`, `SilentStage` and the protocol agree on names and arguments."""
+    methods = ("progress", "log", "save", "restore")
+    assert set(methods) == {name for name in vars(Stage) if not name.startswith("_")}
+    for name in methods:
+        wanted = list(inspect.signature(getattr(Stage, name)).parameters)
+        for kind in (RunStage, SilentStage):
+            assert list(inspect.signature(getattr(kind, name)).parameters) == wanted, (kind, name)
+    assert list(RunStage(run, "s").progress(2, 5)) == list(SilentStage().progress(2, 5)) == [2, 3, 4]
+    assert SilentStage().restore(nn.Linear(1, 1)) == (0, {})
+
+
+def test_samples_are_kept_with_their_step_and_the_first_three_shown(run, capsys):
+    stage = RunStage(run, "s")
+    rows = [{"x": f"x{i}", "x_prime": f"r{i}", "y": f"y{i}", "reward": 0.5, "kl": 1.0} for i in range(4)]
+    stage.log(1, {"loss": 1.0}, rows)
+    stage.log(2, {"loss": 0.5})
+    assert run.rows("samples.jsonl") == [{"stage": "s", "step": 1, **row} for row in rows]
+    assert [r["step"] for r in run.rows("metrics.jsonl")] == [1, 2]
+    out = capsys.readouterr().out
+    assert all(f"x{i}" in out and f"r{i}" in out and f"y{i}" in out for i in range(3)) and "x3" not in out
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_metric_that_is_not_finite_stops_the_run_by_name(run, bad):
-    stage = Stage(run, "align_pro")
+    stage = RunStage(run, "align_pro")
     stage.log(1, {"loss": 0.5, "gold_mean": None, "note": "fine"})
     with pytest.raises(FloatingPointError, match="align_pro step 2: entropy is"):
         stage.log(2, {"loss": 0.5, "entropy": bad})
@@ -216,7 +253,7 @@ def toy(seed: int):
 
 
 def steps(model, optimizer, generator, count):
-    for i in range(count):
+    for _ in range(count):
         for group in optimizer.param_groups:
             group["lr"] *= 0.9  # a schedule that lives in the optimiser
         optimizer.zero_grad()
@@ -244,10 +281,9 @@ def test_weights_moments_and_generator_come_back_to_the_bit(run, config):
 
     first = toy(0)
     steps(*first, 4)
-    Stage(run, "s").save(4, *first, kl_coef=0.123)
+    RunStage(run, "s").save(4, *first, kl_coef=0.123)
     second = toy(99)  # another process: other weights, an optimiser without moments, a generator elsewhere
-    stage = Stage(Run(config, resume=True), "s")
-    assert stage.restore(*second) == 4 and stage.meta == {"kl_coef": 0.123}
+    assert RunStage(Run(config, resume=True), "s").restore(*second) == (4, {"kl_coef": 0.123})
     steps(*second, 3)
 
     want, got = everything(*straight), everything(*second)
@@ -271,32 +307,32 @@ def test_restore_without_a_state_starts_at_zero_and_forgets_the_log(run):
     run.append("metrics.jsonl", [{"stage": "s", "step": 1}, {"stage": "t", "step": 1}])
     model = nn.Linear(2, 2)
     before = model.weight.clone()
-    assert Stage(run, "s").restore(model) == 0
+    assert RunStage(run, "s").restore(model) == (0, {})
     assert torch.equal(model.weight, before)
     assert [r["stage"] for r in run.rows("metrics.jsonl")] == ["t"]
 
 
 def test_restore_drops_the_log_after_the_state(run):
-    stage, model = Stage(run, "s"), nn.Linear(2, 2)
+    stage, model = RunStage(run, "s"), nn.Linear(2, 2)
     for step in (1, 2, 3):
         stage.log(step, {"loss": 1.0})
         if step == 2:
             stage.save(step, model)
-    assert Stage(run, "s").restore(model) == 2
+    assert RunStage(run, "s").restore(model) == (2, {})
     assert [r["step"] for r in run.rows("metrics.jsonl")] == [1, 2]
 
 
 def test_seconds_before_a_kill_are_counted(run):
-    stage = Stage(run, "s")
+    stage = RunStage(run, "s")
     stage._clock -= 100  # it has been at work for a while
     stage.save(1, nn.Linear(1, 1))
-    again = Stage(run, "s")
+    again = RunStage(run, "s")
     again.restore(nn.Linear(1, 1))
     assert 100 <= again.seconds() < 110
 
 
 def test_streams_are_repeatable_and_their_own(config, tmp_path):
-    draw = lambda run, name: torch.rand(4, generator=run.generator(name)).tolist()  # noqa: E731
+    draw = lambda run, name: torch.rand(4, generator=run.generator(name)).tolist()
     a, b = Run(replace(config, name="a")), Run(replace(config, name="b", seed=1))
     assert draw(a, "preferences") == draw(a, "preferences")
     streams = [

@@ -9,19 +9,12 @@ import torch
 from conftest import FakeStage, Letters, lookup_lm, random_lm
 
 from alignpro_mini import sft
-from alignpro_mini.config import RunConfig, SFTConfig
 from alignpro_mini.frozen import checksum
 from alignpro_mini.generation import generate
-from alignpro_mini.run import Run, Stage
-from alignpro_mini.sft import (
-    answer_loss,
-    encode_pairs,
-    heldout_loss,
-    optimizer_step,
-    shuffled_batches,
-    train_sft,
-    warmup_cosine,
-)
+from alignpro_mini.lab.config import RunConfig
+from alignpro_mini.lab.run import Run, RunStage
+from alignpro_mini.sft import SFTConfig, answer_loss, encode_pairs, heldout_loss, train_sft
+from alignpro_mini.training import make_optimizer, optimizer_step, shuffled_batches, warmup_cosine
 from alignpro_mini.transformer import Transformer, TransformerConfig
 
 PAIRS = [("a", "bc"), ("bcdefgh", "h"), ("hh", "gabcg"), ("gab", ""), ("cd", "dddddddd")]
@@ -151,7 +144,7 @@ def test_batches_cover_everything_each_pass_in_a_fresh_order():
 
 def test_weight_decay_pulls_matrices_only():
     matrix, vector = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))
-    optimizer = sft.make_optimizer([matrix, vector], lr=0.1, weight_decay=0.5)
+    optimizer = make_optimizer([matrix, vector], lr=0.1, weight_decay=0.5)
     matrix.grad, vector.grad = torch.zeros(2, 2), torch.zeros(2)
     optimizer.step()
     assert matrix.tolist() == [[pytest.approx(0.95)] * 2] * 2 and vector.tolist() == [1.0, 1.0]
@@ -164,15 +157,16 @@ def fresh_lm() -> Transformer:
     return Transformer(TransformerConfig(12, d_model=32, n_layers=2, n_heads=2, max_len=24), rng(4))
 
 
-def test_a_tiny_set_is_learned_by_heart():
+def test_a_tiny_set_is_learned_by_heart(monkeypatch):
     pairs = [("a", "hg"), ("b", "cab"), ("abc", "d"), ("h", "")]
     stage = FakeStage()
-    stage.log_every = 10
-    config = SFTConfig(steps=80, batch=4, lr=1e-2, heldout=4)
-    model = train_sft(fresh_lm(), encoded(pairs) * 2, config, stage, rng())
+    monkeypatch.setattr(sft, "LOG_EVERY", 10)
+    config = SFTConfig(steps=80, batch_size=4, lr=1e-2, heldout_examples=1)
+    model = train_sft(fresh_lm(), encoded([("gg", "h"), *pairs]), config, stage, rng())
     answers = generate(model, [Letters().chat(x) for x, _ in pairs], 6, temperature=0, eos_id=3)
     assert [(Letters().decode(c.tokens), c.finished) for c in answers] == [(y, True) for _, y in pairs]
-    assert stage.rows[-1]["loss"] < 0.1 < 0.5 < stage.rows[0]["loss"] and stage.rows[-1]["heldout_loss"] < 0.1
+    assert stage.rows[-1]["loss"] < 0.1 < 0.5 < stage.rows[0]["loss"]
+    assert stage.rows[-1]["heldout_loss"] > 1, "a pair that nothing in the training leads to"
     assert not model.training
 
 
@@ -185,15 +179,18 @@ def test_the_heldout_examples_are_not_trained_on(monkeypatch):
         lambda m, batch, layers=0: (seen.extend(batch) if torch.is_grad_enabled() else None, real(m, batch, layers))[1],
     )
     examples = encoded([(x, y) for x in "abcdefgh" for y in ("a", "b")])
-    train_sft(fresh_lm(), examples, SFTConfig(steps=12, batch=4, heldout=6), FakeStage(), rng())
+    train_sft(fresh_lm(), examples, SFTConfig(steps=12, batch_size=4, heldout_examples=6), FakeStage(), rng())
     assert {str(e) for e in seen} == {str(e) for e in examples[6:]}
 
 
-def test_cutting_a_batch_into_micro_batches_changes_nothing():
+def test_cutting_a_batch_into_micro_batches_changes_nothing(monkeypatch):
+    monkeypatch.setattr(sft, "LOG_EVERY", 1)
+    pairs = encoded([("b", "c"), ("ee", "fff"), ("d", ""), *PAIRS, *PAIRS])  # the first three are held out
+
     def trained(rows):
         stage, model = FakeStage(), fresh_lm()
-        stage.log_every = 1
-        train_sft(model, encoded() * 3, SFTConfig(steps=3, batch=5, heldout=4, micro_batch=rows), stage, rng())
+        config = SFTConfig(steps=3, batch_size=5, heldout_examples=3, micro_batch_size=rows)
+        train_sft(model, pairs, config, stage, rng())
         found = [row[key] for row in stage.rows for key in ("loss", "heldout_loss")]
         return found + [p.double().sum().item() for p in model.parameters()]
 
@@ -205,22 +202,24 @@ def test_cutting_a_batch_into_micro_batches_changes_nothing():
 def test_only_the_top_layers_train_when_asked():
     model = fresh_lm()
     before = copy.deepcopy(model.state_dict())
-    train_sft(model, encoded() * 2, SFTConfig(steps=2, batch=4, heldout=2, train_layers=1), FakeStage(), rng())
+    config = SFTConfig(steps=2, batch_size=4, heldout_examples=1, train_layers=1)
+    train_sft(model, encoded() * 2, config, FakeStage(), rng())
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {k for k in before if k.startswith(("blocks.1.", "norm."))}
 
 
-def test_the_seed_decides_the_order_of_the_data():
+def test_the_seed_decides_the_order_of_the_data(monkeypatch):
+    monkeypatch.setattr(sft, "LOG_EVERY", 1)
+
     def losses(seed):
         stage = FakeStage()
-        stage.log_every = 1
-        train_sft(fresh_lm(), encoded() * 2, SFTConfig(steps=4, batch=3, heldout=1), stage, rng(seed))
+        train_sft(fresh_lm(), encoded() * 2, SFTConfig(steps=4, batch_size=3, heldout_examples=1), stage, rng(seed))
         return [row["loss"] for row in stage.rows]
 
     assert losses(0) == losses(0) != losses(1)
 
 
-class KilledAt(Stage):
+class KilledAt(RunStage):
     """A stage whose process dies at a step."""
 
     kill_at = -1
@@ -232,14 +231,17 @@ class KilledAt(Stage):
             yield step
 
 
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path, capsys):
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sft, "LOG_EVERY", 3)
     examples = encoded([(x, y) for x in "abcdefgh" for y in ("a", "bb", "ccc")])
 
     def go(name, resume=False, kill_at=-1):
         run = Run(RunConfig(out=str(tmp_path), name=name), resume)
-        stage = KilledAt(run, "sft", log_every=3)
+        stage = KilledAt(run, "sft")
         stage.kill_at = kill_at
-        model = train_sft(fresh_lm(), examples, SFTConfig(steps=11, batch=4, lr=1e-2, heldout=4), stage, rng(6))
+        model = train_sft(
+            fresh_lm(), examples, SFTConfig(steps=11, batch_size=4, lr=1e-2, heldout_examples=3), stage, rng(6)
+        )
         rows = [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in run.rows("metrics.jsonl")]
         return checksum(model), rows
 

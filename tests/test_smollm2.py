@@ -6,10 +6,10 @@ import zipfile
 import pytest
 import torch
 
-from alignpro_mini import smollm2
-from alignpro_mini.checkpoint import from_published, to_published
-from alignpro_mini.smollm2 import default_directory, extract, load_smollm2, published_name, unpermute
 from alignpro_mini.transformer import Transformer, TransformerConfig
+from alignpro_mini.weights import smollm2
+from alignpro_mini.weights.pretrained import from_published, to_published
+from alignpro_mini.weights.smollm2 import default_directory, extract, load_smollm2, published_name, unpermute
 
 PARAGRAPH = (
     "London is the capital and largest city of England and the United Kingdom. It stands on the River Thames in "
@@ -53,10 +53,10 @@ def test_default_directory_follows_the_users_cache(monkeypatch, tmp_path):
 
 
 def test_a_model_not_fetched_names_the_command(monkeypatch, tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"run: python -m alignpro_mini.smollm2 --out {tmp_path}"):
+    with pytest.raises(FileNotFoundError, match=f"run: python -m alignpro_mini.weights.smollm2 --out {tmp_path}"):
         load_smollm2(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="run: python -m alignpro_mini.smollm2$"):
+    with pytest.raises(FileNotFoundError, match="run: python -m alignpro_mini.weights.smollm2$"):
         load_smollm2()
 
 

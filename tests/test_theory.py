@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from finite_problem import FiniteProblem
 
 from alignpro_mini import theory
-from alignpro_mini.theory import FiniteProblem
 
 RUNS = 2000
 

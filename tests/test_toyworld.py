@@ -7,7 +7,12 @@ from collections import defaultdict
 
 import pytest
 
-from alignpro_mini.toyworld import CUES, TASKS, TRUTH, ToyWorld, WorldConfig
+from alignpro_mini.worlds import sums, towns
+from alignpro_mini.worlds.towns import TRUTH
+from alignpro_mini.worlds.toy import TASKS, ToyWorld
+from alignpro_mini.worlds.world import WorldConfig
+
+CUES = towns.CUES | {"reasoning": sums.CUES}
 
 TOWN_TASKS = ("quality", "attributes")
 
@@ -196,7 +201,7 @@ def test_quality_by_hand(worlds, y, want):
 )
 def test_attributes_by_hand(worlds, y, helpful, correct, coherent, complex_, verbose):
     w = worlds["attributes"]
-    found = w.attributes(oakdale(w), y)
+    found = w.kind.attributes("Oakdale", y)
     want = {
         "helpfulness": helpful,
         "correctness": correct,
@@ -215,7 +220,9 @@ def test_attributes_lie_between_0_and_4(worlds):
     sentences = [s for _, y in w.corpus(200, rng) for s in re.findall(r"[^.!?]+[.!?]", y)] + ["nonsense.", "x"]
     for _ in range(500):
         x = rng.choice(w.train_requests)
-        for value in w.attributes(x, " ".join(rng.choices(sentences, k=rng.randint(0, 12)))).values():
+        for value in w.kind.attributes(
+            w.fills[x]["town"], " ".join(rng.choices(sentences, k=rng.randint(0, 12)))
+        ).values():
             assert 0 <= value <= 4
 
 
@@ -235,7 +242,7 @@ def expected_hour(request: str) -> int:
 def test_reasoning_by_hand_with_the_turn_past_twelve():
     x = "My clock says 11. Tom adds 2, Anna adds 6, Ben adds 5 and Emma adds 3. What hour is it?"
     w = ToyWorld("reasoning")  # a world of its own, to which this one sum is added
-    w._slots[x] = {"o": "clock", "s": 11, "shown": [11, 1, 7, 12, 3]}  # 11 -> 1 -> 7 -> 12 -> 3
+    w.fills[x] = {"o": "clock", "s": 11, "shown": [11, 1, 7, 12, 3]}  # 11 -> 1 -> 7 -> 12 -> 3
     assert expected_hour(x) == 3
     answers = {
         "The clock shows 3.": 1,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alignpro_mini.checkpoint import load_pretrained
 from alignpro_mini.transformer import Attention, KVCache, RMSNorm, Transformer, TransformerConfig, rotate
+from alignpro_mini.weights.pretrained import load_pretrained
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FAMILIES = ("gpt2", "llama", "qwen2")

@@ -3,8 +3,8 @@
     pip install -e '.[vader]'
     python train.py --preset smollm2 --data.prompts FILE.jsonl --reward tutorials.vader_reward:sentiment
 
-Any callable (prompts, completions) -> rewards is a reward. This one looks at the answer alone; a word list decides, so
-it can be gamed by cheerful words, which is what makes it a good first example of what optimisation does to a reward.
+Any callable (prompts, completions) -> rewards is a reward. This one reads the answer only, and counts words of a list. So
+cheerful words raise it whatever they say: a simple example of what optimisation does to a reward.
 """
 
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer

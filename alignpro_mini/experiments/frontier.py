@@ -69,27 +69,17 @@ def run_frontier(config: RunConfig, resume: bool, lams: Sequence[float]) -> dict
         rho = pipeline.align_pro(run, world, pi_f, rho_sft, reward)
         oracle = pipeline.rlhf_oracle(run, world, pi_f, reward)
         ours = rated.under(rho_sft, rho)
-        point = {"lam": lam, **_point(ours.rho, ours), **optimum.describe(ours, lam)}
+        point = {"lam": lam, "kl": float(theory.kl(ours.rho, ours.rho_sft).mean())}
+        point |= {"mean": float(theory.value(ours.rho, ours.R))} | optimum.describe(ours, lam)
         if oracle is not None:
             point |= _rlhf(run, rated.requests, pi_f, oracle, reward)
         points.append(point)
-    results = {
-        "task": config.task,
-        "preset": config.preset,
-        "seed": config.seed,
-        "no_finetuning": float(rated.R[:, 0].mean()),
-        "closed_form": closed_form_curve(untrained, lams),
-        "align_pro": points,
-        "best_of_n": best_of_n(untrained, config.seed),
-    }
+    results = {key: getattr(config, key) for key in ("task", "preset", "seed")}
+    results |= {"no_finetuning": float(rated.R[:, 0].mean()), "closed_form": closed_form_curve(untrained, lams)}
+    results |= {"align_pro": points, "best_of_n": best_of_n(untrained, config.seed)}
     write_json(folder / "results.json", results)
     frontier_figure(results, folder / "frontier.png")
     return results
-
-
-def _point(rho: torch.Tensor, listing: Listing) -> dict[str, float]:
-    """Where a prompter (N, K) lies: KL to rho_sft in nats, and J."""
-    return {"kl": float(theory.kl(rho, listing.rho_sft).mean()), "mean": float(theory.value(rho, listing.R))}
 
 
 def _rlhf(run: Run, requests: list[str], pi_f: FrozenLM, oracle: FrozenLM, reward: pipeline.Reward) -> dict[str, float]:
@@ -116,11 +106,11 @@ def closed_form_curve(listing: Listing, lams: Sequence[float], points: int = 60)
         along = theory.along_eta(listing.rho_sft, listing.R, listing.r.var(2), 1 / lam)
         star = theory.optimal_prompter(listing.rho_sft, listing.R, lam)
         found.append({"lam": lam, "kl": float(theory.kl(star, listing.rho_sft).mean())} | along)
-        blind = [
-            (theory.optimal_prompter(listing.rho_sft, chose, lam), rates) for chose, rates in (halves, halves[::-1])
-        ]
-        found[-1]["kl_held_out"] = sum(float(theory.kl(p, listing.rho_sft).mean()) for p, _ in blind) / 2
-        found[-1]["mean_held_out"] = sum(float(theory.value(p, rates)) for p, rates in blind) / 2
+        for chose, rates in (halves, halves[::-1]):
+            other = theory.optimal_prompter(listing.rho_sft, chose, lam)
+            point = {"kl": theory.kl(other, listing.rho_sft).mean(), "mean": theory.value(other, rates)}
+            for key, value in point.items():
+                found[-1][f"{key}_held_out"] = found[-1].get(f"{key}_held_out", 0.0) + float(value) / 2
     return found
 
 
@@ -128,8 +118,8 @@ def best_of_n(listing: Listing, seed: int, draws: int = 4000) -> list[dict[str, 
     """Best-of-n's picks, simulated: n rewrites of rho_sft, one answer each, the best answer's rewrite.
 
     The picks of `draws` tries an input give a distribution over rewrites, whose KL and J are then exact, but for a KL that
-    is too high by about (K - 1) / (2 draws) nats. Picks are made by the first half of the listed answers and rated by the
-    second: an answer that was chosen for being good would flatter. Raises ValueError for a single answer a rewrite.
+    is too high by about (K - 1) / (2 draws) nats. Picks are made by the first half of the answers and rated by the
+    second: an answer chosen for its reward is biased. Raises ValueError for a single answer a rewrite.
     """
     g = torch.Generator().manual_seed(seed)
     N, K, M = listing.r.shape
@@ -144,11 +134,8 @@ def best_of_n(listing: Listing, seed: int, draws: int = 4000) -> list[dict[str, 
             answer = torch.randint(M // 2, (draws, n), generator=g)  # (draws, n)
             best = chosen_by[i][rewrite, answer].argmax(1, keepdim=True)  # (draws, 1)
             picked[i] = rewrite.gather(1, best)[:, 0].bincount(minlength=K).double() / draws
-        point = {
-            "n": n,
-            "kl_bound": float(np.log(n) - (n - 1) / n),
-            "kl": float(theory.kl(picked, listing.rho_sft).mean()),
-        }
+        point = {"n": n, "kl_bound": float(np.log(n) - (n - 1) / n)}
+        point["kl"] = float(theory.kl(picked, listing.rho_sft).mean())
         found.append(point | {"mean": float(theory.value(picked, rated_by))})
     return found
 
@@ -171,63 +158,35 @@ def frontier_figure(results: dict, path) -> None:
     """Reward against KL: the closed form as two curves, the others as points with their lambda or n; beside it the variance."""
     figure, ((ax, spread),) = new_figure(path, 1, 2, (13, 5.6))
     curve, name, colour = results["closed_form"], *ARMS["closed_form"]
-    for part, shade in (("between_rewrites", "#cc79a7"), ("within", "#56b4e9")):
-        spread.plot([p["kl"] for p in curve], [p[part] for p in curve], color=shade, label=part.replace("_", " "))
-    spread.plot(
-        [p["kl"] for p in curve], [p["between_rewrites"] + p["within"] for p in curve], color="black", label="both"
-    )
-    spread.set(
-        xlabel="KL of the optimum to the reference, nats",
-        ylabel="variance of the reward for one request",
-        ylim=(0, None),
-    )
-    spread.set_title("the variance along the closed form")
+    along = {key: np.array([p[key] for p in curve]) for key in curve[0]}
+    both = along["between_rewrites"] + along["within"]
+    for values, shade, label in (
+        (along["between_rewrites"], "#cc79a7", "between rewrites"),
+        (along["within"], "#56b4e9", "within"),
+        (both, "black", "both"),
+    ):
+        spread.plot(along["kl"], values, color=shade, label=label)
+    spread.set(xlabel="KL of the optimum to the reference, nats", ylabel="variance of the reward for one request")
+    spread.set(ylim=(0, None), title="the variance along the closed form")
     spread.legend(frameon=False)
-    ax.plot(
-        [p["kl"] for p in curve],
-        [p["mean"] for p in curve],
-        color=colour,
-        linewidth=2,
-        label=f"{name}, rated by the same answers",
-    )
-    ax.plot(
-        [p["kl_held_out"] for p in curve],
-        [p["mean_held_out"] for p in curve],
-        "--",
-        color=colour,
-        linewidth=2,
-        label=f"{name}, rated by other answers",
-    )
+    for end, style, label in (("", "-", "rated by the same answers"), ("_held_out", "--", "rated by other answers")):
+        ax.plot(along[f"kl{end}"], along[f"mean{end}"], style, color=colour, lw=2, label=f"{name}, {label}")
+    rlhf = [p for p in results["align_pro"] if "rlhf_kl" in p]
     series = (  # each arm's marks on a side of their own: the points lie close
-        ("align_pro", "λ {lam:g}", results["align_pro"], "kl", "mean", (4, -13)),
-        ("best_of_n", "n {n}", results["best_of_n"], "kl", "mean", (-22, 6)),
-        (
-            "rlhf_oracle",
-            "β {lam:g}",
-            [p for p in results["align_pro"] if "rlhf_kl" in p],
-            "rlhf_kl",
-            "rlhf_mean",
-            (5, 5),
-        ),
+        ("align_pro", "", "λ {lam:g}", results["align_pro"], "kl", "mean", (4, -13)),
+        ("best_of_n", "", "n {n}", results["best_of_n"], "kl", "mean", (-22, 6)),
+        ("rlhf_oracle", " (KL of answers)", "β {lam:g}", rlhf, "rlhf_kl", "rlhf_mean", (5, 5)),
     )
-    for arm, mark, points, x, y, (dx, dy) in series:
+    for arm, note, mark, points, x, y, (dx, dy) in series:
         name, colour = ARMS[arm]
-        label = f"{name} (KL of answers)" if arm == "rlhf_oracle" else name
-        ax.plot([p[x] for p in points], [p[y] for p in points], "o", color=colour, label=label)
+        ax.plot([p[x] for p in points], [p[y] for p in points], "o", color=colour, label=name + note)
         for i, p in enumerate(sorted(points, key=lambda p: p[x])):
-            place = (
-                dx,
-                dy + i % 2 * math.copysign(10, dy),
-            )  # every second mark a line further out: neighbours may nearly coincide
-            ax.annotate(
-                mark.format(**p), (p[x], p[y]), xytext=place, textcoords="offset points", fontsize=8, color=colour
-            )
+            place = dx, dy + i % 2 * math.copysign(10, dy)  # every second mark further out: neighbours may coincide
+            where = {"xytext": place, "textcoords": "offset points", "fontsize": 8, "color": colour}
+            ax.annotate(mark.format(**p), (p[x], p[y]), **where)
     ax.axhline(results["no_finetuning"], color=ARMS[TRIO[0]][1], linestyle="--", label=ARMS[TRIO[0]][0])
-    ax.set(
-        xlabel="KL to the reference, nats",
-        ylabel="mean reward",
-        title=f"task {results['task']}, seed {results['seed']}",
-    )
+    title = f"task {results['task']}, seed {results['seed']}"
+    ax.set(xlabel="KL to the reference, nats", ylabel="mean reward", title=title)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path)
 
@@ -238,10 +197,8 @@ def lambdas(text: str) -> list[float]:
         found = list({f"{float(lam):g}": float(lam) for lam in text.split(",")}.values())  # a folder each, named by %g
     except ValueError:
         found = [math.nan]
-    require(
-        all(0 < lam < math.inf for lam in found),
-        f"--lambdas: {text!r} is not a list of numbers above 0, such as 0.05,0.1,0.2",
-    )
+    good = all(0 < lam < math.inf for lam in found)
+    require(good, f"--lambdas: {text!r} is not a list of numbers above 0, such as 0.05,0.1,0.2")
     return found
 
 
@@ -253,9 +210,8 @@ def main() -> None:
     with one_line_errors(PROG):
         require_enumerable(configs[0])
         for name in sorted(how.given):
-            require(
-                not name.endswith(("kl_coef", "kl_target")), f"--lambdas sets the KL coefficient: leave out --{name}"
-            )
+            other = not name.endswith(("kl_coef", "kl_target"))
+            require(other, f"--lambdas sets the KL coefficient: leave out --{name}")
         configs = [replace(c, name=f"frontier-{c.run_name}") for c in configs]
         one = partial(run_frontier, lams=lambdas(how.lambdas))
         results, failed = run_all(["-m", PROG], configs, how, one)
@@ -265,14 +221,10 @@ def main() -> None:
 
 def require_enumerable(config: RunConfig) -> None:
     """Raises UserError where there is no exact optimum to compare with."""
-    require(
-        not config.real_model
-        and config.theory.inputs > 0
-        and config.ppo.kl_coef > 0
-        and not config.ppo.adaptive_kl_target,
-        "the optimum is known for the embedded world and one KL coefficient above 0 only: leave out --preset smollm2, "
-        "--theory.inputs 0 and --ppo.adaptive_kl_target",
-    )
+    one_coefficient = config.ppo.kl_coef > 0 and not config.ppo.adaptive_kl_target
+    known = "the optimum is known for the embedded world and one KL coefficient above 0 only"
+    mend = "leave out --preset smollm2, --theory.inputs 0 and --ppo.adaptive_kl_target"
+    require(not config.real_model and config.theory.inputs > 0 and one_coefficient, f"{known}: {mend}")
 
 
 if __name__ == "__main__":

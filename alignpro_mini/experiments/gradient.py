@@ -10,7 +10,7 @@ that answers 1 with a probability that depends on the rewrite's text, else 0. So
 
 and its gradient in all the transformer's weights are sums over 31 terms, and need no sampling. The estimates come from
 `PPOTrainer` itself (rollout, score, assembled rewards, GAE, loss), many batches of them; REINFORCE is written out here.
-GAE's lambda is 1 unless told, and there is no value loss: the values stay 0. What is reported, with 95 % intervals from
+GAE's lambda is 1 unless a row says otherwise, and there is no value loss: the values stay 0. What is reported, with 95 % intervals from
 resampling the batches:
 
     cosine    between the mean estimate and the exact gradient       (1 = the right direction)
@@ -77,29 +77,13 @@ def random_lm(family: str = "llama", seed: int = 5, spread: float = 0.4, **chang
 
 REQUESTS = ["a", "ba"]
 LETTERS = Letters(letters="ab")  # ids 0 pad, 1 user, 2 assistant, 3 end, 4 a, 5 b
-COMPLETIONS = [(3,)] + [
-    (v, w) for v, w in itertools.product((0, 1, 2, 4, 5), range(6))
-]  # every completion of at most 2 tokens
-CONFIG = PPOConfig(
-    max_new_tokens=2,
-    kl_coef=0.2,
-    gae_lambda=1.0,
-    whiten_advantages=False,
-    vf_coef=0.0,
-    missing_eos_penalty=0.0,
-    micro_batch_size=4096,
-    num_minibatches=1,
-)
-MODEL = 20  # a random model whose estimates are quiet; what a clip does to later steps is another thing on each
-CHANCE = {
-    "": 0.5,
-    "a": 0.1,
-    "b": 0.95,
-    "aa": 0.7,
-    "ab": 0.3,
-    "ba": 0.4,
-    "bb": 0.05,
-}  # of a good answer, by the rewrite's text
+COMPLETIONS = [(3,), *itertools.product((0, 1, 2, 4, 5), range(6))]  # all of at most 2 tokens
+CONFIG = PPOConfig(max_new_tokens=2, kl_coef=0.2, micro_batch_size=4096, num_minibatches=1)
+CONFIG = replace(CONFIG, gae_lambda=1.0, whiten_advantages=False, vf_coef=0.0, missing_eos_penalty=0.0)
+# A random model whose estimates have little noise. What a clip does to later steps differs from model to model.
+MODEL = 20
+# The chance of a good answer, by the rewrite's text.
+CHANCE = dict(zip(("", "a", "b", "aa", "ab", "ba", "bb"), (0.5, 0.1, 0.95, 0.7, 0.3, 0.4, 0.05), strict=True))
 
 
 class Coin:
@@ -136,17 +120,13 @@ def enumerated_logprobs(lm: Transformer) -> Tensor:
 
 def rewards() -> Tensor:
     """R(x, x') of every completion, (N, L): an empty rewrite is answered as x itself."""
-    return torch.tensor(
-        [[CHANCE[LETTERS.decode(c) or x] * len(x) for c in COMPLETIONS] for x in REQUESTS], dtype=torch.float64
-    )
+    found = [[CHANCE[LETTERS.decode(c) or x] * len(x) for c in COMPLETIONS] for x in REQUESTS]
+    return torch.tensor(found, dtype=torch.float64)
 
 
 def flat_gradient(lm: Transformer) -> np.ndarray:
-    return (
-        torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in lm.parameters()])
-        .double()
-        .numpy()
-    )
+    found = [torch.zeros_like(p) if p.grad is None else p.grad for p in lm.parameters()]
+    return torch.cat([gradient.flatten() for gradient in found]).double().numpy()
 
 
 def exact_gradient(lm: Transformer, reference: Transformer, lam: float) -> np.ndarray:
@@ -191,7 +171,7 @@ def models(seed: int = MODEL) -> tuple[Transformer, Transformer, Transformer]:
     """(reference, the policy that samples, the same a few steps on)."""
     shape = dict(vocab_size=6, d_model=8, n_layers=1, n_heads=2, n_kv_heads=2, max_len=12)
     reference = random_lm(seed=seed, **shape)
-    policy, later = copy.deepcopy(reference), None
+    policy = copy.deepcopy(reference)
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in policy.parameters():
@@ -209,14 +189,8 @@ def estimates(
     reference, policy, later = models(model)
     generator = torch.Generator().manual_seed(seed)
     score = PromptScore(Coin(generator), rate, generator, how.answers)
-    trainer = PPOTrainer(
-        policy,
-        reference,
-        LETTERS,
-        score,
-        replace(CONFIG, clip_range=how.clip, whiten_advantages=how.whiten, gae_lambda=how.gae_lambda),
-        generator,
-    )
+    config = replace(CONFIG, clip_range=how.clip, whiten_advantages=how.whiten, gae_lambda=how.gae_lambda)
+    trainer = PPOTrainer(policy, reference, LETTERS, score, config, generator)
     where = later if how.moved else policy
     rows = []
     for _ in range(batches):
@@ -253,44 +227,32 @@ def compare(found: np.ndarray, exact: np.ndarray, resamples: int = 400) -> dict:
     def measure(mean: np.ndarray, noises: int) -> tuple[float, float, float]:
         # E|mean - exact|^2 = |bias|^2 + noise^2 / n, so what is left over is the bias; a resampled mean has that noise twice.
         bias2 = float(((mean - exact) ** 2).sum() / size**2) - noises * noise2 / n
-        return (
-            float(mean @ exact / np.linalg.norm(mean) / size),
-            float(np.linalg.norm(mean) / size),
-            max(0.0, bias2) ** 0.5,
-        )
+        length = float(np.linalg.norm(mean))
+        return float(mean @ exact) / length / size, length / size, max(0.0, bias2) ** 0.5
 
     drawn = [measure(found[rng.integers(0, n, n)].mean(0), 2) for _ in range(resamples)]
     values, intervals = measure(found.mean(0), 1), np.quantile(drawn, (0.025, 0.975), axis=0).T.tolist()
-    table = {name: found for name, *found in zip(("cosine", "length", "bias"), values, intervals)}
-    return {key: value for name, (v, ci) in table.items() for key, value in ((name, v), (f"{name}_ci95", ci))} | {
-        "noise": noise2**0.5,
-        "noise_floor": (noise2 / n) ** 0.5,
-    }
+    names = ("cosine", "length", "bias")
+    table = dict(zip(names, values)) | {f"{name}_ci95": ci for name, ci in zip(names, intervals)}
+    return table | {"noise": noise2**0.5, "noise_floor": (noise2 / n) ** 0.5}
 
 
 def main(batch: int = 512) -> None:
-    parser = argparse.ArgumentParser(
-        description="PPO's and REINFORCE's gradient estimates against the enumerated gradient"
-    )
+    parser = argparse.ArgumentParser(description="gradient estimates against the enumerated gradient")
     parser.add_argument("--batches", type=int, default=300, help="estimates of each kind")
     parser.add_argument("--model", type=int, default=MODEL, help="seed of the random model")
     args = parser.parse_args()
     table = {how.name: compare(*estimates(how, args.batches, batch, model=args.model)) for how in ESTIMATORS}
     print(f"model {args.model}, {args.batches} batches of {batch} episodes, lam {CONFIG.kl_coef}\n")
-    print(
-        "| estimate | cosine, 95 % interval | length | bias | bias seen down to | noise of a batch |\n|---|---|---|---|---|---|"
-    )
+    print("| estimate | cosine, 95 % interval | length | bias | bias seen down to | noise of a batch |")
+    print("|---" * 6 + "|")
     for name, t in table.items():
-        told = (
-            f"{t[k]:.{d}f} [{t[k + '_ci95'][0]:.{d}f}, {t[k + '_ci95'][1]:.{d}f}]"
-            for k, d in (("cosine", 4), ("length", 3), ("bias", 3))
-        )
+        told = []
+        for key, d in (("cosine", 4), ("length", 3), ("bias", 3)):
+            low, high = t[f"{key}_ci95"]
+            told.append(f"{t[key]:.{d}f} [{low:.{d}f}, {high:.{d}f}]")
         print(f"| {name} | {' | '.join(told)} | {t['noise_floor']:.3f} | {t['noise']:.2f} |")
-    print(
-        json.dumps(
-            {name: {k: v if isinstance(v, list) else round(v, 5) for k, v in t.items()} for name, t in table.items()}
-        )
-    )
+    print(json.dumps(table))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,9 @@
         P1/  P2/      an SFT prompter
         reward/       one reward model for all cells, learned on F1's answers to P1's rewrites
         P1-F1/ ...    Align-Pro of this cell and the arms with a prompter
-        P1-F1-swapped/ ...   its prompter in front of the other frozen model
-        results.json  all cells, and the swap test
+        results.json  all cells
 
-So no fine-tuning and the oracle are the same for both prompters; in the paper's figure they differ. Swap test: a prompter
-trained for F1 is put in front of F2, and the reverse, to see whether it learned something about F1 or about the world.
+So no fine-tuning and the oracle are the same for both prompters; in the paper's figure they differ.
 What it leaves out: a reward model per frozen model, which would give the cells different units.
 """
 
@@ -26,7 +24,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from alignpro_mini.alignpro import Prompter
 from alignpro_mini.experiments import grid_report
 from alignpro_mini.experiments.paper import CELLS
 from alignpro_mini.experiments.sweep import exit_if_failed, run_all
@@ -34,21 +31,16 @@ from alignpro_mini.frozen import FrozenLM
 from alignpro_mini.lab import assess, pipeline
 from alignpro_mini.lab.cli import nearest, one_line_errors, parse_command_line
 from alignpro_mini.lab.config import RunConfig, ShapeConfig
-from alignpro_mini.lab.evaluation import Arm, paired
 from alignpro_mini.lab.run import Run
 from alignpro_mini.options import require
 from alignpro_mini.weights.tensors import write_json
-from alignpro_mini.worlds.world import World
 
 PROG = "alignpro_mini.experiments.grid"
 # The second prompter and the second frozen model: other sizes than the preset's own.
 SECOND = {
     "tiny": (ShapeConfig(d_model=64, n_layers=2), ShapeConfig(n_layers=2)),
-    "small": (ShapeConfig(d_model=128, n_layers=4), ShapeConfig(d_model=320, n_layers=6, n_heads=10)),
-    "gpt2": (
-        ShapeConfig(d_model=384, n_layers=6, n_heads=6),
-        ShapeConfig(d_model=1024, n_layers=16, n_heads=16, n_kv_heads=4),
-    ),
+    "small": (ShapeConfig(d_model=128, n_layers=4), ShapeConfig("llama", 320, 6, 10)),
+    "gpt2": (ShapeConfig("llama", 384, 6, 6), ShapeConfig("llama", 1024, 16, 16, 4)),
 }
 
 
@@ -57,17 +49,11 @@ def grid_part(config: RunConfig, part: str) -> RunConfig:
 
     P1 and F1 are the preset's own prompter and frozen model. Raises UserError for a preset without a second pair.
     """
-    require(
-        config.preset in SECOND,
-        f"the grid needs two models of each kind, and --preset {config.preset} has one: use {', '.join(SECOND)}",
-    )
+    one = f"the grid needs two models of each kind, and --preset {config.preset} has one"
+    require(config.preset in SECOND, f"{one}: use {', '.join(SECOND)}")
     prompter, frozen = SECOND[config.preset]
-    return replace(
-        config,
-        name=part,
-        prompter_model=prompter if "P2" in part else config.prompter_model,
-        frozen_model=frozen if "F2" in part else config.frozen_model,
-    )
+    config = replace(config, prompter_model=prompter) if "P2" in part else config
+    return replace(config, name=part, frozen_model=frozen if "F2" in part else config.frozen_model)
 
 
 class Parts:
@@ -89,13 +75,12 @@ class Parts:
 
 
 def run_group(config: RunConfig, resume: bool, cells: Sequence[str]) -> dict:
-    """The wanted cells of one task and seed; returns (and writes) {"task", "preset", "seed", "cells", "swap", "wall_s"}."""
+    """The wanted cells of one task and seed; returns (and writes) {"task", "preset", "seed", "cells", "wall_s"}."""
     world, parts = pipeline.make_world(config), Parts(config, resume)
-    # Cells of an earlier command come along: the swap test needs two, and results.json holds them all.
+    # Cells of an earlier command come along: results.json holds them all.
     cells = [cell for cell in CELLS if cell in cells or parts.finished(cell)]
-    wanted = sorted(
-        {part for cell in cells for part in cell.split("-")} | {"F1", "P1"}
-    )  # these two made the reward model
+    made_the_reward = {"F1", "P1"}
+    wanted = sorted({part for cell in cells for part in cell.split("-")} | made_the_reward)
     frozen: dict[str, FrozenLM] = {}
     for F in (part for part in wanted if part[0] == "F"):
         tokenizer, frozen[F] = pipeline.frozen_lm(parts[F], world)
@@ -107,23 +92,17 @@ def run_group(config: RunConfig, resume: bool, cells: Sequence[str]) -> dict:
         plain[F] = assess.evaluate_plain(parts[F], world, frozen[F], oracle[F], reward)
         rated[F] = assess.rate_rewrites(parts[F], world, frozen[F], reward)
         samples[F] = assess.sample_oracle(parts[F], frozen[F], oracle[F], reward, rated[F])
-    found, rho, own = {}, {}, {}
+    found = {}
     for cell in cells:
         P, F = cell.split("-")
         run = parts[cell]
-        rho[cell] = pipeline.align_pro(run, world, frozen[F], rho_sft[P], reward)
-        listing = assess.closed_form(run, rho_sft[P], rho[cell], rated[F], samples[F])
-        arms = plain[F] | assess.evaluate_prompters(run, world, frozen[F], rho_sft[P], rho[cell], reward, listing)
-        found[cell], own[cell] = assess.conclude(run, arms), arms["align_pro"]
-    swap = {
-        cell: _swapped(parts, world, cell, frozen, rho_sft, rho, reward, plain, own)
-        for cell in cells
-        if _other(cell) in cells
-    }
-    results = {"task": config.task, "preset": config.preset, "seed": config.seed, "cells": found, "swap": swap}
-    results["wall_s"] = {
-        part: sum(stage["seconds"] for stage in run.stages.values()) for part, run in parts.runs.items()
-    }
+        rho = pipeline.align_pro(run, world, frozen[F], rho_sft[P], reward)
+        listing = assess.closed_form(run, rho_sft[P], rho, rated[F], samples[F])
+        arms = assess.evaluate_prompters(run, world, frozen[F], rho_sft[P], rho, reward, listing)
+        found[cell] = assess.conclude(run, plain[F] | arms)
+    results = {"task": config.task, "preset": config.preset, "seed": config.seed, "cells": found}
+    seconds = {part: [stage["seconds"] for stage in run.stages.values()] for part, run in parts.runs.items()}
+    results["wall_s"] = {part: sum(found) for part, found in seconds.items()}
     write_json(Path(parts.config.out) / "results.json", results)
     return results
 
@@ -133,50 +112,19 @@ def draw(groups: list[dict], config: RunConfig) -> list[Path]:
 
     A group with a --name of its own is drawn alone, in its folder.
     """
-    stem = Path(config.out, f"grid-{config.preset}")
-    found = {}
+    stem, others = Path(config.out, f"grid-{config.preset}"), []
     if config.run_name.startswith(stem.name):
-        found = {
-            path: json.loads(path.read_text(encoding="utf-8"))
-            for path in stem.parent.glob(f"{stem.name}-*/results.json")
-        }
+        paths = stem.parent.glob(f"{stem.name}-*/results.json")
+        others = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     else:
         stem = Path(config.out, config.run_name, stem.name)
-    by_run = {(g["task"], g["seed"]): g for g in (*found.values(), *groups)}
+    by_run = {(g["task"], g["seed"]): g for g in (*others, *groups)}
     groups = [by_run[key] for key in sorted(by_run)]
     mean, variance, numbers = (stem.with_name(stem.name + end) for end in (".png", "-variance.png", ".json"))
     grid_report.grid_figure(groups, mean)
     grid_report.variance_figure(groups, variance)
     write_json(numbers, {"groups": groups})
     return [mean, variance, numbers]
-
-
-def _other(cell: str) -> str:
-    """The cell with the same prompter and the other frozen model."""
-    return cell.replace("F1", "F3").replace("F2", "F1").replace("F3", "F2")
-
-
-def _swapped(
-    parts: Parts,
-    world: World,
-    cell: str,
-    frozen: dict[str, FrozenLM],
-    rho_sft: dict[str, Prompter],
-    rho: dict[str, Prompter],
-    reward: pipeline.Reward,
-    plain: dict[str, dict[str, Arm]],
-    own: dict[str, Arm],
-) -> dict:
-    """The cell's prompter in front of the other frozen model: against no prompter there, and against the one trained for it."""
-    P, away, n = cell.split("-")[0], _other(cell).split("-")[1], parts.config.eval.bootstrap
-    arm = assess.evaluate_swapped(parts[f"{cell}-swapped"], world, frozen[away], rho_sft[P], rho[cell], reward)
-    return {
-        "in_front_of": away,
-        "mean": float(arm.reward.mean()),
-        "variance": float(arm.reward.var(ddof=1)),
-        "against_no_finetuning": paired(arm, plain[away]["no_finetuning"], n),
-        "against_its_own_prompter": paired(arm, own[_other(cell)], n),
-    }
 
 
 def cells_named(text: str) -> tuple[str, ...]:

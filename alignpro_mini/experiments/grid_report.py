@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from alignpro_mini.experiments import sweep
 from alignpro_mini.experiments.paper import CELLS, PAPER_CELLS
-from alignpro_mini.experiments.sweep import (
-    by_task,
-    claim_lines,
-    over_seeds,
-    right_answers,
-    sweep_counts,
-    variance_lines,
-)
 from alignpro_mini.lab.glossary import ARMS, TRIO
 from alignpro_mini.lab.plots import new_figure
-from alignpro_mini.lab.statistics import t_interval
 from alignpro_mini.lab.tables import aligned, get, num
 
 PARTS = (("between_inputs", "#e69f00"), ("between_rewrites", "#cc79a7"), ("within", "#56b4e9"))
@@ -23,17 +15,15 @@ PARTS = (("between_inputs", "#e69f00"), ("between_rewrites", "#cc79a7"), ("withi
 
 def grid_cells(groups: list[dict]) -> dict[tuple[str, str], list[dict]]:
     """{(task, cell): its results, a seed each} of the groups that `grid.run_group` returns."""
-    return {
-        (task, cell): [g["cells"][cell] for g in runs if cell in g["cells"]]
-        for task, runs in by_task(groups).items()
-        for cell in CELLS
-        if any(cell in g["cells"] for g in runs)
-    }
+    found = {}
+    for task, runs in sweep.by_task(groups).items():
+        found |= {(task, cell): [g["cells"][cell] for g in runs if cell in g["cells"]] for cell in CELLS}
+    return {key: results for key, results in found.items() if results}
 
 
 def _six(runs: list[dict]) -> list[float]:
     """Mean, then variance, of the three arms, averaged over seeds, in the order of PAPER_CELLS."""
-    return [over_seeds(runs, "arms", arm, key)[0] for key in ("mean", "variance") for arm in TRIO]
+    return [sweep.over_seeds(runs, "arms", arm, key)[0] for key in ("mean", "variance") for arm in TRIO]
 
 
 def grid_counts(sixes: list) -> dict[str, tuple[int, int]]:
@@ -47,36 +37,32 @@ def grid_counts(sixes: list) -> dict[str, tuple[int, int]]:
 
 
 def grid_table(groups: list[dict]) -> str:
-    """Cell by cell, means over seeds with 95% t-intervals; the counts beside the paper's own; variance, swaps, time."""
+    """Cell by cell, means over seeds with 95% t-intervals; the counts beside the paper's own; variance, time."""
     cells = grid_cells(groups)
-    rows = [
-        ["", "", *"mean,mean,mean,var.,var.,var.,gap closed,var. ratio,attain.,not".split(",")],
-        [
-            "task",
-            "cell",
-            *"No-FT,Align-Pro,Oracle,No-FT,Align-Pro,Oracle,ours (paper),ours (paper),share,enum.".split(","),
-        ],
-    ]
+    heads = (
+        "||mean|mean|mean|var.|var.|var.|gap closed|var. ratio|attain.|not",
+        "task|cell|No-FT|Align-Pro|Oracle|No-FT|Align-Pro|Oracle|ours (paper)|ours (paper)|share|enum.",
+    )
+    rows = [head.split("|") for head in heads]
     for (task, cell), runs in cells.items():
         a, b, c, v, w, _ = PAPER_CELLS[task, cell]
-        pairs = [over_seeds(runs, "arms", arm, key) for key in ("mean", "variance") for arm in TRIO]
+        pairs = [sweep.over_seeds(runs, "arms", arm, key) for key in ("mean", "variance") for arm in TRIO]
         told = [num(mean, 2) + ("" if half is None else f" ±{num(half, 2)}") for mean, half in pairs]
-        gap, ratio = (num(over_seeds(runs, key)[0], 2) for key in ("gap_closed", "variance_ratio"))
-        near = (num(over_seeds(runs, "theory", key)[0], 3) for key in ("attainable_gain_share", "mass_outside"))
+        gap, ratio = (num(sweep.over_seeds(runs, key)[0], 2) for key in ("gap_closed", "variance_ratio"))
+        near = (num(sweep.over_seeds(runs, "theory", key)[0], 3) for key in ("attainable_gain_share", "mass_outside"))
         rows.append([task, cell, *told, f"{gap} ({(b - a) / (c - a):.2f})", f"{ratio} ({w / v:.2f})", *near])
     every = [run for runs in cells.values() for run in runs]
     ours, each = grid_counts([_six(runs) for runs in cells.values()]), grid_counts([_six([run]) for run in every])
     paper = grid_counts(list(PAPER_CELLS.values()))
-    said = [
-        f"  {claim}: {ours[claim][0]} of {ours[claim][1]} cells, {each[claim][0]} of {each[claim][1]} single runs "
-        f"(paper: {k} of {n} cells)"
-        for claim, (k, n) in paper.items()
-    ]
-    said += claim_lines({c: kn for c, kn in sweep_counts(every).items() if c not in paper}, " single runs")
-    for task in by_task(groups):
+    said = []
+    for claim, (k, n) in paper.items():
+        cells_too = f"{ours[claim][0]} of {ours[claim][1]} cells, {each[claim][0]} of {each[claim][1]} single runs"
+        said.append(f"  {claim}: {cells_too} (paper: {k} of {n} cells)")
+    said += sweep.claim_lines({c: kn for c, kn in sweep.sweep_counts(every).items() if c not in paper}, " single runs")
+    for task in sweep.by_task(groups):
         runs = [run for (t, _), found in cells.items() if t == task for run in found]
-        said += ["", f"task {task}, all cells", *variance_lines(runs), *right_answers(runs)]
-    return "\n".join([aligned(rows), "", *said, "", *_swap_lines(groups), *_time_lines(groups)])
+        said += ["", f"task {task}, all cells", *sweep.variance_lines(runs), *sweep.right_answers(runs)]
+    return "\n".join([aligned(rows), "", *said, "", *_time_lines(groups)])
 
 
 def _time_lines(groups: list[dict]) -> list[str]:
@@ -88,37 +74,19 @@ def _time_lines(groups: list[dict]) -> list[str]:
     return [f"  all stages of all parts: {sum(seconds) / 3600:.2f} hours one after the other, {each}"]
 
 
-def _swap_lines(groups: list[dict]) -> list[str]:
-    """Per task, how a prompter fares in front of the frozen model it was not trained for, averaged over all swaps."""
-    lines = []
-    for task, runs in by_task(groups).items():
-        swaps = [s for g in runs for s in g["swap"].values()]
-        if swaps:
-            gain, loss = (
-                t_interval([s[key]["mean"] for s in swaps])[0]
-                for key in ("against_no_finetuning", "against_its_own_prompter")
-            )
-            helped = sum(s["against_no_finetuning"]["ci95"][0] > 0 for s in swaps)
-            lines.append(
-                f"  swapped, {task}: {num(gain, 3, '+')} against no fine-tuning ({helped} of {len(swaps)} with interval above 0), "
-                f"{num(loss, 3, '+')} against the prompter trained for that model"
-            )
-    return lines
-
-
 def grid_figure(groups: list[dict], path) -> None:
     """The paper's figure: a column a task; reward mean above, variance below; three bars a cell.
 
     Error bars are 95% t-intervals over seeds. A single seed has none: its mean gets the bootstrap interval over requests
     instead, its variance nothing.
     """
-    cells, tasks = grid_cells(groups), list(by_task(groups))
+    cells, tasks = grid_cells(groups), list(sweep.by_task(groups))
     figure, axes = new_figure(path, 2, max(1, len(tasks)), (4.6 * max(1, len(tasks)), 6.8))
     for column, task in zip(axes.T, tasks):
         names = [cell for t, cell in cells if t == task]
         for ax, key in zip(column, ("mean", "variance")):
             for i, arm in enumerate(TRIO):
-                found = [over_seeds(cells[task, cell], "arms", arm, key) for cell in names]
+                found = [sweep.over_seeds(cells[task, cell], "arms", arm, key) for cell in names]
                 where, heights = np.arange(len(names)) + 0.27 * (i - 1), [np.nan if m is None else m for m, _ in found]
                 ax.bar(where, heights, 0.25, color=ARMS[arm][1], label=ARMS[arm][0])
                 for x, (mean, half), cell in zip(where, found, names):
@@ -135,17 +103,15 @@ def grid_figure(groups: list[dict], path) -> None:
 
 def variance_figure(groups: list[dict], path) -> None:
     """Which part of the variance falls: a column a task, a bar an arm and cell, its three parts on top of each other."""
-    cells, tasks = grid_cells(groups), list(by_task(groups))
+    cells, tasks = grid_cells(groups), list(sweep.by_task(groups))
     figure, axes = new_figure(path, 1, max(1, len(tasks)), (4.6 * max(1, len(tasks)), 4.2))
     for ax, task in zip(axes.flat, tasks):
         names = [cell for t, cell in cells if t == task]
         for i, arm in enumerate(TRIO):
             where, base = np.arange(len(names)) + 0.27 * (i - 1), np.zeros(len(names))
             for part, colour in PARTS:
-                height = [
-                    t_interval([get(r, "arms", arm, "variance_parts", part) for r in cells[task, cell]])[0] or 0.0
-                    for cell in names
-                ]
+                where_from = ("arms", arm, "variance_parts", part)
+                height = [sweep.over_seeds(cells[task, cell], *where_from)[0] or 0.0 for cell in names]
                 height = np.maximum(height, 0.0)  # an unbiased part near 0 may come out a little below it
                 ax.bar(where, height, 0.25, bottom=base, color=colour, label=part.replace("_", " ") if i == 0 else None)
                 base = base + height

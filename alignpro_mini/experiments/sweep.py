@@ -56,33 +56,32 @@ def run_side_by_side(
     """
     threads = max(1, (os.cpu_count() or 1) // jobs)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    waiting, running, failed = list(configs), {}, []
+    waiting, running, well, failed = list(configs), {}, [], []
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 config = waiting.pop(0)
-                log = _log(config)
-                which = ("--task", config.task, "--seed", str(config.seed), "--child")
-                command = [sys.executable, *program, *_without(argv), *which]
-                with log.open("a", encoding="utf-8") as out:
+                # Of an option that is given twice the last one counts.
+                which = ("--task", config.task, "--seed", str(config.seed), "--jobs", "1", "--child")
+                with _log(config).open("a", encoding="utf-8") as out:
+                    command = [sys.executable, *program, *argv, *which]
                     process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
-                running[process] = (config, log, time.perf_counter())
+                running[process] = (config, time.perf_counter())
             time.sleep(0.5)
             for process in [p for p in running if p.poll() is not None]:
-                config, log, started = running.pop(process)
-                verdict = "done" if process.returncode == 0 else "FAILED"
-                print(f"{config.run_name}: {verdict} in {time.perf_counter() - started:.0f} s, log {log}", flush=True)
-                if process.returncode:
-                    failed.append(log)
+                config, started = running.pop(process)
+                verdict = "FAILED" if process.returncode else "done"
+                (failed if process.returncode else well).append(config)
+                seconds = time.perf_counter() - started
+                print(f"{config.run_name}: {verdict} in {seconds:.0f} s, log {_log(config)}", flush=True)
     finally:
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.wait()
+        for end in (subprocess.Popen.terminate, subprocess.Popen.wait):
+            for process in running:
+                end(process)
         signal.signal(signal.SIGTERM, before)
-    well = [config for config in configs if _log(config) not in failed]
-    return [json.loads((Path(c.out) / c.run_name / "results.json").read_text(encoding="utf-8")) for c in well], failed
+    files = [Path(c.out) / c.run_name / "results.json" for c in configs if c in well]
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files], [_log(c) for c in failed]
 
 
 def _log(config: RunConfig) -> Path:
@@ -92,19 +91,6 @@ def _log(config: RunConfig) -> Path:
     except OSError as error:
         raise OSError(f"{config.out} cannot be written ({error.strerror}): choose another folder with --out") from None
     return Path(config.out) / f"{config.run_name}.log"
-
-
-def _without(argv: Sequence[str]) -> list[str]:
-    """The command line without --task, --seed and --jobs, which differ from run to run."""
-    kept, skip = [], False
-    for word in argv:
-        if skip:
-            skip = False
-        elif word in ("--task", "--seed", "--jobs"):
-            skip = True
-        elif not word.startswith(("--task=", "--seed=", "--jobs=")):
-            kept.append(word)
-    return kept
 
 
 # ---------------------------------------------------------------- tables of several runs

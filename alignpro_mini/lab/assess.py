@@ -113,14 +113,6 @@ def evaluate_prompters(
     return _arms(run, "evaluation", world, pi_f, reward, make)
 
 
-def evaluate_swapped(
-    run: Run, world: World, other: FrozenModel, rho_sft: Prompter, rho: Prompter, reward: Reward
-) -> Arm:
-    """This run's prompter in front of a frozen model that it was not trained for."""
-    make = lambda evaluator: {"swapped": evaluator.prompter(rho, rho_sft)}  # noqa: E731
-    return _arms(run, "swapped", world, other, reward, make)["swapped"]
-
-
 def _arms(
     run: Run, name: str, world: World, pi_f: FrozenModel, reward: Reward, make: Callable[[Evaluator], dict[str, Arm]]
 ) -> dict[str, Arm]:
@@ -171,6 +163,5 @@ def write_report(run: Run, results: dict, arms: dict[str, Arm]) -> Path:
     """The plots and report.html from what the run left behind."""
     config = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
     rewards = {name: arms[name].reward for name in results["arms"]}
-    return report.write_report(
-        run.path, results | {"config": config}, run.rows("metrics.jsonl"), run.rows("samples.jsonl"), rewards
-    )
+    logs = run.rows("metrics.jsonl"), run.rows("samples.jsonl")
+    return report.write_report(run.path, results | {"config": config}, *logs, rewards)

@@ -12,35 +12,23 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import reduce
 
 from alignpro_mini.lab.config import PRESETS, RunConfig, preset
 from alignpro_mini.options import UserError
 from alignpro_mini.worlds.toy import TASKS
 
 # What `--help` shows; `--help all` shows every option.
-MAIN_OPTIONS = set(
-    "resume jobs preset task seed device reward out name data.prompts data.preferences "
-    "ppo.iterations ppo.lr ppo.kl_coef eval.inputs".split()
-)
-RENAMED = {  # former names of options' last parts, and of whole options and commands
-    "batch": "batch_size",
-    "micro_batch": "micro_batch_size",
-    "grad_clip": "max_grad_norm",
-    "epochs": "ppo_epochs",
-    "minibatches": "num_minibatches",
-    "warmup": "warmup_ratio",
-    "kl_target": "adaptive_kl_target",
-    "kl_horizon": "adaptive_kl_horizon",
-    "gae_lam": "gae_lambda",
-    "clip": "clip_range",
-    "value_clip": "value_clip_range",
-    "value_coef": "vf_coef",
-    "whiten": "whiten_advantages",
-    "best_of": "best_of_n",
-    "frozen_lm.heldout": "frozen_lm.heldout_examples",
-    "prompter_sft.heldout": "prompter_sft.heldout_examples",
-    "reward_model.heldout": "reward_model.heldout_share",
-    "data.rewrite_pairs": "prompter_sft.examples",
+MAIN_OPTIONS = set("resume jobs preset task seed device reward out name eval.inputs".split())
+MAIN_OPTIONS |= {"data.prompts", "data.preferences", "ppo.iterations", "ppo.lr", "ppo.kl_coef"}
+# Former names of options (or of their last parts), each followed by the present one.
+_RENAMED = """batch batch_size micro_batch micro_batch_size grad_clip max_grad_norm epochs ppo_epochs minibatches num_minibatches
+warmup warmup_ratio kl_target adaptive_kl_target kl_horizon adaptive_kl_horizon gae_lam gae_lambda clip clip_range
+value_clip value_clip_range value_coef vf_coef whiten whiten_advantages best_of best_of_n data.rewrite_pairs prompter_sft.examples
+frozen_lm.heldout frozen_lm.heldout_examples prompter_sft.heldout prompter_sft.heldout_examples
+reward_model.heldout reward_model.heldout_share""".split()
+RENAMED = dict(zip(_RENAMED[::2], _RENAMED[1::2]))
+COMMANDS = {  # options that became commands
     "grid": "python -m alignpro_mini.experiments.grid --cells",
     "frontier": "python -m alignpro_mini.experiments.frontier --lambdas",
 }
@@ -55,13 +43,6 @@ def leaves(config, prefix: str = "") -> dict[str, dataclasses.Field]:
         else:
             found[prefix + f.name] = f
     return found
-
-
-def get(config, dotted: str):
-    """`get(config, "ppo.lr")` -> config.ppo.lr."""
-    for name in dotted.split("."):
-        config = getattr(config, name)
-    return config
 
 
 def with_options(config: RunConfig, options: dict[str, object]) -> RunConfig:
@@ -88,13 +69,11 @@ def with_options(config: RunConfig, options: dict[str, object]) -> RunConfig:
 
 def _hint(name: str, known) -> str:
     """What an unknown option is called now, or the nearest known one."""
+    if name in COMMANDS:
+        return f"; use the command {COMMANDS[name]}"
     section, _, leaf = name.rpartition(".")
-    now = RENAMED.get(name) or (f"{section}.{RENAMED.get(leaf)}" if section else None)
-    if now in known:
-        return f"; it is called --{now} now"
-    if now and " " in now:
-        return f"; use the command {now}"
-    return nearest(name, known, "--")
+    now = RENAMED.get(name, f"{section}.{RENAMED.get(leaf)}")
+    return f"; it is called --{now} now" if now in known else nearest(name, known, "--")
 
 
 def nearest(name: str, known, dashes: str = "") -> str:
@@ -193,18 +172,13 @@ def _runs(base: RunConfig, options: dict[str, object], given: argparse.Namespace
 
 
 def _parser(base: RunConfig, prog: str, everything: bool) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        usage=f"python {prog if prog.endswith('.py') else '-m ' + prog} [--preset NAME] [--task NAME] [--seed N] [--resume] [--section.option VALUE ...]",
-        allow_abbrev=False,
-        add_help=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="several runs and one table: --task all --seed 0-4\nevery option, with its reason: --help all",
-    )
+    command = prog if prog.endswith(".py") else f"-m {prog}"
+    usage = f"python {command} [--preset NAME] [--task NAME] [--seed N] [--resume] [--section.option VALUE ...]"
+    epilog = "several runs and one table: --task all --seed 0-4\nevery option, with its reason: --help all"
+    style = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, "add_help": False}
+    parser = argparse.ArgumentParser(prog, usage, None, epilog, **style)
     parser.add_argument("--resume", action="store_true", help="go on where a run of the same name stopped")
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="of several runs, how many side by side, each on its share of cores"
-    )
+    parser.add_argument("--jobs", type=int, default=1, help="how many of several runs side by side, sharing the cores")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)  # started by experiments.sweep
     groups = {"": parser.add_argument_group("run")}
     for name, f in leaves(base).items():
@@ -214,7 +188,9 @@ def _parser(base: RunConfig, prog: str, everything: bool) -> argparse.ArgumentPa
             groups[section] = parser.add_argument_group(section, doc)
         choices = f.metadata.get("choices")
         shown = f" [{'|'.join(choices)}]" if choices else ""
-        text = f"{f.metadata.get('help', '')}{shown} (default: {get(base, name)})".replace("%", "%%")
+        text = f"{f.metadata.get('help', '')}{shown} (default: {reduce(getattr, name.split('.'), base)})".replace(
+            "%", "%%"
+        )
         text = text if everything or name in MAIN_OPTIONS else argparse.SUPPRESS
         groups[section].add_argument(f"--{name}", dest=name, metavar=name.rpartition(".")[2].upper(), help=text)
     return parser

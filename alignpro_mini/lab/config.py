@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -38,10 +39,8 @@ class ShapeConfig:
 
     def transformer(self, vocab_size: int) -> TransformerConfig:
         """This shape with a vocabulary. Raises UserError for one that no transformer has."""
-        heads = self.n_heads, self.n_kv_heads
-        return TransformerConfig(
-            vocab_size, self.d_model, self.n_layers, *heads, max_len=self.max_len, family=self.family
-        )
+        size = vocab_size, self.d_model, self.n_layers, self.n_heads, self.n_kv_heads
+        return TransformerConfig(*size, max_len=self.max_len, family=self.family)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +57,8 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        require(
-            self.rewrites * self.answers >= 2,
-            "answers is 1 and rewrites is 1: one answer an input has no variance; raise one of them",
-        )
+        message = "answers is 1 and rewrites is 1: one answer an input has no variance; raise one of them"
+        require(self.rewrites * self.answers >= 2, message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +78,7 @@ class TheoryConfig:
 class RunConfig:
     """One whole run."""
 
-    preset: str = option(
-        "tiny",
-        "tiny: minutes on two cores; small: larger; gpt2: 12 x 768, for a GPU; smollm2: a real chat model",
-        PRESETS,
-    )
+    preset: str = option("tiny", "tiny: minutes on two cores; small; gpt2: for a GPU; smollm2: a chat model", PRESETS)
     task: str = option("quality", "the embedded world's task", (*TASKS, "chat"))
     seed: int = option(0, "seed of everything: data, weights, sampling")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 ...; auto takes a GPU when there is one")
@@ -126,48 +119,40 @@ class RunConfig:
     def validate(self) -> RunConfig:
         """Check combinations of options, and the device; returns self, raises UserError."""
         resolve_device(self.device)
-        if self.real_model:
-            require(self.task == "chat", f"--preset smollm2 works on files: its task is chat, not {self.task}")
-            require(bool(self.data.prompts), "--preset smollm2 needs requests: --data.prompts FILE.jsonl")
-            require(
-                bool(self.data.preferences or self.reward),
-                "--preset smollm2 needs a reward: --data.preferences FILE.jsonl to learn one, or --reward module:function",
-            )
-            require(
-                not self.eval.oracle, "the RLHF oracle is not trained with --preset smollm2: leave out --eval.oracle"
-            )
-            return self
-        require(self.task in TASKS, f"task is {self.task}, but --preset {self.preset} has {', '.join(TASKS)}")
-        require(
-            self.eval.inputs <= self.world.eval_requests,
-            f"--eval.inputs is {self.eval.inputs}, but --world.eval_requests keeps only {self.world.eval_requests}",
-        )
-        require(
-            self.theory.inputs <= self.eval.inputs,
-            f"--theory.inputs is {self.theory.inputs}, but it takes them from the {self.eval.inputs} of --eval.inputs",
-        )
-        towns, default = (self.world.follow, self.world.spread), WorldConfig()
-        require(
-            self.task != "reasoning" or towns == (default.follow, default.spread),
-            "--world.follow and --world.spread shape the tasks quality and attributes, not reasoning: leave them or the task out",
-        )
-        pairs, batch = self.reward_model.pairs, self.reward_model.batch_size
-        require(
-            pairs >= 2 * batch,
-            f"--reward_model.pairs is {pairs}; it takes at least two batches of --reward_model.batch_size {batch}",
-        )
-        for section, model in (("ppo", "prompter_model"), ("oracle", "frozen_model"), ("sampling", "frozen_model")):
-            length, longest = getattr(self, section).max_new_tokens, getattr(self, model).max_len
-            require(
-                length < longest,
-                f"--{section}.max_new_tokens is {length}; with the prompt it must fit --{model}.max_len {longest}",
-            )
-        for name in ("frozen_model", "prompter_model"):
+        for ok, message in self._rules_real() if self.real_model else self._rules_toy():
+            require(ok, message)
+        for name in () if self.real_model else ("frozen_model", "prompter_model"):
             try:
                 getattr(self, name).transformer(self.vocab_size)
             except UserError as error:
                 raise UserError(f"--{name}: {error}") from None
         return self
+
+    def _rules_real(self) -> Iterator[tuple[bool, str]]:
+        """(holds, what to say if it does not) for a real model."""
+        yield self.task == "chat", f"--preset smollm2 works on files: its task is chat, not {self.task}"
+        yield bool(self.data.prompts), "--preset smollm2 needs requests: --data.prompts FILE.jsonl"
+        rewards = "--data.preferences FILE.jsonl to learn one, or --reward module:function"
+        yield bool(self.data.preferences or self.reward), f"--preset smollm2 needs a reward: {rewards}"
+        yield not self.eval.oracle, "the RLHF oracle is not trained with --preset smollm2: leave out --eval.oracle"
+
+    def _rules_toy(self) -> Iterator[tuple[bool, str]]:
+        """(holds, what to say if it does not) for the embedded world."""
+        inputs, kept, tried = self.eval.inputs, self.world.eval_requests, self.theory.inputs
+        yield self.task in TASKS, f"task is {self.task}, but --preset {self.preset} has {', '.join(TASKS)}"
+        yield inputs <= kept, f"--eval.inputs is {inputs}, but --world.eval_requests keeps only {kept}"
+        yield tried <= inputs, f"--theory.inputs is {tried}, but it takes them from the {inputs} of --eval.inputs"
+        default = WorldConfig()
+        as_usual = (self.world.follow, self.world.spread) == (default.follow, default.spread)
+        towns = "--world.follow and --world.spread shape the tasks quality and attributes, not reasoning"
+        yield self.task != "reasoning" or as_usual, f"{towns}: leave them or the task out"
+        pairs, batch = self.reward_model.pairs, self.reward_model.batch_size
+        two = f"it takes at least two batches of --reward_model.batch_size {batch}"
+        yield pairs >= 2 * batch, f"--reward_model.pairs is {pairs}; {two}"
+        for section, model in (("ppo", "prompter_model"), ("oracle", "frozen_model"), ("sampling", "frozen_model")):
+            length, longest = getattr(self, section).max_new_tokens, getattr(self, model).max_len
+            message = f"--{section}.max_new_tokens is {length}; with the prompt it must fit --{model}.max_len {longest}"
+            yield length < longest, message
 
     def unread(self) -> dict[str, str]:
         """{section or option that this run does not read: why}; setting one is an error, since it would do nothing."""
@@ -183,9 +168,8 @@ class RunConfig:
             learned = (f"reward_model.{f.name}" for f in fields(RewardConfig) if f.name != "normalise_on")
             found |= dict.fromkeys(("data.preferences", *learned), "it is not read with --reward")
         toy = ("world", "oracle", "theory", "frozen_lm", "frozen_model", "prompter_model", "vocab_size")
-        return found | dict.fromkeys(
-            toy if self.real_model else ("data",), f"it is not read with --preset {self.preset}"
-        )
+        other = toy if self.real_model else ("data",)
+        return found | dict.fromkeys(other, f"it is not read with --preset {self.preset}")
 
 
 def preset(name: str) -> RunConfig:
@@ -201,46 +185,26 @@ def preset(name: str) -> RunConfig:
     # A CPU is faster with less padding, a GPU with fewer and larger kernels.
     micro = [{"micro_batch_size": rows} if name == "gpt2" else {} for rows in (32, 64, 128)]
     rl = {"lr": lr / 4, "iterations": 100, "batch_size": 256, **micro[2]}
-    return replace(
-        tiny,
-        preset=name,
-        frozen_model=shape,
-        prompter_model=shape if name == "gpt2" else replace(shape, d_model=192, n_layers=4, n_heads=6),
-        frozen_lm=replace(tiny.frozen_lm, lr=lr, steps=1500, **micro[0]),
-        prompter_sft=replace(tiny.prompter_sft, lr=lr, steps=800, **micro[0]),
-        reward_model=replace(tiny.reward_model, lr=lr / 4, pairs=8000, **micro[1]),
-        ppo=replace(tiny.ppo, **rl),
-        oracle=replace(tiny.oracle, **rl),
-    )
+    changes = {
+        "frozen_model": shape,
+        "prompter_model": shape if name == "gpt2" else replace(shape, d_model=192, n_layers=4, n_heads=6),
+        "frozen_lm": replace(tiny.frozen_lm, lr=lr, steps=1500, **micro[0]),
+        "prompter_sft": replace(tiny.prompter_sft, lr=lr, steps=800, **micro[0]),
+        "reward_model": replace(tiny.reward_model, lr=lr / 4, pairs=8000, **micro[1]),
+    }
+    return replace(tiny, preset=name, ppo=replace(tiny.ppo, **rl), oracle=replace(tiny.oracle, **rl), **changes)
 
 
 def _smollm2(tiny: RunConfig) -> RunConfig:
     """SmolLM2-135M on two cores: only the top layers learn, over a trunk whose outputs are computed once."""
-    rewards = RewardConfig(epochs=2, batch_size=16, lr=1e-4, train_layers=6, max_tokens=256, normalise_on=192)
-    ppo = PPOConfig(
-        iterations=30,
-        batch_size=48,
-        answers=2,
-        ppo_epochs=3,
-        micro_batch_size=24,
-        lr=5e-5,
-        warmup_ratio=0.0,
-        anneal=False,
-        kl_coef=0.05,
-        train_layers=10,
-        max_new_tokens=80,
-        checkpoint_every=2,
-    )
-    return replace(
-        tiny,
-        preset="smollm2",
-        task="chat",
-        prompter_sft=SFTConfig(4000, steps=120, batch_size=16, lr=3e-4, train_layers=10, heldout_examples=64),
-        reward_model=rewards,
-        sampling=SamplingConfig(temperature=0.4, max_new_tokens=40),
-        ppo=ppo,
-        eval=EvalConfig(inputs=96, headroom_inputs=24, oracle=False),
-    )
+    ppo = PPOConfig(iterations=30, batch_size=48, micro_batch_size=24, answers=2, ppo_epochs=3, checkpoint_every=2)
+    ppo = replace(ppo, lr=5e-5, warmup_ratio=0.0, anneal=False, kl_coef=0.05, train_layers=10, max_new_tokens=80)
+    sft = SFTConfig(4000, steps=120, batch_size=16, lr=3e-4, train_layers=10, heldout_examples=64)
+    rewards = RewardConfig(batch_size=16, lr=1e-4, train_layers=6, normalise_on=192)
+    evaluation = EvalConfig(inputs=96, headroom_inputs=24, oracle=False)
+    sampling = SamplingConfig(temperature=0.4, max_new_tokens=40)
+    parts = {"prompter_sft": sft, "reward_model": rewards, "sampling": sampling, "ppo": ppo, "eval": evaluation}
+    return replace(tiny, preset="smollm2", task="chat", **parts)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -252,9 +216,7 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError:
         raise UserError(f"--device {name}: not a device; use auto, cpu, cuda or cuda:N") from None
     if device.type == "mps":
-        raise UserError(
-            f"--device {name}: this code was never run on an Apple GPU, so its results there are unknown: use --device cpu"
-        )
+        raise UserError(f"--device {name}: this code was never run on an Apple GPU: use --device cpu")
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {name}: only cpu and cuda are supported")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):

@@ -78,11 +78,8 @@ class Evaluator:
         x, y = [x for x in self.requests for _ in range(K * M)], [a.text for a in answers]
         reward = np.asarray(self.reward(x, y), dtype=np.float64).reshape(N, K, M)
         gold = None if self.gold is None else np.array(self.gold(x, y), dtype=np.float64).reshape(N, K, M)
-        extra = (
-            {"rewrite_length": None}
-            | extra
-            | {"answer_length": answer_length(answers), "truncated": float(np.mean([a.truncated for a in answers]))}
-        )
+        truncated = float(np.mean([a.truncated for a in answers]))
+        extra = {"rewrite_length": None, **extra, "answer_length": answer_length(answers), "truncated": truncated}
         return Arm(reward, gold, kl, extra, self.requests, x_prime, np.array(y, dtype=object).reshape(N, K, M)), answers
 
     def plain(self) -> Arm:
@@ -205,7 +202,5 @@ def headroom(evaluator: Evaluator, rho_sft: Prompter, K: int = 8, M: int = 4) ->
     spread = max(parts["between_rewrites"], 0.0)
     picked = rewards[:, :, : M // 2].mean(2).argmax(1)  # (N,)
     held_out = rewards[np.arange(len(few)), picked, M // 2 :].mean(1)  # (N,)
-    return parts | {
-        "icc": spread / max(spread + parts["within"], 1e-12),
-        "best_rewrite_gain": float(held_out.mean() - rewards.mean()),
-    }
+    gain = float(held_out.mean() - rewards.mean())
+    return parts | {"icc": spread / max(spread + parts["within"], 1e-12), "best_rewrite_gain": gain}

@@ -50,9 +50,6 @@ delta1 delta2 delta3 | J(oracle) - J(π_F), J(π_F) - J(ρ_sft), J(ρ_sft) - J(�
 bound_paper bound_sharp | upper bounds on the sum of the three, estimated | above the sum | far below it: a bug
 icc best_rewrite_gain | share of the variance due to wording; gain of the best rewrite | icc > 0.1 | 0: RL cannot help
 """
-METRICS: dict[str, tuple[str, str, str]] = {  # key: meaning, healthy range, what a bad value means
-    key: (meaning, healthy, bad)
-    for line in GLOSSARY.splitlines()
-    for keys, meaning, healthy, bad in [line.split(" | ")]
-    for key in keys.split()
-}
+_ROWS = [line.split(" | ") for line in GLOSSARY.splitlines()]
+# key: meaning, healthy range, what a bad value means
+METRICS: dict[str, tuple[str, ...]] = {key: tuple(told) for keys, *told in _ROWS for key in keys.split()}

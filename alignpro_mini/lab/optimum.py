@@ -22,7 +22,7 @@ from torch import Tensor
 
 from alignpro_mini import theory
 from alignpro_mini.alignpro import Prompter
-from alignpro_mini.frozen import FrozenLM, FrozenModel
+from alignpro_mini.frozen import Answer, FrozenLM, FrozenModel
 from alignpro_mini.generation import sequence_logprobs
 from alignpro_mini.training import Score
 
@@ -41,13 +41,8 @@ class RatedRewrites:
 
     def under(self, rho_sft: Prompter, rho: Prompter) -> Listing:
         """The same, with the probabilities that two prompters give to each rewrite."""
-        return Listing(
-            self.requests,
-            self.rewrites,
-            self.r,
-            log_probabilities(rho_sft, self.requests, self.rewrites),
-            log_probabilities(rho, self.requests, self.rewrites),
-        )
+        logs = (log_probabilities(prompter, self.requests, self.rewrites) for prompter in (rho_sft, rho))
+        return Listing(self.requests, self.rewrites, self.r, *logs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +73,13 @@ def rate(
     K = len(rewrites[0])
     asked = [x_prime for row in rewrites for x_prime in row for _ in range(answers)]  # (N*K*M)
     x = [x for x in requests for _ in range(K * answers)]
-    r = _rate_once(reward, x, _texts(frozen.answer(asked, generator)))  # (N*K*M,)
+    r = _rate_once(reward, x, frozen.answer(asked, generator))  # (N*K*M,)
     return RatedRewrites(list(requests), [list(row) for row in rewrites], r.view(len(requests), K, answers))
 
 
-def _texts(answers: Sequence) -> list[str]:
-    return [a.text for a in answers]
-
-
-def _rate_once(reward: Score, x: Sequence[str], y: Sequence[str]) -> Tensor:
+def _rate_once(reward: Score, x: Sequence[str], y: Sequence[Answer]) -> Tensor:
     """Rewards (B,) float64; a reward that differs from call to call is taken as fixed."""
-    return _each_once(lambda x, y: torch.as_tensor(reward(x, y), dtype=torch.float64), x, y)
+    return _each_once(lambda x, y: torch.as_tensor(reward(x, y), dtype=torch.float64), x, [a.text for a in y])
 
 
 def _each_once(f: Callable[[list, list], Tensor], first: Sequence, second: Sequence) -> Tensor:
@@ -101,11 +92,8 @@ def _each_once(f: Callable[[list, list], Tensor], first: Sequence, second: Seque
 
 def log_probabilities(prompter: Prompter, requests: Sequence[str], rewrites: Sequence[Sequence[str]]) -> Tensor:
     """log rho(x'|x) of each enumerated rewrite as the tokenizer spells it, EOS included: (N, K) float64."""
-    pairs = [
-        prompter.tokenizer.chat_with_answer(x, x_prime)
-        for x, row in zip(requests, rewrites, strict=True)
-        for x_prime in row
-    ]
+    spell = prompter.tokenizer.chat_with_answer
+    pairs = [spell(x, x_prime) for x, row in zip(requests, rewrites, strict=True) for x_prime in row]
     return sequence_logprobs(prompter.model, *zip(*pairs), prompter.temperature).double().view(len(requests), -1)
 
 
@@ -157,7 +145,7 @@ def sample_oracle(
     """As many rated answers of the oracle as each rewrite has, and `answers` S of both models for the total variations."""
     N, K, M = rated.r.shape
     repeated = [x for x in rated.requests for _ in range(M)]
-    r = _rate_once(reward, repeated, _texts(oracle.answer(repeated, generator))).view(N, M)
+    r = _rate_once(reward, repeated, oracle.answer(repeated, generator)).view(N, M)
     chat, sampling = frozen.tokenizer.chat, frozen.sampling
 
     def under(model: FrozenLM, prompts: list, tokens: list) -> Tensor:
@@ -168,10 +156,8 @@ def sample_oracle(
     enumerated = [chat(x_prime) for row in rated.rewrites for _ in range(answers) for x_prime in row]  # (N*S*K)
     by_oracle, by_frozen = ([a.tokens for a in lm.answer(plain, generator)] for lm in (oracle, frozen))
     own = under(oracle, [chat(x) for x in plain], by_oracle).view(N, answers)
-    each = (
-        under(frozen, enumerated, [t for t in tokens for _ in range(K)]).view(N, answers, K)
-        for tokens in (by_oracle, by_frozen)
-    )
+    repeat = lambda tokens: [t for t in tokens for _ in range(K)]
+    each = (under(frozen, enumerated, repeat(tokens)).view(N, answers, K) for tokens in (by_oracle, by_frozen))
     return OracleSamples(r, own, *each)
 
 

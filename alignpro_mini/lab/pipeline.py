@@ -130,9 +130,8 @@ def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -
     c = run.config
     if c.reward:
         score = load_callable(c.reward)
-        m = run.json(
-            "reward_scale", lambda stage: reward_.moments(score(*_answers_to_rewrites(run, world, pi_f, rho_sft)))
-        )
+        moments = lambda stage: reward_.moments(score(*_answers_to_rewrites(run, world, pi_f, rho_sft)))
+        m = run.json("reward_scale", moments)
         assert_frozen(pi_f, "reward_scale")
         return Reward(score, lambda x, y: (score(x, y) - m["mean"]) / m["std"])
     start = with_weights(pi_f, "a learned reward")  # the reward model starts from the LM: it knows the language already
@@ -150,9 +149,8 @@ def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -
     model.eval().requires_grad_(False)
     write_json(run.path / "checkpoints" / "reward_model.json", facts)
     ceiling = "" if facts["ceiling"] is None else f", the noise allows {facts['ceiling']:.3f}"
-    print(
-        f"reward model: held-out accuracy {facts['accuracy']:.3f}{ceiling}, always-longer {facts['always_longer']:.3f}"
-    )
+    longer = f"always-longer {facts['always_longer']:.3f}"
+    print(f"reward model: held-out accuracy {facts['accuracy']:.3f}{ceiling}, {longer}")
     assert_frozen(pi_f, "reward_model")
     return Reward(model.score, model.score)
 
@@ -206,9 +204,8 @@ def align_pro(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter, rewa
 
     def make(stage: RunStage) -> Transformer:
         g = run.generator("align_pro")
-        return train_align_pro(
-            rho_sft.model, pi_f, reward.train, requests, tokenizer, run.config.ppo, stage, g, world.gold
-        )
+        ppo = run.config.ppo
+        return train_align_pro(rho_sft.model, pi_f, reward.train, requests, tokenizer, ppo, stage, g, world.gold)
 
     model = run.model("align_pro", make, tokenizer).to(rho_sft.model.device)
     assert_frozen(pi_f, "align_pro")

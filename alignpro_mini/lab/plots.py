@@ -59,9 +59,8 @@ def learning_curves(metrics: list[dict], path, panels=PPO_PANELS) -> None:
             name, colour = ARMS.get(stage, (stage, "#d55e00"))
             for key, style in zip(keys.split(), ("-", "--", ":")):
                 if points := _series(metrics, stage, key):
-                    ax.plot(
-                        *zip(*points.items()), style, c=colour, marker="." * (len(points) < 9), label=f"{name}: {key}"
-                    )
+                    dots = "." * (len(points) < 9)
+                    ax.plot(*zip(*points.items()), style, c=colour, marker=dots, label=f"{name}: {key}")
         if keys == "explained_variance":  # an untrained critic can start at -50, which would flatten the rest
             ax.set_ylim(max(-1.0, ax.get_ylim()[0]), 1.0)
         ax.set(title=title, xlabel="step")
@@ -80,9 +79,8 @@ def reward_histograms(rewards: dict[str, np.ndarray], path) -> None:
         ax.hist(r, bins, density=True, color=ARMS[arm][1], alpha=0.7)
         ax.hist(flat.get(TRIO[0], []), bins, density=True, histtype="step", color="black")
         ax.axvline(r.mean(), color=ARMS[arm][1], linewidth=2)
-        ax.set_title(
-            f"{ARMS[arm][0]}: mean {num(r.mean())} (line), variance {num(r.var(ddof=1))}", loc="left", fontsize=10
-        )
+        title = f"{ARMS[arm][0]}: mean {num(r.mean())} (line), variance {num(r.var(ddof=1))}"
+        ax.set_title(title, loc="left", fontsize=10)
         ax.set_ylabel("density")
     axes[-1, 0].set_xlabel("learned reward of an answer, r(x, y); outline: no fine-tuning")
     figure.savefig(path)

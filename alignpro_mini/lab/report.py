@@ -66,10 +66,8 @@ def _side_by_side(samples: list[dict]) -> list[dict]:
 
 def write_report(run_dir: Path, results: dict, metrics: list[dict], samples: list[dict], rewards: dict) -> Path:
     """Write run_dir/plots/*.png and run_dir/report.html, one file without links to anything; returns its path."""
-    pictures = [
-        Path(run_dir, "plots", f"{name}.png")
-        for name in "reward_vs_kl reward_histograms learning_curves losses".split()
-    ]
+    names = ("reward_vs_kl", "reward_histograms", "learning_curves", "losses")
+    pictures = [Path(run_dir, "plots", f"{name}.png") for name in names]
     plots.reward_vs_kl(results, metrics, pictures[0])
     plots.reward_histograms(rewards, pictures[1])
     plots.learning_curves(metrics, pictures[2])
@@ -77,17 +75,11 @@ def write_report(run_dir: Path, results: dict, metrics: list[dict], samples: lis
     (heads, rows), notes = arm_table(results), final_table(results).split("\n\n")[1].splitlines()
     steps = [(row["stage"], row["step"]) for row in samples if row["stage"] == "align_pro"]
     kept = [s for s in samples if (s["stage"], s.get("step")) in steps[:1] + steps[-1:]] + _side_by_side(samples)
-    texts = [
-        [
-            row.get("x"),
-            ARMS.get(row.get("arm"), [f"step {row.get('step')}"])[0],
-            row.get("x_prime"),
-            row.get("y"),
-            num(row.get("reward"), 2),
-            num(row.get("kl"), 2),
-        ]
-        for row in kept
-    ]
+    texts = []
+    for row in kept:
+        by = ARMS.get(row.get("arm"), [f"step {row.get('step')}"])[0]
+        numbers = num(row.get("reward"), 2), num(row.get("kl"), 2)
+        texts.append([row.get("x"), by, row.get("x_prime"), row.get("y"), *numbers])
     title = escape(f"Align-Pro: task {results.get('task')}, preset {results.get('preset')}, seed {results.get('seed')}")
     about = json.dumps({key: results.get(key) for key in ("n_eval", "wall_s", "config")}, indent=2, default=str)
     page = [  # its Content-Security-Policy: should any text ever slip past escape(), nothing may load or run

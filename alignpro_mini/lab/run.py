@@ -45,10 +45,10 @@ def frozen_names(module: nn.Module) -> set[str]:
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """The rows of a log; a last line that a kill cut short is left out."""
+    """The rows of a log; a last line that a kill left incomplete is dropped."""
     rows = []
     if path.exists():
-        # Not splitlines: it also breaks at U+2028 or U+0085, which a babbling model may put into a text. A kill can cut
+        # Not splitlines: it also breaks at U+2028 or U+0085, which a model may put into a text. A kill can end
         # a line inside a character.
         for line in path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n"):
             try:
@@ -72,28 +72,27 @@ class Run:
         if saved.exists():
             begun = [self.path / "stages.json", self.path / "metrics.jsonl", *(self.path / "checkpoints").glob("*")]
             if not resume and any(path.exists() for path in begun):
-                raise FileExistsError(
-                    f"{self.path} already holds a run: add --resume to go on with it, or --name NAME to start another"
-                )
+                mend = "add --resume to go on with it, or --name NAME to start another"
+                raise FileExistsError(f"{self.path} already holds a run: {mend}")
             if resume:
                 self._same_options(json.loads(saved.read_text(encoding="utf-8")), options)
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            for left in self.path.rglob(".*.tmp"):  # half-written files of a run that was killed
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
             write_json(saved, options)
         except OSError as error:
-            raise OSError(
-                f"{self.path} cannot be written ({error.strerror}): choose another folder with --out"
-            ) from None
+            mend = "choose another folder with --out"
+            raise OSError(f"{self.path} cannot be written ({error.strerror}): {mend}") from None
         self.stages: dict[str, dict] = {}
         if (self.path / "stages.json").exists():
             self.stages = json.loads((self.path / "stages.json").read_text(encoding="utf-8"))
 
     def _same_options(self, old: dict, new: dict) -> None:
-        flat = lambda tree, p="": {  # noqa: E731
-            k: v
-            for key, value in tree.items()
-            for k, v in (flat(value, f"{p}{key}.") if isinstance(value, dict) else {p + key: value}).items()
-        }
+        def flat(tree: dict, prefix: str = "") -> dict:
+            parts = [flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix + k: v} for k, v in tree.items()]
+            return {key: value for part in parts for key, value in part.items()}
+
         old, new = flat(old), flat(new)
         changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k != "out"]
         if changed:
@@ -131,9 +130,8 @@ class Run:
     def json(self, name: str, make: Callable[[RunStage], dict]) -> dict:
         """A stage whose result is a JSON object."""
         path = self.path / "checkpoints" / f"{name}.json"
-        return self.once(
-            name, make, lambda: json.loads(path.read_text(encoding="utf-8")), lambda v: write_json(path, v)
-        )
+        load = lambda: json.loads(path.read_text(encoding="utf-8"))
+        return self.once(name, make, load, lambda value: write_json(path, value))
 
     def tensors(
         self, name: str, make: Callable[[RunStage], tuple[dict[str, Tensor], dict]]
@@ -248,11 +246,8 @@ class RunStage:
             if isinstance(value, float) and not math.isfinite(value):
                 raise FloatingPointError(f"{self.name} step {step}: {key} is {value}; the last good state is kept")
         if metrics.get("kl_k1", 0) < -1:
-            warnings.warn(
-                f"{self.name} step {step}: the KL (k1) is {metrics['kl_k1']:.2f} nats. Its mean cannot be below 0: are "
-                "tokens scored with another temperature or mask than they were sampled with?",
-                stacklevel=2,
-            )
+            told = f"{self.name} step {step}: the KL (k1) is {metrics['kl_k1']:.2f} nats; its mean cannot be below 0"
+            warnings.warn(f"{told}: are tokens scored as they were sampled (temperature, mask)?", stacklevel=2)
         self.run.append("metrics.jsonl", [{"stage": self.name, "step": step, **metrics}])
         self._latest = "".join(f", {k} {metrics[k]:.3f}" for k in SHOWN if metrics.get(k) is not None)
         if self._bar is not None:
@@ -264,10 +259,7 @@ class RunStage:
         """Append samples (x, x_prime, y, reward, kl) to samples.jsonl and show the first three."""
         self.run.append("samples.jsonl", [{"stage": self.name, "step": step, **row} for row in rows])
         for row in rows[: 3 * show]:
-            cut = {k: " ".join(str(row[k]).split()) for k in ("x", "x_prime", "y")}
-            tqdm.write(
-                f"  step {step}  reward {row['reward']:+.2f}  KL {row['kl']:.2f}\n"
-                + "".join(f"    {k.replace('_prime', chr(39)):3s} {v[:150]}\n" for k, v in cut.items() if v),
-                file=sys.stdout,
-                end="",
-            )
+            texts = {k: " ".join(str(row[k]).split()) for k in ("x", "x_prime", "y")}
+            lines = "".join(f"    {k.replace('_prime', chr(39)):3s} {v[:150]}\n" for k, v in texts.items() if v)
+            head = f"  step {step}  reward {row['reward']:+.2f}  KL {row['kl']:.2f}\n"
+            tqdm.write(head + lines, file=sys.stdout, end="")

@@ -26,23 +26,15 @@ def variance_parts(rewards: np.ndarray) -> dict[str, float]:
     ms_inputs = K * M * ((per_input - rewards.mean()) ** 2).sum() / (N - 1)
     ms_rewrites = M * ((per_rewrite - per_input[:, None]) ** 2).sum() / (N * (K - 1)) if K > 1 else None
     ms_within = ((rewards - per_rewrite[:, :, None]) ** 2).sum() / (N * K * (M - 1)) if M > 1 else None
+    rewrites = 0.0
     if K == 1:
-        return {
-            "between_inputs": float((ms_inputs - ms_within) / M),
-            "between_rewrites": 0.0,
-            "within": float(ms_within),
-        }
-    if M == 1:  # the two lower levels cannot be told apart: their sum is reported as the LM's own sampling
-        return {
-            "between_inputs": float((ms_inputs - ms_rewrites) / K),
-            "between_rewrites": 0.0,
-            "within": float(ms_rewrites),
-        }
-    return {
-        "between_inputs": float((ms_inputs - ms_rewrites) / (K * M)),
-        "between_rewrites": float((ms_rewrites - ms_within) / M),
-        "within": float(ms_within),
-    }
+        inputs, within = (ms_inputs - ms_within) / M, ms_within
+    elif M == 1:  # the two lower components cannot be separated: their sum is reported as the LM's own sampling
+        inputs, within = (ms_inputs - ms_rewrites) / K, ms_rewrites
+    else:
+        inputs, within = (ms_inputs - ms_rewrites) / (K * M), ms_within
+        rewrites = (ms_rewrites - ms_within) / M
+    return {"between_inputs": float(inputs), "between_rewrites": float(rewrites), "within": float(within)}
 
 
 def bootstrap_interval(per_input: np.ndarray, resamples: int, seed: int = 0) -> list[float]:
@@ -52,12 +44,8 @@ def bootstrap_interval(per_input: np.ndarray, resamples: int, seed: int = 0) -> 
     same resamples. Example: constant values give [c, c].
     """
     rng = np.random.default_rng(seed)
-    means = np.concatenate(
-        [
-            per_input[rng.integers(0, len(per_input), (min(500, resamples - i), len(per_input)))].mean(1)
-            for i in range(0, resamples, 500)
-        ]
-    )  # (resamples,) in chunks, so that memory stays small
+    sizes = [(min(500, resamples - i), len(per_input)) for i in range(0, resamples, 500)]  # in parts: less memory
+    means = np.concatenate([per_input[rng.integers(0, size[1], size)].mean(1) for size in sizes])  # (resamples,)
     return [float(q) for q in np.quantile(means, (0.025, 0.975))]
 
 

@@ -30,66 +30,46 @@ from alignpro_mini.weights.tensors import read_tensors, write_tensors
 
 CONFIG, WEIGHTS, VOCABULARY, SYSTEM = "config.json", "model.safetensors", "tokenizer.json", "system_prompt"
 MODEL_TYPES = ("gpt2", "llama", "qwen2")
-KEYS = {  # family -> our field -> published key
-    "gpt2": {
-        "vocab_size": "vocab_size",
-        "max_len": "n_positions",
-        "d_model": "n_embd",
-        "n_layers": "n_layer",
-        "n_heads": "n_head",
-        "d_ff": "n_inner",
-        "norm_eps": "layer_norm_epsilon",
-    },
-    "llama": {
-        "vocab_size": "vocab_size",
-        "max_len": "max_position_embeddings",
-        "d_model": "hidden_size",
-        "n_layers": "num_hidden_layers",
-        "n_heads": "num_attention_heads",
-        "n_kv_heads": "num_key_value_heads",
-        "d_ff": "intermediate_size",
-        "norm_eps": "rms_norm_eps",
-        "rope_theta": "rope_theta",
-    },
-}
+# Keys of config.json: ours, GPT-2's, Llama's.
+_KEYS = """
+vocab_size  vocab_size          vocab_size
+max_len     n_positions         max_position_embeddings
+d_model     n_embd              hidden_size
+n_layers    n_layer             num_hidden_layers
+n_heads     n_head              num_attention_heads
+n_kv_heads  -                   num_key_value_heads
+d_ff        n_inner             intermediate_size
+norm_eps    layer_norm_epsilon  rms_norm_eps
+rope_theta  -                   rope_theta
+"""
+# Modules: ours, GPT-2's, Llama's; {} is the layer, q|k|v stand for three modules that are stacked in this order.
+_NAMES = """
+embed      wte               model.embed_tokens
+positions  wpe               -
+norm       ln_f              model.norm
+unembed    lm_head           lm_head
+norm1      h.{}.ln_1         model.layers.{}.input_layernorm
+norm2      h.{}.ln_2         model.layers.{}.post_attention_layernorm
+attn.qkv   h.{}.attn.c_attn  model.layers.{}.self_attn.q_proj|k_proj|v_proj
+attn.out   h.{}.attn.c_proj  model.layers.{}.self_attn.o_proj
+mlp.gate   -                 model.layers.{}.mlp.gate_proj
+mlp.up     h.{}.mlp.c_fc     model.layers.{}.mlp.up_proj
+mlp.down   h.{}.mlp.c_proj   model.layers.{}.mlp.down_proj
+"""
+
+
+def _table(text: str) -> dict[str, dict[str, str]]:
+    """family -> our name -> published name."""
+    rows = [line.split() for line in text.strip().splitlines()]
+    return {f: {row[0]: row[i] for row in rows if row[i] != "-"} for i, f in enumerate(("gpt2", "llama"), 1)}
+
+
+KEYS, NAMES = _table(_KEYS), _table(_NAMES)
 # Keys whose other values would load and then compute something else, and the values we compute.
-HONOURED = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-    "hidden_act": ("silu",),
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
-    "use_sliding_window": (False,),
-    "add_cross_attention": (False,),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "quantization_config": (),
-}
-NAMES = {  # family -> our module -> published modules, stacked in this order; "{}" is the layer
-    "gpt2": {
-        "embed": ["wte"],
-        "positions": ["wpe"],
-        "norm": ["ln_f"],
-        "unembed": ["lm_head"],
-        "norm1": ["h.{}.ln_1"],
-        "attn.qkv": ["h.{}.attn.c_attn"],
-        "attn.out": ["h.{}.attn.c_proj"],
-        "norm2": ["h.{}.ln_2"],
-        "mlp.up": ["h.{}.mlp.c_fc"],
-        "mlp.down": ["h.{}.mlp.c_proj"],
-    },
-    "llama": {
-        "embed": ["model.embed_tokens"],
-        "norm": ["model.norm"],
-        "unembed": ["lm_head"],
-        "norm1": ["model.layers.{}.input_layernorm"],
-        "norm2": ["model.layers.{}.post_attention_layernorm"],
-        "attn.qkv": [f"model.layers.{{}}.self_attn.{part}_proj" for part in "qkv"],
-        "attn.out": ["model.layers.{}.self_attn.o_proj"],
-        "mlp.gate": ["model.layers.{}.mlp.gate_proj"],
-        "mlp.up": ["model.layers.{}.mlp.up_proj"],
-        "mlp.down": ["model.layers.{}.mlp.down_proj"],
-    },
-}
+HONOURED = {"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "hidden_act": ("silu",)}
+HONOURED["quantization_config"] = ()
+HONOURED |= {"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)}
+HONOURED |= dict.fromkeys(("attention_bias", "mlp_bias", "use_sliding_window", "add_cross_attention"), (False,))
 # Buffers that old checkpoints carry: GPT-2's causal triangle, Llama's rotary frequencies. We compute both.
 BUFFERS = re.compile(r"h\.\d+\.attn\.(masked_)?bias|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
@@ -102,8 +82,7 @@ def save_pretrained(model: Transformer, directory: str | Path, tokenizer: Tokeni
     """
     directory = Path(directory).absolute()
     _check_fit(directory, tokenizer, model.config)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise FileExistsError(f"{directory}: already there; choose a new folder, or delete this one first")
+    check_new(directory)
     draft = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -115,6 +94,12 @@ def save_pretrained(model: Transformer, directory: str | Path, tokenizer: Tokeni
     if directory.exists():
         directory.rmdir()  # an empty folder: not every system renames over one
     os.replace(draft, directory)
+
+
+def check_new(directory: Path) -> None:
+    """Raises FileExistsError for a file, or a folder that holds files: nothing is overwritten."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise FileExistsError(f"{directory}: already there; choose a new folder, or delete this one first")
 
 
 def load_pretrained(
@@ -134,11 +119,10 @@ def load_pretrained(
         weights, shards = index, _read_json(index).get("weight_map")
         if not isinstance(shards, dict):
             raise UserError(f"{index}: no weight_map in it; copy the file again")
-        tensors = {
-            name: t for shard in sorted(set(shards.values())) for name, t in read_tensors(directory / shard)[0].items()
-        }
+        parts = [read_tensors(directory / shard)[0] for shard in sorted(set(shards.values()))]
     else:
-        tensors = read_tensors(weights)[0]
+        parts = [read_tensors(weights)[0]]
+    tensors = {name: tensor for part in parts for name, tensor in part.items()}
     model = from_published(config, tensors, str(weights), device, dtype)
     vocabulary = directory / VOCABULARY
     tokenizer = Tokenizer.load(vocabulary) if vocabulary.exists() else None
@@ -151,16 +135,16 @@ def load_pretrained(
 
 def _check_fit(where: Path, tokenizer: Tokenizer | None, config: TransformerConfig) -> None:
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        raise UserError(
-            f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}; use the model's own tokenizer"
-        )
+        counts = f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}"
+        raise UserError(f"{where}: {counts}; use the model's own tokenizer")
 
 
 def _names(config: TransformerConfig, ours: str) -> list[str]:
     """Published names of our parameter: `blocks.3.norm1.weight` -> [`model.layers.3.input_layernorm.weight`]."""
     layer = re.match(r"blocks\.(\d+)\.", ours)
     module, kind = ours[layer.end() if layer else 0 :].rsplit(".", 1)
-    return [f"{name.format(layer and layer[1])}.{kind}" for name in NAMES[config.family][module]]
+    parent, dot, parts = NAMES[config.family][module].format(layer and layer[1]).rpartition(".")
+    return [f"{parent}{dot}{part}.{kind}" for part in parts.split("|")]
 
 
 def _transposed(config: TransformerConfig, ours: str) -> bool:
@@ -238,7 +222,8 @@ def _take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], where: 
     tensor = tensors.pop(name)
     if tuple(tensor.shape) != shape:
         raise UserError(
-            f"{where}: tensor {name!r} has shape {tuple(tensor.shape)}, {CONFIG} asks for {shape}; put these weights' own {CONFIG} beside them"
+            f"{where}: tensor {name!r} has shape {tuple(tensor.shape)}, {CONFIG} asks for {shape}; "
+            f"put these weights' own {CONFIG} beside them"
         )
     if not tensor.is_floating_point():
         raise UserError(f"{where}: tensor {name!r} holds {tensor.dtype}; use the weights that are not quantised")

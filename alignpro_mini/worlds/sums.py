@@ -22,16 +22,9 @@ SUM_LEADS = (
     "My {o} says {s}. {moves}. What hour is it?",
 )
 SUM_FORMS = ("Turn the {o} from {s}. {moves}. The hour?", "Please read the {o} after {s}. {moves}.")
-CUES = {  # cue: how often the corpus works an answer in steps
-    "": 0.35,
-    "Think step by step.": 0.97,
-    "Show your work.": 0.9,
-    "Take your time.": 0.5,
-    "Just the number.": 0.02,
-    "Answer quickly.": 0.05,
-    "Be brief.": 0.1,
-    "Thank you.": 0.35,
-}
+# Cue: how often the corpus works an answer in steps.
+CUES = {"": 0.35, "Think step by step.": 0.97, "Show your work.": 0.9, "Take your time.": 0.5}
+CUES |= {"Just the number.": 0.02, "Answer quickly.": 0.05, "Be brief.": 0.1, "Thank you.": 0.35}
 REQUESTS = 6000
 
 
@@ -66,9 +59,8 @@ class Sums:
             return final
         # Each step names the hour that it starts from: a small LM soon adds two neighbours, but finds an hour further
         # back only after long training.
-        steps = [
-            f"{name} {a} and {n} makes {b}." for (name, n), a, b in zip(fill["moves"], fill["shown"], fill["shown"][1:])
-        ]
+        hours = zip(fill["moves"], fill["shown"], fill["shown"][1:])
+        steps = [f"{name} {a} and {n} makes {b}." for (name, n), a, b in hours]
         return " ".join(steps + [final])
 
     def gold(self, fill: dict, y: str) -> float:

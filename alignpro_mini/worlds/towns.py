@@ -48,13 +48,10 @@ TOWN_LEADS = {  # tone: phrasings of a request, for a town and a purpose
 Do you know {}? I need it{}.|Could you help me with {}{}?|I read about {} and want more{}.""",
     "hurried": "Quick question on {}{}.|So, {}, what is it{}?|Need something on {}{}.|{}? Say something{}.",
 }
-PURPOSES = [""] + [
-    f" {purpose}"
-    for purpose in (
-        "for my school report,for my holiday,for a friend,for my family,for work,for a quiz,for a letter,for my diary,"
-        "before I move,before my visit,for a speech"
-    ).split(",")
-]
+PURPOSES = (
+    ", for my school report, for my holiday, for a friend, for my family, for work, for a quiz, for a letter, for my diary,"
+    " before I move, before my visit, for a speech"
+).split(",")
 TOWN_FORMS = ("Tell me about {}{}.", "Please describe {}{}.")
 
 # Levels of each part of a style. detail: weights of 0..4 facts; care: chance that a fact is wrong and that the order
@@ -167,17 +164,11 @@ class Towns:
                 order.append(facet)
             elif sentence not in ("", WARM_OPENING, COLD_OPENING, WARM_CLOSING):
                 malformed += 1
-        right = sum(ok for ok, _ in seen.values()) if on_topic else 0  # facts of an unnamed town help nobody
-        return {
-            "on_topic": on_topic,
-            "facts": len(seen),
-            "right": right,
-            "wrong": len(seen) - right,
-            "malformed": malformed,
-            "expert": sum(expert for _, expert in seen.values()),
-            "filler": filler,
-            "jumbled": order != sorted(order),
-        }
+        right = sum(ok for ok, _ in seen.values()) if on_topic else 0  # facts about no named town do not count
+        facts = {"facts": len(seen), "right": right, "wrong": len(seen) - right}
+        facts["expert"] = sum(expert for _, expert in seen.values())
+        flaws = {"malformed": malformed, "filler": filler, "jumbled": order != sorted(order)}
+        return {"on_topic": on_topic, **facts, **flaws}
 
     def gold(self, fill: dict, y: str) -> float:
         """The true reward of an answer; any text is accepted."""

@@ -39,6 +39,7 @@ class ToyWorld:
             raise UserError(f"task is {task!r}; it must be one of {', '.join(TASKS)}")
         self.task, self.config = task, config
         self.kind = Sums() if task == "reasoning" else Towns(task, config)
+        self.cues: tuple[str, ...] = self.kind.cues
         rng = random.Random(f"requests {seed}")
         self.fills = self.kind.requests(rng)  # request text -> what its phrasings are filled with
         requests = list(self.fills)
@@ -50,10 +51,6 @@ class ToyWorld:
             )
         self.eval_requests = requests[: config.eval_requests]
         self.train_requests = requests[config.eval_requests :]
-
-    @property
-    def cues(self) -> tuple[str, ...]:
-        return self.kind.cues
 
     def rewrites(self, request: str) -> list[str]:
         """All rewrites of a request of this world, the plain request first: 3 phrasings x 8 cues."""

@@ -15,19 +15,10 @@ from alignpro_mini.options import check_ranges, option, require
 class WorldConfig:
     """The embedded world (presets tiny, small and gpt2 only)."""
 
-    follow: float = option(
-        0.9, "probability that an answer of the corpus obeys a cue, for each part of the style (not in reasoning)"
-    )
-    spread: str = option(
-        "plain",
-        "which prompts get answers of random style: 'plain' (those without a cue; a cue fixes it) or 'cue' (those "
-        "with a cue; they help on average, and the variance rises); not in reasoning",
-        ("plain", "cue"),
-    )
+    follow: float = option(0.9, "probability that an answer obeys a cue, for each part of the style (not in reasoning)")
+    spread: str = option("plain", "which prompts get answers of random style; not in reasoning", ("plain", "cue"))
     eval_requests: int = option(600, "requests kept for evaluation, never trained on", least=1)
-    preference_scale: float = option(
-        2.0, "P(a over b) = sigmoid(scale x (gold a - gold b)); larger is cleaner", above=0
-    )
+    preference_scale: float = option(2.0, "P(a over b) = sigmoid(scale x gold difference); larger is cleaner", above=0)
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -41,7 +32,7 @@ class World(Protocol):
     task: str
     train_requests: list[str]
     eval_requests: list[str]
-    gold: Gold | None  # true rewards of answers; None where nobody knows them
+    gold: Gold | None  # true rewards of answers; None where they are unknown
 
     def rewrite_pairs(self, count: int, rng: random.Random) -> list[tuple[str, str]]:
         """SFT data for the prompter: (request, rewrite)."""

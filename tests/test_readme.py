@@ -1,0 +1,60 @@
+"""The README: its code runs, its paths and options exist, and it stays short."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from alignpro_mini.lab import cli
+from alignpro_mini.lab.config import preset
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "tutorials").glob("*.md"))]
+
+
+def test_it_opens_with_the_two_commands_and_is_short():
+    blocks = re.findall(r"^```\n(.*?)\n```$", README, re.MULTILINE | re.DOTALL)
+    assert blocks[:2] == ["pip install -e . && python train.py", "pip install -e '.[test]' && pytest"]
+    assert len(README.splitlines()) <= 180
+
+
+def test_the_library_example_runs_and_raises_its_score():
+    """These lines exactly, at most 15 of them, and PPO does what it is for."""
+    [code] = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    trainer, draw = names["trainer"], torch.Generator().manual_seed(1)
+    trainer.generator = draw
+    trained = trainer.scores(trainer.rollout(["Say something."] * 200)).mean()
+    trainer.policy.lm = trainer.reference
+    untrained = trainer.scores(trainer.rollout(["Say something."] * 200)).mean()
+    assert trained > untrained + 0.2, (trained, untrained)
+
+
+def test_files_and_modules_that_the_pages_name_exist():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for link in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+        for module in set(re.findall(r"python -m (alignpro_mini[\w.]*)", text)):
+            path = ROOT.joinpath(*module.split("."))
+            assert path.with_suffix(".py").exists() or path.is_dir(), f"{page.name}: {module}"
+
+
+def test_options_that_the_pages_name_exist():
+    known = set(cli.leaves(preset("tiny"))) | {
+        "help",
+        "resume",
+        "jobs",
+        "cells",
+        "lambdas",
+        "batches",
+        "model",
+        "rounds",
+        "size",
+    }
+    for page in PAGES:
+        named = set(re.findall(r"(?<![\w-])--([a-z_]+(?:\.[a-z_0-9]+)?)(?![\w.])", page.read_text(encoding="utf-8")))
+        assert not named - known, f"{page.name}: {sorted(named - known)}"
