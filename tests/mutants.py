@@ -796,7 +796,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "frozen.py",
         "cut-counted-as-finished",
         ("not c.finished, c.tokens", "c.finished, c.tokens"),
-        "test_texts_in_texts_out_and_the_cut_ones_counted",
+        "test_texts_in_answers_out_and_the_truncated_ones_marked",
     ),
     mutant(
         "alignpro.py",
@@ -961,7 +961,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "experiments/grid.py",
         "earlier-cells-forgotten",
         ("if cell in cells or parts.finished(cell)]", "if cell in cells]"),
-        "test_grid.py::test_cells_of_two_commands_are_swapped_too",
+        "test_grid.py::test_cells_of_two_commands_end_up_in_one_file",
     ),
     mutant(
         "experiments/grid.py",
@@ -1305,7 +1305,69 @@ MUTANTS += (
         "weights/tensors.py",
         "json-written-in-place",
         ('beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")', "beside = path"),
-        "test_write_json_killed_before_the_rename_keeps_the_old_file",
+        "test_run.py::test_write_json_killed_before_the_rename_keeps_the_old_file",
+    ),
+    # defects that this project once had (tests/test_regressions.py)
+    mutant(
+        "lab/evaluation.py",
+        "constant-reward-divides-by-zero",
+        (' if none["variance"] > 0 else None', ""),
+        "test_regressions.py::test_a_constant_reward_of_no_fine_tuning_does_not_end_the_run",
+    ),
+    mutant(
+        "weights/tensors.py",
+        "one-temporary-name-for-all",
+        ('f".{path.name}.{os.getpid()}.tmp"', 'f".{path.name}.tmp"'),
+        "test_regressions.py::test_two_processes_may_write_one_file",
+    ),
+    _sft(
+        "held-out-prompts-trained-on",
+        (" if tuple(example[0]) not in prompts]", "]"),
+        "test_regressions.py::test_no_held_out_prompt_is_trained_on",
+    ),
+    mutant(
+        "lab/run.py",
+        "silent-between-tenths",
+        (" or now - printed >= 60", ""),
+        "test_regressions.py::test_without_a_terminal_a_line_is_printed_every_tenth_and_every_minute[40-61.0-40]",
+    ),
+    _ppo(
+        "penalty-in-the-score",
+        ("        return scores\n", "        return scores - self.config.missing_eos_penalty * (~rollout.finished)\n"),
+        "test_regressions.py::test_the_mean_score_holds_no_penalty",
+    ),
+    _ppo(
+        "no-penalty-for-a-missing-eos",
+        ("rollout.scores - self.config.missing_eos_penalty * (~rollout.finished)", "rollout.scores"),
+        "test_the_missing_eos_penalty_knows_a_custom_stop_token",
+    ),
+    mutant(
+        "alignpro.py",
+        "answers-measured-without-eos",
+        ("[len(a.tokens) for a", "[len(a.tokens) - 1 for a"),
+        "test_regressions.py::test_rewrites_and_answers_are_measured_alike",
+    ),
+    mutant(
+        "lab/cli.py",
+        "every-value-error-is-shortened",
+        ("except (UserError, OSError", "except (ValueError, OSError"),
+        "test_regressions.py::test_only_what_a_user_can_mend_is_shortened_to_a_line",
+    ),
+    _rollout(
+        "rows-of-some-fields",
+        ("value and [value[i] for i in index.tolist()]", "value"),
+        "test_regressions.py::test_rows_of_a_rollout_are_rows_of_every_field",
+    ),
+    _generation(
+        "all-logits-at-once",
+        ("max(1, 2**24 // model.config.vocab_size)", "10**9"),
+        "test_regressions.py::test_logits_of_a_large_vocabulary_are_made_a_few_tokens_at_a_time",
+    ),
+    mutant(
+        "weights/pretrained.py",
+        "a-saved-model-is-overwritten",
+        ("    check_new(directory)\n", ""),
+        "test_a_folder_that_holds_files_is_not_overwritten",
     ),
 )
 
