@@ -1,4 +1,4 @@
-"""train.py as a user starts it: a whole run in seconds, what it leaves behind, and runs that are killed and go on.
+"""train.py as a user starts it: a whole run in seconds, the files it writes, and runs that are killed and go on.
 
 The models here are far too small to learn anything; every number is only asked to be there, to be consistent with the
 others, and to come out the same, bit for bit, however often the run was killed on the way.
@@ -85,7 +85,7 @@ def command(out: Path, *more: str) -> list[str]:
 
 
 def start(out: Path, *more: str, **kwargs) -> subprocess.Popen:
-    # One thread: another order of summation is another rounding. PYTHONPATH: the train.py of this very copy.
+    # One thread: another order of summation is another rounding. PYTHONPATH: the package of this checkout.
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         command(out, *more), cwd=out, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs
@@ -285,7 +285,7 @@ TIMING = re.compile(r"_s$")
 
 
 def state(folder: Path) -> dict:
-    """All that a run left behind except for what a clock measured."""
+    """All that a run wrote, except for measured times."""
     results = {k: v for k, v in read(folder, "results.json").items() if k != "wall_s"}
     metrics = [{k: v for k, v in r.items() if not TIMING.search(k)} for r in rows(folder, "metrics.jsonl")]
     weights = {

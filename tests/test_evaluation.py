@@ -1,4 +1,4 @@
-"""The arms and their statistics: against simulated data with known parts, brute-force sums, and models that are fakes.
+"""The arms and their statistics: against simulated data with known parts, sums by plain loops, and fake models.
 
 Shape legend:  N inputs   K rewrites per input   M answers per rewrite
 """
@@ -73,7 +73,7 @@ def test_variance_parts_find_the_parts_that_made_the_data_and_are_unbiased():
     for name, true in {"between_inputs": 2.0, "between_rewrites": 1.0, "within": 0.5}.items():
         values = np.array([f[name] for f in found])
         assert abs(values.mean() - true) < 4 * values.std() / math.sqrt(len(values)), name
-    # A part that is not there comes out as 0 on average, not as a floor above it: sometimes negative.
+    # A part whose true value is 0 comes out as 0 on average, and so is sometimes negative.
     none = np.array([variance_parts(nested(rng, 6, 3, 2, rewrites=0.0))["between_rewrites"] for _ in range(2000)])
     assert abs(none.mean()) < 4 * none.std() / math.sqrt(len(none)) and (none < 0).any()
 
@@ -169,7 +169,7 @@ def test_t_interval_against_a_printed_table_of_students_t():
     mean, half = t_interval([1, None, 2, 3, 4])
     assert mean == 2.5 and half == pytest.approx(3.182 * 1.29099 / 2, abs=1e-3)
     assert t_interval([7.0]) == (7.0, None) and t_interval([None]) == (None, None)
-    for df, t in ((10, 2.228), (15, 2.131), (30, 2.042), (60, 2.000)):  # where the formula takes over from the table
+    for df, t in ((10, 2.228), (15, 2.131), (30, 2.042), (60, 2.000)):  # beyond the table, from a formula
         values = [0.0, 1.0] * ((df + 1) // 2) + [0.5] * ((df + 1) % 2)
         assert t_interval(values)[1] == pytest.approx(t * np.std(values, ddof=1) / (df + 1) ** 0.5, rel=0.01)
 
@@ -394,7 +394,9 @@ def test_best_of_n_counts_fresh_answers_not_the_winning_ones():
         return torch.tensor([10.0 if once and "c" in y else 0.0 for once, y in zip(first, completions)])
 
     found = evaluator(reward).best_of_n(Rewriter())
-    assert all(x_prime[-1] == "c" for row in found.x_prime for x_prime in row)  # chosen for a lucky first answer
+    assert all(
+        x_prime[-1] == "c" for row in found.x_prime for x_prime in row
+    )  # chosen for a first answer that happened to be good
     assert (found.reward == 0).all()  # which does not count
     assert all(y.endswith("|2") for y in found.y.flat)
 
@@ -453,7 +455,7 @@ def tiny(seed: int) -> Transformer:
     config = TransformerConfig(vocab_size=11, d_model=8, n_layers=1, n_heads=2, max_len=32)
     model = Transformer(config, torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        for p in model.parameters():  # wide enough weights that two models disagree
+        for p in model.parameters():  # weights so large that two models disagree
             p.mul_(3)
     return model.eval()
 

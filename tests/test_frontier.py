@@ -45,7 +45,7 @@ def test_best_of_n_follows_the_law_of_the_largest_of_n():
 
 
 def test_picks_are_rated_by_answers_that_did_not_choose_them():
-    """Rewrites all alike, answers all noise: whatever wins was lucky, and gains nothing."""
+    """All rewrites are equally good and the answers are noise: the pick won by chance, and gains nothing."""
     same = listing(N=200, M=4)
     same = Listing(same.requests, same.rewrites, same.r - same.r.mean((1, 2), keepdim=True), same.log_sft, same.log_rho)
     same.r.copy_(torch.from_numpy(np.random.default_rng(3).normal(size=same.r.shape)))
@@ -56,11 +56,13 @@ def test_picks_are_rated_by_answers_that_did_not_choose_them():
 
 
 def test_no_prompter_lies_above_the_closed_form():
-    """Means over inputs, one price for all: also prompters that spend their KL unevenly lie below."""
+    """Means over inputs at one KL coefficient: prompters whose KL differs from input to input lie below too."""
     found, rng = listing(), np.random.default_rng(1)
     curve = frontier.closed_form_curve(found, [0.05, 2.0], points=400)
     kl, mean = (np.array([p[k] for p in curve]) for k in ("kl", "mean"))
-    assert (np.diff(kl) > -1e-12).all() and (np.diff(mean) > -1e-12).all()  # cheaper KL buys more
+    assert (np.diff(kl) > -1e-12).all() and (
+        np.diff(mean) > -1e-12
+    ).all()  # a smaller coefficient: more KL, a higher mean
     near = 0
     for _ in range(300):
         tilt = (
@@ -73,11 +75,11 @@ def test_no_prompter_lies_above_the_closed_form():
         if at <= kl[-1]:
             assert J <= np.interp(at, kl, mean) + 1e-3
             near += J > np.interp(at, kl, mean) - 0.1
-    assert near > 20  # some come close, or the test would say nothing
+    assert near > 20  # some come close, otherwise the test could not fail
 
 
 def test_the_two_curves_lie_on_either_side_of_the_truth():
-    """Noise in R raises the optimum that it chose; the same optimum rated by other answers is a prompter like any other."""
+    """Noise in R raises the optimum that it chose; the same optimum rated by other answers is below the true one."""
     truth = listing(N=200, M=2, noise=0.0)
     noise = 0.7 * np.random.default_rng(4).normal(size=(200, 6, 8))
     noisy = Listing(
@@ -117,7 +119,9 @@ def test_a_frontier_end_to_end_and_again_with_resume(tmp_path, small):  # noqa: 
         saved_config = json.loads((folder / f"lam-{p['lam']:g}" / "config.json").read_text())
         assert saved_config["ppo"]["kl_coef"] == saved_config["oracle"]["kl_coef"] == p["lam"]
         assert p["regularised_gap"] == pytest.approx(p["lambda_kl_to_optimum"], abs=1e-6) and p["rlhf_kl"] is not None
-    again = frontier.run_frontier(config, resume=True, lams=[0.1, 1.0, 0.3])  # a further price; the others are loaded
+    again = frontier.run_frontier(
+        config, resume=True, lams=[0.1, 1.0, 0.3]
+    )  # one more coefficient; the others are loaded
     assert again["align_pro"][:2] == results["align_pro"] and again["align_pro"][2]["lam"] == 0.3
     text = frontier.frontier_table([again])
     assert "task quality, seed 0" in text and "best-of-n" in text and text.count("\n0.3 ") == 1

@@ -1,4 +1,4 @@
-"""The grid end to end, on models far too small to learn: what is shared, what goes on after a kill, what is left behind."""
+"""The grid end to end, on models far too small to learn: what is shared, what --resume reuses, which files are written."""
 
 import dataclasses
 import json

@@ -29,12 +29,12 @@ def prompter(seed: int, temperature: float = 1.0) -> Prompter:
 
 
 def one_letter(seed: int, temperature: float = 1.0, top_p: float = 1.0) -> FrozenLM:
-    """A model whose answers are one token: the world can be listed."""
+    """A model whose answers are one token: all of them can be enumerated."""
     return FrozenLM(random_lm(seed=seed), Letters(), SamplingConfig(temperature, top_p, max_new_tokens=1))
 
 
 def nudged(lm: FrozenLM, by: float) -> FrozenLM:
-    """A copy of the model with every weight moved a little: an oracle not too far away."""
+    """A copy of the model with every weight moved a little: an oracle that differs a little."""
     twin = copy.deepcopy(lm.model)
     with torch.no_grad():
         for p in twin.parameters():
@@ -147,12 +147,12 @@ def test_the_noise_in_R_flatters_the_optimum_by_what_is_told():
     for _ in range(300):
         found = listed(truth[..., None] + draw.normal(size=(4, 6, M)), p, p)
         star = theory.optimal_prompter(p, found.R, lam)
-        # Less what the noise does to the true optimum's own value: that averages to 0, and would blur the rest.
+        # Less what the noise does to the true optimum's own value: that averages to 0, and only adds variance.
         luck = float((optimum_ * (found.R - torch.from_numpy(truth))).sum(1).mean())
         excess.append(float(theory.regularised_value(star, p, found.R, lam)) - exact - luck)
         told.append(optimum.describe(found, lam)["optimum_noise"])
     error = np.std(excess) / math.sqrt(300)
-    assert np.mean(excess) > 20 * error  # there is something to tell
+    assert np.mean(excess) > 20 * error  # the effect is not 0
     assert np.mean(told) == pytest.approx(np.mean(excess), rel=0.1)
 
 

@@ -1,4 +1,4 @@
-"""The stages' own wiring: what is refused before any training, and what each model is given."""
+"""The training stages: what is refused before any training, and what each model is given."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ def test_what_would_fail_after_the_sft_is_told_before_it(options, told):
 
 
 class Silent:
-    """A prompter that says nothing to every second request."""
+    """A prompter whose rewrite of every second request is empty."""
 
     def rewrite(self, requests, generator):
         return ["" if i % 2 else f"please {x}" for i, x in enumerate(requests)]
@@ -48,7 +48,7 @@ class Echo:
 
 
 def test_preferences_are_between_answers_that_ppo_would_get(tmp_path):
-    """An empty rewrite is not sent: x is, here as everywhere."""
+    """An empty rewrite is not sent: x is sent instead, as in the other stages."""
     config = with_options(preset("tiny"), {"out": str(tmp_path), "reward_model.pairs": 200})
     run, world, pi_f = Run(config), pipeline.make_world(config), Echo()
     pairs = pipeline._preferences(run, world, pi_f, Silent(), torch.Generator().manual_seed(0))

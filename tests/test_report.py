@@ -137,7 +137,7 @@ def make_rewards() -> dict[str, np.ndarray]:
 
 
 class Page(HTMLParser):
-    """What a browser would make of it: the tags with their attributes, and the text."""
+    """The page as a browser parses it: the tags with their attributes, and the text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A run's folder: what it refuses, what a kill leaves behind, and that a stage goes on where it stopped, to the bit."""
+"""A run's folder: what it refuses, which files a kill leaves, and that a stage goes on where it stopped, bit for bit."""
 
 import inspect
 import json
@@ -125,7 +125,7 @@ def test_a_line_cut_inside_a_character_is_left_out(tmp_path):
 
 @pytest.mark.parametrize("text", ["a\u2028b", "a\x85b", "a\x1cb", "a\r\nb", "\u2029", "日本 🙂 \ufffd"])
 def test_a_text_with_odd_line_breaks_is_one_row(run, text):
-    """str.splitlines breaks at U+2028 and U+0085 too, which a model that babbles bytes will print sooner or later."""
+    """str.splitlines breaks at U+2028 and U+0085 too, which a model that samples single bytes prints now and then."""
     run.append("samples.jsonl", [{"stage": "s", "step": 1, "y": text}, {"stage": "s", "step": 2, "y": "next"}])
     assert [r["y"] for r in run.rows("samples.jsonl")] == [text, "next"]
     run.forget_after("s", 1)
@@ -255,7 +255,7 @@ def toy(seed: int):
 def steps(model, optimizer, generator, count):
     for _ in range(count):
         for group in optimizer.param_groups:
-            group["lr"] *= 0.9  # a schedule that lives in the optimiser
+            group["lr"] *= 0.9  # a schedule whose state is in the optimiser
         optimizer.zero_grad()
         (model(torch.randn(8, 3, generator=generator)) ** 2).mean().backward()
         optimizer.step()
@@ -282,7 +282,7 @@ def test_weights_moments_and_generator_come_back_to_the_bit(run, config):
     first = toy(0)
     steps(*first, 4)
     RunStage(run, "s").save(4, *first, kl_coef=0.123)
-    second = toy(99)  # another process: other weights, an optimiser without moments, a generator elsewhere
+    second = toy(99)  # another process: other weights, an optimiser without moments, a generator in another state
     assert RunStage(Run(config, resume=True), "s").restore(*second) == (4, {"kl_coef": 0.123})
     steps(*second, 3)
 
@@ -293,7 +293,7 @@ def test_weights_moments_and_generator_come_back_to_the_bit(run, config):
 
 
 def test_a_stage_without_moments_would_have_noticed(run):
-    """The test above is worth something only if losing the moments changes the weights."""
+    """The test above can fail only if losing the moments changes the weights."""
     whole, forgetful = toy(0), toy(0)
     for thing in (whole, forgetful):
         steps(*thing, 4)
@@ -324,7 +324,7 @@ def test_restore_drops_the_log_after_the_state(run):
 
 def test_seconds_before_a_kill_are_counted(run):
     stage = RunStage(run, "s")
-    stage._clock -= 100  # it has been at work for a while
+    stage._clock -= 100  # as if it had run for 100 seconds
     stage.save(1, nn.Linear(1, 1))
     again = RunStage(run, "s")
     again.restore(nn.Linear(1, 1))

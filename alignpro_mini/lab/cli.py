@@ -182,17 +182,17 @@ def _parser(base: RunConfig, prog: str, everything: bool) -> argparse.ArgumentPa
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)  # started by experiments.sweep
     groups = {"": parser.add_argument_group("run")}
     for name, f in leaves(base).items():
-        section = name.rpartition(".")[0]
+        section, metavar = name.rpartition(".")[0], name.rpartition(".")[2].upper()
+        if not everything and name not in MAIN_OPTIONS:
+            parser.add_argument(f"--{name}", dest=name, help=argparse.SUPPRESS)
+            continue
         if section not in groups:
             doc = (type(getattr(base, section)).__doc__ or "").strip().splitlines()[0]
             groups[section] = parser.add_argument_group(section, doc)
-        choices = f.metadata.get("choices")
-        shown = f" [{'|'.join(choices)}]" if choices else ""
-        text = f"{f.metadata.get('help', '')}{shown} (default: {reduce(getattr, name.split('.'), base)})".replace(
-            "%", "%%"
-        )
-        text = text if everything or name in MAIN_OPTIONS else argparse.SUPPRESS
-        groups[section].add_argument(f"--{name}", dest=name, metavar=name.rpartition(".")[2].upper(), help=text)
+        choices, default = f.metadata.get("choices"), reduce(getattr, name.split("."), base)
+        text = f.metadata.get("help", "") + (f" [{'|'.join(choices)}]" if choices else "")
+        text += "" if default == "" else f" (default: {default})"
+        groups[section].add_argument(f"--{name}", dest=name, metavar=metavar, help=text.replace("%", "%%"))
     return parser
 
 
