@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import os
 
-# OpenMP's threads wait for each other by spinning. When other programs use the cores too, that made training some 19
-# times slower on two cores; spinning only briefly costs a tenth when alone. Must be set before torch is imported.
+# Waiting OpenMP threads keep their core busy. With other programs on the same two cores this made training about 19 times
+# slower. A short busy-wait costs about 10 % when the machine is otherwise free. Must be set before torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 from alignpro_mini.experiments import sweep

@@ -154,7 +154,7 @@ def _generate_batch(
     rows = torch.arange(N, device=device)  # (B,) which result row each batch row writes to
     done = torch.zeros(N, dtype=torch.bool, device=device)  # (B,)
     new = rows  # (B,) the token that each row took last
-    # Asking a GPU "is anybody done?" waits for it, so there it is asked only every 8 tokens.
+    # Reading `done` from a GPU waits for it, so there it is read only every 8 tokens.
     every = 8 if device.type == "cuda" else 1
     for t in range(limit):
         if t:

@@ -98,8 +98,8 @@ class RewardModel(nn.Module):
     def raw(self, prompts: Sequence[str], completions: Sequence[str], batch: int = 64) -> Tensor:
         """Rewards before normalisation, (B,) on the CPU; rows of similar length share a batch.
 
-        A row longer than the context loses its completion's end, with a warning (garbled text can be rated longer in
-        tokens than it was when sampled).
+        A row longer than the context loses its completion's end, with a warning (decoded and encoded again,
+        garbled text can have more tokens than were sampled).
         """
         longest = self.lm.config.max_len
         rows = [self.encode(x, y) for x, y in zip(prompts, completions, strict=True)]

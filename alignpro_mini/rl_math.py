@@ -3,8 +3,8 @@
 Shape legend:  B rows (one sampled completion each)   T tokens of the completion   V vocabulary
 
 Everything here is over *completion* tokens, right-padded. The mask is True on every sampled token, EOS
-included, and False after it. No padded value may ever reach a result: each function multiplies or
-selects by the mask, so what stands in the padding (zeros, NaN-free garbage) does not matter.
+included, and False after it. No padded value may reach a result: each function selects
+by the mask, so the padding may hold any finite number.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def _tables(lam: float, R, **prompters) -> tuple[Tensor, ...]:
 
 
 def kl(p, q) -> Tensor:
-    """KL(p || q) over the last axis: (..., K), (..., K) -> (...), nats; infinite where p goes and q cannot.
+    """KL(p || q) over the last axis: (..., K), (..., K) -> (...), nats; infinite where p > 0 and q = 0.
 
     Example: kl([.5, .5], [.25, .75]) = 0.144.
     """

@@ -6,8 +6,8 @@ The control tokens that a vocabulary holds choose the shape of a conversation (`
     ChatML    <|im_start|>system\\n...<|im_end|>\\n<|im_start|>user\\nprompt<|im_end|>\\n<|im_start|>assistant\\n  answer <|im_end|>
     GPT-2     prompt\\n\\n  answer <|endoftext|>
 
-Ids are put there by number, never by writing their names into the text: a user who types "<|end|>" has
-typed seven characters, not ended the turn.
+Ids are put there by number, never by writing their names into the text: a user's "<|end|>" is
+encoded as ordinary text and does not end the turn.
 """
 
 from __future__ import annotations

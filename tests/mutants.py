@@ -1023,7 +1023,7 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "lab/cli.py",
         "type-from-the-presets-value",
-        ("_parse(text, f.default)", "_parse(text, get(base, name))"),
+        ("_parse(text, f.default)", "_parse(text, reduce(getattr, name.split('.'), base))"),
         "test_config.py::test_values_become_the_type_of_their_field",
     ),
 )
@@ -1222,7 +1222,7 @@ MUTANTS += (
     mutant(
         "lab/statistics.py",
         "bootstrap-resamples-half",
-        ("resamples - i), len(per_input))", "resamples - i), len(per_input) // 2)"),
+        ("integers(0, size[1], size)", "integers(0, size[1], (size[0], size[1] // 2))"),
         "test_bootstrap_covers_the_truth_about_95_times_in_100",
         "test_bootstrap_agrees_with_the_normal_interval",
     ),

@@ -10,6 +10,7 @@
         reward/       one reward model for all cells, learned on F1's answers to P1's rewrites
         P1-F1/ ...    Align-Pro of this cell and the arms with a prompter
         results.json  all cells
+    <out>/grid-<preset>.png, -variance.png, .json        the figures of all groups in <out>, and their numbers
 
 So no fine-tuning and the oracle are the same for both prompters; in the paper's figure they differ.
 What it leaves out: a reward model per frozen model, which would give the cells different units.

@@ -74,7 +74,8 @@ class Evaluator:
     ) -> tuple[Arm, list[Answer]]:
         """Answer every rewrite M times: the arm with (N, K, M) rewards, gold and texts, and the answers in that order."""
         N, K = len(x_prime), len(x_prime[0])
-        answers = model.answer([text for row in x_prime for text in row for _ in range(M)], self.generator)
+        asked = [text for row in x_prime for text in row for _ in range(M)]
+        answers = model.answer(asked, self.generator)
         x, y = [x for x in self.requests for _ in range(K * M)], [a.text for a in answers]
         reward = np.asarray(self.reward(x, y), dtype=np.float64).reshape(N, K, M)
         gold = None if self.gold is None else np.array(self.gold(x, y), dtype=np.float64).reshape(N, K, M)
@@ -154,7 +155,7 @@ def paired(arm: Arm, base: Arm, resamples: int) -> dict:
 def summarise(arms: dict[str, Arm], config: EvalConfig) -> dict:
     """The arms, gap_closed and variance_ratio of `results.json` (`glossary.METRICS` explains each entry).
 
-    A ratio is None where its divisor shows nothing: an oracle without a gain, a reward of no fine-tuning that is constant.
+    A ratio is None where its denominator is (nearly) 0: an oracle without a gain, a constant reward of no fine-tuning.
     """
     base = arms["no_finetuning"]
     table: dict[str, dict] = {}

@@ -101,8 +101,8 @@ def describe(listing: Listing, lam: float) -> dict[str, float]:
     """`theory.closeness` of the trained prompter at KL coefficient lam, and what limits the comparison.
 
         mass_outside, mass_outside_sft   what the two prompters give to rewrites that are not enumerated
-        unlisted_cost                    the least KL, times lam, that moving mass off these rewrites (or to them) takes; the share
-                                         it out
+        unlisted_cost                    the least KL, times lam, that it takes to move probability off these rewrites (or onto
+                                         them); the share leaves this cost out
         r_standard_error                 of R: root mean square over the enumerated rewrites
         optimum_noise                    by how much the noise in R is expected to raise J_lam(rho*), in units of reward; to
                                          second order, and so too low where R's standard errors are not well below lam

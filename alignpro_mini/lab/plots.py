@@ -87,7 +87,7 @@ def reward_histograms(rewards: dict[str, np.ndarray], path) -> None:
 
 
 def reward_vs_kl(results: dict, metrics: list[dict], path) -> None:
-    """What a nat of KL buys: the PPO steps (faint) and the evaluated arms with 95% intervals; hollow: gold reward."""
+    """Mean reward against KL: PPO steps (faint), the evaluated arms with 95% intervals; hollow points: gold reward."""
     figure, ((ax,),) = new_figure(path, 1, 1, (8.4, 4.4))
     for stage in PPO:
         kl, score = _series(metrics, stage, "kl_k1"), _series(metrics, stage, "score_mean")
