@@ -228,6 +228,9 @@ def test_the_folder_holds_every_file_and_no_leftover(run):
     leftover = {f for f in found - wanted - plots if re.search(r"\.tmp|\.state\.|\.draft|\.incoming|(^|/)\.", f)}
     assert not leftover
     assert str(folder / "report.html") in printed
+    # Without a terminal every stage with steps says how far it is; the evaluation counts its arms.
+    for stage, steps in {"frozen_lm": 60, "align_pro": 5, "evaluation_plain": 2, "evaluation": 4}.items():
+        assert f"[{stage}] step {steps} of {steps}, 0 s left" in printed
     assert tuple(read(folder, "stages.json")) == STAGES
     config = read(folder, "config.json")
     for name, value in TINY.items():

@@ -25,6 +25,8 @@ from alignpro_mini.theory import optimal_prompter
 from alignpro_mini.weights.tensors import write_json
 from alignpro_mini.worlds.world import World
 
+MakeArm = Callable[[Evaluator], Arm]
+
 
 def rate_rewrites(run: Run, world: World, pi_f: FrozenModel, reward: Reward) -> RatedRewrites | None:
     """The stage "listing": all enumerated rewrites of the first evaluation requests, and their rewards.
@@ -86,41 +88,37 @@ def evaluate_plain(
     run: Run, world: World, pi_f: FrozenModel, oracle: FrozenLM | None, reward: Reward
 ) -> dict[str, Arm]:
     """Stage 8: the arms without a prompter, no fine-tuning and the oracle, on the held-out requests."""
-
-    def make(evaluator: Evaluator) -> dict[str, Arm]:
-        arms = {"no_finetuning": evaluator.plain()}
-        return arms if oracle is None else arms | {"rlhf_oracle": evaluator.oracle(oracle, pi_f)}
-
-    return _arms(run, "evaluation_plain", world, pi_f, reward, make)
+    arms: dict[str, MakeArm] = {"no_finetuning": lambda e: e.plain()}
+    if oracle is not None:
+        arms["rlhf_oracle"] = lambda e: e.oracle(oracle, pi_f)
+    return _arms(run, "evaluation_plain", world, pi_f, reward, arms)
 
 
 def evaluate_prompters(
     run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter, rho: Prompter, reward: Reward, listing: Listing | None
 ) -> dict[str, Arm]:
     """Stage 9: the arms with a prompter, on the same requests."""
-
-    def make(evaluator: Evaluator) -> dict[str, Arm]:
-        arms = {
-            "untrained_prompter": evaluator.prompter(rho_sft, rho_sft),
-            "best_of_n": evaluator.best_of_n(rho_sft),
-            "align_pro": evaluator.prompter(rho, rho_sft),
-        }
-        if listing is not None:
-            star = optimal_prompter(listing.rho_sft, listing.R, run.config.ppo.kl_coef)
-            arms["closed_form"] = evaluator.enumerated(listing.rewrites, star, listing.rho_sft)
-        return arms
-
-    return _arms(run, "evaluation", world, pi_f, reward, make)
+    arms: dict[str, MakeArm] = {
+        "untrained_prompter": lambda e: e.prompter(rho_sft, rho_sft),
+        "best_of_n": lambda e: e.best_of_n(rho_sft),
+        "align_pro": lambda e: e.prompter(rho, rho_sft),
+    }
+    if listing is not None:
+        star = optimal_prompter(listing.rho_sft, listing.R, run.config.ppo.kl_coef)
+        arms["closed_form"] = lambda e: e.enumerated(listing.rewrites, star, listing.rho_sft)
+    return _arms(run, "evaluation", world, pi_f, reward, arms)
 
 
 def _arms(
-    run: Run, name: str, world: World, pi_f: FrozenModel, reward: Reward, make: Callable[[Evaluator], dict[str, Arm]]
+    run: Run, name: str, world: World, pi_f: FrozenModel, reward: Reward, makers: dict[str, MakeArm]
 ) -> dict[str, Arm]:
     """A stage whose result is some arms, kept as `checkpoints/<name>.safetensors`, with a few of their texts as samples."""
 
     def made(stage: RunStage) -> tuple[dict, dict]:
         requests = world.eval_requests[: run.config.eval.inputs]
-        arms = make(Evaluator(requests, pi_f, reward.report, world.gold, run.config.eval, run.generator(name)))
+        evaluator = Evaluator(requests, pi_f, reward.report, world.gold, run.config.eval, run.generator(name))
+        steps = stage.progress(0, len(makers))
+        arms = {arm: make(evaluator) for _, (arm, make) in zip(steps, makers.items())}
         rows = [_sample(arm, arms[arm], i) for i in range(8) for arm in arms if i < len(arms[arm].x)]
         stage.samples(0, rows, show=False)
         parts = {f"{arm}.{part}": getattr(arms[arm], part) for arm in arms for part in ("reward", "gold", "kl")}
