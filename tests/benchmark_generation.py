@@ -3,13 +3,13 @@
     pip install -e '.[compare]'
     python tests/benchmark_generation.py                    # GPT-2 124M shape, CPU: some 5 minutes on two cores
     python tests/benchmark_generation.py --skip-hf          # ours alone, without `transformers`
-    python tests/benchmark_generation.py --tiny --rounds 1  # does it work at all? 10 seconds
+    python tests/benchmark_generation.py --tiny --rounds 1  # a check that it runs: 10 seconds
 
 The batch is ragged, as PPO's is: 64 prompts of 8 to 64 random tokens, and answers that end by themselves
 after 24 tokens on average, 64 at most. Both sides sample (temperature 1, the whole vocabulary) with a KV cache
 and left padding, from lists of ids to lists of ids; a round times one call of each, in alternating order.
 Tokens per second counts new tokens, EOS included, per wall-clock second; the result is the median of the rounds
-(of one round alone a tenth is luck: how long its answers came out). Checked first: weights and greedy answers.
+(one round varies by about a tenth with the lengths of its answers). Checked first: weights and greedy answers.
 
 Random weights would never end an answer. So one coordinate of the last norm is a constant 1 that only EOS reads:
 its logit never changes, and gives EOS a probability of about 1/26. Cut at 64, such answers have 23.9 tokens on

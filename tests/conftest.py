@@ -1,10 +1,9 @@
-"""Small fakes shared by the tests: one for each seam, so that an option costs a test of milliseconds."""
+"""Small fakes shared by the tests: one for each interface, so that the test of an option takes milliseconds."""
 
 import os
 
-os.environ.setdefault(
-    "GOMP_SPINCOUNT", "3000"
-)  # before torch: spinning OpenMP threads starve each other on a busy machine
+# Before torch is imported: OpenMP threads that spin while they wait slow each other down on a busy machine.
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import torch
 

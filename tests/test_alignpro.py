@@ -34,7 +34,7 @@ class FakeFrozen:
 
 
 class FakeReward:
-    """Rewards 1, 10, 100, ... in the order of the calls' rows; notes what it was shown."""
+    """Rewards 1, 10, 100, ... in the order of the calls' rows; records what it was given."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, str]] = []
@@ -89,7 +89,7 @@ def test_an_empty_or_too_long_rewrite_falls_back_to_the_request_and_is_counted()
 
 
 def letter_b(prompts, completions) -> torch.Tensor:
-    """Asserts that only original requests come in; likes answers with a b."""
+    """Asserts that only original requests come in; rewards answers that contain a b."""
     assert set(prompts) <= {"a", "cd"}
     return torch.tensor([float("b" in y) for y in completions])
 
@@ -132,12 +132,12 @@ def test_the_oracle_trains_a_copy_of_the_lm():
     frozen.assert_unchanged("oracle")
     assert all(p.grad is None for p in frozen.model.parameters())
     start, end = frozen.model.state_dict(), trained.state_dict()
-    assert all(not torch.equal(start[k], end[k]) for k in start), "a copy of a frozen model must be set free"
+    assert all(not torch.equal(start[k], end[k]) for k in start), "a copy of a frozen model must be made trainable"
     assert stage.rows[-1]["gold_mean"] == 2.0 and stage.shown[0]["x_prime"] == ""
 
 
 def test_the_prompter_learns_what_makes_the_frozen_lm_earn_a_reward():
-    """The frozen LM repeats itself on a hint: it answers b if, and only if, its prompt ends in b."""
+    """The frozen LM answers with its prompt's last letter: b if, and only if, the prompt ends in b."""
 
     class Echo(FrozenLM):
         def answer(self, prompts, generator=None):

@@ -29,7 +29,7 @@ def family(request) -> str:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A copy of the Llama fixture that a test may spoil."""
+    """A copy of the Llama fixture that a test may change."""
     return Path(shutil.copytree(FIXTURES / "llama", tmp_path / "llama"))
 
 
@@ -89,7 +89,7 @@ def test_round_trip_keeps_config_weights_tokenizer_and_random_state(family, tmp_
     save_pretrained(bigger, tmp_path, tokenizer)
     state = torch.get_rng_state()
     again, its_tokenizer = load_pretrained(tmp_path)
-    assert torch.equal(state, torch.get_rng_state()), "loading must not move anybody's random numbers"
+    assert torch.equal(state, torch.get_rng_state()), "loading must not draw from the global generator"
     assert again.config == bigger.config
     assert its_tokenizer.encode("a cat") == tokenizer.encode("a cat")
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), bigger.parameters(), strict=True))
@@ -99,7 +99,7 @@ def test_round_trip_keeps_config_weights_tokenizer_and_random_state(family, tmp_
 
 
 def test_the_system_prompt_comes_back(tmp_path):
-    """A prompter that was trained behind its own system prompt must be asked behind it."""
+    """A prompter trained with a system prompt of its own must get the same one when it is used."""
     from tokenizers import models
     from tokenizers.pre_tokenizers import ByteLevel
 
@@ -283,11 +283,11 @@ def test_a_tokenizer_that_is_not_the_models(folder):
 
 
 class Killed(BaseException):
-    """As a kill: nothing catches it."""
+    """Stands for a kill: no handler of Exception catches it."""
 
 
 def kill_at(monkeypatch, what: str, call: int) -> None:
-    """The `call`-th call (from 0) of `checkpoint.<what>` does not happen, and the process dies there."""
+    """The `call`-th call (from 0) of `save_file` or `os.replace` raises `Killed` instead of doing its work."""
     owner, name = (checkpoint.os, "replace") if what == "os.replace" else (tensors, what)
     real, calls = getattr(owner, name), []
 
@@ -338,12 +338,15 @@ def test_a_folder_that_holds_files_is_not_overwritten(tmp_path):
 
 
 def test_a_saved_folder_is_there_only_when_it_is_whole(tmp_path, monkeypatch):
-    """Whatever file is written last, the name appears after it."""
+    """The folder appears under its name only after the last file is written."""
     seen, write = [], checkpoint.write_tensors
     monkeypatch.setattr(checkpoint, "write_tensors", lambda *a: (write(*a), seen.append((tmp_path / "m").exists()))[0])
     monkeypatch.setattr(Tokenizer, "save", lambda self, path: seen.append((tmp_path / "m").exists()))
     save_pretrained(two_models()[0], tmp_path / "m", Tokenizer.train(["a"], 270))
     assert seen == [False, False] and (tmp_path / "m").exists()
+
+
+# ---------------------------------------------------------------- training state
 
 
 def test_state_round_trip_of_every_dtype_size_and_layout(tmp_path):
@@ -371,7 +374,7 @@ def test_state_round_trip_of_every_dtype_size_and_layout(tmp_path):
     assert torch.equal(again["same again"], base), "what was read shares no memory"
     file = tmp_path / "new" / "state.safetensors"
     file.write_bytes(b"\0" * file.stat().st_size)
-    assert torch.equal(again["same again"], base), "nor does it hang on its file"
+    assert torch.equal(again["same again"], base), "nor does it change with its file"
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["state.safetensors"]
 
 

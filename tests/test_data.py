@@ -187,7 +187,7 @@ def test_two_seeds_split_differently_and_one_seed_the_same(files):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_no_evaluation_request_reaches_the_training_data(files, seed):
-    """A request is the same request as a dialogue of one turn: both files hold it in the other dress."""
+    """A request wrapped as a dialogue of one turn is the same request: what one file wraps, the others do not."""
     config, asked = files
     t = task(config, seed)
     held_out = set(t.eval_requests)

@@ -1,4 +1,4 @@
-"""Frozen means provably frozen: one bit is noticed, nothing takes a gradient, and a truncated answer is marked."""
+"""The frozen LM: one changed bit is noticed, nothing takes a gradient, and a truncated answer is marked."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Batched sampling against the plainest sampler there is: one row, no padding, no cache, everything recomputed.
+"""Batched sampling against the simplest sampler: one row, no padding, no cache, everything recomputed.
 
 The distributions are worked by hand or read off a lookup-table model (tests/conftest.py), whose probabilities are given.
 """
@@ -103,7 +103,7 @@ def test_scorer_gives_the_samplers_log_probs(family, temperature, top_p):
     for max_batch in (1, 3, 128):
         found = sequence_logprobs(model, PROMPTS, [c.tokens for c in sampled], temperature, top_p, max_batch)
         assert found.tolist() == pytest.approx(want, abs=2e-4)
-    assert max(want) - min(want) > 1  # in the wrong order it would show
+    assert max(want) - min(want) > 1  # so that rows in the wrong order would not pass
 
 
 def test_rows_that_fill_the_context_are_scored_together_wherever_they_are_cut():
@@ -139,7 +139,7 @@ def test_a_prompt_that_comes_again_goes_through_the_model_once(monkeypatch):
     )
     both = generate(model, [PROMPTS[0], PROMPTS[1]] * 4, 3, generator=rng())
     assert seen == [(2, max(len(p) for p in PROMPTS[:2])), (8, 1), (8, 1)]
-    assert len(set(map(tuple, tokens(both)))) > 4  # each row still draws for itself
+    assert len(set(map(tuple, tokens(both)))) > 4  # each row still samples with numbers of its own
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -150,7 +150,7 @@ def test_another_companion_does_not_change_what_a_row_samples(family):
 
 
 def test_completions_come_back_in_the_order_of_the_prompts():
-    follow = {v: {v + 1 if v < 11 else 4: 1.0} for v in range(4, 12)}  # the next letter, round and round
+    follow = {v: {v + 1 if v < 11 else 4: 1.0} for v in range(4, 12)}  # the next letter, and a after h
     prompts = [[4], [9, 9, 9, 6], [1, 5], [7, 7, 7, 7, 7, 10], [2, 2, 8]]
     assert tokens(generate(lookup_lm(follow), prompts, 3, generator=rng(), max_batch=2)) == [
         [5, 6, 7],
@@ -202,7 +202,7 @@ def test_no_prompts_and_no_new_tokens():
     ],
 )
 def test_nucleus_by_hand(top_p, want):
-    logits = torch.tensor([0.15, 0.5, 0.1, 0.25]).log() + 3.0  # a constant in the logits means nothing
+    logits = torch.tensor([0.15, 0.5, 0.1, 0.25]).log() + 3.0  # a constant added to the logits changes nothing
     got = sampling_logprobs(logits.expand(2, 3, 4), 1.0, top_p).exp()
     torch.testing.assert_close(got, torch.tensor(want, dtype=torch.float32).expand(2, 3, 4))
 
@@ -266,7 +266,7 @@ def test_the_uniform_interval_of_a_token_is_as_wide_as_its_probability():
     assert counts.tolist() == [100, 200, 300, 400]
 
 
-# ---------------------------------------------------------------- seeds, errors, habits
+# ---------------------------------------------------------------- seeds, errors, the token loop
 
 
 def test_the_generator_decides_everything():
@@ -304,7 +304,7 @@ def test_the_models_mode_is_put_back_and_no_gradient_is_kept(training):
 
 
 def test_the_token_loop_never_waits_for_a_number():
-    """`.item()`, `.tolist()` and `.cpu()` stop a GPU once a token; only the "all done?" of every n-th step may."""
+    """`.item()`, `.tolist()`, `.cpu()` would wait for a GPU at each token; only "all done?" may, at every n-th step."""
     for name in ("_generate_batch", "_draw", "sampling_logprobs"):
         tree = ast.parse(inspect.getsource(getattr(generation, name)))
         loops = [node for node in ast.walk(tree) if isinstance(node, (ast.For, ast.While))]

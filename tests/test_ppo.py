@@ -1,4 +1,4 @@
-"""PPO's plumbing: which log-prob belongs to which token, what a mask lets through, where each number lands.
+"""PPO's bookkeeping: which log-prob belongs to which token, what a mask keeps, where each number is put.
 
 The oracle is one row alone, unpadded, through the plain forward pass. Rewards are exact functions of the text.
 
@@ -31,7 +31,7 @@ def length_score(prompts, completions) -> torch.Tensor:
 def trainer(
     score=length_score, lm=None, reference=None, tokenizer=None, seed=0, family="llama", **options
 ) -> PPOTrainer:
-    """A trainer whose policy is already far from its reference, and whose value head says something."""
+    """A trainer whose policy is already far from its reference, and whose value head is not zero."""
     lm = lm if lm is not None else random_lm(family, seed=1, spread=0.3)
     reference = reference if reference is not None else random_lm(family, seed=2, spread=0.3)
     made = PPOTrainer(
@@ -344,7 +344,7 @@ def test_the_gradient_is_clipped_to_the_promised_norm(grad_clip):
     before = [p.detach().clone() for p in t.parameters]
     norm = t.step(PROMPTS)["grad_norm"]
     moved = math.sqrt(sum(((p.detach() - b).double() ** 2).sum().item() for p, b in zip(t.parameters, before)))
-    assert norm > 1.0, "the gradient must be worth clipping"
+    assert norm > 1.0, "the gradient must be longer than the norm it is clipped to"
     assert moved == pytest.approx(min(grad_clip, norm), rel=1e-3)
 
 
@@ -389,7 +389,7 @@ def test_more_top_layers_than_there_are_is_an_error():
 
 @pytest.mark.parametrize(("target", "factor"), [(0.01, 1 + 0.2 * 6 / 60), (50.0, 1 - 0.2 * 6 / 60), (0.0, 1.0)])
 def test_the_controller_is_fed_the_kl_to_the_reference(target, factor):
-    """The policy stands far from the reference and takes no step: old-vs-new KL is 0, the KL to the reference is not."""
+    """The policy is far from the reference and takes no step: old-vs-new KL is 0, the KL to the reference is not."""
     t = trainer(lr=1e-12, adaptive_kl_target=target, adaptive_kl_horizon=60.0, kl_coef=0.3)
     metrics = t.step(PROMPTS)
     assert abs(metrics["approx_kl"]) < 1e-6 and 0.1 < metrics["kl_k1"] < 40
@@ -490,8 +490,8 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, capsys, train_layers):
 
     whole, rows, samples = go("whole")
     with pytest.raises(KeyboardInterrupt):
-        go("cut", kill_at=6)  # in round 6; the last state saved is that after round 4
-    resumed, again, shown = go("cut", resume=True, seed=99)  # the generator's place comes from the state
+        go("cut", kill_at=6)  # in iteration 6; the last state saved is that after iteration 4
+    resumed, again, shown = go("cut", resume=True, seed=99)  # the saved state, not the seed, sets the generator
     assert checksum(resumed.policy) == checksum(whole.policy)
     assert resumed.kl_coef == whole.kl_coef != 0.1
     drop = lambda rows: [{k: v for k, v in row.items() if not k.endswith("_s")} for row in rows]  # noqa: E731  seconds differ

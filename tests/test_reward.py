@@ -1,4 +1,4 @@
-"""The reward model: where it reads, what it learns, what it is compared with, and a reward of one's own."""
+"""The reward model: where it reads, what it learns, what it is compared with, and a user's own reward function."""
 
 import copy
 import math
@@ -158,7 +158,7 @@ def test_accuracy_counts_a_tie_as_half():
 
 
 def about_h(n: int = 240) -> list[Preference]:
-    """Whoever wrote an h is preferred; the other answer is never shorter, so length says the opposite or nothing."""
+    """The answer with an h is preferred; the other is never shorter, so length predicts the opposite or nothing."""
     draw = rng(2)
     letters = lambda k: "".join("abcdefg"[i] for i in torch.randint(7, (k,), generator=draw).tolist())  # noqa: E731
     pairs = []
@@ -244,7 +244,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
 
 
-# ---------------------------------------------------------------- a reward of one's own
+# ---------------------------------------------------------------- a user's own reward function
 
 
 OWN = """

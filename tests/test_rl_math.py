@@ -84,7 +84,7 @@ def test_padding_never_reaches_a_result(name, garbage):
     wide = {k: torch.nn.functional.pad(v.where(mask, garbage), (0, 2), value=garbage) for k, v in case.items()}
     for got, expected in zip(ALL[name](wide, wide_mask, scores), want, strict=True):
         if got.ndim == 2:
-            close(got.masked_fill(wide_mask, 0.0), torch.zeros(wide_mask.shape))  # exactly nothing on padding
+            close(got.masked_fill(wide_mask, 0.0), torch.zeros(wide_mask.shape))  # exactly 0 on padding
             got = got[:, : mask.shape[1]]
         close(got, expected)
 
@@ -352,7 +352,7 @@ def test_gae_with_lam_one_returns_the_discounted_rewards_to_go_whatever_the_crit
     ("advantage", "ratio", "loss", "gradient", "clipped"),
     [
         # clip 0.2. loss = -min(ratio A, clamp(ratio) A); gradient = dloss/dlogp = -ratio A, or 0 once cut
-        (+2.0, 0.50, -1.0, -1.0, False),  # the good token became rarer: pull it back, however far
+        (+2.0, 0.50, -1.0, -1.0, False),  # the good token became rarer: the loss counts in full, however far
         (+2.0, 0.90, -1.8, -1.8, False),
         (+2.0, 1.00, -2.0, -2.0, False),
         (+2.0, 1.10, -2.2, -2.2, False),
@@ -361,7 +361,7 @@ def test_gae_with_lam_one_returns_the_discounted_rewards_to_go_whatever_the_crit
         (-2.0, 0.90, +1.8, +1.8, False),
         (-2.0, 1.00, +2.0, +2.0, False),
         (-2.0, 1.10, +2.2, +2.2, False),
-        (-2.0, 1.50, +3.0, +3.0, False),  # the bad token became likelier: push it back, however far
+        (-2.0, 1.50, +3.0, +3.0, False),  # the bad token became likelier: the loss counts in full, however far
     ],
 )
 def test_policy_loss_sign_table(advantage, ratio, loss, gradient, clipped):
@@ -466,7 +466,7 @@ def test_adaptive_kl_coef_by_hand(kl, want):
 
 @pytest.mark.parametrize("coef", [0.001, 50.0])
 def test_adaptive_kl_coef_steers_the_kl_to_its_target(coef):
-    """A policy whose KL answers the coefficient as 1/coef: from either side the loop settles on the target."""
+    """A policy whose KL is 1/coef: from either side the KL reaches its target."""
     for _ in range(2000):
         coef = M.adaptive_kl_coef(coef, 1 / coef, target=4.0, horizon=100, steps=10)
     assert 1 / coef == pytest.approx(4.0, rel=1e-3)

@@ -47,7 +47,7 @@ def test_the_loss_is_the_mean_over_answer_tokens_row_by_row(family, train_layers
 
 
 def test_the_loss_by_hand_counts_the_eos_and_no_prompt_token():
-    # After <assistant> (2): a or b. a -> end 1/4. Prompt: user -> c -> assistant is impossible, and costs nothing.
+    # After <assistant> (2): a or b. a -> end 1/4. Prompt: user -> c -> assistant is impossible, but not in the loss.
     model = lookup_lm({1: {4: 1.0}, 6: {4: 1.0}, 2: {4: 0.5, 5: 0.5}, 4: {3: 0.25, 5: 0.75}, 5: {3: 0.125, 4: 0.875}})
     one = [([1, 6, 2], [4, 3])]  # -ln 1/2 - ln 1/4 over two tokens
     assert answer_loss(model, one).item() == pytest.approx(1.5 * math.log(2), rel=1e-5)
@@ -105,7 +105,7 @@ def weights(*numbers) -> list[torch.nn.Parameter]:
 def test_optimizer_step_clips_to_the_norm_and_reports_what_it_was():
     for clip, want in ((1.0, [1 - 0.5 * 0.6, 1 - 0.5 * 0.8]), (100.0, [1 - 0.5 * 3, 1 - 0.5 * 4])):
         w = weights(1.0, 1.0)
-        optimizer = torch.optim.SGD(w, lr=9.0)  # the step's own rate must win
+        optimizer = torch.optim.SGD(w, lr=9.0)  # must be replaced by the rate of the step
         w[0].grad = torch.tensor([3.0, 4.0])
         norm = optimizer_step(optimizer, w, clip, lr=0.5)
         assert norm == pytest.approx(5.0) and w[0].tolist() == pytest.approx(want, rel=1e-5) and w[0].grad is None
@@ -166,7 +166,7 @@ def test_a_tiny_set_is_learned_by_heart(monkeypatch):
     answers = generate(model, [Letters().chat(x) for x, _ in pairs], 6, temperature=0, eos_id=3)
     assert [(Letters().decode(c.tokens), c.finished) for c in answers] == [(y, True) for _, y in pairs]
     assert stage.rows[-1]["loss"] < 0.1 < 0.5 < stage.rows[0]["loss"]
-    assert stage.rows[-1]["heldout_loss"] > 1, "a pair that nothing in the training leads to"
+    assert stage.rows[-1]["heldout_loss"] > 1, "the held-out pair must not be learned: no training pair has its prompt"
     assert not model.training
 
 
@@ -220,7 +220,7 @@ def test_the_seed_decides_the_order_of_the_data(monkeypatch):
 
 
 class KilledAt(RunStage):
-    """A stage whose process dies at a step."""
+    """A stage whose process is killed at a step."""
 
     kill_at = -1
 

@@ -24,7 +24,7 @@ def test_unpermute_by_hand():
 
 
 def test_a_files_rows_become_the_models_rows():
-    """llama.cpp keeps rotary pairs side by side, and so does our model: on the way through the published order nothing moves."""
+    """llama.cpp keeps rotary pairs side by side, as our model does: by way of the published order nothing moves."""
     model = Transformer(
         TransformerConfig(9, d_model=24, n_layers=1, n_heads=4, n_kv_heads=2), torch.Generator().manual_seed(0)
     )
@@ -32,7 +32,9 @@ def test_a_files_rows_become_the_models_rows():
     published = to_published(model)
     assert torch.equal(unpermute(q, 4), published["model.layers.0.self_attn.q_proj.weight"])
     assert torch.equal(unpermute(k, 2), published["model.layers.0.self_attn.k_proj.weight"])
-    again = from_published(model.config, published)  # heads of 6: at 4 the way there would be the way back
+    again = from_published(
+        model.config, published
+    )  # head width 6: at 4 the permutation is its own inverse, so a wrong direction would pass
     assert torch.equal(again.blocks[0].attn.qkv.weight, model.blocks[0].attn.qkv.weight)
 
 

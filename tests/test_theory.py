@@ -19,7 +19,7 @@ def simplex(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 def problem(seed: int) -> FiniteProblem:
-    """Every third world holds x itself as rewrite 0; prices run from 0.02 to 20 times the reward's scale."""
+    """Every third problem has x itself as rewrite 0; lam, beta and the reward's scale are drawn from 0.1 to 10."""
     rng = np.random.default_rng(seed)
     N, K, Y = rng.integers(1, 4), rng.integers(2, 6), rng.integers(2, 7)
     pi_f = simplex(rng, N, K, Y)
@@ -122,7 +122,7 @@ def test_share_of_the_attainable_gain_runs_from_untrained_to_optimal():
 
 
 def test_averaging_after_exponentiating_is_another_optimum():
-    """The tilt by E[exp(r/lam)] prefers the gamble; the paper's optimum is indifferent between equal means."""
+    """E[exp(r/lam)] would prefer the rewrite of higher variance; the paper's optimum gives equal means equal weight."""
     p = FiniteProblem(
         [[0.5, 0.5]], [[[0.0, 1.0, 0.0], [0.5, 0.0, 0.5]]], [[1 / 3] * 3], [[-1.0, 0.0, 1.0]], lam=0.5, beta=1.0
     )
@@ -203,7 +203,7 @@ def test_no_bound_is_ever_violated():
 
 
 def test_the_bounds_are_not_idle():
-    """A bound that nothing comes near, or one without its KL term, would pass the test above too."""
+    """A bound far above every Delta, or one without its KL term, would pass the test above too."""
     slack = [p.bounds()["bound_sharp"] - sum(p.deltas().values()) for p in PROBLEMS]
     assert np.mean([s < 0.05 * p.r_max for s, p in zip(slack, PROBLEMS)]) > 0.05
     assert theory.bound_sharp(2.0, 0.5, 0.125, 0.25, lam=0.5) == 1 - 0.1875

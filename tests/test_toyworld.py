@@ -63,7 +63,7 @@ def test_corpus_and_rewrite_pairs_use_training_requests_only(worlds, task):
     held_out = set(w.eval_requests)
     prompts = [p for p, _ in w.corpus(3000, random.Random(0))]
     assert set(prompts) <= set(listed)
-    # (Two requests about one town may share a rephrasing: "Tell me about Oakdale." Never the request itself.)
+    # Two requests about one town may share a rephrasing ("Tell me about Oakdale."); the request itself is never shared.
     cut = lambda p: next(
         p.removesuffix(cue).rstrip() for cue in sorted(CUES[task], key=len, reverse=True) if p.endswith(cue)
     )  # noqa: E731
@@ -274,7 +274,7 @@ def test_every_sum_of_the_world_is_what_its_english_says(worlds):
         assert w.gold([x] * 12, [f"The clock shows {h}." for h in range(1, 13)]) == [
             1.0 if h == hour else -1.0 for h in range(1, 13)
         ]
-    assert all(hours.count(h) > len(hours) / 24 for h in range(1, 13))  # no hour is a safe guess
+    assert all(hours.count(h) > len(hours) / 24 for h in range(1, 13))  # stating one hour always is not often right
 
 
 def test_the_corpus_never_teaches_a_wrong_sum_whether_worked_or_not(worlds):

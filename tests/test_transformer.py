@@ -27,7 +27,7 @@ def model(request) -> Transformer:
 
 
 def make(**changes) -> Transformer:
-    """A model whose weights are large and uneven: with the usual 0.02, attention is flat and hides its bugs."""
+    """A model whose weights are large and uneven: at 0.02, attention is almost uniform and its bugs do not show."""
     settings = dict(vocab_size=31, d_model=24, n_layers=3, n_heads=4, max_len=40) | changes
     draw = torch.Generator().manual_seed(5)
     model = Transformer(TransformerConfig(**settings), draw).eval()
@@ -46,7 +46,9 @@ def left_padded(lengths: list[int], width: int) -> torch.Tensor:
 
 
 def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-4) -> bool:
-    assert a.shape == b.shape and a.isfinite().all() and b.abs().max() > 0.01, "nothing worth comparing"
+    assert a.shape == b.shape and a.isfinite().all() and b.abs().max() > 0.01, (
+        "values of 0 or not finite: comparing them would show nothing"
+    )
     return (a - b).abs().max().item() < tolerance
 
 
@@ -157,7 +159,7 @@ def test_a_padded_row_equals_the_row_alone(model):
     ids, lengths = tokens(4, 12), [12, 7, 2, 1]
     mask = left_padded(lengths, 12)
     logits = model(ids, mask)
-    assert logits.isfinite().all(), "padding must not make NaN, not even where nobody looks"
+    assert logits.isfinite().all(), "padding must not make NaN, not even at positions that are not read"
     for row, length in enumerate(lengths):
         assert close(logits[row : row + 1, 12 - length :], model(ids[row : row + 1, 12 - length :]))
     other_padding = torch.where(mask, ids, (ids + 5) % 31)
