@@ -6,14 +6,14 @@
     python train.py --preset smollm2 --data.prompts ... # a real chat model and real prompts (see the README)
     python train.py --help                              # the main options; --help all: every option, with its reason
 
-What it leaves out: multi-GPU training, and the experiments of many runs (`python -m alignpro_mini.experiments.grid`, ...).
+What it leaves out: multi-GPU training, and experiments of many runs (`python -m alignpro_mini.experiments.grid`, ...).
 """
 
 from __future__ import annotations
 
 import os
 
-# Waiting OpenMP threads keep their core busy. With other programs on the same two cores this made training about 19 times
+# Waiting OpenMP threads keep their core busy. With other programs on the same cores this made training about 19 times
 # slower. A short busy-wait costs about 10 % when the machine is otherwise free. Must be set before torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 

@@ -31,7 +31,7 @@ SAMPLE = ("x", "x_prime", "y", "reward", "kl")  # what a logged sample holds
 def usable_rewrites(
     requests: Sequence[str], rewrites: Sequence[str], fits: Callable[[str], bool]
 ) -> tuple[list[str], int]:
-    """Rewrites that can be sent: an empty one, or one too long for the frozen LM, falls back to x. Also how many did."""
+    """Rewrites that can be sent: an empty one, or one too long for the frozen LM, becomes x. Also how many did."""
     sent = [x_prime if x_prime.strip() and fits(x_prime) else x for x, x_prime in zip(requests, rewrites, strict=True)]
     return sent, sum(a != b for a, b in zip(sent, rewrites))
 
@@ -81,7 +81,7 @@ def train_align_pro(
     generator: torch.Generator | None = None,
     gold: Gold | None = None,
 ) -> Transformer:
-    """PPO on a copy of the prompter in front of the frozen LM; returns rho. rho_sft is the reference and stays as it is.
+    """PPO on a copy of the prompter in front of the frozen LM; returns rho. rho_sft, the reference, does not change.
 
     `gold`, the true reward where it is known, is logged and never trained on.
     """

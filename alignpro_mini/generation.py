@@ -207,10 +207,10 @@ def sequence_logprobs(
     top_p: float = 1.0,
     max_batch: int = 128,
 ) -> Tensor:
-    """log p(completion | prompt) under the sampling of `generate`, summed over the completion's tokens: (N,) on the CPU.
+    """log p(completion | prompt) under the sampling of `generate`, summed over the completion: (N,) on the CPU.
 
-    Both are lists of token ids; whether an EOS counts is up to the completion. -inf where top_p rules a token out. Raises
-    UserError for an empty prompt: then nothing predicts the first token.
+    Both are lists of token ids; whether an EOS counts is up to the completion. -inf where top_p rules a token out.
+    Raises UserError for an empty prompt: then nothing predicts the first token.
     """
     _refuse_empty(prompts)
     found = torch.empty(len(prompts))

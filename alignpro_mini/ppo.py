@@ -168,7 +168,7 @@ class PPOTrainer:
         return rl_math.assemble_rewards(scores, kl, rollout.action, self.kl_coef)
 
     def estimate_advantages(self, rollout: Rollout, rewards: Tensor) -> None:
-        """Set advantages and returns (B, T); whitening scales the advantages only, the value head learns the returns."""
+        """Set advantages and returns (B, T); whitening scales the advantages only: the value head learns returns."""
         c = self.config
         advantages, rollout.returns = rl_math.gae(rewards, rollout.values, rollout.action, c.gamma, c.gae_lambda)
         rollout.advantages = rl_math.whiten(advantages, rollout.action) if c.whiten_advantages else advantages
@@ -259,7 +259,7 @@ class PPOTrainer:
 
 
 def learning_rate(config: PPOConfig, step: int) -> float:
-    """The learning rate of an iteration (from 0): a linear rise over the warm-up, times a linear fall to 0 (`anneal`)."""
+    """Learning rate of an iteration (from 0): a linear rise over the warm-up, times a linear fall to 0 (`anneal`)."""
     rise = min(1.0, (step + 1) / (1 + config.warmup_ratio * config.iterations))
     return config.lr * rise * (1 - step / config.iterations if config.anneal else 1.0)
 

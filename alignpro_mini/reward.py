@@ -1,9 +1,10 @@
 """The reward model: a transformer with one number read off the last token, learned from preferences.
 
-    r(x, y) = w . h(x, y)[EOS]          P(chosen over rejected) = sigmoid(r(x, chosen) - r(x, rejected))   (Bradley-Terry)
+    r(x, y) = w . h(x, y)[EOS]         P(chosen over rejected) = sigmoid(r(x, chosen) - r(x, rejected))  (Bradley-Terry)
 
 The likelihood fixes r only up to a constant per prompt and does not fix its scale. So after training r is shifted and
-scaled to mean 0 and variance 1 over answers to the SFT prompter's rewrites. The KL coefficient lambda is in these units.
+scaled to mean 0 and variance 1 over answers to the SFT prompter's rewrites. The KL coefficient lambda is in these
+units.
 
 Shape legend:  B rows   T tokens   D width
 """
@@ -71,7 +72,7 @@ class RewardModel(nn.Module):
         self.lm, self.tokenizer = lm, tokenizer
         # No bias: Bradley-Terry sees only differences of rewards, so its gradient would be rounding noise.
         self.head = nn.Linear(lm.config.d_model, 1, bias=False, device=lm.device)
-        # Zero: the first preferences are then fifty-fifty, and the head's first gradient comes from the trunk's features.
+        # Zero: the first preferences are then fifty-fifty, and the first gradient comes from the trunk's features.
         nn.init.zeros_(self.head.weight)
         self.register_buffer("mean", torch.zeros((), device=lm.device))
         self.register_buffer("std", torch.ones((), device=lm.device))
@@ -195,8 +196,8 @@ def train_reward_model(
     kept = [p for p in pairs if p.chosen != p.rejected and fits(p)]
     if len(kept) < 2 * config.batch_size:
         raise UserError(
-            f"only {len(kept)} of {len(pairs)} preference pairs differ and fit {config.max_tokens} tokens, two batches take "
-            f"{2 * config.batch_size}: bring more pairs, raise --reward_model.max_tokens or lower --reward_model.batch_size"
+            f"only {len(kept)} of {len(pairs)} preference pairs differ and fit {config.max_tokens} tokens, two batches "
+            f"take {2 * config.batch_size}: add pairs, raise --reward_model.max_tokens, lower --reward_model.batch_size"
         )
     train, heldout = split_by_prompt(kept, config.heldout_share, generator)
     parameters = [*training.trainable(model.lm, config.train_layers), *model.head.parameters()]

@@ -90,11 +90,10 @@ def entropy(logits: Tensor) -> Tensor:
 def assemble_rewards(scores: Tensor, kl: Tensor, mask: Tensor, lam: float) -> Tensor:
     """Per-token rewards: -lam * kl_t on every sampled token, plus the score on the last one.
 
-    Align-Pro: max E[r(x, y)] - lam KL(rho || rho_sft); the KL is a sum over the rewrite's tokens, so each
-    token pays its own part and the sequence's one score lands on the last True of the mask (its EOS).
-    scores (B,), kl (B, T) per-token estimates, mask (B, T) -> (B, T), 0 on padding.
-    Example: scores [1.], kl [[.1, .2, 9.]], mask [[1, 1, 0]], lam 1 -> [[-.1, .8, 0.]].
-    Raises ValueError for a row without a sampled token: there is nowhere to put its score.
+    Align-Pro: max E[r(x, y)] - lam KL(rho || rho_sft); the KL is a sum over the rewrite's tokens, so each token pays
+    its own part and the sequence's one score lands on the last True of the mask (its EOS). scores (B,), kl (B, T)
+    per-token estimates, mask (B, T) -> (B, T), 0 on padding. Example: scores [1.], kl [[.1, .2, 9.]], mask [[1, 1, 0]],
+    lam 1 -> [[-.1, .8, 0.]]. Raises ValueError for a row without a sampled token: there is nowhere to put its score.
     """
     _same_shape(kl=kl, mask=mask)
     if scores.shape != mask.shape[:1]:

@@ -41,7 +41,7 @@ class Policy(nn.Module):
 
 @dataclass(slots=True)
 class Rollout:
-    """One batch of sampled completions with everything PPO needs. Tensors are (B, T) unless a comment says otherwise."""
+    """One batch of sampled completions with all that PPO needs. Tensors are (B, T) unless a comment says otherwise."""
 
     prompts: list[str]
     completions: list[str]

@@ -3,10 +3,10 @@
     objective      J_lam(rho) = J(rho) - lam E_x KL(rho || rho_sft),   J(rho) = E_x sum_x' rho(x'|x) R(x, x')
     optimum        rho*(x'|x) = rho_sft(x'|x) exp(R(x, x') / lam) / Z(x)
     identity       J_lam(rho*) - J_lam(mu) = lam E_x KL(mu || rho*)               for every prompter mu
-    suboptimality  Delta = J(pi*) - J(rho*) = Delta1 + Delta2 + Delta3, bounded from above (`bound_paper`, `bound_sharp`)
+    suboptimality  Delta = J(pi*) - J(rho*) = Delta1 + Delta2 + Delta3, with two bounds (`bound_paper`, `bound_sharp`)
 
-R(x, x') = E_{y ~ pi_F(.|x')}[r(x, y)] is averaged over answers *before* it is exponentiated: E[exp(r / lam)] gives another,
-risk-seeking optimum. Delta may be negative, because J does not contain the KL penalty.
+R(x, x') = E_{y ~ pi_F(.|x')}[r(x, y)] is averaged over answers *before* it is exponentiated: E[exp(r / lam)] gives
+another, risk-seeking optimum. Delta may be negative, because J does not contain the KL penalty.
 
 The objective and rho* are the paper's (Align-Pro, AAAI 2025); the identity, the sharper bound and the derivatives are
 derived, and tests/test_theory.py checks them on thousands of random problems.
@@ -36,7 +36,7 @@ def _distribution(p, name: str) -> Tensor:
 
 
 def _tables(lam: float, R, **prompters) -> tuple[Tensor, ...]:
-    """R and the prompters as float64 (N, K). Raises ValueError for lam <= 0, other shapes, or rewards that are not finite."""
+    """R and prompters as float64 (N, K). Raises ValueError for lam <= 0, other shapes, rewards that are not finite."""
     if not lam > 0:
         raise ValueError(f"lam is {lam}; the KL coefficient must be above 0 (at 0 the optimum is the best rewrite)")
     R = torch.as_tensor(R, dtype=torch.float64)
@@ -106,7 +106,7 @@ def regularised_value(rho, rho_sft, R, lam: float) -> Tensor:
 def closeness(rho, rho_sft, R, lam: float) -> dict[str, float]:
     """How near a trained prompter comes to rho*, in units of reward.
 
-        attainable_gain_share   (J_lam(rho) - J_lam(rho_sft)) / (J_lam(rho*) - J_lam(rho_sft)): 1 is perfect, 0 is untrained
+        attainable_gain_share   (J_lam(rho) - J_lam(rho_sft)) / (J_lam(rho*) - J_lam(rho_sft)): 1 perfect, 0 untrained
         regularised_gap         J_lam(rho*) - J_lam(rho)
         lambda_kl_to_optimum    lam E_x KL(rho || rho*), which the master identity makes equal to the gap
 
@@ -150,10 +150,10 @@ def along_eta(rho_sft, R, V, eta: float) -> dict[str, float]:
 
 
 def bound_paper(r_max: float, tv_oracle: float, tv_rewrites: float, kl_star: float, lam: float) -> float:
-    """The paper's bound, Delta <= r_max E TV(pi*, pi_F) + r_max E E TV(pi_F(.|x), pi_F(.|x')) - lam KL(rho* || rho_sft).
+    """The paper's: Delta <= r_max E TV(pi*, pi_F) + r_max E E TV(pi_F(.|x), pi_F(.|x')) - lam KL(rho* || rho_sft).
 
-    r_max is the range of r; x' ~ rho_sft in the second term. Its full form is recalled, not read off the paper's text; as
-    written here it is provable (and loose: `bound_sharp` is never above it).
+    r_max is the range of r; x' ~ rho_sft in the second term. Its full form is recalled, not read off the paper's text;
+    as written here it is provable (and loose: `bound_sharp` is never above it).
     """
     return r_max * (tv_oracle + tv_rewrites) - lam * kl_star
 

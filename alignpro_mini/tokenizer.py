@@ -3,7 +3,8 @@
 The control tokens that a vocabulary holds choose the shape of a conversation (`Tokenizer.chat`):
 
     ours      <|user|> prompt <|assistant|>  answer <|end|>
-    ChatML    <|im_start|>system\\n...<|im_end|>\\n<|im_start|>user\\nprompt<|im_end|>\\n<|im_start|>assistant\\n  answer <|im_end|>
+    ChatML    <|im_start|>system\\n...<|im_end|>\\n<|im_start|>user\\nprompt<|im_end|>\\n
+              <|im_start|>assistant\\n  answer <|im_end|>
     GPT-2     prompt\\n\\n  answer <|endoftext|>
 
 Ids are put there by number, never by writing their names into the text: a user's "<|end|>" is

@@ -105,7 +105,7 @@ class KVCache:
         return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
 
     def spread(self, rows: Tensor, room: int) -> None:
-        """Row i becomes a copy of what row rows[i] was (B',), with `room` slots after those in use; their mask is True."""
+        """Row i becomes a copy of what row rows[i] was (B',), with `room` slots after those in use (mask True)."""
         grow = lambda part: part.new_empty(part.shape[0], len(rows), part.shape[2], self.length + room, part.shape[4])
         old_k, old_v = self.k, self.v
         self.k, self.v = grow(old_k), grow(old_v)
@@ -261,7 +261,7 @@ class Transformer(nn.Module):
             return self.lower(ids, mask, self.config.n_layers - train_layers)
 
     def top(self, features: Tensor, mask: Tensor | None, train_layers: int) -> Tensor:
-        """The last hidden states (B, T, D) from what `trunk` returned: `top(trunk(ids, m, k), m, k) == hidden(ids, m)`."""
+        """Last hidden states (B, T, D) from what `trunk` returned: `top(trunk(ids, m, k), m, k) == hidden(ids, m)`."""
         if train_layers == 0:
             return self.hidden(features, mask)
         return self.upper(features, mask, self.config.n_layers - train_layers)

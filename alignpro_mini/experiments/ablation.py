@@ -3,13 +3,14 @@
     python -m alignpro_mini.experiments.ablation                          # task quality, seed 0; a minute a variant
     python -m alignpro_mini.experiments.ablation --task all --seed 0-1    # more of the same, one table
 
-All variants of a task and seed share the frozen LM, the SFT prompter, the reward model and the rewards of all enumerated
-rewrites, so that only PPO differs. The measure is the share of the attainable gain,
+All variants of a task and seed share the frozen LM, the SFT prompter, the reward model and the rewards of all
+enumerated rewrites, so that only PPO differs. The measure is the share of the attainable gain,
 
     (J_lam(rho) - J_lam(rho_sft)) / (J_lam(rho*) - J_lam(rho_sft)),
 
 which is 1 for the closed-form optimum rho* and 0 for the SFT prompter. "As it is, other draws" shows how much of a
-difference is chance. What it leaves out: options changed together (but for the value baseline, which needs GAE's lambda 1).
+difference is chance. What it leaves out: options changed together (but for the value baseline, which needs GAE's lambda
+1).
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ VARIANTS = {  # name: options changed, made from the PPO section p as it is
 
 
 def ablate(config: RunConfig, resume: bool) -> dict:
-    """One task and seed: {"task", "seed", "variants": {variant: its distance to the optimum, its KL and its seconds}}."""
+    """One task and seed: {"task", "seed", "variants": {variant: distance to the optimum, KL and seconds}}."""
     folder = Path(config.out) / config.run_name
     world, pi_f, rho_sft, reward, rated = base(config, folder, resume)
     found = {}

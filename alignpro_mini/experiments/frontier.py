@@ -13,8 +13,8 @@
     best-of-n      the same for the distribution of its picks: chosen by one half of the answers, rated by the other
     RLHF           mean reward on the same requests, against the KL of *answers*: another quantity, shown for comparison
 
-Rewards are in the units that PPO sees, those of lambda (a callable is shifted and scaled; the learned reward already is).
-What it leaves out: seeds in one figure, and settings other than lambda.
+Rewards are in the units that PPO sees, those of lambda (a callable is shifted and scaled; the learned reward already
+is). What it leaves out: seeds in one figure, and settings other than lambda.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ BEST_OF = (2, 4, 8, 16, 32)
 
 
 def base(config: RunConfig, folder: Path, resume: bool):
-    """What runs that differ in PPO alone share, kept in `folder`/base: (world, pi_F, rho_sft, reward, rated rewrites)."""
+    """What runs that differ in PPO alone share, kept in `folder`/base: world, pi_F, rho_sft, reward, rated rewrites."""
     world = pipeline.make_world(config)
     run = Run(replace(config, out=str(folder), name="base"), resume)
     tokenizer, pi_f = pipeline.frozen_lm(run, world)
@@ -59,7 +59,7 @@ def base(config: RunConfig, folder: Path, resume: bool):
 
 
 def run_frontier(config: RunConfig, resume: bool, lams: Sequence[float]) -> dict:
-    """Train at each KL coefficient, measure, draw; returns (and writes) {"task", "preset", "seed", "closed_form", "align_pro", ...}."""
+    """Train at each KL coefficient, measure, draw; returns (and writes) {"task", "seed", "closed_form", ...}."""
     folder = Path(config.out) / config.run_name
     world, pi_f, rho_sft, reward, rated = base(config, folder, resume)
     untrained, points = rated.under(rho_sft, rho_sft), []
@@ -83,7 +83,7 @@ def run_frontier(config: RunConfig, resume: bool, lams: Sequence[float]) -> dict
 
 
 def _rlhf(run: Run, requests: list[str], pi_f: FrozenLM, oracle: FrozenLM, reward: pipeline.Reward) -> dict[str, float]:
-    """RLHF in the units and on the requests of the enumerated rewrites: the KL of its answers, and their mean reward."""
+    """RLHF in the units and on the requests of the enumerated rewrites: KL of its answers, and their mean reward."""
 
     def make(stage: RunStage) -> dict[str, float]:
         many = replace(run.config.eval, inputs=len(requests), rewrites=1, answers=run.config.theory.answers)
@@ -97,8 +97,8 @@ def closed_form_curve(listing: Listing, lams: Sequence[float], points: int = 60)
     """rho* for KL coefficients from ten times the largest of `lams` down to the smallest, with the variance on the way.
 
     R is noisy, and rho* leans on what came out high: `mean`, by the same answers, is too high. `kl_held_out` and
-    `mean_held_out` are those of the optimum by one half of the answers, rated by the other half (both ways, averaged): a
-    prompter that exists, and so too low. `between_rewrites` and `within` and their derivatives along 1/lambda are
+    `mean_held_out` are those of the optimum by one half of the answers, rated by the other half (both ways, averaged):
+    a prompter that exists, and so too low. `between_rewrites` and `within` and their derivatives along 1/lambda are
     `theory.along_eta`'s.
     """
     found, halves = [], [half.mean(2) for half in listing.r.tensor_split(2, dim=2)]  # (N, K) each
@@ -117,8 +117,8 @@ def closed_form_curve(listing: Listing, lams: Sequence[float], points: int = 60)
 def best_of_n(listing: Listing, seed: int, draws: int = 4000) -> list[dict[str, float]]:
     """Best-of-n's picks, simulated: n rewrites of rho_sft, one answer each, the best answer's rewrite.
 
-    The picks of `draws` tries an input give a distribution over rewrites, whose KL and J are then exact, but for a KL that
-    is too high by about (K - 1) / (2 draws) nats. Picks are made by the first half of the answers and rated by the
+    The picks of `draws` tries an input give a distribution over rewrites, whose KL and J are then exact, but for a KL
+    that is too high by about (K - 1) / (2 draws) nats. Picks are made by the first half of the answers and rated by the
     second: an answer chosen for its reward is biased. Raises ValueError for a single answer a rewrite.
     """
     g = torch.Generator().manual_seed(seed)
@@ -155,7 +155,7 @@ def frontier_table(runs: list[dict]) -> str:
 
 
 def frontier_figure(results: dict, path) -> None:
-    """Reward against KL: the closed form as two curves, the others as points with their lambda or n; beside it the variance."""
+    """Reward against KL: the closed form as curves, the others as points with lambda or n; beside it the variance."""
     figure, ((ax, spread),) = new_figure(path, 1, 2, (13, 5.6))
     curve, name, colour = results["closed_form"], *ARMS["closed_form"]
     along = {key: np.array([p[key] for p in curve]) for key in curve[0]}

@@ -3,19 +3,19 @@
     python -m alignpro_mini.experiments.gradient            # minutes on one core; the table, then one JSON line
     python -m alignpro_mini.experiments.gradient --batches 25 --model 8      # another random model, roughly
 
-The problem can be enumerated: 2 requests, rewrites of at most 2 tokens over a vocabulary of 6 (31 of them), and a frozen LM
-that answers 1 with a probability that depends on the rewrite's text, else 0. So
+The problem can be enumerated: 2 requests, rewrites of at most 2 tokens over a vocabulary of 6 (31 of them), and a
+frozen LM that answers 1 with a probability that depends on the rewrite's text, else 0. So
 
     J_lam(theta) = E_x [ sum_x' rho_theta(x'|x) R(x, x') - lam KL(rho_theta(.|x) || rho_sft(.|x)) ]
 
 and its gradient in all the transformer's weights are sums over 31 terms, and need no sampling. The estimates come from
 `PPOTrainer` itself (rollout, score, assembled rewards, GAE, loss), many batches of them; REINFORCE is written out here.
-GAE's lambda is 1 unless a row says otherwise, and there is no value loss: the values stay 0. What is reported, with 95 % intervals from
-resampling the batches:
+GAE's lambda is 1 unless a row says otherwise, and there is no value loss: the values stay 0. What is reported, with 95
+% intervals from resampling the batches:
 
     cosine    between the mean estimate and the exact gradient       (1 = the right direction)
     length    |mean estimate| / |exact gradient|                     (1 = the right length)
-    bias      |mean estimate - exact gradient| / |exact gradient|, the relative error less what the batches' noise explains
+    bias      |mean estimate - exact gradient| / |exact gradient|, less what the batches' noise explains
     noise     sqrt(trace of the estimates' covariance) / |exact gradient|: by how much one batch is off
 
 Shape legend:  B rows   N requests   L rewrites   P parameters
@@ -142,7 +142,7 @@ def exact_gradient(lm: Transformer, reference: Transformer, lam: float) -> np.nd
 
 @dataclass(frozen=True, slots=True)
 class Estimator:
-    """One way to estimate the gradient. `moved`: the policy has moved from the one that sampled, as in PPO's later steps."""
+    """One way to estimate the gradient. `moved`: the policy is no longer the one that sampled (PPO's later steps)."""
 
     name: str
     answers: int = 1
@@ -207,7 +207,7 @@ def estimates(
 
 
 def reinforce_loss(trainer: PPOTrainer, rollout) -> Tensor:
-    """-sum over episodes of (r - lam log rho/rho_sft - b) log rho(x'|x): the score-function gradient, the others' mean as b."""
+    """-sum over episodes of (r - lam log rho/rho_sft - b) log rho(x'|x): the others' mean is b."""
     logits, _ = trainer.policy(rollout.features, rollout.mask, rollout.action)
     chosen = sampling_logprobs(logits).gather(1, rollout.tokens[rollout.action][:, None])[:, 0]  # (n,)
     logp = torch.zeros_like(rollout.logp).masked_scatter(rollout.action, chosen).sum(1)  # (B,)
@@ -225,7 +225,7 @@ def compare(found: np.ndarray, exact: np.ndarray, resamples: int = 400) -> dict:
     noise2 = float(found.var(0, ddof=1).sum() / size**2)
 
     def measure(mean: np.ndarray, noises: int) -> tuple[float, float, float]:
-        # E|mean - exact|^2 = |bias|^2 + noise^2 / n, so what is left over is the bias; a resampled mean has that noise twice.
+        # E|mean - exact|^2 = |bias|^2 + noise^2 / n, so the rest is the bias; a resampled mean has that noise twice.
         bias2 = float(((mean - exact) ** 2).sum() / size**2) - noises * noise2 / n
         length = float(np.linalg.norm(mean))
         return float(mean @ exact) / length / size, length / size, max(0.0, bias2) ** 0.5

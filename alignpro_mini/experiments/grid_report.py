@@ -77,8 +77,8 @@ def _time_lines(groups: list[dict]) -> list[str]:
 def grid_figure(groups: list[dict], path) -> None:
     """The paper's figure: a column a task; reward mean above, variance below; three bars a cell.
 
-    Error bars are 95% t-intervals over seeds. A single seed has none: its mean gets the bootstrap interval over requests
-    instead, its variance nothing.
+    Error bars are 95% t-intervals over seeds. A single seed has none: its mean gets the bootstrap interval over
+    requests instead, its variance nothing.
     """
     cells, tasks = grid_cells(groups), list(sweep.by_task(groups))
     figure, axes = new_figure(path, 2, max(1, len(tasks)), (4.6 * max(1, len(tasks)), 6.8))
@@ -102,7 +102,7 @@ def grid_figure(groups: list[dict], path) -> None:
 
 
 def variance_figure(groups: list[dict], path) -> None:
-    """Which part of the variance falls: a column a task, a bar an arm and cell, its three parts on top of each other."""
+    """Which variance component falls: a column a task, a bar an arm and cell, the three components stacked."""
     cells, tasks = grid_cells(groups), list(sweep.by_task(groups))
     figure, axes = new_figure(path, 1, max(1, len(tasks)), (4.6 * max(1, len(tasks)), 4.2))
     for ax, task in zip(axes.flat, tasks):

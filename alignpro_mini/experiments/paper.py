@@ -1,4 +1,4 @@
-"""The paper's numbers, read off its results figure to about 0.005, for comparison. Our runs are other models and data."""
+"""The paper's numbers, read off its results figure to about 0.005. Our runs are other models and data."""
 
 PAPER = {  # our task: the data set that it is modelled on, the paper's share of the gap closed, its variance ratio
     "quality": ("UltraFeedback", 0.82, 0.64),

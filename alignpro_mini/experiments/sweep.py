@@ -48,10 +48,10 @@ def exit_if_failed(prog: str, configs: Sequence[RunConfig], failed: Sequence[Pat
 def run_side_by_side(
     program: Sequence[str], argv: Sequence[str], configs: Sequence[RunConfig], jobs: int
 ) -> tuple[list[dict], list[Path]]:
-    """Run `program` once per config, at most `jobs` at a time: (results of the runs that ended well, logs of the others).
+    """Run `program` once per config, at most `jobs` at a time: (results of runs that ended well, logs of the others).
 
-    Each writes its output to `<out>/<run name>.log`. With --resume a finished run only loads what it left. Whatever ends
-    this function (an error, Ctrl-C, SIGTERM) ends the runs too: two processes must not write to one folder. Raises
+    Each writes its output to `<out>/<run name>.log`. With --resume a finished run only loads what it left. Whatever
+    ends this function (an error, Ctrl-C, SIGTERM) ends the runs too: two processes must not write to one folder. Raises
     OSError when the folder of the logs cannot be written.
     """
     threads = max(1, (os.cpu_count() or 1) // jobs)
@@ -165,7 +165,7 @@ def theory_lines(runs: list[dict]) -> list[str]:
     told = [run["theory"] for run in runs if all(get(run, "theory", key) is not None for key in needed)]
     if not told:
         return []
-    d1, d2, d3, sharp, paper = (num(over_seeds(told, key)[0], 2) for key in keys)
+    *d, sharp, paper = (num(over_seeds(told, key)[0], 2) for key in keys)
     held = sum(sum(t[f"delta{i}"] for i in (1, 2, 3)) <= t["bound_sharp"] <= t["bound_paper"] for t in told)
     gained = [t for t in told if t["attainable_gain_share"] is not None and t["regularised_gap"] > 0]
     # share = 1 - gap / attainable gain
@@ -173,8 +173,10 @@ def theory_lines(runs: list[dict]) -> list[str]:
     parts = [[t[key] * s for t, s in zip(gained, scale)] for key in needed[-2:]]
     noise, cost = (f"{num(min(p), 3)} to {num(max(p), 3)}" if p else "–" for p in parts)
     return [
-        f"  Δ1, Δ2, Δ3 {d1}, {d2}, {d3}; bounds: sharper {sharp}, paper's {paper} (means); both held in {held} of {len(told)}",
-        f"  of the attainable gain, noise in R raises the optimum by {noise}, rewrites not enumerated cost {cost} or more",
+        f"  Δ1, Δ2, Δ3 {', '.join(d)}; bounds: sharper {sharp}, paper's {paper} (means); both held in {held} of"
+        f" {len(told)}",
+        f"  of the attainable gain, noise in R raises the optimum by {noise}, rewrites not enumerated cost {cost} or"
+        " more",
     ]
 
 

@@ -71,7 +71,7 @@ def sample_oracle(
 def closed_form(
     run: Run, rho_sft: Prompter, rho: Prompter, rated: RatedRewrites | None, samples: OracleSamples | None
 ) -> Listing | None:
-    """Stage 7: the exact optimum over the enumerated rewrites, and how near to it PPO came; None where it does not exist."""
+    """Stage 7: the exact optimum over the enumerated rewrites, and PPO's distance to it; None where there is none."""
     if rated is None:
         return None
     listing, lam = rated.under(rho_sft, rho), run.config.ppo.kl_coef
@@ -112,7 +112,7 @@ def evaluate_prompters(
 def _arms(
     run: Run, name: str, world: World, pi_f: FrozenModel, reward: Reward, makers: dict[str, MakeArm]
 ) -> dict[str, Arm]:
-    """A stage whose result is some arms, kept as `checkpoints/<name>.safetensors`, with a few of their texts as samples."""
+    """A stage whose result is some arms, kept as `checkpoints/<name>.safetensors`; some texts become samples."""
 
     def made(stage: RunStage) -> tuple[dict, dict]:
         requests = world.eval_requests[: run.config.eval.inputs]
@@ -144,7 +144,7 @@ def _described(world: World, arm: Arm) -> dict[str, float]:
 
 
 def conclude(run: Run, arms: dict[str, Arm]) -> dict:
-    """What follows from the arms, with what the stages before them left behind: writes `results.json` and returns it."""
+    """`results.json`, from the arms and from what the stages before them saved: writes it and returns it."""
     c = run.config
     arms = {name: arms[name] for name in ARMS if name in arms}
     results = {"task": c.task, "preset": c.preset, "seed": c.seed, "n_eval": len(arms["no_finetuning"].reward)}

@@ -7,8 +7,8 @@
     rlhf_oracle          x straight to the RLHF-trained copy of pi_F
     closed_form          x' ~ rho*, the exact optimum over the enumerated rewrites, for the first requests (optimum.py)
 
-Rewards of an arm are an array (N inputs, K rewrites, M answers). Every arm but the closed form has the same N inputs and
-K x M answers. Best-of-n is rated on a *new* answer: the first one was selected for its reward and would be biased.
+Rewards of an arm are an array (N inputs, K rewrites, M answers). Every arm but the closed form has the same N inputs
+and K x M answers. Best-of-n is rated on a *new* answer: the first one was selected for its reward and would be biased.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Evaluator:
     def _arm(
         self, model: FrozenModel, x_prime: list[list[str]], M: int, kl: np.ndarray, extra: dict
     ) -> tuple[Arm, list[Answer]]:
-        """Answer every rewrite M times: the arm with (N, K, M) rewards, gold and texts, and the answers in that order."""
+        """Answer every rewrite M times: the arm with (N, K, M) rewards, gold and texts; the answers in that order."""
         N, K = len(x_prime), len(x_prime[0])
         asked = [text for row in x_prime for text in row for _ in range(M)]
         answers = model.answer(asked, self.generator)
@@ -192,8 +192,8 @@ def headroom(evaluator: Evaluator, rho_sft: Prompter, K: int = 8, M: int = 4) ->
     """Before any RL: how much of the reward's variance lies between rewrites. RL on the prompter can change only that.
 
     ICC = between rewrites / (between rewrites + within). Near 0, the frozen LM's own sampling hides the signal: then
-    more answers per rewrite are needed, or another reward. `best_rewrite_gain` is the mean gain of the best of K rewrites,
-    chosen by one half of its answers and measured on the other half, so that selection does not bias it.
+    more answers per rewrite are needed, or another reward. `best_rewrite_gain` is the mean gain of the best of K
+    rewrites, chosen by one half of its answers and measured on the other half, so that selection does not bias it.
     """
     few = evaluator.requests[: evaluator.config.headroom_inputs]
     config = EvalConfig(inputs=len(few), rewrites=K, answers=M)

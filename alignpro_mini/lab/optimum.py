@@ -5,9 +5,9 @@
     theory.py      the optimum of *these* tables and the distance to it: exact
 
 Two things differ between the tables and the world. They move the share of the attainable gain in opposite directions;
-both are reported, neither is corrected for. R is noisy, which makes the optimum look better than it is, since rho* prefers
-whatever came out high (`optimum_noise`). And a prompter may write what is not enumerated, or spell a rewrite by other
-tokens: the rest is scaled to sum to 1, which leaves out what that mass costs (`mass_outside`, `unlisted_cost`).
+both are reported, neither is corrected for. R is noisy, which makes the optimum look better than it is, since rho*
+prefers whatever came out high (`optimum_noise`). And a prompter may write what is not enumerated, or spell a rewrite by
+other tokens: the rest is scaled to sum to 1, which leaves out what that mass costs (`mass_outside`, `unlisted_cost`).
 
 Shape legend:  N inputs   K enumerated rewrites   M answers to each   S answers per input used for total variations
 """
@@ -101,12 +101,12 @@ def describe(listing: Listing, lam: float) -> dict[str, float]:
     """`theory.closeness` of the trained prompter at KL coefficient lam, and what limits the comparison.
 
         mass_outside, mass_outside_sft   what the two prompters give to rewrites that are not enumerated
-        unlisted_cost                    the least KL, times lam, that it takes to move probability off these rewrites (or onto
-                                         them); the share leaves this cost out
+        unlisted_cost                    lam times the least KL that moves probability off these rewrites or onto
+                                         them; the share leaves this cost out
         r_standard_error                 of R: root mean square over the enumerated rewrites
-        optimum_noise                    by how much the noise in R is expected to raise J_lam(rho*), in units of reward; to
+        optimum_noise                    by how much the noise in R is expected to raise J_lam(rho*), in reward; to
                                          second order, and so too low where R's standard errors are not well below lam
-        delta2, delta3                   J(pi_F) - J(rho_sft), J(rho_sft) - J(rho*); the R that chose rho* measures it too, which
+        delta2, delta3                   J(pi_F) - J(rho_sft), J(rho_sft) - J(rho*); R also chose rho*, which
                                          raises it by about twice `optimum_noise`
 
     Rewards, and so everything but the masses and the share, are in the units that PPO sees, those of lam.
@@ -117,7 +117,7 @@ def describe(listing: Listing, lam: float) -> dict[str, float]:
     noise = (star * (1 - star) * listing.r.var(2) / M).sum(1).mean() / (2 * lam)
     # Rounding can put a row's sum above 1 by 1e-7, and a log needs some mass on either side.
     ours, start = (x.exp().sum(1).clamp(1e-9, 1 - 1e-9) for x in (listing.log_rho, listing.log_sft))  # (N,) on the list
-    two = lambda on: torch.stack((on, 1 - on), dim=1)  # noqa: E731  (N, 2)
+    two = lambda on: torch.stack((on, 1 - on), dim=1)  # (N, 2)
     return theory.closeness(listing.rho, rho_sft, R, lam) | {
         "mass_outside": 1 - float(ours.mean()),
         "mass_outside_sft": 1 - float(start.mean()),
@@ -131,7 +131,7 @@ def describe(listing: Listing, lam: float) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class OracleSamples:
-    """What the bounds ask of the oracle and the frozen LM: no prompter is in this either. Log-probabilities are of whole answers."""
+    """What the bounds need of the oracle and the frozen LM, for any prompter. Log-probabilities of whole answers."""
 
     r: Tensor  # (N, M) rewards of the oracle's answers
     own: Tensor  # (N, S) the oracle's answers under the oracle itself
@@ -142,14 +142,14 @@ class OracleSamples:
 def sample_oracle(
     rated: RatedRewrites, frozen: FrozenLM, oracle: FrozenLM, reward: Score, answers: int, generator: torch.Generator
 ) -> OracleSamples:
-    """As many rated answers of the oracle as each rewrite has, and `answers` S of both models for the total variations."""
+    """As many rated answers of the oracle as each rewrite has, and S = `answers` of both models for the bounds."""
     N, K, M = rated.r.shape
     repeated = [x for x in rated.requests for _ in range(M)]
     r = _rate_once(reward, repeated, oracle.answer(repeated, generator)).view(N, M)
     chat, sampling = frozen.tokenizer.chat, frozen.sampling
 
     def under(model: FrozenLM, prompts: list, tokens: list) -> Tensor:
-        score = lambda p, t: sequence_logprobs(model.model, p, t, sampling.temperature, sampling.top_p).double()  # noqa: E731
+        score = lambda p, t: sequence_logprobs(model.model, p, t, sampling.temperature, sampling.top_p).double()
         return _each_once(score, [tuple(p) for p in prompts], [tuple(t) for t in tokens])
 
     plain = [x for x in rated.requests for _ in range(answers)]  # (N*S)
@@ -171,7 +171,7 @@ def suboptimality(listing: Listing, samples: OracleSamples, lam: float) -> dict[
     star = theory.optimal_prompter(listing.rho_sft, listing.R, lam)  # (N, K)
     log_mixture = (listing.log_sft.log_softmax(1)[:, None] + samples.oracle_under).logsumexp(2)  # (N, S)
     # max(0, 1 - q/p); p = 0 for a sampled y is rounding at the edge of a nucleus (top_p), and weighs nothing.
-    short = lambda log_p, log_q: torch.where(log_p.isinf(), 0.0, 1 - (log_q - log_p).exp()).clamp(min=0)  # noqa: E731
+    short = lambda log_p, log_q: torch.where(log_p.isinf(), 0.0, 1 - (log_q - log_p).exp()).clamp(min=0)
     tv_rewrites = (listing.rho_sft[:, None] * short(samples.plain_under[:, :, :1], samples.plain_under)).sum(2).mean()
     seen = torch.cat((listing.r.flatten(), samples.r.flatten()))
     r_max = float(seen.max() - seen.min())

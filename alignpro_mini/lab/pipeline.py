@@ -192,7 +192,7 @@ def print_headroom(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter,
     assert_frozen(pi_f, "headroom")
     print(
         f"headroom: of the reward's variance for one request, {100 * found['icc']:.0f} % lies between rewrites "
-        f"(ICC {found['icc']:.2f}; between {found['between_rewrites']:.2f}, the LM's own sampling {found['within']:.2f}); "
+        f"(ICC {found['icc']:.2f}; between {found['between_rewrites']:.2f}, the LM's sampling {found['within']:.2f}); "
         f"the best of 8 rewrites gains {found['best_rewrite_gain']:+.2f}"
     )
     return found

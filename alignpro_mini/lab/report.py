@@ -46,7 +46,7 @@ def variance_sentence(results: dict) -> str:
 _CSS = """:root{color-scheme:light dark} body{max-width:74rem;margin:auto;padding:1rem;font:16px/1.5 sans-serif}
 div,pre{overflow-x:auto} table{border-collapse:collapse;font-size:.85rem} h2+div td{white-space:nowrap}
 td,th{padding:.35rem .6rem;border-bottom:1px solid #8886;text-align:left;vertical-align:top} details{margin:1rem 0}
-.lead{font-size:1.15rem;border-left:4px solid #0072b2;padding-left:1rem} img{display:block;max-width:100%;margin:1rem}"""
+.lead{font-size:1.15rem;border-left:4px solid #0072b2;padding-left:1rem} img{display:block;max-width:100%;margin:1em}"""
 
 
 def _table(heads, rows) -> str:

@@ -84,17 +84,17 @@ def final_table(results: dict) -> str:
     return "\n".join([aligned([*map(list, zip(*(h.split("\n") for h in heads))), *rows]), "", *notes])
 
 
-def _theory_notes(theory: dict, inputs: int | None) -> list[str]:
+def _theory_notes(t: dict, inputs: int | None) -> list[str]:
     """How near PPO came to the optimum, and the bounds, in two lines."""
     said = [
-        f"Closed form (first {inputs} requests): PPO took {num(theory['attainable_gain_share'], 3)} of the attainable gain; gap"
-        f" {num(theory['regularised_gap'], 4)} = λ KL to the optimum {num(theory['lambda_kl_to_optimum'], 4)}; probability of"
-        f" rewrites not enumerated {num(theory['mass_outside'], 3)}, cost {num(theory['unlisted_cost'], 4)} or more"
+        f"Closed form (first {inputs} requests): PPO took {num(t['attainable_gain_share'], 3)} of the attainable gain;"
+        f" gap {num(t['regularised_gap'], 4)} = λ KL to the optimum {num(t['lambda_kl_to_optimum'], 4)}; probability of"
+        f" rewrites not enumerated {num(t['mass_outside'], 3)}, cost {num(t['unlisted_cost'], 4)} or more"
     ]
-    deltas = [theory.get(f"delta{i}") for i in (1, 2, 3)]
+    deltas = [t.get(f"delta{i}") for i in (1, 2, 3)]
     if None not in deltas:
         said.append(
-            f"Suboptimality Δ1 + Δ2 + Δ3 = {' + '.join(num(d, 3) for d in deltas)} = {num(sum(deltas), 3)}; bounds: sharper"
-            f" {num(theory['bound_sharp'], 3)}, paper's {num(theory['bound_paper'], 3)}"
+            f"Suboptimality Δ1 + Δ2 + Δ3 = {' + '.join(num(d, 3) for d in deltas)} = {num(sum(deltas), 3)}; bounds:"
+            f" sharper {num(t['bound_sharp'], 3)}, paper's {num(t['bound_paper'], 3)}"
         )
     return said

@@ -24,9 +24,10 @@ from alignpro_mini.options import UserError, check_ranges, option
 # can only choose among what SFT offers, so they differ in tone, length, form and care.
 OPENINGS = ("", "", "", "Please help me with this. ", "Here is my question. ", "I would like your advice. ")
 ENDINGS = (  # the first is empty: the request as it is
-    "|Answer in one short sentence.|Be brief.|Explain it in detail.|Think step by step.|Give an example.|Use simple words."
-    "|Be precise and factual.|Be kind and encouraging.|Answer with a happy and positive tone.|Answer as an expert would."
-    "|List the main points.|Be honest about what you do not know.|Be polite.|Say it in a friendly way.|Be creative."
+    "|Answer in one short sentence.|Be brief.|Explain it in detail.|Think step by step.|Give an example."
+    "|Use simple words.|Be precise and factual.|Be kind and encouraging.|Answer with a happy and positive tone."
+    "|Answer as an expert would.|List the main points.|Be honest about what you do not know.|Be polite."
+    "|Say it in a friendly way.|Be creative."
 ).split("|")
 
 
@@ -94,9 +95,8 @@ def single_turn(prompt: str) -> str | None:
 class FileTask:
     """A `World` of real requests from files. There is no true reward, and rewrites cannot be enumerated.
 
-    `length(text)` counts tokens; requests longer than
-    `config.max_prompt_tokens`, multi-turn dialogues and duplicates are left out and counted in `left_out`.
-    Raises UserError when fewer than twice `eval_inputs` requests remain.
+    `length(text)` counts tokens; requests longer than `config.max_prompt_tokens`, multi-turn dialogues and duplicates
+    are left out and counted in `left_out`. Raises UserError when fewer than twice `eval_inputs` requests remain.
     """
 
     task = "chat"

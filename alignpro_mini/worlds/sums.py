@@ -3,8 +3,8 @@
     request x    "The clock shows 3. Tom adds 5 and Anna adds 4. What does it show now?"
     answer y     "Tom 3 and 5 makes 8. Anna 8 and 4 makes 12. The clock shows 12."
 
-The corpus holds direct answers and answers worked in steps, all of them right. No rule says that steps help: the trained
-LM gets worked answers right more often, because a step adds two numbers that stand side by side.
+The corpus holds direct answers and answers worked in steps, all of them right. No rule says that steps help: the
+trained LM gets worked answers right more often, because a step adds two numbers that stand side by side.
 """
 
 from __future__ import annotations

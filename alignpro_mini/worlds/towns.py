@@ -49,8 +49,8 @@ Do you know {}? I need it{}.|Could you help me with {}{}?|I read about {} and wa
     "hurried": "Quick question on {}{}.|So, {}, what is it{}?|Need something on {}{}.|{}? Say something{}.",
 }
 PURPOSES = (
-    ", for my school report, for my holiday, for a friend, for my family, for work, for a quiz, for a letter, for my diary,"
-    " before I move, before my visit, for a speech"
+    ", for my school report, for my holiday, for a friend, for my family, for work, for a quiz, for a letter,"
+    " for my diary, before I move, before my visit, for a speech"
 ).split(",")
 TOWN_FORMS = ("Tell me about {}{}.", "Please describe {}{}.")
 

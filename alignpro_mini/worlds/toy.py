@@ -6,12 +6,12 @@
     gold r(x, y) a function of the request and the answer; x' does not enter
 
 A corpus of such answers trains the frozen LM. A cue in the prompt fixes parts of the answer's style; everything else is
-drawn at random. So a plain request gets a mix of answers and its reward varies: the better cues raise the mean and lower
-the variance.
+drawn at random. So a plain request gets a mix of answers and its reward varies: the better cues raise the mean and
+lower the variance.
 
     task         after           gold reward
     quality      UltraFeedback   one score: on topic, complete, kind
-    attributes   HelpSteer       .65 helpfulness + .8 correctness + .45 coherence + .55 complexity - .4 verbosity, each 0..4
+    attributes   HelpSteer       .65 helpfulness + .8 correctness + .45 coherence + .55 complexity - .4 verbosity
     reasoning    Orca            sums on a clock's face (mod 12): +1 if the last hour is right, else -1
 """
 
@@ -90,5 +90,5 @@ class ToyWorld:
         return [self.kind.gold(self.fills[x], y) for x, y in zip(prompts, completions, strict=True)]
 
     def describe(self, requests: Sequence[str], rewrites: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
-        """Further figures of an arm: for sums the shares of right answers, worked answers, rewrites that ask for steps."""
+        """More figures of an arm: for sums, shares of right and worked answers and of rewrites that ask for steps."""
         return self.kind.describe([self.fills[x] for x in requests], list(rewrites), list(answers))
