@@ -32,9 +32,8 @@ def test_a_files_rows_become_the_models_rows():
     published = to_published(model)
     assert torch.equal(unpermute(q, 4), published["model.layers.0.self_attn.q_proj.weight"])
     assert torch.equal(unpermute(k, 2), published["model.layers.0.self_attn.k_proj.weight"])
-    again = from_published(
-        model.config, published
-    )  # head width 6: at 4 the permutation is its own inverse, so a wrong direction would pass
+    # Heads of width 6: at 4 the permutation is its own inverse, so a wrong direction would pass.
+    again = from_published(model.config, published)
     assert torch.equal(again.blocks[0].attn.qkv.weight, model.blocks[0].attn.qkv.weight)
 
 

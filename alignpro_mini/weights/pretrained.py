@@ -84,10 +84,10 @@ def save_pretrained(model: Transformer, directory: str | Path, tokenizer: Tokeni
     _check_fit(directory, tokenizer, model.config)
     check_new(directory)
     draft = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
+    for left in directory.parent.glob(f".{directory.name}.*.tmp"):  # of a save that was killed
+        shutil.rmtree(left)
     draft.mkdir(parents=True)
-    raw = _published_config(model, tokenizer)
-    (draft / CONFIG).write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+    (draft / CONFIG).write_text(json.dumps(_published_config(model, tokenizer), indent=2) + "\n", encoding="utf-8")
     write_tensors(draft / WEIGHTS, to_published(model), {"format": "pt"})  # transformers refuses it without "format"
     if tokenizer is not None:
         tokenizer.save(draft / VOCABULARY)
