@@ -292,6 +292,20 @@ def test_values_become_the_type_of_their_field(monkeypatch):
             "--oracle.adaptive_kl_horizon: it is not read without --oracle.adaptive_kl_target",
         ),
         (["--theory.answers", "8", "--theory.inputs", "0"], "--theory.answers: it is not read with --theory.inputs 0"),
+        (
+            ["--theory.samples", "8", "--eval.oracle", "false"],
+            "--theory.samples: it is not read with --eval.oracle false",
+        ),
+        (
+            ["--theory.answers", "8", "--ppo.kl_coef", "0"],
+            "--theory.answers: it is not read with --theory.inputs 0, --ppo.kl_coef 0",
+        ),
+        (["--theory.answers", "8", "--ppo.adaptive_kl_target", "3"], "--ppo.adaptive_kl_target"),
+        (["--sampling.top_p", "0.9", "--sampling.temperature", "0"], "--sampling.top_p: it is not read with"),
+        (
+            ["--reward", "a:b", "--world.preference_scale", "3"],
+            "--world.preference_scale: it is not read with --reward",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(capsys, argv, told):

@@ -159,11 +159,10 @@ def frontier_figure(results: dict, path) -> None:
     figure, ((ax, spread),) = new_figure(path, 1, 2, (13, 5.6))
     curve, name, colour = results["closed_form"], *ARMS["closed_form"]
     along = {key: np.array([p[key] for p in curve]) for key in curve[0]}
-    both = along["between_rewrites"] + along["within"]
     for values, shade, label in (
         (along["between_rewrites"], "#cc79a7", "between rewrites"),
         (along["within"], "#56b4e9", "within"),
-        (both, "black", "both"),
+        (along["between_rewrites"] + along["within"], "black", "both"),
     ):
         spread.plot(along["kl"], values, color=shade, label=label)
     spread.set(xlabel="KL of the optimum to the reference, nats", ylabel="variance of the reward for one request")
@@ -213,9 +212,9 @@ def main() -> None:
             other = not name.endswith(("kl_coef", "kl_target"))
             require(other, f"--lambdas sets the KL coefficient: leave out --{name}")
         configs = [replace(c, name=f"frontier-{c.run_name}") for c in configs]
-        one = partial(run_frontier, lams=lambdas(how.lambdas))
-        results, failed = run_all(["-m", PROG], configs, how, one)
-    print(frontier_table(results))
+        results, failed = run_all(["-m", PROG], configs, how, partial(run_frontier, lams=lambdas(how.lambdas)))
+    if results:
+        print(frontier_table(results))
     exit_if_failed(PROG, configs, failed)
 
 

@@ -80,8 +80,7 @@ def run_group(config: RunConfig, resume: bool, cells: Sequence[str]) -> dict:
     world, parts = pipeline.make_world(config), Parts(config, resume)
     # Cells of an earlier command come along: results.json holds them all.
     cells = [cell for cell in CELLS if cell in cells or parts.finished(cell)]
-    made_the_reward = {"F1", "P1"}
-    wanted = sorted({part for cell in cells for part in cell.split("-")} | made_the_reward)
+    wanted = sorted({part for cell in cells for part in cell.split("-")} | {"F1", "P1"})  # the reward is of these two
     frozen: dict[str, FrozenLM] = {}
     for F in (part for part in wanted if part[0] == "F"):
         tokenizer, frozen[F] = pipeline.frozen_lm(parts[F], world)
@@ -143,9 +142,8 @@ def main() -> None:
     configs, how = parse_command_line(prog=PROG, add=add)
     with one_line_errors(PROG):
         grid_part(configs[0], "F1")  # a preset without a second pair of models ends here
-        one = partial(run_group, cells=cells_named(how.cells))
         configs = [replace(c, name=f"grid-{c.run_name}") for c in configs]
-        results, failed = run_all(["-m", PROG], configs, how, one)
+        results, failed = run_all(["-m", PROG], configs, how, partial(run_group, cells=cells_named(how.cells)))
         # The figures show all groups, so only the parent process draws them.
         if results and not how.child:
             print(grid_report.grid_table(results))

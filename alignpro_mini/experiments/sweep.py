@@ -171,12 +171,11 @@ def theory_lines(runs: list[dict]) -> list[str]:
     # share = 1 - gap / attainable gain
     scale = [(1 - t["attainable_gain_share"]) / t["regularised_gap"] for t in gained]
     parts = [[t[key] * s for t, s in zip(gained, scale)] for key in needed[-2:]]
-    noise, cost = (f"{num(min(p), 3)} to {num(max(p), 3)}" if p else "–" for p in parts)
+    by, cost = (f"{num(min(p), 3)} to {num(max(p), 3)}" if p else "–" for p in parts)
     return [
         f"  Δ1, Δ2, Δ3 {', '.join(d)}; bounds: sharper {sharp}, paper's {paper} (means); both held in {held} of"
         f" {len(told)}",
-        f"  of the attainable gain, noise in R raises the optimum by {noise}, rewrites not enumerated cost {cost} or"
-        " more",
+        f"  of the attainable gain, noise in R raises the optimum by {by}, rewrites not enumerated cost {cost} or more",
     ]
 
 

@@ -142,8 +142,7 @@ class RunConfig:
         yield self.task in TASKS, f"task is {self.task}, but --preset {self.preset} has {', '.join(TASKS)}"
         yield inputs <= kept, f"--eval.inputs is {inputs}, but --world.eval_requests keeps only {kept}"
         yield tried <= inputs, f"--theory.inputs is {tried}, but it takes them from the {inputs} of --eval.inputs"
-        default = WorldConfig()
-        as_usual = (self.world.follow, self.world.spread) == (default.follow, default.spread)
+        as_usual = (self.world.follow, self.world.spread) == (WorldConfig().follow, WorldConfig().spread)
         towns = "--world.follow and --world.spread shape the tasks quality and attributes, not reasoning"
         yield self.task != "reasoning" or as_usual, f"{towns}: leave them or the task out"
         pairs, batch = self.reward_model.pairs, self.reward_model.batch_size
@@ -161,12 +160,17 @@ class RunConfig:
             if getattr(self, section).adaptive_kl_target == 0:
                 found[f"{section}.adaptive_kl_horizon"] = f"it is not read without --{section}.adaptive_kl_target"
         if not self.eval.oracle:
-            found["oracle"] = "it is not read with --eval.oracle false"
-        if self.theory.inputs == 0:
-            found |= dict.fromkeys(("theory.answers", "theory.samples"), "it is not read with --theory.inputs 0")
+            found |= dict.fromkeys(("oracle", "theory.samples"), "it is not read with --eval.oracle false")
+        if self.sampling.temperature == 0:
+            found |= dict.fromkeys(("sampling.top_p", "theory.samples"), "it is not read with --sampling.temperature 0")
+        if self.theory.inputs == 0 or self.ppo.kl_coef == 0 or self.ppo.adaptive_kl_target > 0:
+            why = "it is not read with --theory.inputs 0, --ppo.kl_coef 0 or --ppo.adaptive_kl_target"
+            found |= dict.fromkeys(("theory.answers", "theory.samples"), why)
         if self.reward:
             learned = (f"reward_model.{f.name}" for f in fields(RewardConfig) if f.name != "normalise_on")
-            found |= dict.fromkeys(("data.preferences", *learned), "it is not read with --reward")
+            found |= dict.fromkeys(
+                ("data.preferences", "world.preference_scale", *learned), "it is not read with --reward"
+            )
         toy = ("world", "oracle", "theory", "frozen_lm", "frozen_model", "prompter_model", "vocab_size")
         other = toy if self.real_model else ("data",)
         return found | dict.fromkeys(other, f"it is not read with --preset {self.preset}")
