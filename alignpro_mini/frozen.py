@@ -13,6 +13,7 @@ from torch import nn
 from alignpro_mini.generation import generate
 from alignpro_mini.options import check_ranges, option, require
 from alignpro_mini.tokenizer import Tokenizer
+from alignpro_mini.training import Truncated
 from alignpro_mini.transformer import Transformer
 
 
@@ -31,11 +32,18 @@ class SamplingConfig:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One sampled answer; `tokens` (EOS included) is None for a model that returns text only."""
+    """One sampled answer; `tokens` (EOS included) is None for a model that returns text only.
+
+    The text of a truncated answer is a `Truncated`, so that every reward gets to know it with the text.
+    """
 
     text: str
     truncated: bool  # it ended at the token limit, without an EOS
     tokens: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.truncated:
+            object.__setattr__(self, "text", Truncated(self.text))
 
 
 class FrozenModel(Protocol):

@@ -25,9 +25,10 @@ def require(ok: bool, message: str) -> None:
 
 
 def check_ranges(config) -> None:
-    """Raises UserError, beginning with the field's name, for a number that is not finite or out of its range."""
+    """Raises UserError, beginning with the field's name, for a number out of its range and a word not of its choices."""
     for f in fields(config):
-        value = getattr(config, f.name)
+        value, choices = getattr(config, f.name), f.metadata.get("choices")
+        require(not choices or value in choices, f"{f.name} is {value!r}; it must be one of {', '.join(choices or ())}")
         if isinstance(value, (int, float)):
             least, above = f.metadata.get("least"), f.metadata.get("above")
             require(math.isfinite(value), f"{f.name} is {value}; it must be a finite number")

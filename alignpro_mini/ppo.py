@@ -22,16 +22,19 @@ from alignpro_mini.generation import generate, pad_left, pad_right, sampling_log
 from alignpro_mini.options import MAX_GRAD_NORM, MICRO_BATCH, TRAIN_LAYERS, UserError, check_ranges, option, require
 from alignpro_mini.rollout import Policy, Rollout
 from alignpro_mini.tokenizer import Tokenizer
-from alignpro_mini.training import Score, SilentStage, Stage, make_optimizer, optimizer_step, trainable
+from alignpro_mini.training import Score, SilentStage, Stage, Truncated, make_optimizer, optimizer_step, trainable
 from alignpro_mini.transformer import Transformer
+
+KL_PLACES = ("reward", "loss")
 
 
 @dataclass(frozen=True, slots=True)
 class PPOConfig:
     """PPO with GAE and a KL penalty; the same for the prompter (ppo) and the RLHF oracle (oracle)."""
 
-    iterations: int = option(50, "rollouts, each followed by its update", least=1)
-    batch_size: int = option(128, "prompts, and so completions, an iteration", least=1)
+    iterations: int = option(60, "rollouts, each followed by its update", least=1)
+    batch_size: int = option(128, "completions an iteration", least=1)
+    rewrites_per_request: int = option(1, "K, completions of each prompt of a batch; batch_size / K prompts", least=1)
     answers: int = option(1, "M, answers of the frozen LM per rewrite; their rewards are averaged", least=1)
     ppo_epochs: int = option(2, "passes over each rollout", least=1)
     num_minibatches: int = option(2, "optimiser steps a pass", least=1)
@@ -43,7 +46,11 @@ class PPOConfig:
     adaptive_kl_target: float = option(0.0, "if above 0, kl_coef is adapted to this KL of a completion, nats", least=0)
     adaptive_kl_horizon: float = option(10_000.0, "episodes over which the adaptive controller reacts", above=0)
     gamma: float = option(1.0, "discount; 1, because the score comes once, at the end of a short text")
+    kl_estimator: str = option("k1", "estimator of that KL on each token", rl_math.KL_KINDS)
+    kl_placement: str = option("reward", "KL penalty in the reward, or as a loss (k1 has no gradient there)", KL_PLACES)
+    advantage: str = option("gae", "how advantages are estimated; all but gae need no value head", rl_math.ADVANTAGES)
     gae_lambda: float = option(0.95, "lambda of GAE: 1 is unbiased, lower values rely more on the value head")
+    ratio: str = option("token", "probability ratio of each token, or one for the completion", ("token", "sequence"))
     clip_range: float = option(0.2, "epsilon: a probability ratio beyond 1 +- epsilon earns no credit", above=0)
     value_clip_range: float = option(0.4, "how far a value may move from the rollout's in one iteration", above=0)
     vf_coef: float = option(0.5, "weight of the value loss", least=0)
@@ -62,6 +69,10 @@ class PPOConfig:
         require(self.temperature > 0, f"temperature is {self.temperature}; it must be above 0: greedy explores nothing")
         for name in ("gamma", "gae_lambda", "warmup_ratio"):
             require(0 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}; it must lie in 0..1")
+        group = self.rewrites_per_request
+        require(rows % group == 0, f"batch_size is {rows}; it must be a multiple of rewrites_per_request, {group}")
+        alone = f"rewrites_per_request is {group}; advantage {self.advantage} compares at least 2"
+        require(group >= 2 or self.advantage not in rl_math.GROUPED, alone)
 
 
 class PPOTrainer:
@@ -91,8 +102,12 @@ class PPOTrainer:
     def step(self, prompts: Sequence[str]) -> dict[str, float]:
         """One iteration: roll out, score, assemble rewards, GAE, PPO epochs. Returns its metrics.
 
-        Raises UserError for fewer prompts than minibatches.
+        Raises UserError for fewer prompts than minibatches, or prompts that do not come in groups of
+        `rewrites_per_request` equal ones.
         """
+        K = self.config.rewrites_per_request
+        if any(prompts[i] != prompts[i - i % K] for i in range(len(prompts))) or len(prompts) % K:
+            raise UserError(f"rewrites_per_request is {K}: give each prompt {K} times, side by side")
         if len(prompts) < self.config.num_minibatches:
             raise UserError(f"{len(prompts)} prompts cannot be cut into {self.config.num_minibatches} minibatches")
         clock = [time.perf_counter()]
@@ -123,7 +138,8 @@ class PPOTrainer:
         ids, mask = torch.cat((prompt_ids, tokens), 1), torch.cat((prompt_mask, action), 1)  # (B, P+T)
         logp = torch.zeros(action.shape, device=device)  # (B, T)
         logp[action] = torch.tensor([p for c in completions for p in c.logprobs], device=device)
-        texts = [self.tokenizer.decode(c.tokens) for c in completions]
+        decoded = [self.tokenizer.decode(c.tokens) for c in completions]
+        texts = [text if c.finished else Truncated(text) for text, c in zip(decoded, completions)]
         finished = torch.tensor([c.finished for c in completions], device=device)  # (B,)
         blanks = [torch.zeros_like(logp) for _ in range(4)]  # (B, T) each, filled below
         features = self.policy.lm.trunk(ids, mask, self.config.train_layers)  # (B, P+T) or (B, P+T, D)
@@ -163,14 +179,19 @@ class PPOTrainer:
 
     def assemble_rewards(self, rollout: Rollout) -> Tensor:
         """(B, T): the KL penalty on every token; on the last one the score too, less a penalty for a missing EOS."""
-        kl = rl_math.kl_estimate(rollout.logp, rollout.logp_ref, "k1")  # (B, T)
+        kl = rl_math.kl_estimate(rollout.logp, rollout.logp_ref, self.config.kl_estimator)  # (B, T)
         scores = rollout.scores - self.config.missing_eos_penalty * (~rollout.finished)  # (B,)
-        return rl_math.assemble_rewards(scores, kl, rollout.action, self.kl_coef)
+        coef = self.kl_coef if self.config.kl_placement == "reward" else 0.0
+        return rl_math.assemble_rewards(scores, kl, rollout.action, coef)
 
     def estimate_advantages(self, rollout: Rollout, rewards: Tensor) -> None:
         """Set advantages and returns (B, T); whitening scales the advantages only: the value head learns returns."""
-        c = self.config
-        advantages, rollout.returns = rl_math.gae(rewards, rollout.values, rollout.action, c.gamma, c.gae_lambda)
+        c, mask = self.config, rollout.action
+        if c.advantage == "gae":
+            advantages, rollout.returns = rl_math.gae(rewards, rollout.values, mask, c.gamma, c.gae_lambda)
+        else:
+            advantages = rl_math.critic_free(c.advantage, rewards, mask, c.rewrites_per_request)
+            rollout.returns = rl_math.returns_to_go(rewards, mask)
         rollout.advantages = rl_math.whiten(advantages, rollout.action) if c.whiten_advantages else advantages
 
     # ------------------------------------------------------------ update
@@ -204,7 +225,8 @@ class PPOTrainer:
         logits, values = self.policy(part.features, part.mask, part.action)  # (n, V), (b, T)
         chosen = sampling_logprobs(logits, c.temperature).gather(1, part.tokens[part.action][:, None])[:, 0]  # (n,)
         logp = torch.zeros_like(part.logp).masked_scatter(part.action, chosen)  # (b, T)
-        policy, seen = rl_math.policy_loss(logp, part.logp, part.advantages, part.action, c.clip_range)  # (b, T)
+        clip, by_row = c.clip_range, c.ratio == "sequence"
+        policy, seen = rl_math.policy_loss(logp, part.logp, part.advantages, part.action, clip, by_row)  # (b, T)
         value, value_clipped = rl_math.value_loss(values, part.values, part.returns, part.action, c.value_clip_range)
         update_kl = rl_math.kl_estimate(part.logp[part.action], chosen.detach(), "k3")  # (n,) old to new
         parts = {
@@ -215,7 +237,13 @@ class PPOTrainer:
             "approx_kl": update_kl.sum().item(),
             "ratio_max": seen["ratio"][part.action].max().item(),
         }
-        return policy.sum() + c.vf_coef * value.sum(), parts
+        total = policy.sum()
+        if c.advantage == "gae":
+            total = total + c.vf_coef * value.sum()
+        if c.kl_placement == "loss":
+            kl = rl_math.kl_estimate(logp, part.logp_ref, c.kl_estimator)  # (b, T)
+            total = total + self.kl_coef * rl_math.masked_sum(kl, part.action).sum()
+        return total, parts
 
     def _micro_batches(self, index: Tensor, rollout: Rollout) -> Iterator[Tensor]:
         """Cut `index` into micro-batches of rows of similar length, each in ascending order."""
@@ -281,8 +309,9 @@ def train_ppo(
     trainer.kl_coef = meta.get("kl_coef", trainer.kl_coef)
     for step in stage.progress(start, c.iterations):
         trainer.lr = learning_rate(c, step)
-        picked = torch.randint(len(prompts), (c.batch_size,), generator=trainer.generator).tolist()
-        metrics = trainer.step([prompts[i] for i in picked])
+        K = c.rewrites_per_request
+        picked = torch.randint(len(prompts), (c.batch_size // K,), generator=trainer.generator).tolist()
+        metrics = trainer.step([prompts[i] for i in picked for _ in range(K)])
         extra, samples = observe(trainer)
         shown = step == 0 or (step + 1) % show_every == 0 or step + 1 == c.iterations
         stage.log(step + 1, metrics | extra, samples if shown else ())

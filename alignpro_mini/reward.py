@@ -1,6 +1,10 @@
 """The reward model: a transformer with one number read off the last token, learned from preferences.
 
-    r(x, y) = w . h(x, y)[EOS]         P(chosen over rejected) = sigmoid(r(x, chosen) - r(x, rejected))  (Bradley-Terry)
+    r(x, y) = w . h(x, y)[last]        P(chosen over rejected) = sigmoid(r(x, chosen) - r(x, rejected))  (Bradley-Terry)
+
+[last] is the EOS, or the last token of an answer that was truncated before its EOS. Where both answers of every pair
+reply to the same x, nothing teaches the model to read x: r(x, y) becomes r(y). So some pairs are *mismatched*: their
+second answer belongs to another request. `swap_accuracy` measures whether the model reads x.
 
 The likelihood fixes r only up to a constant per prompt and does not fix its scale. So after training r is shifted and
 scaled to mean 0 and variance 1 over answers to the SFT prompter's rewrites. The KL coefficient lambda is in these
@@ -23,7 +27,7 @@ from alignpro_mini import rl_math, training
 from alignpro_mini.generation import by_length, pad_right
 from alignpro_mini.options import MAX_GRAD_NORM, MICRO_BATCH, TRAIN_LAYERS, UserError, check_ranges, option, require
 from alignpro_mini.tokenizer import Tokenizer
-from alignpro_mini.training import LOG_EVERY, SilentStage, Stage
+from alignpro_mini.training import LOG_EVERY, SilentStage, Stage, Truncated
 from alignpro_mini.transformer import Transformer
 
 
@@ -32,11 +36,12 @@ class RewardConfig:
     """The reward model and its preferences."""
 
     pairs: int = option(3000, "preference pairs drawn in the embedded world (files bring their own)", least=1)
+    mismatched: float = option(1.0, "further pairs with an answer to another request, for each of `pairs`", least=0)
     heldout_share: float = option(0.1, "share of the prompts whose pairs are kept out to measure accuracy")
     epochs: float = option(2.0, "passes over the pairs", above=0)
     batch_size: int = option(64, "pairs a step", least=1)
     micro_batch_size: int = option(16, MICRO_BATCH.format("pairs"), least=1)
-    lr: float = option(5e-4, "peak learning rate", above=0)
+    lr: float = option(2e-3, "peak learning rate", above=0)
     weight_decay: float = option(0.05, "AdamW's decoupled weight decay", least=0)
     max_grad_norm: float = option(1.0, MAX_GRAD_NORM, above=0)
     train_layers: int = option(0, TRAIN_LAYERS, least=0)
@@ -46,19 +51,22 @@ class RewardConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         require(0 < self.heldout_share < 1, f"heldout_share is {self.heldout_share}; it is a share in (0, 1)")
+        require(self.mismatched <= 2, f"mismatched is {self.mismatched}; a pair has two answers, so 2 is the most")
 
 
 @dataclass(frozen=True, slots=True)
 class Preference:
     """One comparison: `chosen` was preferred over `rejected` as an answer to `prompt`.
 
-    `certainty` is the probability that a labeller prefers `chosen` again, where the world knows it.
+    `certainty` is the probability that a labeller prefers `chosen` again, where the world knows it. `mismatched`: one
+    of the two answers belongs to another request.
     """
 
     prompt: str
     chosen: str
     rejected: str
     certainty: float | None = None
+    mismatched: bool = False
 
 
 class RewardModel(nn.Module):
@@ -79,9 +87,9 @@ class RewardModel(nn.Module):
         self.train_layers = train_layers  # of the top; 0: all
 
     def encode(self, prompt: str, completion: str) -> list[int]:
-        """The row that is rated: the prompt's turn, the completion, EOS."""
+        """The row that is rated: the prompt's turn, the completion, and EOS unless the completion is `Truncated`."""
         prompt_ids, answer_ids = self.tokenizer.chat_with_answer(prompt, completion)
-        return prompt_ids + answer_ids
+        return prompt_ids + (answer_ids[:-1] if isinstance(completion, Truncated) else answer_ids)
 
     def trunk(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """What lies below the trained blocks, without gradient: (B, T, D) and its mask; the ids (B, T) if all train."""
@@ -140,23 +148,32 @@ def draw_preferences(
     gold: Callable[[Sequence[str], Sequence[str]], list[float]],
     scale: float,
     generator: torch.Generator,
+    mismatched: bool = False,
 ) -> list[Preference]:
-    """A noisy labeller's choices: P(first over second) = sigmoid(scale x (gold difference)), Bradley-Terry noise."""
+    """A noisy labeller's choices: P(first over second) = sigmoid(scale x (gold difference)), Bradley-Terry noise.
+
+    `mismatched` marks the pairs as such: the labels are drawn in the same way.
+    """
     difference = torch.tensor(gold(prompts, first)) - torch.tensor(gold(prompts, second))  # (B,)
     p_first = torch.sigmoid(scale * difference.float())  # (B,)
     wins = torch.rand(len(prompts), generator=generator) < p_first
     return [
-        Preference(x, *((a, b, p) if won else (b, a, 1 - p)))
+        Preference(x, *((a, b, p) if won else (b, a, 1 - p)), mismatched)
         for x, a, b, won, p in zip(prompts, first, second, wins.tolist(), p_first.tolist())
     ]
 
 
 def split_by_prompt(pairs: Sequence[Preference], share: float, generator: torch.Generator) -> tuple[list, list]:
-    """(train, held out): all pairs of a prompt are on the same side; otherwise the held-out accuracy is too high."""
-    prompts = sorted({p.prompt for p in pairs})
+    """(train, held out): all pairs of a prompt are on the same side; otherwise the held-out accuracy is too high.
+
+    No mismatched pair is held out: they are easy, and would raise the accuracy too. Those of a held-out prompt are
+    dropped.
+    """
+    prompts = sorted({p.prompt for p in pairs if not p.mismatched})
     order = torch.randperm(len(prompts), generator=generator).tolist()
     kept_out = {prompts[i] for i in order[: max(1, round(share * len(prompts)))]}
-    return [p for p in pairs if p.prompt not in kept_out], [p for p in pairs if p.prompt in kept_out]
+    heldout = [p for p in pairs if p.prompt in kept_out and not p.mismatched]
+    return [p for p in pairs if p.prompt not in kept_out], heldout
 
 
 def accuracy(model: RewardModel, pairs: Sequence[Preference]) -> float:
@@ -164,6 +181,17 @@ def accuracy(model: RewardModel, pairs: Sequence[Preference]) -> float:
     chosen = model.raw([p.prompt for p in pairs], [p.chosen for p in pairs])
     rejected = model.raw([p.prompt for p in pairs], [p.rejected for p in pairs])
     return ((chosen > rejected).float() + 0.5 * (chosen == rejected).float()).mean().item()
+
+
+def swap_accuracy(
+    model: RewardModel, prompts: Sequence[str], answers: Sequence[str], swapped: Sequence[str]
+) -> float | None:
+    """Share of prompts with r(x, y) > r(x, y~), y~ the answer `swapped` for that of another request (equal: half).
+
+    1: the model reads x; 0.5: it does not. Prompts whose two answers are the same text are left out; None if all are.
+    """
+    pairs = [Preference(x, y, other) for x, y, other in zip(prompts, answers, swapped, strict=True) if y != other]
+    return accuracy(model, pairs) if pairs else None
 
 
 def always_longer(pairs: Sequence[Preference]) -> float:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 KL_KINDS = ("k1", "k2", "k3")
+GROUPED = ("rloo", "grpo", "grpo_unscaled")  # advantages that compare the completions of one prompt
+ADVANTAGES = ("gae", "reinforce", "reinforce++", *GROUPED)
 
 
 def _same_shape(**tensors: Tensor) -> None:
@@ -128,12 +130,70 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     return advantages, advantages + values
 
 
+def rloo(rewards: Tensor) -> Tensor:
+    """REINFORCE leave-one-out (Ahmadian et al. 2024): N prompts, K completions each, (N, K) -> (N, K).
+
+        A_i = r_i - mean of the other K - 1 rewards = (r_i - mean) K / (K - 1)
+    Unbiased: a completion's baseline does not depend on it. Raises ValueError for K < 2.
+    Example: [[0., 1., 2.]] -> [[-1.5, 0., 1.5]].
+    """
+    K = _group_size(rewards)
+    return (rewards - rewards.mean(1, keepdim=True)) * K / (K - 1)
+
+
+def grpo(rewards: Tensor, scale: bool = True, eps: float = 1e-4) -> Tensor:
+    """GRPO's group-relative advantage (Shao et al. 2024): N prompts, K completions each, (N, K) -> (N, K).
+
+        A_i = (r_i - mean) / (std + eps), std divided by K - 1; without `scale` A_i = r_i - mean (Dr. GRPO, Liu et al.)
+    With `scale` a prompt whose rewards hardly differ weighs as much as one whose rewards differ a lot. Raises
+    ValueError for K < 2. Example: [[0., 1., 2.]] -> [[-1., 0., 1.]] (but for eps).
+    """
+    _group_size(rewards)
+    off = rewards - rewards.mean(1, keepdim=True)
+    return off / (rewards.std(1, keepdim=True) + eps) if scale else off
+
+
+def _group_size(rewards: Tensor) -> int:
+    if rewards.dim() != 2 or rewards.shape[1] < 2:
+        raise ValueError(f"rewards have shape {tuple(rewards.shape)}; they must be (N prompts, K >= 2 completions)")
+    return rewards.shape[1]
+
+
+def returns_to_go(rewards: Tensor, mask: Tensor) -> Tensor:
+    """Sum of the rewards from each token on, (B, T) -> (B, T), 0 on padding: GAE with lambda 1 and no values."""
+    _same_shape(rewards=rewards, mask=mask)
+    kept = torch.where(mask, rewards, 0.0)
+    return torch.where(mask, kept.flip(1).cumsum(1).flip(1), 0.0)
+
+
+def critic_free(kind: str, rewards: Tensor, mask: Tensor, group: int) -> Tensor:
+    """Advantages without a value head, (B, T) -> (B, T); `group` completions of a prompt stand side by side.
+
+        reinforce     the reward of the whole completion less the mean over the *other* completions of the batch
+        reinforce++   the return from each token on (Hu et al. 2025; its normalisation is `whiten`)
+        rloo, grpo, grpo_unscaled   the whole completion's reward against those of the same prompt
+    All but reinforce++ give every token of a completion the same advantage. Raises ValueError for another kind.
+    """
+    if kind == "reinforce++":
+        return returns_to_go(rewards, mask)
+    total = masked_sum(rewards, mask)  # (B,)
+    if kind == "reinforce":
+        found = rloo(total[None])[0]
+    elif kind in GROUPED:
+        groups = total.view(-1, group)  # (N, K)
+        found = (rloo(groups) if kind == "rloo" else grpo(groups, scale=kind == "grpo")).flatten()
+    else:
+        raise ValueError(f"advantage {kind!r} is not one of {', '.join(ADVANTAGES[1:])}")
+    return torch.where(mask, found[:, None], 0.0)
+
+
 def policy_loss(
-    logp: Tensor, logp_old: Tensor, advantages: Tensor, mask: Tensor, clip: float
+    logp: Tensor, logp_old: Tensor, advantages: Tensor, mask: Tensor, clip: float, sequence: bool = False
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """PPO's clipped surrogate (Schulman et al. 2017, eq. 7), negated, per token: all (B, T) -> (B, T).
 
         ratio = pi / pi_old        L = -min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)
+    With `sequence` all tokens of a row share one ratio, the geometric mean of their own (GSPO, Zheng et al. 2025).
     The minimum is pessimistic. When A > 0 the gain stops at 1 + eps; when A < 0 it stops at 1 - eps; moving
     *back* from beyond the clip is never stopped. Padding gives 0; the caller divides by its token count.
     Second result: per-token (B, T) `clipped` (the gradient is 0 there) and `ratio`.
@@ -141,6 +201,8 @@ def policy_loss(
     _same_shape(logp=logp, logp_old=logp_old, advantages=advantages, mask=mask)
     # exp of garbage in the padding could overflow to inf, and inf * 0 is NaN in the backward pass.
     log_ratio = torch.where(mask, logp - logp_old, 0.0)  # (B, T)
+    if sequence:
+        log_ratio = torch.where(mask, masked_mean(log_ratio, mask, dim=1)[:, None], 0.0)
     ratio = log_ratio.exp()  # (B, T)
     plain = ratio * advantages  # (B, T)
     limited = ratio.clamp(1 - clip, 1 + clip) * advantages  # (B, T)

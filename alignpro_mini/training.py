@@ -17,6 +17,13 @@ LOG_EVERY = 50  # optimiser steps between log rows of SFT and reward learning
 Saved = nn.Module | torch.optim.Optimizer | torch.Generator
 
 
+class Truncated(str):
+    """A completion that ended at the token limit. Its model wrote no EOS, so the reward model must not read one.
+
+    To every other reward it is a plain text.
+    """
+
+
 class Stage(Protocol):
     """Where a trainer reports and keeps its state. `SilentStage` does nothing; `lab.run.RunStage` writes files."""
 

@@ -571,8 +571,8 @@ MUTANTS: tuple[Mutant, ...] = (
     _ppo(
         "reward-kl-against-the-old-policy",
         (
-            'rl_math.kl_estimate(rollout.logp, rollout.logp_ref, "k1")  # (B, T)',
-            'rl_math.kl_estimate(rollout.logp, rollout.logp, "k1")',
+            "rl_math.kl_estimate(rollout.logp, rollout.logp_ref, self.config.kl_estimator)",
+            "rl_math.kl_estimate(rollout.logp, rollout.logp, self.config.kl_estimator)",
         ),
         "test_rewards_of_a_row_sum_to_its_score_minus_lambda_times_its_log_ratio",
         "test_a_high_price_on_kl_holds_the_policy_at_the_reference",
@@ -757,7 +757,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _reward(
         "prompts-on-both-sides",
-        ("if p.prompt not in kept_out], [p", "], [p"),
+        ("if p.prompt not in kept_out], heldout", "], heldout"),
         "test_no_prompt_is_on_both_sides_of_the_split",
     ),
     _reward(
@@ -1222,11 +1222,11 @@ MUTANTS += (
     mutant(
         "lab/statistics.py",
         "bootstrap-resamples-half",
-        ("integers(0, size[1], size)", "integers(0, size[1], (size[0], size[1] // 2))"),
+        ("multinomial(n, np.full", "multinomial(2 * n, np.full"),
         "test_bootstrap_covers_the_truth_about_95_times_in_100",
         "test_bootstrap_agrees_with_the_normal_interval",
     ),
-    mutant("lab/statistics.py", "ties-are-wins", ("tie.mean() / 2)", "tie.mean())"), "test_win_rate_by_hand"),
+    mutant("lab/statistics.py", "ties-are-wins", ("tie.mean(1) / 2,", "tie.mean(1),"), "test_win_rate_by_hand"),
     mutant(
         "lab/evaluation.py",
         "headroom-of-the-lucky-answers",
@@ -1311,8 +1311,113 @@ MUTANTS += (
     mutant(
         "lab/evaluation.py",
         "constant-reward-divides-by-zero",
-        (' if none["variance"] > 0 else None', ""),
+        ("if base is None or not base.var() > 0:", "if base is None:"),
         "test_regressions.py::test_a_constant_reward_of_no_fine_tuning_does_not_end_the_run",
+    ),
+    # a reward that does not read x; a truncated answer with an EOS that nobody wrote
+    _reward(
+        "eos-on-a-truncated-answer",
+        ("answer_ids[:-1] if isinstance(completion, Truncated) else answer_ids", "answer_ids"),
+        "test_a_truncated_answer_is_read_at_its_last_token_without_an_eos",
+    ),
+    mutant(
+        "frozen.py",
+        "a-truncated-answer-is-a-plain-text",
+        ("        if self.truncated:\n", "        if False:\n"),
+        "test_reward.py::test_a_truncated_answer_is_read_at_its_last_token_without_an_eos",
+    ),
+    _reward(
+        "mismatched-pairs-held-out",
+        ("if p.prompt in kept_out and not p.mismatched]", "if p.prompt in kept_out]"),
+        "test_mismatched_pairs_teach_but_are_not_held_out",
+    ),
+    _reward(
+        "equal-texts-count-as-swaps",
+        ("strict=True) if y != other]\n    return accuracy", "strict=True)]\n    return accuracy"),
+        "test_swap_accuracy_by_hand",
+    ),
+    mutant(
+        "worlds/towns.py",
+        "a-swap-to-the-same-town",
+        (' if town != fill["town"]]', "]"),
+        "test_toyworld.py::test_a_swapped_answer_belongs_to_another_request[quality]",
+    ),
+    # an oracle at another KL coefficient; a share of a gap that is not there
+    mutant(
+        "lab/cli.py",
+        "the-oracle-keeps-its-own-options",
+        ("(options | _oracle_options(options)).items()", "options.items()"),
+        "test_config.py::test_the_oracle_is_the_same_ppo_unless_it_is_told_otherwise",
+    ),
+    mutant(
+        "lab/evaluation.py",
+        "a-share-of-a-gap-that-is-not-shown",
+        ('["rlhf_oracle"]["difference"]["ci95"][0] > 0', '["rlhf_oracle"]["difference"]["mean"] > 0'),
+        "test_gap_closed_is_not_told_without_an_oracle_or_when_it_gained_nothing",
+    ),
+    # intervals over answers instead of requests; an optimum that rates itself; more answers for the worst rewrites
+    mutant(
+        "lab/statistics.py",
+        "sums-of-squares-lose-their-square",
+        ("(off**2).sum(1)", "(off.sum(1) ** 2)"),
+        "test_resampled_moments_are_those_of_the_resampled_requests",
+    ),
+    mutant(
+        "lab/statistics.py",
+        "variance-without-its-mean",
+        ("- size * mean**2)", ")"),
+        "test_resampled_moments_are_those_of_the_resampled_requests",
+    ),
+    _optimum(
+        "the-optimum-rated-by-the-answers-that-chose-it",
+        (
+            "for chose, rates in (listing.halves, listing.halves[::-1])",
+            "for chose, rates in zip(listing.halves, listing.halves)",
+        ),
+        "test_the_truth_lies_between_the_two_optima",
+    ),
+    _optimum(
+        "more-answers-for-the-worst-rewrites",
+        ("topk(max(1, first.shape[1] // 4))", "topk(max(1, first.shape[1] // 4), largest=False)"),
+        "test_the_best_quarter_gets_more_answers_and_every_table_counts_them",
+    ),
+    # advantages without a value head
+    _rl("rloo-counts-itself", (" * K / (K - 1)", ""), "test_rloo_against_the_mean_of_the_others"),
+    _rl(
+        "grpo-divides-by-the-variance",
+        ("(rewards.std(1, keepdim=True) + eps)", "(rewards.var(1, keepdim=True) + eps)"),
+        "test_grpo_by_hand_with_and_without_its_standard_deviation",
+    ),
+    _rl(
+        "groups-across-prompts",
+        ("total.view(-1, group)", "total.view(group, -1).T"),
+        "test_every_token_gets_the_advantage_of_its_completion[rloo]",
+    ),
+    _rl(
+        "returns-from-the-front",
+        ("kept.flip(1).cumsum(1).flip(1)", "kept.cumsum(1)"),
+        "test_returns_to_go_are_gae_without_values",
+    ),
+    _rl(
+        "the-ratio-of-a-row-is-a-sum",
+        ("masked_mean(log_ratio, mask, dim=1)", "masked_sum(log_ratio, mask)"),
+        "test_one_ratio_a_row_is_the_geometric_mean_of_its_tokens",
+        "test_the_gradient_of_one_ratio_a_row_is_that_of_the_whole_sequence",
+    ),
+    _ppo(
+        "the-value-head-trains-without-gae",
+        ('        if c.advantage == "gae":\n            total', "        if True:\n            total"),
+        "test_without_gae_the_value_head_does_not_train[rloo]",
+    ),
+    _ppo(
+        "the-kl-penalty-counts-twice",
+        ('coef = self.kl_coef if self.config.kl_placement == "reward" else 0.0', "coef = self.kl_coef"),
+        "test_the_kl_penalty_is_in_the_reward_or_in_the_loss[k1]",
+    ),
+    _ppo(
+        "more-prompts-than-the-batch-has",
+        ("(c.batch_size // K,)", "(c.batch_size,)"),
+        "test_a_batch_holds_each_prompt_k_times_side_by_side",
     ),
     mutant(
         "weights/tensors.py",

@@ -133,10 +133,28 @@ def test_overriding_nested_fields_leaves_all_others_alone():
     base = preset("tiny")
     changed = with_options(base, {"ppo.lr": 1e-5, "ppo.batch_size": 64, "world.spread": "cue", "seed": 7})
     assert (changed.ppo.lr, changed.ppo.batch_size, changed.world.spread, changed.seed) == (1e-5, 64, "cue", 7)
-    for dotted in leaves(base).keys() - {"ppo.lr", "ppo.batch_size", "world.spread", "seed"}:
+    followed = {"oracle.lr", "oracle.batch_size"}
+    for dotted in leaves(base).keys() - followed - {"ppo.lr", "ppo.batch_size", "world.spread", "seed"}:
         assert get(changed, dotted) == get(base, dotted), dotted
-    assert changed.oracle == base.oracle  # the same class, another section
     assert base == preset("tiny")
+
+
+def test_the_oracle_is_the_same_ppo_unless_it_is_told_otherwise():
+    for name in PRESETS:
+        c = preset(name)
+        if not c.real_model:
+            own = {"answers", "temperature", "max_new_tokens", "train_layers"}
+            for f in dataclasses.fields(c.ppo):
+                assert f.name in own or getattr(c.oracle, f.name) == getattr(c.ppo, f.name), (name, f.name)
+            assert c.oracle.max_new_tokens == c.sampling.max_new_tokens
+            assert c.oracle.temperature == c.sampling.temperature
+    asked = {"ppo.kl_coef": 0.3, "ppo.iterations": 7, "ppo.answers": 4, "ppo.temperature": 0.5, "oracle.iterations": 9}
+    asked |= {"ppo.max_new_tokens": 20, "sampling.temperature": 0.8, "sampling.max_new_tokens": 30}
+    c = with_options(preset("tiny"), asked)
+    assert (c.oracle.kl_coef, c.oracle.iterations, c.oracle.answers) == (0.3, 9, 1)
+    assert (c.oracle.temperature, c.oracle.max_new_tokens) == (0.8, 30)
+    assert dataclasses.asdict(c)["oracle"]["kl_coef"] == 0.3, "config.json holds numbers"
+    assert with_options(c, {"sampling.temperature": 0.0}).oracle.temperature == 0.8, "greedy sampling cannot explore"
 
 
 @pytest.mark.parametrize(
@@ -288,8 +306,29 @@ def test_values_become_the_type_of_their_field(monkeypatch):
             "--ppo.adaptive_kl_horizon: it is not read without --ppo.adaptive_kl_target",
         ),
         (
-            ["--oracle.adaptive_kl_horizon", "100", "--ppo.adaptive_kl_target", "3"],
+            [
+                "--oracle.adaptive_kl_horizon",
+                "100",
+                "--ppo.adaptive_kl_target",
+                "3",
+                "--oracle.adaptive_kl_target",
+                "0",
+            ],
             "--oracle.adaptive_kl_horizon: it is not read without --oracle.adaptive_kl_target",
+        ),
+        (
+            ["--ppo.vf_coef", "1", "--ppo.advantage", "rloo", "--ppo.rewrites_per_request", "4"],
+            "--ppo.vf_coef: only --ppo.advantage gae reads it",
+        ),
+        (["--ppo.advantage", "rloo"], "--ppo.rewrites_per_request is 1; advantage rloo compares at least 2"),
+        (
+            ["--ppo.rewrites_per_request", "3"],
+            "--ppo.batch_size is 128; it must be a multiple of rewrites_per_request, 3",
+        ),
+        (["--ppo.advantage", "rlo"], "'rlo' is not one of gae, reinforce, reinforce++, rloo"),
+        (
+            ["--reward_model.mismatched", "3"],
+            "--reward_model.mismatched is 3.0; a pair has two answers, so 2 is the most",
         ),
         (["--theory.answers", "8", "--theory.inputs", "0"], "--theory.answers: it is not read with --theory.inputs 0"),
         (

@@ -76,6 +76,7 @@ TINY = {
     "eval.bootstrap": 200,
     "theory.inputs": 4,
     "theory.answers": 4,
+    "theory.more_answers": 4,
 }
 
 
@@ -164,11 +165,14 @@ def test_results_follow_from_the_saved_rewards(run):
         assert len(flat) == (4 * 4 if name == "closed_form" else 24) * 2 * 2  # the same inputs, K x M answers each
         assert arm["mean"] == pytest.approx(mean)
         assert arm["variance"] == pytest.approx(math.fsum((v - mean) ** 2 for v in flat) / (len(flat) - 1))
+        for key in ("mean", "variance", "gold_variance", "win_rate"):
+            low, high = arm["ci95" if key == "mean" else f"{key}_ci95"]
+            assert low <= arm[key] <= high or len(flat) < 20, (name, key)
     arms = results["arms"]
     assert results["variance_ratio"] == pytest.approx(arms["align_pro"]["variance"] / arms["no_finetuning"]["variance"])
     gap = arms["rlhf_oracle"]["mean"] - arms["no_finetuning"]["mean"]
     if results["gap_closed"] is None:
-        assert gap <= 1e-3
+        assert arms["rlhf_oracle"]["difference"]["ci95"][0] <= 0 and results["gap_closed_ci95"] is None
     else:
         assert results["gap_closed"] == pytest.approx((arms["align_pro"]["mean"] - arms["no_finetuning"]["mean"]) / gap)
 
@@ -181,15 +185,16 @@ def test_the_distance_to_the_optimum_is_in_the_results(run):
     under = lambda m: (
         log_probabilities(Prompter(*load_pretrained(kept / m), 24), world.eval_requests[:4], rewrites).exp().numpy()
     )
-    wanted = "attainable_gain_share regularised_gap lambda_kl_to_optimum mass_outside delta1 delta2 delta3 bound_paper bound_sharp"
+    wanted = "attainable_gain_share_cross_fitted attainable_gain_share_less_unlisted attainable_gain_share regularised_gap lambda_kl_to_optimum mass_outside delta1 delta2 delta3 bound_paper bound_sharp"
     assert set(wanted.split()) <= theory.keys()
     r, sft, rho = (
         load_state(kept / "listing.safetensors")[0]["r"].numpy(),
         under("prompter_sft"),
         under("align_pro"),
     )  # (4, 24, 4), (4, 24), (4, 24)
-    assert r.shape == (4, 24, 4) and theory["mass_outside"] == pytest.approx(1 - rho.sum(1).mean())
-    R, sft, rho, lam = r.mean(2), sft / sft.sum(1, keepdims=True), rho / rho.sum(1, keepdims=True), 0.1
+    assert r.shape == (4, 24, 4 + 4) and theory["mass_outside"] == pytest.approx(1 - rho.sum(1).mean())
+    assert (np.isnan(r[:, :, 4:]).all(2).sum(1) == 18).all(), "the best 6 of 24 rewrites got 4 answers more"
+    R, sft, rho, lam = np.nanmean(r, 2), sft / sft.sum(1, keepdims=True), rho / rho.sum(1, keepdims=True), 0.1
     objective = lambda p: ((p * R).sum(1) - lam * (p * np.log(p / sft)).sum(1)).mean()
     best = (lam * np.log((sft * np.exp(R / lam)).sum(1))).mean()  # J_lam(rho*) in closed form
     assert theory["regularised_gap"] == pytest.approx(best - objective(rho), abs=1e-9)

@@ -16,7 +16,14 @@ from alignpro_mini.generation import Completion
 from alignpro_mini.lab import evaluation
 from alignpro_mini.lab.config import EvalConfig
 from alignpro_mini.lab.evaluation import Arm, Evaluator, headroom, sequence_kl, summarise
-from alignpro_mini.lab.statistics import bootstrap_interval, t_interval, variance_parts, win_rate
+from alignpro_mini.lab.statistics import (
+    bootstrap_interval,
+    interval,
+    resampled_moments,
+    t_interval,
+    variance_parts,
+    win_shares,
+)
 from alignpro_mini.transformer import Transformer, TransformerConfig
 
 # ---------------------------------------------------------------- variance in three parts
@@ -118,8 +125,8 @@ def test_variance_parts_refuse_what_has_no_variance_to_part(shape):
 def test_bootstrap_covers_the_truth_about_95_times_in_100():
     rng = np.random.default_rng(0)
     hits, count = 0, 500
-    for i in range(count):
-        low, high = bootstrap_interval(rng.exponential(1.0, 200), 400, seed=i)
+    for _ in range(count):
+        low, high = bootstrap_interval(rng.exponential(1.0, 200), 400)
         hits += low <= 1.0 <= high
     assert 0.91 <= hits / count <= 0.98
 
@@ -143,6 +150,50 @@ def test_bootstrap_is_repeatable_and_the_same_resamples_serve_every_arm():
     assert bootstrap_interval(values + 5, 700) == pytest.approx([low + 5, high + 5])
 
 
+def clustered(rng, N: int = 150, K: int = 2, M: int = 2, spread: float = 1.0) -> np.ndarray:
+    """Rewards whose variance has three parts: inputs 1, rewrites 1, answers `spread` squared."""
+    parts = rng.standard_normal((N, 1, 1)), rng.standard_normal((N, K, 1)), spread * rng.standard_normal((N, K, M))
+    return sum(parts)
+
+
+def test_resampled_moments_are_those_of_the_resampled_requests():
+    rng = np.random.default_rng(5)
+    rewards = clustered(rng, N=7) + 100  # far from 0: squares would lose digits
+    mean, variance = resampled_moments(rewards, 30)
+    weights = np.random.default_rng(0).multinomial(7, np.full(7, 1 / 7), size=30)
+    for w, m, v in zip(weights, mean, variance):
+        drawn = np.repeat(rewards, w, axis=0)  # a request drawn twice is there twice, all its answers with it
+        assert (m, v) == pytest.approx((drawn.mean(), drawn.var(ddof=1)))
+
+
+def test_the_interval_of_a_variance_covers_the_truth_where_answers_are_clustered():
+    """By request it covers; over single answers it would be too narrow: two of three parts are shared by answers."""
+    rng, hits, naive, count = np.random.default_rng(6), 0, 0, 400
+    for _ in range(count):
+        rewards = clustered(rng)
+        low, high = interval(resampled_moments(rewards, 300)[1])
+        hits += low <= 3.0 <= high
+        low, high = interval(resampled_moments(rewards.reshape(-1, 1, 1), 300)[1])
+        naive += low <= 3.0 <= high
+    assert 0.91 <= hits / count <= 0.98 and naive / count < 0.88
+
+
+def test_the_interval_of_a_variance_ratio_covers_the_truth_and_is_paired():
+    rng, hits, count, paired, apart = np.random.default_rng(7), 0, 300, [], []
+    for _ in range(count):
+        ours, theirs = clustered(rng, spread=0.0), clustered(rng, spread=2.0)
+        shared = 2 * rng.standard_normal((150, 1, 1))  # an ease of the request that both arms have
+        arms = {"no_finetuning": arm(theirs + shared), "align_pro": arm(ours + shared)}
+        found = summarise(arms, EvalConfig(bootstrap=300))
+        low, high = found["variance_ratio_ci95"]
+        assert low < found["variance_ratio"] < high
+        hits += low <= (1 + 1 + 4) / (1 + 1 + 4 + 4) <= high
+        paired.append(high - low)
+        moved = resampled_moments(np.roll(theirs + shared, 1, axis=0), 300)[1]  # other requests' answers
+        apart.append(np.diff(interval(resampled_moments(ours + shared, 300)[1] / moved))[0])
+    assert 0.90 <= hits / count <= 0.98 and np.mean(paired) < 0.9 * np.mean(apart)
+
+
 def test_paired_interval_is_narrower_than_the_arms_apart():
     rng = np.random.default_rng(3)
     ease = 3 * rng.standard_normal(200)  # some requests are easier: common to both arms
@@ -154,14 +205,16 @@ def test_paired_interval_is_narrower_than_the_arms_apart():
 
 
 def test_win_rate_by_hand():
+    rate = lambda *arms: tuple(shares.mean() for shares in win_shares(*arms))
     ours = np.array([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 5.0], [0.0, 1.0]]])  # (2, 2, 2)
     base = np.array([[[0.0, 2.0, 9.0, 4.0]], [[5.0 + 1e-12, 6.0, 0.0, 0.0]]])  # (2, 1, 4): the same answers, K = 1
     # input 1: win, tie, loss, tie   input 2: tie (rounding), loss, tie, win   -> 2 wins, 4 ties of 8
-    assert win_rate(ours, base) == (2 / 8 + 4 / 16, 4 / 8)
-    assert win_rate(base, ours) == (2 / 8 + 4 / 16, 4 / 8)
-    assert win_rate(ours, ours) == (0.5, 1.0)
-    assert win_rate(np.tile(ours.reshape(2, 4), 2), base) == win_rate(ours, base)  # twice as many answers
-    assert win_rate(ours + 1, ours) == (1.0, 0.0) and win_rate(ours - 1, ours) == (0.0, 0.0)
+    assert rate(ours, base) == (2 / 8 + 4 / 16, 4 / 8)
+    assert rate(base, ours) == (2 / 8 + 4 / 16, 4 / 8)
+    assert rate(ours, ours) == (0.5, 1.0)
+    assert rate(np.tile(ours.reshape(2, 4), 2), base) == rate(ours, base)  # twice as many answers
+    assert [list(shares) for shares in win_shares(ours, base)] == [[0.5, 0.5], [0.5, 0.5]]  # by input
+    assert rate(ours + 1, ours) == (1.0, 0.0) and rate(ours - 1, ours) == (0.0, 0.0)
 
 
 def test_t_interval_against_a_printed_table_of_students_t():
@@ -208,10 +261,23 @@ def test_gap_closed_variance_ratio_and_differences_by_hand():
 
 def test_gap_closed_is_not_told_without_an_oracle_or_when_it_gained_nothing():
     arms = three_arms()
-    worse = arms | {"rlhf_oracle": arm(arms["no_finetuning"].reward - 1)}
-    assert summarise(worse, EvalConfig(bootstrap=50))["gap_closed"] is None
+    unclear = arms["no_finetuning"].reward + np.array([[[-1.0]], [[3.0]]])  # mean gain 1, interval -1 to 3
+    for oracle in (arms["no_finetuning"].reward - 1, unclear):
+        found = summarise(arms | {"rlhf_oracle": arm(oracle)}, EvalConfig(bootstrap=50))
+        assert found["gap_closed"] is None and found["gap_closed_ci95"] is None
+        assert found["difference_to_oracle"]["mean"] == pytest.approx(4 - oracle.mean())
     del arms["rlhf_oracle"]
-    assert summarise(arms, EvalConfig(bootstrap=50))["gap_closed"] is None
+    found = summarise(arms, EvalConfig(bootstrap=50))
+    assert found["gap_closed"] is None and found["difference_to_oracle"] is None
+
+
+def test_the_interval_of_the_gap_closed_is_over_the_same_resamples_of_all_three_arms():
+    rng = np.random.default_rng(8)
+    base, ease = rng.standard_normal((60, 1, 4)), 5 * rng.standard_normal((60, 1, 1))
+    arms = {"no_finetuning": arm(base + ease), "align_pro": arm(base + ease + 1), "rlhf_oracle": arm(base + ease + 2)}
+    found = summarise(arms, EvalConfig(bootstrap=200))
+    assert found["gap_closed"] == pytest.approx(0.5)
+    assert found["gap_closed_ci95"] == pytest.approx([0.5, 0.5])  # the gains are 1 and 2 for every request
 
 
 def test_the_variance_ratio_is_not_told_where_no_fine_tuning_has_no_variance():
@@ -231,6 +297,7 @@ def test_wins_are_judged_by_the_gold_reward_where_there_is_one():
     assert found["judge"] == "gold"
     # the learned reward says Align-Pro wins, the true one that it loses
     assert [found["arms"][n]["win_rate"] for n in arms] == [0.5, 0.0, 0.5]
+    assert [found["arms"][n]["win_rate_ci95"] for n in arms] == [[0.5, 0.5], [0.0, 0.0], [0.5, 0.5]]
     assert found["arms"]["align_pro"]["gold_mean"] == 0.0
 
 

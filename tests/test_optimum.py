@@ -219,3 +219,50 @@ def test_a_nucleus_counts_as_what_it_is():
     star = theory.optimal_prompter(found.rho_sft, found.R, 0.7)
     want = told["r_max"] * (differ + tv) - 0.7 * theory.kl(star, found.rho_sft).mean().item()
     assert told["bound_paper"] == pytest.approx(want, abs=1e-5)
+
+
+# ---------------------------------------------------------------- more answers for the best rewrites
+
+
+def test_the_best_quarter_gets_more_answers_and_every_table_counts_them():
+    lm = one_letter(1)
+    rewrites = [["h", "a", "b", "c", "d", "e", "f", "g"], ["b", "a", "c", "d", "e", "f", "g", "h"]]
+    found = optimum.rate(REQUESTS[:2], rewrites, lm, worth, 40, rng(), more=60)
+    assert found.r.shape == (2, 8, 100)
+    first = found.r[:, :, :40].mean(2)
+    for n in range(2):
+        best = set(first[n].topk(2).indices.tolist())
+        assert [int(k) for k in found.answers[n]] == [100 if k in best else 40 for k in range(8)]
+    for n, k in ((0, 0), (1, 5)):
+        given = found.r[n, k][~found.r[n, k].isnan()]
+        assert found.R[n, k] == pytest.approx(float(given.mean())) and len(given) in (40, 100)
+        assert found.V[n, k] == pytest.approx(float(given.var()))
+    even, odd = found.halves
+    given = found.answers.double()
+    torch.testing.assert_close((even + odd) / 2, found.R, rtol=0, atol=1e-9)
+    assert (given % 2 == 0).all()
+    assert optimum.rate(REQUESTS[:2], rewrites, lm, worth, 3, rng()).r.shape == (2, 8, 3)  # none more by default
+
+
+def test_the_truth_lies_between_the_two_optima():
+    """R with known noise: by the same answers the share comes out too low, cross-fitted too high."""
+    draw = np.random.default_rng(0)
+    truth, p, lam, M = draw.normal(size=(5, 8)), np.full((5, 8), 1 / 8), 0.5, 16
+    rho = theory.optimal_prompter(p, truth, 0.7).numpy()  # not the optimum at lam 0.5
+    exact = theory.closeness(rho, p, truth, lam)["attainable_gain_share"]
+    plain, crossed = [], []
+    for _ in range(200):
+        found = listed(truth[..., None] + draw.normal(size=(5, 8, M)), p, rho)
+        told = optimum.describe(found, lam)
+        plain.append(told["attainable_gain_share"])
+        crossed.append(told["attainable_gain_share_cross_fitted"])
+    assert np.mean(plain) < exact - 0.01 < exact + 0.01 < np.mean(crossed)
+
+
+def test_the_share_less_the_cost_of_other_rewrites_by_hand():
+    r = np.array([[[0.0, 0.0], [2.0, 4.0]]])
+    told = optimum.describe(listed(r, [[0.4, 0.4]], [[0.1, 0.6]]), lam=1.0)
+    gain = math.log(0.5 + 0.5 * math.exp(3)) - 1.5
+    cost = 0.7 * math.log(0.7 / 0.8) + 0.3 * math.log(0.3 / 0.2)
+    assert told["unlisted_cost"] == pytest.approx(cost)
+    assert told["attainable_gain_share_less_unlisted"] == pytest.approx(told["attainable_gain_share"] - cost / gain)

@@ -13,6 +13,8 @@ from alignpro_mini.lab.cli import with_options
 from alignpro_mini.lab.config import preset
 from alignpro_mini.lab.run import Run
 from alignpro_mini.options import UserError
+from alignpro_mini.training import Truncated
+from alignpro_mini.worlds.towns import TOWNS
 
 
 @pytest.mark.parametrize(
@@ -52,9 +54,35 @@ def test_preferences_are_between_answers_that_ppo_would_get(tmp_path):
     config = with_options(preset("tiny"), {"out": str(tmp_path), "reward_model.pairs": 200})
     run, world, pi_f = Run(config), pipeline.make_world(config), Echo()
     pairs = pipeline._preferences(run, world, pi_f, Silent(), torch.Generator().manual_seed(0))
-    assert len(pairs) == 200 and len(pi_f.asked) == 400
-    asked = [pair.prompt for pair in pairs] * 2
+    same, mismatched = pairs[:200], pairs[200:]
+    assert len(mismatched) == 200 and len(pi_f.asked) == 400, "mismatched pairs need no further answers"
+    asked = [pair.prompt for pair in same] * 2
     assert pi_f.asked == [x if i % 2 else f"please {x}" for i, x in enumerate(asked)]
+    assert not any(pair.mismatched for pair in same) and all(pair.mismatched for pair in mismatched)
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.5, 20), (2.0, 80)])
+def test_a_mismatched_pair_holds_an_answer_and_what_it_is_for_another_town(tmp_path, share, count):
+    """The second answer is the first one's text with another town; the same noisy judge labels the pair."""
+    options = {"reward_model.pairs": 40, "reward_model.batch_size": 8, "reward_model.mismatched": share}
+    config = with_options(preset("tiny"), options | {"out": str(tmp_path), "world.preference_scale": 50.0})
+    run, world = Run(config), pipeline.make_world(config)
+
+    class Names(Echo):
+        def answer(self, prompts, generator):
+            return [
+                Answer(f"{next(t for t in TOWNS if t in x)} is a town.", truncated=i % 2 == 1)
+                for i, x in enumerate(prompts)
+            ]
+
+    found = pipeline._preferences(run, world, Names(), Silent(), torch.Generator().manual_seed(0))
+    assert len(found) == 40 + count
+    for pair in found[40:]:
+        town = world.fills[pair.prompt]["town"]
+        assert pair.chosen == f"{town} is a town." and pair.rejected != pair.chosen, "right by the gold reward"
+        assert pair.rejected.split()[0] in TOWNS and pair.certainty > 0.99
+        assert type(pair.chosen) is type(pair.rejected), "a truncated text stays truncated"
+    assert count == 0 or {type(pair.chosen) for pair in found[40:]} == {str, Truncated}
 
 
 def test_a_vocabulary_that_a_failed_start_left_behind_is_not_used(tmp_path):

@@ -13,10 +13,11 @@ import pytest
 import torch
 from conftest import FakeStage, Letters, lookup_lm, random_lm
 
-from alignpro_mini import ppo
+from alignpro_mini import ppo, rl_math
 from alignpro_mini.frozen import checksum
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.run import Run, RunStage
+from alignpro_mini.options import UserError
 from alignpro_mini.ppo import PPOConfig, PPOTrainer, Rollout, learning_rate, train_ppo
 from alignpro_mini.transformer import Transformer, TransformerConfig
 
@@ -294,7 +295,7 @@ def gradients(t: PPOTrainer, r: Rollout, monkeypatch) -> list[torch.Tensor]:
     seen: list[torch.Tensor] = []
 
     def record(optimizer, parameters, grad_clip, lr):
-        seen.extend(p.grad.clone() for p in parameters)
+        seen.extend(torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters)
         return 0.0
 
     monkeypatch.setattr(ppo, "optimizer_step", record)
@@ -323,6 +324,68 @@ def test_the_gradient_is_that_of_the_rows_one_by_one(monkeypatch, micro_batch, t
     assert len(got) == len(t.parameters) and max(g.abs().max() for g in got) > 1e-3
     for mine, p in zip(got, t.parameters):
         near(mine, p.grad, 1e-4)
+
+
+@pytest.mark.parametrize("advantage", [a for a in rl_math.ADVANTAGES if a != "gae"])
+def test_without_gae_the_value_head_does_not_train(monkeypatch, advantage):
+    K = 1 if advantage.startswith("reinforce") else 2
+    t = trainer(advantage=advantage, rewrites_per_request=K, whiten_advantages=False)
+    prompts = [x for x in PROMPTS[: len(PROMPTS) // K] for _ in range(K)]
+    r = t.rollout(prompts)
+    r.scores = t.scores(r)
+    rewards = t.assemble_rewards(r)
+    t.estimate_advantages(r, rewards)
+    near(r.advantages, rl_math.critic_free(advantage, rewards, r.action, K))
+    near(r.returns, rl_math.returns_to_go(rewards, r.action))
+    found = dict(zip(map(id, t.parameters), gradients(t, r, monkeypatch)))
+    head = [found[id(p)].abs().max() for p in t.policy.value_head.parameters()] if found else []
+    assert max(head, default=0) == 0
+
+
+def test_a_batch_holds_each_prompt_k_times_side_by_side():
+    lm = random_lm(seed=1)
+    t = trainer(lm=lm, reference=copy.deepcopy(lm), rewrites_per_request=3, batch_size=12, iterations=1)
+    train_ppo(t, PROMPTS)
+    asked = t.last_rollout.prompts
+    assert len(asked) == 12 and all(asked[i] == asked[i - i % 3] for i in range(12)) and len(set(asked)) > 1
+    assert len({tuple(row) for row in t.last_rollout.tokens.tolist()}) > len(set(asked)), "completions of their own"
+    for wrong in (PROMPTS[:2], ["a", "a", "b"], ["a", "b", "b"]):
+        with pytest.raises(UserError, match="rewrites_per_request is 3: give each prompt 3 times"):
+            t.step(wrong)
+
+
+@pytest.mark.parametrize("kind", rl_math.KL_KINDS)
+def test_the_kl_penalty_is_in_the_reward_or_in_the_loss(kind):
+    both = {}
+    for place in ("reward", "loss"):
+        lm = random_lm(seed=1, spread=0.3)
+        t = trainer(lm=lm, reference=random_lm(seed=2, spread=0.3), kl_estimator=kind, kl_placement=place, kl_coef=0.7)
+        r = t.rollout(PROMPTS)
+        r.scores = t.scores(r)
+        rewards = t.assemble_rewards(r)
+        kl = rl_math.kl_estimate(r.logp, r.logp_ref, kind)
+        t.estimate_advantages(r, torch.zeros_like(rewards))
+        r.advantages = torch.zeros_like(r.advantages)
+        both[place] = t.loss(r)[0].item() - t.config.vf_coef * t.loss(r)[1]["value_loss"]
+        ends = r.scores - t.config.missing_eos_penalty * (~r.finished)
+        want = ends if place == "loss" else ends - 0.7 * rl_math.masked_sum(kl, r.action)
+        near(rewards.sum(1), want, 1e-4)
+        if place == "loss":
+            near(torch.tensor(both["loss"]), 0.7 * kl[r.action].sum(), 1e-3)
+    assert both["reward"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_the_ratio_may_be_that_of_the_whole_completion():
+    lm = random_lm(seed=1, spread=0.3)
+    t = trainer(lm=lm, reference=copy.deepcopy(lm), ratio="sequence")
+    r = rolled(t)
+    with torch.no_grad():
+        for p in t.policy.lm.parameters():
+            p.add_(0.03 * torch.randn(p.shape, generator=torch.Generator().manual_seed(3)))
+    by_token = replace(t.config, ratio="token")
+    sequence = t.loss(r)[1]["ratio_max"]
+    t.config = by_token
+    assert sequence < 0.9 * t.loss(r)[1]["ratio_max"], "a mean over the tokens moves less than the largest of them"
 
 
 def test_advantages_are_whitened_over_the_tokens_but_returns_are_not():

@@ -33,10 +33,13 @@ def arm(mean: float, variance: float, parts=(0.3, 0.1, 0.6), **more) -> dict:
         "variance": variance,
         "variance_parts": dict(zip(("between_inputs", "between_rewrites", "within"), parts)),
         "ci95": [mean - 0.05, mean + 0.05],
+        "variance_ci95": [variance - 0.1, variance + 0.1],
         "gold_mean": mean / 2,
         "gold_variance": 0.5,
+        "gold_variance_ci95": [0.4, 0.6],
         "kl": 1.25,
         "win_rate": 0.62,
+        "win_rate_ci95": [0.58, 0.66],
         "tie_rate": 0.11,
         "difference": None,
         "rewrite_length": 12.3,
@@ -62,9 +65,16 @@ def make_results(
         "n_eval": 500,
         "arms": arms,
         "variance_ratio": ratio,
+        "variance_ratio_ci95": None if ratio is None else [ratio - 0.1, ratio + 0.1],
+        "gold_variance_ratio": 0.8,
+        "gold_variance_ratio_ci95": [0.7, 1.1],
         "gap_closed": None if oracle is None else (pro - base) / (oracle - base),
+        "gap_closed_ci95": None if oracle is None else [0.75, 0.85],
+        "difference_to_oracle": None if oracle is None else {"mean": pro - oracle, "ci95": [-0.3, -0.1]},
+        "kl_coef": {"ppo": 0.1, "oracle": 0.1},
+        "judge": "gold",
         "wall_s": {"frozen_lm": 70.0, "align_pro": 50.0},
-        "reward_model": {"accuracy": 0.712, "ceiling": 0.781, "always_longer": 0.553},
+        "reward_model": {"accuracy": 0.712, "ceiling": 0.781, "always_longer": 0.553, "swap_accuracy": 0.941},
         "headroom": {
             "icc": 0.123,
             "between_rewrites": 0.12,
@@ -167,22 +177,40 @@ def page(tmp_path_factory):
 
 def test_final_table_prints_each_arms_numbers_in_its_row():
     text = tables.final_table(make_results())
-    rows = {line[:14].strip(): line[14:].split() for line in text.splitlines()[2:6]}
+    means, variances, _ = text.split("\n\n")
+    rows = {line[:14].strip(): line[14:].split() for line in means.splitlines()[2:]}
     assert list(rows) == ["no fine-tuning", "SFT prompter", "Align-Pro", "oracle"]
-    assert (
-        rows["Align-Pro"] == "1.800 [1.750, 1.850] 1.000 0.350 0.050 0.600 0.900 0.500 1.25 0.62 0.11 12.3 45.6".split()
-    )
-    assert rows["no fine-tuning"][9:12] == ["0.00", "–", "–"] and rows["no fine-tuning"][12] == "–"
+    assert rows["Align-Pro"] == "1.800 [1.750, 1.850] 0.900 1.25 0.62 [0.580, 0.660] 0.11 12.3 45.6".split()
+    assert rows["no fine-tuning"][4:6] == ["0.00", "–"] and rows["no fine-tuning"][8] == "–"
+    rows = {line[:14].strip(): line[14:].split() for line in variances.splitlines()[2:]}
+    assert rows["Align-Pro"] == "1.000 0.350 0.050 0.600 [0.900, 1.100] 0.500 [0.400, 0.600]".split()
     for line in (
-        "closed: 0.80",
-        "no fine-tuning: 0.62",
+        "Align-Pro (λ 0.1) - oracle (β 0.1), paired: -0.200, 95% CI [-0.300, -0.100]",
+        "oracle (β 0.1) closed: 0.80, 95% CI [0.750, 0.850]",
+        "no fine-tuning: 0.62, 95% CI [0.525, 0.725]",
+        "never trained on: 0.80, 95% CI [0.700, 1.100]",
         "+0.800, 95% CI [0.700, 0.900]",
+        "judged by the gold reward",
         "(ICC): 0.123",
-        "0.712",
+        "held-out accuracy 0.712",
         "0.781",
         "0.553",
+        "swap accuracy 0.941",
     ):
         assert line in text
+    assert "WARNING" not in text and "at or above" not in text
+
+
+def test_a_reward_that_does_not_read_the_request_and_an_oracle_that_is_reached_are_told():
+    results = make_results(pro=2.5) | {"judge": "reward"}
+    results["reward_model"]["swap_accuracy"] = 0.52
+    results["difference_to_oracle"] = {"mean": 0.5, "ci95": [0.4, 0.6]}
+    text = tables.final_table(results)
+    assert "WARNING: the reward model hardly reads the request x" in text and "+0.500" in text
+    assert "(at or above the oracle)" in text and "reward that was optimised" in text
+    assert "at or above the oracle's" in report.headline(results)
+    results |= {"gap_closed": None, "gap_closed_ci95": None}
+    assert "closed: –, the oracle's gain is not shown" in tables.final_table(results)
 
 
 def test_final_table_is_aligned_and_at_most_110_columns_even_for_wide_numbers():
@@ -190,10 +218,9 @@ def test_final_table_is_aligned_and_at_most_110_columns_even_for_wide_numbers():
     for a in results["arms"].values():
         a["right_rate"] = 0.5
     text = tables.final_table(results)
-    table = text.split("\n\n")[0].splitlines()
-    assert len({len(line) for line in table}) == 1, (
-        "the last column is right-aligned, so every line ends at the same place"
-    )
+    for table in text.split("\n\n")[:2]:
+        ends = {len(line) for line in table.splitlines()}
+        assert len(ends) == 1, "the last column is right-aligned, so every line ends at the same place"
     assert max(map(len, text.splitlines())) <= 110
     assert "-0.000 " not in text
 
@@ -205,9 +232,9 @@ def test_what_was_not_measured_is_a_dash_and_never_zero():
         a["gold_mean"] = a["gold_variance"] = None
         a["variance_parts"]["within"] = float("nan")
     text = tables.final_table(results)
-    assert "closed: –" in text and "ICC" not in text and "Reward model" not in text
-    pro = next(line for line in text.splitlines() if line.startswith("Align-Pro "))
-    assert pro.split()[7:10] == ["–", "–", "–"]  # within, gold mean, gold variance
+    assert "oracle (β" not in text and "ICC" not in text and "Reward model" not in text
+    means, variances = [line.split() for line in text.splitlines() if line.startswith("Align-Pro ")][:2]
+    assert means[4] == "–" and variances[4] == "–" and variances[7] == "–"  # gold mean, within, gold variance
 
 
 def test_right_answers_have_a_column_only_in_the_reasoning_task():
@@ -215,7 +242,7 @@ def test_right_answers_have_a_column_only_in_the_reasoning_task():
     assert "right" not in tables.final_table(results)
     results["arms"]["align_pro"] |= {"right_rate": 0.83, "worked_rate": 0.9}
     text = tables.final_table(results)
-    rows = {line[:14].strip(): line.split()[-1] for line in text.splitlines()[2:6]}
+    rows = {line[:14].strip(): line.split()[-1] for line in text.split("\n\n")[0].splitlines()[2:]}
     assert text.splitlines()[0].endswith("right") and rows["Align-Pro"] == "0.83" and rows["oracle"] == "–"
 
 
@@ -244,7 +271,10 @@ def test_headline_tells_a_gain_a_loss_and_no_gain_apart():
     assert "raised the reward: 1.000 to 1.800" in report.headline(make_results())
     assert "no clear gain" in report.headline(make_results(pro=1.05, ci=(-0.1, 0.2)))
     assert "lowered the reward" in report.headline(make_results(pro=0.5, ci=(-0.6, -0.4)))
-    assert "did not fall" in report.headline(make_results(ratio=1.3))
+    assert "Variance fell: 0.62 [0.525, 0.725] times" in report.headline(make_results())
+    assert "Gold variance showed no clear change: 0.80 [0.700, 1.100] times" in report.headline(make_results())
+    assert "Variance rose" in report.headline(make_results(ratio=1.3))
+    assert "oracle (KL coefficient 0.1) closed: 0.80" in report.headline(make_results())
     bare = make_results()
     del bare["arms"]["align_pro"]
     assert "did not compare" in report.headline(bare) and "did not compare" in report.headline({})
@@ -358,6 +388,8 @@ def test_a_step_logged_twice_keeps_its_last_value_in_the_order_of_steps():
 
 THEORY = {
     "attainable_gain_share": 0.963,
+    "attainable_gain_share_cross_fitted": 1.004,
+    "attainable_gain_share_less_unlisted": 0.961,
     "regularised_gap": 0.0421,
     "lambda_kl_to_optimum": 0.0421,
     "mass_outside": 0.031,
@@ -377,11 +409,9 @@ def test_the_distance_to_the_optimum_is_told():
     results = make_results() | {"theory": THEORY}
     results["arms"]["closed_form"] = arm(1.9, 0.5, inputs=48)
     text = tables.final_table(results)
-    assert "first 48 requests" in text and "0.963 of the attainable gain" in text
-    assert (
-        "gap 0.0421 = λ KL to the optimum 0.0421; probability of rewrites not enumerated 0.031, cost 0.0030 or more"
-        in text
-    )
+    assert "first 48 requests" in text and "0.963 of the gain attainable with the enumerated rewrites" in text
+    assert "cross-fitted optimum 1.004; less the cost of other rewrites 0.961, their probability 0.031)" in text
+    assert "gap 0.0421 = λ KL to the optimum 0.0421" in text
     assert "1.500 + -0.250 + -1.000 = 0.250; bounds: sharper 2.000, paper's 3.000" in text
     assert THEORY.keys() <= METRICS.keys()
     without = {k: v for k, v in THEORY.items() if not k.startswith(("delta", "bound"))}  # no oracle was trained

@@ -2,13 +2,14 @@
 
 import copy
 import math
+import random
 
 import pytest
 import torch
 from conftest import FakeStage, Letters, random_lm
 
 from alignpro_mini import reward
-from alignpro_mini.frozen import checksum
+from alignpro_mini.frozen import Answer, checksum
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.run import Run, RunStage
 from alignpro_mini.reward import (
@@ -21,8 +22,10 @@ from alignpro_mini.reward import (
     always_longer,
     draw_preferences,
     split_by_prompt,
+    swap_accuracy,
     train_reward_model,
 )
+from alignpro_mini.training import Truncated
 from alignpro_mini.transformer import Transformer, TransformerConfig
 from alignpro_mini.worlds.callables import load_callable
 
@@ -60,6 +63,17 @@ def test_the_reward_is_read_at_the_eos_whoever_shares_the_batch(family, train_la
         torch.testing.assert_close(model.raw(PROMPTS, ANSWERS, batch), want, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(model.raw(PROMPTS[::-1], ANSWERS[::-1]).flip(0), want, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(model.score(PROMPTS, ANSWERS), want, rtol=1e-4, atol=1e-4)  # mean 0, std 1 so far
+
+
+@torch.no_grad()
+def test_a_truncated_answer_is_read_at_its_last_token_without_an_eos():
+    model = rated()
+    row = [1, *Letters().encode("gab"), 2, *Letters().encode("hh")]
+    want = model.lm.hidden(torch.tensor([row]))[0, -1] @ model.head.weight[0]
+    truncated, ended = model.raw(["gab", "gab"], [Truncated("hh"), "hh"])
+    assert truncated == pytest.approx(want.item(), abs=1e-4) and abs(truncated - ended) > 0.01
+    cut, whole = (Answer("hh", truncated=end, tokens=[11, 11]) for end in (True, False))
+    assert isinstance(cut.text, Truncated) and cut.text == "hh" and type(whole.text) is str
 
 
 def test_a_fresh_head_says_nothing_yet():
@@ -131,6 +145,50 @@ def test_no_prompt_is_on_both_sides_of_the_split():
     assert len({p.prompt for p in heldout}) == 10
     assert split_by_prompt(pairs, 0.25, rng()) == (train, heldout) != split_by_prompt(pairs, 0.25, rng(1))
     assert len({p.prompt for p in split_by_prompt(pairs, 0.001, rng())[1]}) == 1  # never none
+
+
+def test_mismatched_pairs_teach_but_are_not_held_out():
+    pairs = [Preference(f"x{i}", "a", "b") for i in range(20)]
+    mixed = (
+        pairs
+        + [Preference(f"x{i}", "c", "d", mismatched=True) for i in range(20)]
+        + [Preference("only mismatched", "c", "d", mismatched=True)]
+    )
+    train, heldout = split_by_prompt(mixed, 0.25, rng())
+    assert len(heldout) == 5 and not any(p.mismatched for p in heldout)
+    assert {p.prompt for p in train}.isdisjoint(p.prompt for p in heldout)
+    assert len(train) == 15 + 15 + 1, "a mismatched pair of a held-out prompt is on neither side"
+    assert [p for p in heldout] == split_by_prompt(pairs, 0.25, rng())[1], "they do not move the split"
+
+
+def test_swap_accuracy_by_hand(monkeypatch):
+    """r = 2 if the answer is the prompt's own letter, 1 for "h": one right, one tie, one wrong; the equal pair is out."""
+    model = rated()
+    worth = lambda x, y: 2.0 if x == y else float(y == "h")
+    monkeypatch.setattr(model, "raw", lambda xs, ys: torch.tensor([worth(x, y) for x, y in zip(xs, ys)]))
+    found = swap_accuracy(model, ["a", "b", "c", "d"], ["a", "c", "b", "d"], ["b", "d", "h", "d"])
+    assert found == pytest.approx((1 + 0.5 + 0) / 3)
+    assert swap_accuracy(model, ["a"], ["b"], ["b"]) is None
+
+
+def test_mismatched_pairs_teach_the_model_to_read_the_request():
+    """Right is the prompt's own letter. Same-request pairs alone (which differ in length) cannot show it."""
+    draw = random.Random(0)
+    letters = "abcdefgh"
+
+    def trained(with_mismatched: bool) -> float | None:
+        model, pairs = RewardModel(random_lm(spread=0.1), Letters()), []
+        for _ in range(400):
+            x, other = draw.sample(letters, 2)
+            pairs.append(Preference(x, x + x, x))
+            if with_mismatched:
+                pairs.append(Preference(x, x + x, other + other, mismatched=True))
+        config = RewardConfig(epochs=6, batch_size=32, lr=1e-2, pairs=400)
+        facts = train_reward_model(model, pairs, config, generator=rng())
+        assert facts["accuracy"] > 0.95
+        return swap_accuracy(model, list(letters), [x + x for x in letters], [x + x for x in letters[1:] + "a"])
+
+    assert trained(True) > 0.8 and trained(False) < 0.7
 
 
 def test_baselines_by_hand():

@@ -98,6 +98,8 @@ def runs_by_hand() -> list[dict]:
     interval above 0: runs 0, 1 yes; 2 no (it covers 0); 3 yes; attributes no (it starts at 0)     3 of 5
     between:          run 0 yes; 1 above the oracle; 2 below no fine-tuning; 3 has no oracle; attributes yes   2 of 4
     variance ratio:   0.5 yes, 0.7 yes, 1.2 no, 1.0 no, attributes not measured                                2 of 4
+    its interval:     to 0.6, 0.8, 1.3, 1.1                                                                    2 of 4
+    gold interval:    to 1.1 in all                                                                            0 of 5
     attainable share: run 0 yes, 1 no, others not measured                                                     1 of 2
     """
     near = lambda share, outside: {"theory": {"attainable_gain_share": share, "mass_outside": outside}}
@@ -111,8 +113,8 @@ def runs_by_hand() -> list[dict]:
 
 
 def test_sweep_counts_hand_worked():
-    assert list(sweep.sweep_counts(runs_by_hand()).values()) == [(3, 5), (2, 4), (2, 4), (1, 2)]
-    assert list(sweep.sweep_counts(runs_by_hand()[:4]).values()) == [(3, 4), (1, 3), (2, 4), (1, 2)]
+    assert list(sweep.sweep_counts(runs_by_hand()).values()) == [(3, 5), (2, 4), (2, 4), (2, 4), (0, 5), (1, 2)]
+    assert list(sweep.sweep_counts(runs_by_hand()[:4]).values()) == [(3, 4), (1, 3), (2, 4), (2, 4), (0, 4), (1, 2)]
 
 
 def test_sweep_table_has_a_row_a_seed_averages_and_the_papers_figures():
@@ -122,17 +124,18 @@ def test_sweep_table_has_a_row_a_seed_averages_and_the_papers_figures():
     assert [line[0] for line in quality.splitlines()[3:7]] == ["0", "1", "2", "3"], "in the order of the seeds"
     assert (
         lines["0"].split()[1:]
-        == "1.000 1.500 2.000 0.500 [0.400, 0.600] 0.50 0.50 0.500 0.750 1.000 0.970 0.030 120".split()
+        == "1.000 1.500 2.000 0.500 [0.400, 0.600] 0.50 [0.750, 0.850] 0.50 [0.400, 0.600] 0.80 [0.700, 1.100] 0.941 0.970 "
+        "0.030 120".split()
     )
     # means over seeds 0 to 3; the oracle and the gap over 0 to 2 only: gaps 0.5, 1.2, -0.1
-    assert lines["mean"].split()[1:] == "1.000 1.600 2.000 0.600 0.53 0.85 0.500 0.800 1.000 0.950 0.040 120".split()
+    assert lines["mean"].split()[1:] == "1.000 1.600 2.000 0.600 0.53 0.85 0.80 0.941 0.950 0.040 120".split()
     assert lines["paper"].split()[1:] == ["0.82", "0.64"]
     # gaps: s = 0.65064, t(2) = 4.303, half-width 4.303 * 0.65064 / sqrt(3) = 1.616
     assert lines["±"].split()[6] == "1.62"
     assert "with interval above zero: 3 of 4" in quality and "with interval above zero: 3 of 5" in everything
-    assert "between no fine-tuning and oracle: 1 of 3" in quality
+    assert "between no fine-tuning and oracle: 1 of 3" in quality and "λ 0.1, the oracle's β 0.1" in quality
     assert [line.split()[1] for line in attributes.splitlines() if line.startswith("± 95%")] == ["95%"]
-    assert attributes.splitlines()[5].split()[2:] == ["–"] * 12, "one seed has no interval"
+    assert attributes.splitlines()[5].split()[2:] == ["–"] * 11, "one seed has no interval"
 
 
 def test_right_answers_are_told_beside_the_sweep_of_sums():
@@ -163,7 +166,9 @@ def test_the_sweep_tells_the_parts_and_the_theory():
     values = [
         arm["variance"],
         *(arm["variance_parts"][k] for k in ("between_inputs", "between_rewrites", "within")),
+        arm["gold_mean"],
         arm["gold_variance"],
+        arm["win_rate"],
     ]
     assert parts[1:] == [tables.num(v) for v in values]
     flat = theory | dict(
@@ -183,9 +188,9 @@ def test_sweep_table_of_nothing_and_of_a_task_of_ones_own():
 
 def test_a_run_that_measured_almost_nothing_has_dashes_in_its_row():
     results = make_results(oracle=None)
-    for optional in ("config", "reward_model", "headroom", "wall_s", "variance_ratio", "preset"):
+    for optional in ("config", "reward_model", "headroom", "wall_s", "variance_ratio", "variance_ratio_ci95", "preset"):
         del results[optional]
     for a in results["arms"].values():
         a.update(dict.fromkeys(a, None), mean=a["mean"])
     row = next(line for line in sweep.sweep_table([results]).splitlines() if line.startswith("0 "))
-    assert row.split() == ["0", "1.000", "1.800", *["–"] * 11]
+    assert row.split() == ["0", "1.000", "1.800", *["–"] * 7, "0.80", "[0.700,", "1.100]", *["–"] * 4]

@@ -8,7 +8,7 @@ from collections import defaultdict
 import pytest
 
 from alignpro_mini.worlds import sums, towns
-from alignpro_mini.worlds.towns import TRUTH
+from alignpro_mini.worlds.towns import TOWNS, TRUTH
 from alignpro_mini.worlds.toy import TASKS, ToyWorld
 from alignpro_mini.worlds.world import WorldConfig
 
@@ -87,6 +87,26 @@ def test_one_seed_one_world_two_seeds_two_worlds(worlds, task):
     assert same.rewrite_pairs(50, random.Random(3)) == w.rewrite_pairs(50, random.Random(3))
     assert set(other.eval_requests) != set(w.eval_requests)
     assert w.corpus(50, random.Random(4)) != w.corpus(50, random.Random(3))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_swapped_answer_belongs_to_another_request(worlds, task):
+    world = worlds[task]
+    x = world.eval_requests[:40]
+    right = [world.kind.answer(world.fills[request], "", True, random.Random(3)) for request in x]
+    swapped = world.swapped(x, right, random.Random(0))
+    assert swapped == world.swapped(x, right, random.Random(0)) and len(swapped) == 40
+    gold, other = world.gold(x, right), world.gold(x, swapped)
+    assert sum(a > b for a, b in zip(gold, other)) >= 30, "it is no right answer to the request"
+    if task == "reasoning":
+        assert all(y in right and y is not own for y, own in zip(swapped, right))
+        assert world.swapped(x[:1], ["only"], random.Random(0)) == ["only"]
+    else:
+        for request, own, y in zip(x, right, swapped):
+            town = world.fills[request]["town"]
+            assert town not in y and own.count(town) > 0
+            assert [w for w in own.split() if town not in w] == [w for w in y.split() if not any(t in w for t in TOWNS)]
+        assert world.swapped(x[:1], ["no town here."], random.Random(0)) == ["no town here."]
 
 
 def test_wrong_settings_are_told():

@@ -101,9 +101,9 @@ def closed_form_curve(listing: Listing, lams: Sequence[float], points: int = 60)
     a prompter that exists, and so too low. `between_rewrites` and `within` and their derivatives along 1/lambda are
     `theory.along_eta`'s.
     """
-    found, halves = [], [half.mean(2) for half in listing.r.tensor_split(2, dim=2)]  # (N, K) each
+    found, halves = [], listing.halves  # (N, K) each
     for lam in np.geomspace(10 * max(lams), min(lams), points).tolist():
-        along = theory.along_eta(listing.rho_sft, listing.R, listing.r.var(2), 1 / lam)
+        along = theory.along_eta(listing.rho_sft, listing.R, listing.V, 1 / lam)
         star = theory.optimal_prompter(listing.rho_sft, listing.R, lam)
         found.append({"lam": lam, "kl": float(theory.kl(star, listing.rho_sft).mean())} | along)
         for chose, rates in (halves, halves[::-1]):
@@ -122,10 +122,11 @@ def best_of_n(listing: Listing, seed: int, draws: int = 4000) -> list[dict[str, 
     second: an answer chosen for its reward is biased. Raises ValueError for a single answer a rewrite.
     """
     g = torch.Generator().manual_seed(seed)
-    N, K, M = listing.r.shape
+    N, K, _ = listing.r.shape
+    M = int(listing.answers.min())  # the best rewrites have more
     if M < 2:
         raise ValueError("best-of-n needs two answers a rewrite at least: one to choose by, one to rate")
-    chosen_by, rated_by = listing.r[:, :, : M // 2], listing.r[:, :, M // 2 :].mean(2)  # (N, K, M/2), (N, K)
+    chosen_by, rated_by = listing.r[:, :, : M // 2], listing.r[:, :, M // 2 :].nanmean(2)  # (N, K, M/2), (N, K)
     found = []
     for n in BEST_OF:
         picked = torch.zeros(N, K, dtype=torch.float64)

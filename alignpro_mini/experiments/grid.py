@@ -39,7 +39,7 @@ from alignpro_mini.weights.tensors import write_json
 PROG = "alignpro_mini.experiments.grid"
 # The second prompter and the second frozen model: other sizes than the preset's own.
 SECOND = {
-    "tiny": (ShapeConfig(d_model=64, n_layers=2), ShapeConfig(n_layers=2)),
+    "tiny": (ShapeConfig(d_model=64, n_layers=2), ShapeConfig(n_layers=3)),
     "small": (ShapeConfig(d_model=128, n_layers=4), ShapeConfig("llama", 320, 6, 10)),
     "gpt2": (ShapeConfig("llama", 384, 6, 6), ShapeConfig("llama", 1024, 16, 16, 4)),
 }

@@ -29,7 +29,7 @@ def _six(runs: list[dict]) -> list[float]:
 def grid_counts(sixes: list) -> dict[str, tuple[int, int]]:
     """{claim: (k, n)} over cells, each six numbers as in PAPER_CELLS; None where no oracle was trained."""
     claims = {
-        "between no fine-tuning and oracle": [s[0] < s[1] < s[2] for s in sixes if s[2] is not None],
+        sweep.BETWEEN: [s[0] < s[1] < s[2] for s in sixes if s[2] is not None],
         "variance below no fine-tuning": [s[4] < s[3] for s in sixes],
         "variance below the oracle": [s[4] < s[5] for s in sixes if s[5] is not None],
     }
@@ -40,17 +40,18 @@ def grid_table(groups: list[dict]) -> str:
     """Cell by cell, means over seeds with 95% t-intervals; the counts beside the paper's own; variance, time."""
     cells = grid_cells(groups)
     heads = (
-        "||mean|mean|mean|var.|var.|var.|gap closed|var. ratio|attain.|not",
-        "task|cell|No-FT|Align-Pro|Oracle|No-FT|Align-Pro|Oracle|ours (paper)|ours (paper)|share|enum.",
+        "||mean|mean|mean|var.|var.|var.|gap closed|var. ratio|gold var.|attain.|not",
+        "task|cell|No-FT|Align-Pro|Oracle|No-FT|Align-Pro|Oracle|ours (paper)|ours (paper)|ratio|share|enum.",
     )
     rows = [head.split("|") for head in heads]
     for (task, cell), runs in cells.items():
         a, b, c, v, w, _ = PAPER_CELLS[task, cell]
         pairs = [sweep.over_seeds(runs, "arms", arm, key) for key in ("mean", "variance") for arm in TRIO]
-        told = [num(mean, 2) + ("" if half is None else f" ±{num(half, 2)}") for mean, half in pairs]
-        gap, ratio = (num(sweep.over_seeds(runs, key)[0], 2) for key in ("gap_closed", "variance_ratio"))
+        told = [_with_half(*pair) for pair in pairs]
+        keys = ("gap_closed", "variance_ratio", "gold_variance_ratio")
+        gap, ratio, gold = (_with_half(*sweep.over_seeds(runs, key)) for key in keys)
         near = (num(sweep.over_seeds(runs, "theory", key)[0], 3) for key in ("attainable_gain_share", "mass_outside"))
-        rows.append([task, cell, *told, f"{gap} ({(b - a) / (c - a):.2f})", f"{ratio} ({w / v:.2f})", *near])
+        rows.append([task, cell, *told, f"{gap} ({(b - a) / (c - a):.2f})", f"{ratio} ({w / v:.2f})", gold, *near])
     every = [run for runs in cells.values() for run in runs]
     ours, each = grid_counts([_six(runs) for runs in cells.values()]), grid_counts([_six([run]) for run in every])
     paper = grid_counts(list(PAPER_CELLS.values()))
@@ -62,7 +63,12 @@ def grid_table(groups: list[dict]) -> str:
     for task in sweep.by_task(groups):
         runs = [run for (t, _), found in cells.items() if t == task for run in found]
         said += ["", f"task {task}, all cells", *sweep.variance_lines(runs), *sweep.right_answers(runs)]
-    return "\n".join([aligned(rows), "", *said, "", *_time_lines(groups)])
+    return "\n".join([sweep.coefficients(every), aligned(rows), "", *said, "", *_time_lines(groups)])
+
+
+def _with_half(mean: float | None, half: float | None) -> str:
+    """A mean over seeds with the half-width of its interval."""
+    return num(mean, 2) + ("" if half is None else f" ±{num(half, 2)}")
 
 
 def _time_lines(groups: list[dict]) -> list[str]:

@@ -106,32 +106,44 @@ def over_seeds(runs: list[dict], *keys: str) -> tuple[float | None, float | None
     return t_interval([get(run, *keys) for run in runs])
 
 
-# What a sweep's row shows of a run: two lines of heading, place in its results, decimals.
+GAIN = ("arms", "align_pro", "difference")
+# What a sweep's row shows of a run: two lines of heading, place in its results, decimals, place of its interval.
 COLUMNS = (
-    *((arm, "mean", ("arms", key, "mean"), 3) for arm, key in zip(("No-FT", "Align-Pro", "Oracle"), TRIO)),
-    ("Align-Pro - No-FT", "[95% CI]", ("arms", "align_pro", "difference", "mean"), 3),
-    ("gap", "closed", ("gap_closed",), 2),
-    ("var.", "ratio", ("variance_ratio",), 2),
-    *(("gold", arm, ("arms", key, "gold_mean"), 3) for arm, key in zip(("No-FT", "Align-Pro", "Oracle"), TRIO)),
-    ("attain.", "share", ("theory", "attainable_gain_share"), 3),
-    ("not", "enum.", ("theory", "mass_outside"), 3),
-    ("wall", "s", ("seconds",), 1),
+    *((arm, "mean", ("arms", key, "mean"), 3, ()) for arm, key in zip(("No-FT", "Align-Pro", "Oracle"), TRIO)),
+    ("Align-Pro - No-FT", "[95% CI]", (*GAIN, "mean"), 3, (*GAIN, "ci95")),
+    ("gap closed", "[95% CI]", ("gap_closed",), 2, ("gap_closed_ci95",)),
+    ("variance ratio", "[95% CI]", ("variance_ratio",), 2, ("variance_ratio_ci95",)),
+    ("gold var. ratio", "[95% CI]", ("gold_variance_ratio",), 2, ("gold_variance_ratio_ci95",)),
+    ("swap", "acc.", ("reward_model", "swap_accuracy"), 3, ()),
+    ("attain.", "share", ("theory", "attainable_gain_share"), 3, ()),
+    ("not", "enum.", ("theory", "mass_outside"), 3, ()),
+    ("wall", "s", ("seconds",), 1, ()),
 )
+BETWEEN = "between no fine-tuning and oracle"
 
 
 def sweep_counts(runs: list[dict]) -> dict[str, tuple[int, int]]:
     """{claim: (k, n)}: it holds in k of the n runs that measured it (without an oracle no run can be 'between')."""
     means = [[get(run, "arms", arm, "mean") for arm in TRIO] for run in runs]
-    intervals = [get(run, "arms", "align_pro", "difference", "ci95") for run in runs]
-    ratios = [get(run, "variance_ratio") for run in runs]
-    shares = [get(run, "theory", "attainable_gain_share") for run in runs]
+    told = lambda *keys: [found for run in runs if (found := get(run, *keys)) is not None]
     claims = {
-        "Align-Pro above no fine-tuning with interval above zero": [ci[0] > 0 for ci in intervals if ci],
-        "between no fine-tuning and oracle": [a < b < c for a, b, c in means if None not in (a, b, c)],
-        "variance below no fine-tuning": [ratio < 1 for ratio in ratios if ratio is not None],
-        "at least 0.95 of the attainable gain": [share >= 0.95 for share in shares if share is not None],
+        "Align-Pro above no fine-tuning with interval above zero": [
+            ci[0] > 0 for ci in told("arms", "align_pro", "difference", "ci95")
+        ],
+        BETWEEN: [a < b < c for a, b, c in means if None not in (a, b, c)],
+        "variance below no fine-tuning": [ratio < 1 for ratio in told("variance_ratio")],
+        "variance ratio's interval below 1": [ci[1] < 1 for ci in told("variance_ratio_ci95")],
+        "gold variance ratio's interval below 1": [ci[1] < 1 for ci in told("gold_variance_ratio_ci95")],
+        "at least 0.95 of the attainable gain": [s >= 0.95 for s in told("theory", "attainable_gain_share")],
     }
     return {claim: (sum(held), len(held)) for claim, held in claims.items() if held}
+
+
+def coefficients(runs: list[dict]) -> str:
+    """ "Align-Pro's λ 0.1, the oracle's β 0.1", of all these runs."""
+    values = [{get(run, "kl_coef", who) for run in runs} - {None} for who in ("ppo", "oracle")]
+    lam, beta = (", ".join(f"{v:g}" for v in sorted(found)) or "–" for found in values)
+    return f"Align-Pro's λ {lam}, the oracle's β {beta}"
 
 
 def right_answers(runs: list[dict]) -> list[str]:
@@ -149,11 +161,13 @@ def right_answers(runs: list[dict]) -> list[str]:
 
 
 def variance_lines(runs: list[dict]) -> list[str]:
-    """Which variance component falls: an arm a line, means over the seeds."""
+    """Which variance component falls, and the gold reward: an arm a line, means over the seeds."""
     parts = [("variance_parts", part) for part in ("between_inputs", "between_rewrites", "within")]
-    rows = [["  means over seeds", "variance", "between inputs", "between rewrites", "within", "gold variance"]]
+    keys = (("variance",), *parts, ("gold_mean",), ("gold_variance",), ("win_rate",))
+    heads = ("variance", "between inputs", "between rewrites", "within", "gold mean", "gold variance", "win rate")
+    rows = [["  means over seeds", *heads]]
     for arm, (name, _) in ARMS.items():
-        found = [over_seeds(runs, "arms", arm, *keys)[0] for keys in (("variance",), *parts, ("gold_variance",))]
+        found = [over_seeds(runs, "arms", arm, *key)[0] for key in keys]
         rows += [[f"  {name}", *map(num, found)]] if found[0] is not None else []
     return [aligned(rows)]
 
@@ -172,7 +186,11 @@ def theory_lines(runs: list[dict]) -> list[str]:
     scale = [(1 - t["attainable_gain_share"]) / t["regularised_gap"] for t in gained]
     parts = [[t[key] * s for t, s in zip(gained, scale)] for key in needed[-2:]]
     by, cost = (f"{num(min(p), 3)} to {num(max(p), 3)}" if p else "–" for p in parts)
+    forms = ("", "_cross_fitted", "_less_unlisted")
+    shares = [num(over_seeds(told, f"attainable_gain_share{form}")[0], 3) for form in forms]
     return [
+        f"  share of the gain attainable with the enumerated rewrites: {shares[0]}; against a cross-fitted optimum"
+        f" {shares[1]}; less the cost of other rewrites {shares[2]} (means)",
         f"  Δ1, Δ2, Δ3 {', '.join(d)}; bounds: sharper {sharp}, paper's {paper} (means); both held in {held} of"
         f" {len(told)}",
         f"  of the attainable gain, noise in R raises the optimum by {by}, rewrites not enumerated cost {cost} or more",
@@ -186,17 +204,19 @@ def sweep_table(results: list[dict]) -> str:
     for task, runs in by_task(results).items():
         rows = [["", *(column[0] for column in COLUMNS)], ["seed", *(column[1] for column in COLUMNS)]]
         for run in runs:
-            rows.append([str(run.get("seed")), *(num(get(run, *keys), digits) for _, _, keys, digits in COLUMNS)])
-            rows[-1][4] += " " + num(get(run, "arms", "align_pro", "difference", "ci95"))
-        means = [over_seeds(runs, *keys) for _, _, keys, _ in COLUMNS]
+            rows.append([str(run.get("seed"))])
+            for _, _, keys, digits, ci95 in COLUMNS:
+                rows[-1].append(num(get(run, *keys), digits) + (f" {num(get(run, *ci95))}" if ci95 else ""))
+        means = [over_seeds(runs, *keys) for _, _, keys, _, _ in COLUMNS]
         for i, name in enumerate(("mean", "± 95%")):
-            rows.append([name, *(num(pair[i], digits) for pair, (*_, digits) in zip(means, COLUMNS))])
+            rows.append([name, *(num(pair[i], column[3]) for pair, column in zip(means, COLUMNS))])
         name, *theirs = PAPER.get(task, ("no data set", None, None))
-        rows.append(["paper", *[""] * 4, *(num(v, 2) for v in theirs), *[""] * 6])
+        rows.append(["paper", *[""] * 4, *(num(v, 2) for v in theirs), *[""] * 5])
         lines = [*variance_lines(runs), *theory_lines(runs), *right_answers(runs), *claim_lines(sweep_counts(runs))]
-        blocks.append("\n".join([f"task {task} (paper: {name})", aligned(rows), *lines]))
+        title = f"task {task} (paper: {name}); {coefficients(runs)}"
+        blocks.append("\n".join([title, aligned(rows), *lines]))
     if len(blocks) > 1:
-        blocks.append("\n".join(["all tasks", *claim_lines(sweep_counts(results))]))
+        blocks.append("\n".join([f"all tasks; {coefficients(results)}", *claim_lines(sweep_counts(results))]))
     return "\n\n".join(blocks) or "no runs"
 
 

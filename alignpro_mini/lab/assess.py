@@ -42,7 +42,8 @@ def rate_rewrites(run: Run, world: World, pi_f: FrozenModel, reward: Reward) -> 
 
     def make(stage: RunStage) -> tuple[dict, dict]:
         g = run.generator("listing")
-        return {"r": optimum.rate(requests, rewrites, pi_f, reward.train, c.theory.answers, g).r}, {}
+        many = c.theory.answers, g, c.theory.more_answers
+        return {"r": optimum.rate(requests, rewrites, pi_f, reward.train, *many).r}, {}
 
     tensors, _ = run.tensors("listing", make)
     assert_frozen(pi_f, "listing")
@@ -148,6 +149,7 @@ def conclude(run: Run, arms: dict[str, Arm]) -> dict:
     c = run.config
     arms = {name: arms[name] for name in ARMS if name in arms}
     results = {"task": c.task, "preset": c.preset, "seed": c.seed, "n_eval": len(arms["no_finetuning"].reward)}
+    results["kl_coef"] = {"ppo": c.ppo.kl_coef, "oracle": c.oracle.kl_coef}
     results |= evaluation.summarise(arms, c.eval)
     for extra in ("reward_model", "headroom", "theory"):
         path = run.path / "checkpoints" / f"{extra}.json"

@@ -45,15 +45,27 @@ def leaves(config, prefix: str = "") -> dict[str, dataclasses.Field]:
     return found
 
 
+def _oracle_options(options: dict[str, object]) -> dict[str, object]:
+    """What the oracle takes over unless it is given: `ppo.*`, so that both are the same PPO; how the frozen LM answers.
+
+    Left out are the options that belong to the prompter alone: its sampling, its layers, and answers to a rewrite.
+    """
+    own = ("ppo.answers", "ppo.temperature", "ppo.max_new_tokens", "ppo.train_layers")
+    found = {name: value for name, value in options.items() if name.startswith("ppo.") and name not in own}
+    found |= {n: options[n] for n in ("sampling.temperature", "sampling.max_new_tokens") if options.get(n, 0) > 0}
+    followed = {f"oracle.{name.partition('.')[2]}": value for name, value in found.items()}
+    return {name: value for name, value in followed.items() if name not in options}
+
+
 def with_options(config: RunConfig, options: dict[str, object]) -> RunConfig:
-    """A copy with the dotted options set.
+    """A copy with the dotted options set. What is set for `ppo` and `sampling` holds for the oracle too.
 
     Raises UserError for an unknown option, naming its new name or the nearest one, and for a bad value.
     """
     known = leaves(config)
     tree: dict[str, dict] = {}
     top = {}
-    for name, value in options.items():
+    for name, value in (options | _oracle_options(options)).items():
         if name not in known:
             raise UserError(f"unknown option --{name}{_hint(name, known)}")
         section, _, leaf = name.rpartition(".")

@@ -47,7 +47,7 @@ class ShapeConfig:
 class EvalConfig:
     """The arms on one fixed set of held-out requests."""
 
-    inputs: int = option(256, "evaluation requests, the same for every arm", least=2)
+    inputs: int = option(512, "evaluation requests, the same for every arm", least=2)
     rewrites: int = option(2, "K, rewrites per request (the arms without a prompter get K x M answers)", least=1)
     answers: int = option(2, "M, answers per rewrite", least=1)
     best_of_n: int = option(4, "n of best-of-n rewriting; the chosen rewrite is answered again", least=1)
@@ -65,9 +65,10 @@ class EvalConfig:
 class TheoryConfig:
     """How near PPO came to the exact optimum over the enumerated rewrites (embedded world only)."""
 
-    inputs: int = option(16, "evaluation requests whose rewrites are all tried; 0 leaves the comparison out", least=0)
-    answers: int = option(64, "answers to each enumerated rewrite; with fewer the optimum comes out too high", least=2)
-    samples: int = option(16, "answers to each request for the total variations in the bounds", least=1)
+    inputs: int = option(64, "evaluation requests whose rewrites are all tried; 0 leaves the comparison out", least=0)
+    answers: int = option(16, "answers to each enumerated rewrite; with fewer the optimum comes out too high", least=2)
+    more_answers: int = option(48, "further answers to the best quarter of a request's rewrites", least=0)
+    samples: int = option(4, "answers to each request for the total variations in the bounds", least=1)
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -87,23 +88,21 @@ class RunConfig:
     out: str = option("runs", "folder of the runs")
     name: str = option("", "name of this run's folder; empty: <preset>-<task>-seed<seed>")
     vocab_size: int = option(640, "entries of the byte-level BPE tokenizer trained on the world's corpus", least=260)
-    frozen_model: ShapeConfig = ShapeConfig()
-    prompter_model: ShapeConfig = ShapeConfig()
+    frozen_model: ShapeConfig = ShapeConfig(n_layers=2)
+    prompter_model: ShapeConfig = ShapeConfig(n_layers=2)
     world: WorldConfig = WorldConfig()
     data: DataConfig = DataConfig()
-    frozen_lm: SFTConfig = SFTConfig()
-    prompter_sft: SFTConfig = SFTConfig(steps=500)
+    frozen_lm: SFTConfig = SFTConfig(steps=1200)
+    prompter_sft: SFTConfig = SFTConfig(steps=1200)
     reward_model: RewardConfig = RewardConfig()
     sampling: SamplingConfig = SamplingConfig()
     ppo: PPOConfig = PPOConfig()
-    oracle: PPOConfig = PPOConfig(iterations=40, lr=5e-4, kl_coef=0.05, max_new_tokens=72)
+    oracle: PPOConfig = PPOConfig(max_new_tokens=SamplingConfig().max_new_tokens)  # all else as in ppo: cli.FOLLOWS
     eval: EvalConfig = EvalConfig()
     theory: TheoryConfig = TheoryConfig()
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        require(self.preset in PRESETS, f"preset is {self.preset!r}; it must be one of {', '.join(PRESETS)}")
-        require(self.dtype in DTYPES, f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
         if self.reward:
             require(self.reward.count(":") == 1, f"reward is {self.reward!r}; write it as module:function")
 
@@ -148,7 +147,7 @@ class RunConfig:
         pairs, batch = self.reward_model.pairs, self.reward_model.batch_size
         two = f"it takes at least two batches of --reward_model.batch_size {batch}"
         yield pairs >= 2 * batch, f"--reward_model.pairs is {pairs}; {two}"
-        for section, model in (("ppo", "prompter_model"), ("oracle", "frozen_model"), ("sampling", "frozen_model")):
+        for section, model in (("ppo", "prompter_model"), ("sampling", "frozen_model"), ("oracle", "frozen_model")):
             length, longest = getattr(self, section).max_new_tokens, getattr(self, model).max_len
             message = f"--{section}.max_new_tokens is {length}; with the prompt it must fit --{model}.max_len {longest}"
             yield length < longest, message
@@ -159,19 +158,32 @@ class RunConfig:
         for section in ("ppo", "oracle"):
             if getattr(self, section).adaptive_kl_target == 0:
                 found[f"{section}.adaptive_kl_horizon"] = f"it is not read without --{section}.adaptive_kl_target"
+            if getattr(self, section).advantage != "gae":
+                for name in ("gamma", "gae_lambda", "vf_coef", "value_clip_range"):
+                    found[f"{section}.{name}"] = f"only --{section}.advantage gae reads it"
         if not self.eval.oracle:
             found |= dict.fromkeys(("oracle", "theory.samples"), "it is not read with --eval.oracle false")
         if self.sampling.temperature == 0:
             found |= dict.fromkeys(("sampling.top_p", "theory.samples"), "it is not read with --sampling.temperature 0")
         if self.theory.inputs == 0 or self.ppo.kl_coef == 0 or self.ppo.adaptive_kl_target > 0:
             why = "it is not read with --theory.inputs 0, --ppo.kl_coef 0 or --ppo.adaptive_kl_target"
-            found |= dict.fromkeys(("theory.answers", "theory.samples"), why)
+            found |= dict.fromkeys(("theory.answers", "theory.more_answers", "theory.samples"), why)
         if self.reward:
             learned = (f"reward_model.{f.name}" for f in fields(RewardConfig) if f.name != "normalise_on")
             found |= dict.fromkeys(
                 ("data.preferences", "world.preference_scale", *learned), "it is not read with --reward"
             )
-        toy = ("world", "oracle", "theory", "frozen_lm", "frozen_model", "prompter_model", "vocab_size")
+        toy = (
+            "reward_model.pairs",
+            "reward_model.mismatched",
+            "world",
+            "oracle",
+            "theory",
+            "frozen_lm",
+            "frozen_model",
+            "prompter_model",
+            "vocab_size",
+        )
         other = toy if self.real_model else ("data",)
         return found | dict.fromkeys(other, f"it is not read with --preset {self.preset}")
 

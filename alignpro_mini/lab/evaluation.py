@@ -23,7 +23,7 @@ from alignpro_mini.alignpro import Gold, Prompter, answer_length, usable_rewrite
 from alignpro_mini.frozen import Answer, FrozenLM, FrozenModel
 from alignpro_mini.generation import Completion, sequence_logprobs
 from alignpro_mini.lab.config import EvalConfig
-from alignpro_mini.lab.statistics import bootstrap_interval, variance_parts, win_rate
+from alignpro_mini.lab.statistics import bootstrap_interval, interval, resampled_moments, variance_parts, win_shares
 from alignpro_mini.training import Score
 from alignpro_mini.transformer import Transformer
 
@@ -153,39 +153,60 @@ def paired(arm: Arm, base: Arm, resamples: int) -> dict:
 
 
 def summarise(arms: dict[str, Arm], config: EvalConfig) -> dict:
-    """The arms, gap_closed and variance_ratio of `results.json` (`glossary.METRICS` explains each entry).
+    """The arms and their comparisons for `results.json` (`glossary.METRICS` explains each entry).
 
-    A ratio is None where its denominator is (nearly) 0: an oracle without a gain, a constant reward of no fine-tuning.
+    A ratio is None where its denominator is (nearly) 0: an oracle whose gain was not shown, a constant reward of no
+    fine-tuning. Every interval is over resampled requests, paired where two arms are compared.
     """
-    base = arms["no_finetuning"]
-    table: dict[str, dict] = {}
-    for name, arm in arms.items():
-        n = len(arm.reward)  # the closed form has fewer: it is compared on its own inputs
-        gold, known = arm.gold, arm.gold is not None
-        wins, ties = win_rate(gold, base.gold[:n]) if known else win_rate(arm.reward, base.reward[:n])
-        table[name] = {
-            "inputs": n,
-            "mean": float(arm.reward.mean()),
-            "variance": float(arm.reward.var(ddof=1)),
-            "variance_parts": variance_parts(arm.reward),
-            "ci95": bootstrap_interval(arm.reward.mean((1, 2)), config.bootstrap),
-            "gold_mean": float(gold.mean()) if known else None,
-            "gold_ci95": bootstrap_interval(gold.mean((1, 2)), config.bootstrap) if known else None,
-            "gold_variance": float(gold.var(ddof=1)) if known else None,
-            "kl": float(arm.kl.mean()),
-            "win_rate": wins,
-            "tie_rate": ties,
-            "difference": None if name == "no_finetuning" else paired(arm, base, config.bootstrap),
-            **arm.extra,
-        }
-    pro, none, oracle = (table.get(n) for n in ("align_pro", "no_finetuning", "rlhf_oracle"))
-    gap = oracle["mean"] - none["mean"] if oracle else 0.0
-    return {
-        "arms": table,
-        "gap_closed": (pro["mean"] - none["mean"]) / gap if gap > 1e-3 else None,
-        "variance_ratio": pro["variance"] / none["variance"] if none["variance"] > 0 else None,
-        "judge": "gold" if base.gold is not None else "reward",
+    base, count = arms["no_finetuning"], config.bootstrap
+    table = {name: _measured(name, arm, base, count) for name, arm in arms.items()}
+    pro, oracle = arms["align_pro"], arms.get("rlhf_oracle")
+    found = {"arms": table, "judge": "gold" if base.gold is not None else "reward"}
+    found |= _ratio("variance_ratio", pro.reward, base.reward, count)
+    found |= _ratio("gold_variance_ratio", pro.gold, base.gold, count)
+    found |= dict.fromkeys(("gap_closed", "gap_closed_ci95", "difference_to_oracle"))
+    if oracle is not None:
+        found["difference_to_oracle"] = paired(pro, oracle, count)
+        if table["rlhf_oracle"]["difference"]["ci95"][0] > 0:
+            none, ours, theirs = (resampled_moments(arm.reward, count)[0] for arm in (base, pro, oracle))
+            gain, best = (table[name]["difference"]["mean"] for name in ("align_pro", "rlhf_oracle"))
+            found |= {"gap_closed": gain / best, "gap_closed_ci95": interval((ours - none) / (theirs - none))}
+    return found
+
+
+def _measured(name: str, arm: Arm, base: Arm, count: int) -> dict:
+    """One arm alone, and against no fine-tuning; the closed form has fewer inputs, and is compared on its own."""
+    n, known = len(arm.reward), arm.gold is not None
+    wins, ties = win_shares(arm.gold, base.gold[:n]) if known else win_shares(arm.reward, base.reward[:n])
+    mean, variance = resampled_moments(arm.reward, count)
+    found = {
+        "inputs": n,
+        "mean": float(arm.reward.mean()),
+        "ci95": interval(mean),
+        "variance": float(arm.reward.var(ddof=1)),
+        "variance_ci95": interval(variance),
+        "variance_parts": variance_parts(arm.reward),
+        **dict.fromkeys(("gold_mean", "gold_ci95", "gold_variance", "gold_variance_ci95")),
+        "kl": float(arm.kl.mean()),
+        "win_rate": float(wins.mean()),
+        "win_rate_ci95": bootstrap_interval(wins, count),
+        "tie_rate": float(ties.mean()),
+        "difference": None if name == "no_finetuning" else paired(arm, base, count),
     }
+    if known:
+        mean, variance = resampled_moments(arm.gold, count)
+        found |= {"gold_mean": float(arm.gold.mean()), "gold_ci95": interval(mean)}
+        found |= {"gold_variance": float(arm.gold.var(ddof=1)), "gold_variance_ci95": interval(variance)}
+    return found | arm.extra
+
+
+def _ratio(name: str, ours: np.ndarray | None, base: np.ndarray | None, count: int) -> dict:
+    """The ratio of two arms' variances over the same requests, and its interval."""
+    if base is None or not base.var() > 0:
+        return {name: None, f"{name}_ci95": None}
+    (_, a), (_, b) = (resampled_moments(rewards, count) for rewards in (ours, base))
+    defined = b > 0  # a resample of a nearly constant baseline may have no variance at all
+    return {name: float(ours.var(ddof=1) / base.var(ddof=1)), f"{name}_ci95": interval(a[defined] / b[defined])}
 
 
 def headroom(evaluator: Evaluator, rho_sft: Prompter, K: int = 8, M: int = 4) -> dict[str, float]:

@@ -15,6 +15,7 @@ GLOSSARY = """\
 loss heldout_loss | cross-entropy, nats per token (reward: per pair) | falls, flattens | held-out rises: overfitting
 accuracy heldout_accuracy | share of pairs ranked like their label | held-out near the ceiling | 0.5: nothing learned
 margin | reward of the chosen minus the rejected answer | above 0, levels off | keeps growing: overfitting
+swap_accuracy | share of held-out requests where the answer beats one that belongs to another request | above 0.9 | 0.5: r(x, y) does not read x
 ceiling always_longer | accuracy of the gold reward; of the longer answer | far apart | close: it may only count words
 score_mean | mean score of a batch, before any penalty | rises | falls: learning rate too high
 reward_mean | mean score - missing-EOS penalty - λ KL: what PPO maximises | rises | falls: the KL costs too much
@@ -36,12 +37,13 @@ tokens_per_s rollout_s score_s update_s | speed; seconds to sample, score, updat
 mean ci95 difference | learned reward; its 95% interval; minus no fine-tuning's | above 0 | covers 0: no gain shown
 win_rate tie_rate | answers won (ties half), tied against no fine-tuning | wins > 0.5 | below: no broad gain
 right_rate worked_rate asks_for_steps | shares, reasoning: answers right, worked in steps; rewrites that ask for it | above no fine-tuning | falls as reward rises: style over substance
-variance variance_ratio | of the learned reward; Align-Pro's / no fine-tuning's | below 1 | above 1: less predictable
+variance variance_ratio gold_variance_ratio | of the learned reward; Align-Pro's / no fine-tuning's; that of the gold reward | below 1 | above 1: less predictable
 between_inputs | variance component: some requests are easier | falls | grows: only some inputs gain
 between_rewrites | variance component: rewrites of one input | near 0 after RL | large: the prompter is undecided
 within | variance component: the frozen LM's own sampling | falls | grows: good rewrites are less reliable
-gap_closed | Align-Pro's gain / the oracle's gain | 0.4 to 0.9 (paper) | below 0: harm; above 1: weak oracle
-attainable_gain_share | share of J_λ(ρ*) - J_λ(ρ_sft) that PPO took; ρ*: closed form | above 0.95 | low: PPO stopped early or collapsed
+gap_closed difference_to_oracle | Align-Pro's gain / the oracle's, at its KL coefficient; Align-Pro minus oracle | 0.4 to 0.9 (paper) | below 0: harm; above 1: weak oracle
+attainable_gain_share | share of J_λ(ρ*) - J_λ(ρ_sft) that PPO took; ρ*: closed form over the enumerated rewrites | above 0.95 | low: PPO stopped early or collapsed
+attainable_gain_share_cross_fitted attainable_gain_share_less_unlisted | the same share: cross-fitted; less unlisted_cost | near the first | differ: noisy R; mass outside
 regularised_gap lambda_kl_to_optimum | J_λ(ρ*) - J_λ(ρ); λ KL(ρ‖ρ*), two routes to one number | near 0 and equal | differ: a bug
 mass_outside mass_outside_sft | probability that ρ, ρ_sft give to rewrites that are not enumerated | below 0.1 | grows in PPO: garbled rewrites
 optimum_noise unlisted_cost | what the share leaves out: noise in R; the cost of mass outside | far below the gap | near it: more --theory.answers

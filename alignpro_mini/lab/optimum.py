@@ -4,10 +4,14 @@
     R(x, x')       mean reward of many answers of pi_F to each rewrite: estimated, with its standard error
     theory.py      the optimum of *these* tables and the distance to it: exact
 
-Two things differ between the tables and the world. They move the share of the attainable gain in opposite directions;
-both are reported, neither is corrected for. R is noisy, which makes the optimum look better than it is, since rho*
-prefers whatever came out high (`optimum_noise`). And a prompter may write what is not enumerated, or spell a rewrite by
-other tokens: the rest is scaled to sum to 1, which leaves out what that mass costs (`mass_outside`, `unlisted_cost`).
+The share of the attainable gain is reported in three forms, because the tables differ from the world in two ways:
+
+    attainable_gain_share   R is noisy, and rho* prefers what came out high: the optimum is too high (by about
+                            `optimum_noise`), and so the share too low
+    ..._cross_fitted        the optimum by one half of the answers, all values by the other half: it is a prompter that
+                            exists, so it is too low, and the share too high. The truth lies between.
+    ..._less_unlisted       the first, less the cost of what a prompter writes that is not enumerated, or spells by
+                            other tokens (`mass_outside`, `unlisted_cost`); the other two leave this cost out
 
 Shape legend:  N inputs   K enumerated rewrites   M answers to each   S answers per input used for total variations
 """
@@ -33,11 +37,25 @@ class RatedRewrites:
 
     requests: list[str]  # N
     rewrites: list[list[str]]  # (N, K)
-    r: Tensor  # (N, K, M) rewards of answers to each rewrite
+    r: Tensor  # (N, K, M) rewards of answers to each rewrite; NaN: the rewrite got fewer than M answers
 
     @property
     def R(self) -> Tensor:
-        return self.r.mean(2)  # (N, K)
+        return self.r.nanmean(2)  # (N, K)
+
+    @property
+    def V(self) -> Tensor:
+        """Variance of the reward over the answers to a rewrite, (N, K)."""
+        return (self.r - self.R[:, :, None]).square().nansum(2) / (self.answers - 1)
+
+    @property
+    def answers(self) -> Tensor:
+        return (~self.r.isnan()).sum(2)  # (N, K)
+
+    @property
+    def halves(self) -> tuple[Tensor, Tensor]:
+        """R by every other answer, and by the rest: (N, K) each."""
+        return self.r[:, :, ::2].nanmean(2), self.r[:, :, 1::2].nanmean(2)
 
     def under(self, rho_sft: Prompter, rho: Prompter) -> Listing:
         """The same, with the probabilities that two prompters give to each rewrite."""
@@ -68,18 +86,31 @@ def rate(
     reward: Score,
     answers: int,
     generator: torch.Generator,
+    more: int = 0,
 ) -> RatedRewrites:
-    """Answer every enumerated rewrite `answers` times, and rate the answers against the request."""
-    K = len(rewrites[0])
-    asked = [x_prime for row in rewrites for x_prime in row for _ in range(answers)]  # (N*K*M)
-    x = [x for x in requests for _ in range(K * answers)]
-    r = _rate_once(reward, x, frozen.answer(asked, generator))  # (N*K*M,)
-    return RatedRewrites(list(requests), [list(row) for row in rewrites], r.view(len(requests), K, answers))
+    """Answer every enumerated rewrite `answers` times, and rate the answers against the request.
+
+    The best quarter of a request's rewrites gets `more` answers: rho* is made of these, so their noise matters most.
+    """
+
+    def rated(rows: Sequence[Sequence[str]], times: int) -> Tensor:
+        asked = [x_prime for row in rows for x_prime in row for _ in range(times)]
+        x = [x for x, row in zip(requests, rows, strict=True) for _ in range(len(row) * times)]
+        return _rate_once(reward, x, frozen.answer(asked, generator)).view(len(rows), -1, times)
+
+    first = rated(rewrites, answers)  # (N, K, M)
+    best = first.mean(2).topk(max(1, first.shape[1] // 4)).indices  # (N, K/4)
+    second = torch.full((*first.shape[:2], more), torch.nan, dtype=first.dtype)
+    if more:
+        again = [[row[j] for j in picked] for row, picked in zip(rewrites, best.tolist())]
+        second.scatter_(1, best[:, :, None].expand(-1, -1, more), rated(again, more))
+    return RatedRewrites(list(requests), [list(row) for row in rewrites], torch.cat((first, second), 2))
 
 
 def _rate_once(reward: Score, x: Sequence[str], y: Sequence[Answer]) -> Tensor:
     """Rewards (B,) float64; a reward that differs from call to call is taken as fixed."""
-    return _each_once(lambda x, y: torch.as_tensor(reward(x, y), dtype=torch.float64), x, [a.text for a in y])
+    rate_texts = lambda x, y: torch.as_tensor(reward(x, [text for text, _ in y]), dtype=torch.float64)
+    return _each_once(rate_texts, x, [(a.text, a.truncated) for a in y])  # equal texts may differ in their end
 
 
 def _each_once(f: Callable[[list, list], Tensor], first: Sequence, second: Sequence) -> Tensor:
@@ -100,6 +131,7 @@ def log_probabilities(prompter: Prompter, requests: Sequence[str], rewrites: Seq
 def describe(listing: Listing, lam: float) -> dict[str, float]:
     """`theory.closeness` of the trained prompter at KL coefficient lam, and what limits the comparison.
 
+        attainable_gain_share, ..._cross_fitted, ..._less_unlisted: see the top of this module
         mass_outside, mass_outside_sft   what the two prompters give to rewrites that are not enumerated
         unlisted_cost                    lam times the least KL that moves probability off these rewrites or onto
                                          them; the share leaves this cost out
@@ -111,22 +143,42 @@ def describe(listing: Listing, lam: float) -> dict[str, float]:
 
     Rewards, and so everything but the masses and the share, are in the units that PPO sees, those of lam.
     """
-    rho_sft, R, M = listing.rho_sft, listing.R, listing.r.shape[2]
+    rho_sft, R, error2 = listing.rho_sft, listing.R, listing.V / listing.answers
     star = theory.optimal_prompter(rho_sft, R, lam)  # (N, K)
     # J_lam(rho*) = lam ln sum rho_sft exp(R / lam) is convex in R: second derivative rho* (1 - rho*) / lam.
-    noise = (star * (1 - star) * listing.r.var(2) / M).sum(1).mean() / (2 * lam)
+    noise = (star * (1 - star) * error2).sum(1).mean() / (2 * lam)
     # Rounding can put a row's sum above 1 by 1e-7, and a log needs some mass on either side.
     ours, start = (x.exp().sum(1).clamp(1e-9, 1 - 1e-9) for x in (listing.log_rho, listing.log_sft))  # (N,) on the list
     two = lambda on: torch.stack((on, 1 - on), dim=1)  # (N, 2)
-    return theory.closeness(listing.rho, rho_sft, R, lam) | {
+    cost = lam * float(theory.kl(two(ours), two(start)).mean())
+    found = theory.closeness(listing.rho, rho_sft, R, lam)
+    attainable = float(theory.regularised_value(star, rho_sft, R, lam) - theory.value(rho_sft, R))
+    less = (attainable - found["regularised_gap"] - cost) / attainable if attainable > 1e-12 else None
+    return found | {
+        "attainable_gain_share_cross_fitted": crossed_share(listing, lam),
+        "attainable_gain_share_less_unlisted": less,
         "mass_outside": 1 - float(ours.mean()),
         "mass_outside_sft": 1 - float(start.mean()),
-        "r_standard_error": float((listing.r.var(2) / M).mean().sqrt()),
-        "unlisted_cost": lam * float(theory.kl(two(ours), two(start)).mean()),
+        "r_standard_error": float(error2.mean().sqrt()),
+        "unlisted_cost": cost,
         "optimum_noise": float(noise),
         "delta2": float(R[:, 0].mean() - theory.value(rho_sft, R)),
         "delta3": float(theory.value(rho_sft, R) - theory.value(star, R)),
     }
+
+
+def crossed_share(listing: Listing, lam: float) -> float | None:
+    """The share of the gain of an optimum by one half of the answers, all values by the other half, both ways.
+
+    None where this optimum gains nothing.
+    """
+    gains, best = 0.0, 0.0
+    for chose, rates in (listing.halves, listing.halves[::-1]):
+        star = theory.optimal_prompter(listing.rho_sft, chose, lam)
+        start = theory.value(listing.rho_sft, rates)
+        gains += float(theory.regularised_value(listing.rho, listing.rho_sft, rates, lam) - start)
+        best += float(theory.regularised_value(star, listing.rho_sft, rates, lam) - start)
+    return gains / best if best > 1e-12 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +194,8 @@ class OracleSamples:
 def sample_oracle(
     rated: RatedRewrites, frozen: FrozenLM, oracle: FrozenLM, reward: Score, answers: int, generator: torch.Generator
 ) -> OracleSamples:
-    """As many rated answers of the oracle as each rewrite has, and S = `answers` of both models for the bounds."""
-    N, K, M = rated.r.shape
+    """As many rated answers of the oracle as a rewrite has at least, and S = `answers` of both models for the bounds."""
+    N, K, M = *rated.r.shape[:2], int(rated.answers.min())
     repeated = [x for x in rated.requests for _ in range(M)]
     r = _rate_once(reward, repeated, oracle.answer(repeated, generator)).view(N, M)
     chat, sampling = frozen.tokenizer.chat, frozen.sampling
@@ -173,7 +225,7 @@ def suboptimality(listing: Listing, samples: OracleSamples, lam: float) -> dict[
     # max(0, 1 - q/p); p = 0 for a sampled y is rounding at the edge of a nucleus (top_p), and weighs nothing.
     short = lambda log_p, log_q: torch.where(log_p.isinf(), 0.0, 1 - (log_q - log_p).exp()).clamp(min=0)
     tv_rewrites = (listing.rho_sft[:, None] * short(samples.plain_under[:, :, :1], samples.plain_under)).sum(2).mean()
-    seen = torch.cat((listing.r.flatten(), samples.r.flatten()))
+    seen = torch.cat((listing.r[~listing.r.isnan()], samples.r.flatten()))
     r_max = float(seen.max() - seen.min())
     kl_star = float(theory.kl(star, listing.rho_sft).mean())
     gain = float(theory.value(star, listing.R) - theory.value(listing.rho_sft, listing.R))  # -Delta3

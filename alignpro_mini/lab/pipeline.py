@@ -17,6 +17,7 @@ from alignpro_mini.frozen import FrozenLM, FrozenModel
 from alignpro_mini.lab import evaluation
 from alignpro_mini.lab.config import DTYPES, RunConfig, ShapeConfig, resolve_device
 from alignpro_mini.lab.run import Run, RunStage
+from alignpro_mini.lab.tables import reward_model_lines
 from alignpro_mini.options import UserError
 from alignpro_mini.sft import encode_pairs, train_sft
 from alignpro_mini.tokenizer import Tokenizer
@@ -142,28 +143,37 @@ def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -
         pairs = _preferences(run, world, pi_f, rho_sft, g)
         facts = reward_.train_reward_model(model, pairs, c.reward_model, stage, g)
         model.normalise(*_answers_to_rewrites(run, world, pi_f, rho_sft))
-        return model.state_dict(), facts
+        held_out = world.eval_requests[: c.eval.inputs]
+        answers = _answers(pi_f, rho_sft, held_out, g)
+        swapped = world.swapped(held_out, answers, random.Random(f"swaps {c.seed}"))
+        return model.state_dict(), facts | {"swap_accuracy": reward_.swap_accuracy(model, held_out, answers, swapped)}
 
     tensors, facts = run.tensors("reward_model", make)
     model.load_state_dict(tensors)
     model.eval().requires_grad_(False)
     write_json(run.path / "checkpoints" / "reward_model.json", facts)
-    ceiling = "" if facts["ceiling"] is None else f", the noise allows {facts['ceiling']:.3f}"
-    longer = f"always-longer {facts['always_longer']:.3f}"
-    print(f"reward model: held-out accuracy {facts['accuracy']:.3f}{ceiling}, {longer}")
+    print("\n".join(reward_model_lines(facts)))
     assert_frozen(pi_f, "reward_model")
     return Reward(model.score, model.score)
 
 
 def _preferences(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter, g: torch.Generator) -> list:
-    """The world's pairs, or pairs of the frozen LM's answers, each to a rewrite of its own, judged with noise."""
+    """The world's pairs, or pairs of the frozen LM's answers, each to a rewrite of its own, judged with noise.
+
+    Mismatched pairs need no further answers: beside an answer stands what it would be for another request.
+    """
     found = world.preferences()
     if found is not None:
         return [reward_.Preference(*pair) for pair in found]
-    picked = torch.randint(len(world.train_requests), (run.config.reward_model.pairs,), generator=g).tolist()
+    c, scale = run.config.reward_model, run.config.world.preference_scale
+    picked = torch.randint(len(world.train_requests), (c.pairs,), generator=g).tolist()
     requests = [world.train_requests[i] for i in picked]
     first, second = (_answers(pi_f, rho_sft, requests, g) for _ in range(2))
-    return reward_.draw_preferences(requests, first, second, world.gold, run.config.world.preference_scale, g)
+    pairs = reward_.draw_preferences(requests, first, second, world.gold, scale, g)
+    count = round(c.mismatched * c.pairs)
+    asked, own = (requests * 2)[:count], (first + second)[:count]
+    swapped = world.swapped(asked, own, random.Random(f"mismatched {run.config.seed}"))
+    return pairs + reward_.draw_preferences(asked, own, swapped, world.gold, scale, g, mismatched=True)
 
 
 def _answers_to_rewrites(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -> tuple[list[str], list[str]]:

@@ -9,21 +9,27 @@ from pathlib import Path
 
 from alignpro_mini.lab import plots
 from alignpro_mini.lab.glossary import ARMS, GLOSSARY, METRICS, TRIO
-from alignpro_mini.lab.tables import arm_table, final_table, get, num
+from alignpro_mini.lab.tables import MEANS, VARIANCES, arm_table, get, notes, num
 
 
 def headline(results: dict) -> str:
     """What happened, in plain words, from the numbers alone; says so when nothing was gained."""
     base, sft, ours = (get(results, "arms", arm) for arm in ("no_finetuning", "untrained_prompter", "align_pro"))
-    ci, gap, ratio = get(ours, "difference", "ci95"), get(results, "gap_closed"), get(results, "variance_ratio")
+    ci, gap, lead = get(ours, "difference", "ci95"), get(results, "gap_closed"), get(results, "difference_to_oracle")
     if not ci:
         return "This run did not compare Align-Pro with no fine-tuning."
     verdict = "raised the reward" if ci[0] > 0 else "lowered the reward" if ci[1] < 0 else "showed no clear gain"
     said = [f"Align-Pro {verdict}: {num(get(base, 'mean'))} to {num(get(ours, 'mean'))}, gain's 95% CI {num(ci)}."]
     if gap is not None:
-        said.append(f"Share of the gap to the RLHF oracle closed: {num(gap, 2)}.")
-    if ratio is not None:
-        said.append(f"Variance {'fell' if ratio < 1 else 'did not fall'}: {num(ratio, 2)} times no fine-tuning's.")
+        coefficient = f"{results['kl_coef']['oracle']:g}"
+        said.append(f"Share of the gap to the RLHF oracle (KL coefficient {coefficient}) closed: {num(gap, 2)}.")
+    if lead and lead["mean"] >= 0:
+        said.append("Align-Pro's mean is at or above the oracle's.")
+    for name, key in (("Variance", "variance_ratio"), ("Gold variance", "gold_variance_ratio")):
+        ratio, ci95 = get(results, key), get(results, f"{key}_ci95")
+        if ratio is not None and ci95:
+            fell = "fell" if ci95[1] < 1 else "rose" if ci95[0] > 1 else "showed no clear change"
+            said.append(f"{name} {fell}: {num(ratio, 2)} {num(ci95, 3)} times no fine-tuning's.")
     if ci[0] > 0 and get(sft, "mean") is not None and sft["mean"] >= ours["mean"]:
         said.append("The SFT prompter did as well: RL added nothing.")
     before, after = get(base, "gold_mean"), get(ours, "gold_mean")
@@ -72,7 +78,6 @@ def write_report(run_dir: Path, results: dict, metrics: list[dict], samples: lis
     plots.reward_histograms(rewards, pictures[1])
     plots.learning_curves(metrics, pictures[2])
     plots.learning_curves(metrics, pictures[3], plots.LOSS_PANELS)
-    (heads, rows), notes = arm_table(results), final_table(results).split("\n\n")[1].splitlines()
     steps = [(row["stage"], row["step"]) for row in samples if row["stage"] == "align_pro"]
     kept = [s for s in samples if (s["stage"], s.get("step")) in steps[:1] + steps[-1:]] + _side_by_side(samples)
     texts = []
@@ -87,11 +92,11 @@ def write_report(run_dir: Path, results: dict, metrics: list[dict], samples: lis
         "<meta http-equiv=Content-Security-Policy content=\"default-src 'none';img-src data:;style-src 'unsafe-inline'\">",
         f"<title>{title}</title><style>{_CSS}</style><h1>{title}</h1><p class=lead>{escape(headline(results))}",
         "<h2>Arms</h2>",
-        _table(heads, rows),
+        _table(*arm_table(results, MEANS)),
         "<p>",
-        *(f"{escape(note)}<br>" for note in notes),
+        *(f"{escape(note)}<br>" for note in notes(results)),
         "<h2>Where the variance went</h2>",
-        _table(heads[:1] + heads[3:7], [row[:1] + row[3:7] for row in rows]),
+        _table(*arm_table(results, VARIANCES)),
         f"<p>{variance_sentence(results)}<h2>Plots</h2>",
         *(
             f'<img alt="{p.stem}" src="data:image/png;base64,{base64.b64encode(p.read_bytes()).decode()}">'

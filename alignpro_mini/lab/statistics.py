@@ -1,11 +1,14 @@
 """The statistics of an evaluation: variance components, intervals, win rate. Numpy only.
 
-Rewards of an arm are an array (N inputs, K rewrites, M answers).
+Rewards of an arm are an array (N inputs, K rewrites, M answers). Answers to one request are not independent, so every
+interval resamples whole requests. Arms over the same requests get the same resamples: differences and ratios of two
+arms are paired.
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -37,27 +40,45 @@ def variance_parts(rewards: np.ndarray) -> dict[str, float]:
     return {"between_inputs": float(inputs), "between_rewrites": float(rewrites), "within": float(within)}
 
 
-def bootstrap_interval(per_input: np.ndarray, resamples: int, seed: int = 0) -> list[float]:
+@lru_cache(maxsize=4)
+def _resamples(n: int, count: int) -> np.ndarray:
+    """(count, n): how often each of n requests is drawn in each of `count` resamples. A fixed seed: see the module."""
+    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=count).astype(np.float64)
+
+
+def resampled_moments(rewards: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance (divided by n - 1) of the rewards (N, K, M) in each of `count` resamples: (count,) each."""
+    weights, centre = _resamples(len(rewards), count), rewards.mean()
+    off = (rewards - centre).reshape(len(rewards), -1)  # centred: the sum of squares loses no digits
+    size = off.size
+    mean = weights @ off.sum(1) / size  # (count,)
+    variance = (weights @ (off**2).sum(1) - size * mean**2) / (size - 1)
+    return centre + mean, np.maximum(variance, 0.0)
+
+
+def interval(resampled: np.ndarray) -> list[float]:
+    """95 % percentile interval of a statistic from its value in each resample."""
+    return [float(q) for q in np.quantile(resampled, (0.025, 0.975))]
+
+
+def bootstrap_interval(per_input: np.ndarray, resamples: int) -> list[float]:
     """95 % percentile interval of the mean of (N,) values, resampling inputs.
 
-    Give it per-input *differences* of two arms and it is the paired interval; the fixed seed makes every arm draw the
-    same resamples. Example: constant values give [c, c].
+    Give it per-input *differences* of two arms and it is the paired interval. Example: constant values give [c, c].
     """
-    rng = np.random.default_rng(seed)
-    sizes = [(min(500, resamples - i), len(per_input)) for i in range(0, resamples, 500)]  # in parts: less memory
-    means = np.concatenate([per_input[rng.integers(0, size[1], size)].mean(1) for size in sizes])  # (resamples,)
-    return [float(q) for q in np.quantile(means, (0.025, 0.975))]
+    return interval(resampled_moments(per_input[:, None, None], resamples)[0])
 
 
-def win_rate(judged: np.ndarray, baseline: np.ndarray) -> tuple[float, float]:
-    """(wins + ties / 2, ties) as shares: answer j of an input against answer j of the baseline for the same input.
+def win_shares(judged: np.ndarray, baseline: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(wins + ties / 2, ties) as shares of each input's answers: (N,) each.
 
-    A baseline with fewer answers is gone through again.
+    Answer j of an input is compared with answer j of the baseline for the same input. A baseline with fewer answers is
+    gone through again.
     """
     a, b = judged.reshape(len(judged), -1), baseline.reshape(len(baseline), -1)
     b = np.tile(b, (1, -(-a.shape[1] // b.shape[1])))[:, : a.shape[1]]
     tie = np.isclose(a, b, rtol=0, atol=1e-9)
-    return float(((a > b) & ~tie).mean() + tie.mean() / 2), float(tie.mean())
+    return ((a > b) & ~tie).mean(1) + tie.mean(1) / 2, tie.mean(1)
 
 
 def t_interval(values) -> tuple[float | None, float | None]:

@@ -9,22 +9,30 @@ import math
 
 from alignpro_mini.lab.glossary import ARMS
 
-COLUMNS = (  # heading (two lines in the terminal), path in the arm's results, decimals
+MEANS = (  # heading (two lines in the terminal), path in the arm's results, decimals
     ("reward\nmean", "mean", 3),
     ("reward\n95% CI", "ci95", 3),
-    ("var.\ntotal", "variance", 3),
-    ("var.\ninputs", "variance_parts between_inputs", 3),
-    ("var.\nrewr.", "variance_parts between_rewrites", 3),
-    ("var.\nwithin", "variance_parts within", 3),
     ("gold\nmean", "gold_mean", 3),
-    ("gold\nvar.", "gold_variance", 3),
     ("KL\nnats", "kl", 2),
     ("win\nrate", "win_rate", 2),
+    ("win rate\n95% CI", "win_rate_ci95", 3),
     ("tie\nrate", "tie_rate", 2),
     ("x'\ntok.", "rewrite_length", 2),
     ("y\ntok.", "answer_length", 2),
     ("right\nrate", "right_rate", 2),
 )
+VARIANCES = (
+    ("variance\n= the next three", "variance", 3),
+    ("between\ninputs", "variance_parts between_inputs", 3),
+    ("between\nrewrites", "variance_parts between_rewrites", 3),
+    ("within a\nrewrite", "variance_parts within", 3),
+    ("variance\n95% CI", "variance_ci95", 3),
+    ("gold\nvariance", "gold_variance", 3),
+    ("gold variance\n95% CI", "gold_variance_ci95", 3),
+)
+
+
+JUDGES = {"gold": "gold reward", "reward": "reward that was optimised, so they favour what was trained on it"}
 
 
 def get(tree, *keys):
@@ -51,45 +59,86 @@ def aligned(rows: list[list[str]]) -> str:
     return "\n".join(gap.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows)
 
 
-def arm_table(results: dict) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of the table of arms; the column of right answers only where the task has them."""
+def arm_table(results: dict, columns: tuple = MEANS) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of a table of arms; the column of right answers only where the task has them."""
     arms = results.get("arms") or {}
     arms = {arm: arms[arm] for arm in ARMS if arms.get(arm)}
-    columns = COLUMNS if any(get(a, "right_rate") is not None for a in arms.values()) else COLUMNS[:-1]
+    if all(get(a, "right_rate") is None for a in arms.values()):
+        columns = tuple(column for column in columns if column[1] != "right_rate")
     rows = [[ARMS[arm][0], *(num(get(a, *path.split()), d) for _, path, d in columns)] for arm, a in arms.items()]
     return ["\narm", *(heading for heading, _, _ in columns)], rows
 
 
 def final_table(results: dict) -> str:
-    """The arms of one run as text of at most 110 columns; after an empty line, the comparisons that matter."""
-    heads, rows = arm_table(results)
+    """The arms of one run as text of at most 110 columns, then the comparisons that matter; empty lines between."""
+    blocks = []
+    for columns in (MEANS, VARIANCES):
+        heads, rows = arm_table(results, columns)
+        blocks.append(aligned([*map(list, zip(*(h.split("\n") for h in heads))), *rows]))
+    return "\n\n".join([*blocks, "\n".join(notes(results))])
+
+
+def notes(results: dict) -> list[str]:
+    """The comparisons, and what limits them; a line each."""
     gain = get(results, "arms", "align_pro", "difference") or {}
-    notes = [
-        "var. total is about inputs (between requests) + rewr. (between rewrites) + within (frozen LM's own sampling)",
-        f"Share of the gap to the oracle closed: {num(results.get('gap_closed'), 2)}",
-        f"Variance ratio, Align-Pro / no fine-tuning: {num(results.get('variance_ratio'), 2)}",
+    with_interval = lambda key: f"{num(results.get(key), 2)}, 95% CI {num(results.get(f'{key}_ci95'), 3)}"
+    found = [
         f"Align-Pro - no fine-tuning, paired: {num(gain.get('mean'), sign='+')}, 95% CI {num(gain.get('ci95'))}",
+        f"Variance ratio, Align-Pro / no fine-tuning: {with_interval('variance_ratio')}",
+        f"The same of the gold reward, never trained on: {with_interval('gold_variance_ratio')}",
+        *oracle_lines(results),
+        f"Win rates against no fine-tuning are judged by the {JUDGES.get(results.get('judge'), 'reward')}",
     ]
     if get(results, "arms", "best_of_n"):
-        notes.append("The KL of best-of-n is its upper bound, log n - (n-1)/n")
+        found.append("The KL of best-of-n is its upper bound, log n - (n-1)/n")
     if room := results.get("headroom"):
-        notes.append(f"Headroom (ICC): {num(room.get('icc'))}, best rewrite gains {num(room.get('best_rewrite_gain'))}")
+        found.append(f"Headroom (ICC): {num(room.get('icc'))}, best rewrite gains {num(room.get('best_rewrite_gain'))}")
     if rm := results.get("reward_model"):
-        notes.append(
-            f"Reward model: held-out accuracy {num(rm.get('accuracy'))}, ceiling that the label noise allows"
-            f" {num(rm.get('ceiling'))}, always-longer {num(rm.get('always_longer'))}"
-        )
+        found += reward_model_lines(rm)
     if theory := results.get("theory"):
-        notes += _theory_notes(theory, get(results, "arms", "closed_form", "inputs"))
-    return "\n".join([aligned([*map(list, zip(*(h.split("\n") for h in heads))), *rows]), "", *notes])
+        found += _theory_notes(theory, get(results, "arms", "closed_form", "inputs"))
+    return found
+
+
+def oracle_lines(results: dict) -> list[str]:
+    """Align-Pro against the RLHF oracle, with the KL coefficients of both; nothing without an oracle."""
+    apart = get(results, "difference_to_oracle")
+    if apart is None:
+        return []
+    lam, beta = (f"{results['kl_coef'][who]:g}" for who in ("ppo", "oracle"))
+    above = " (at or above the oracle)" if apart["mean"] >= 0 else ""
+    gap, ci95 = get(results, "gap_closed"), num(results.get("gap_closed_ci95"))
+    return [
+        f"Align-Pro (λ {lam}) - oracle (β {beta}), paired: {num(apart['mean'], sign='+')}, 95% CI"
+        f" {num(apart['ci95'])}{above}",
+        f"Share of the gap to the oracle (β {beta}) closed: "
+        + ("–, the oracle's gain is not shown" if gap is None else f"{num(gap, 2)}, 95% CI {ci95}"),
+    ]
+
+
+def reward_model_lines(facts: dict) -> list[str]:
+    """How good the reward model is; a warning where it does not read the request."""
+    swap = get(facts, "swap_accuracy")
+    told = [
+        f"Reward model: held-out accuracy {num(get(facts, 'accuracy'))}, ceiling that the label noise allows"
+        f" {num(get(facts, 'ceiling'))}, always-longer {num(get(facts, 'always_longer'))}",
+        f"Reward model: swap accuracy {num(swap)} (the answer to x is rated above one that belongs to another request)",
+    ]
+    if swap is not None and swap < 0.7:
+        told.append(
+            "WARNING: the reward model hardly reads the request x: 0.5 is chance. Mismatched pairs teach it to."
+        )
+    return told
 
 
 def _theory_notes(t: dict, inputs: int | None) -> list[str]:
     """How near PPO came to the optimum, and the bounds, in two lines."""
+    shares = [num(get(t, f"attainable_gain_share{form}"), 3) for form in ("", "_cross_fitted", "_less_unlisted")]
     said = [
-        f"Closed form (first {inputs} requests): PPO took {num(t['attainable_gain_share'], 3)} of the attainable gain;"
-        f" gap {num(t['regularised_gap'], 4)} = λ KL to the optimum {num(t['lambda_kl_to_optimum'], 4)}; probability of"
-        f" rewrites not enumerated {num(t['mass_outside'], 3)}, cost {num(t['unlisted_cost'], 4)} or more"
+        f"Closed form (first {inputs} requests): PPO took {shares[0]} of the gain attainable with the enumerated rewrites",
+        f"  (against a cross-fitted optimum {shares[1]}; less the cost of other rewrites {shares[2]}, their probability"
+        f" {num(t['mass_outside'], 3)})",
+        f"  gap {num(t['regularised_gap'], 4)} = λ KL to the optimum {num(t['lambda_kl_to_optimum'], 4)}",
     ]
     deltas = [t.get(f"delta{i}") for i in (1, 2, 3)]
     if None not in deltas:

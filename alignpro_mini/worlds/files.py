@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignpro_mini.options import UserError, check_ranges, option
+from alignpro_mini.worlds.world import answers_of_others
 
 # What the SFT prompter of a real model learns to offer: the request, sometimes an opening, and one of these endings. RL
 # can only choose among what SFT offers, so they differ in tone, length, form and care.
@@ -135,6 +136,10 @@ class FileTask:
 
     def rewrites(self, request: str) -> list[str]:
         return []
+
+    def swapped(self, requests: Sequence[str], answers: Sequence[str], rng: random.Random) -> list[str]:
+        """For each answer that of another request."""
+        return answers_of_others(answers, rng)
 
     def describe(self, requests: Sequence[str], rewrites: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
         return {}

@@ -12,6 +12,9 @@ from __future__ import annotations
 import itertools
 import random
 import re
+from collections.abc import Sequence
+
+from alignpro_mini.worlds.world import answers_of_others
 
 NAMES = "Tom Anna Ben Clara David Emma Felix Grace".split()
 DIALS = "clock watch dial timer".split()
@@ -67,6 +70,10 @@ class Sums:
         """The true reward of an answer; any text is accepted."""
         stated = re.findall(r"shows (\d+)", y)
         return 1.0 if stated and stated[-1] == str(fill["shown"][-1]) else -1.0
+
+    def swapped(self, fills: list[dict], answers: Sequence[str], rng: random.Random) -> list[str]:
+        """For each answer that of another request: its steps and its hour are of other numbers."""
+        return answers_of_others(answers, rng)
 
     def describe(self, fills: list[dict], x_prime: list[str], y: list[str]) -> dict[str, float]:
         """Shares of right answers, of answers worked in steps, and of rewrites that ask for steps."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
+from collections.abc import Sequence
 
 from alignpro_mini.worlds.world import WorldConfig
 
@@ -189,6 +190,12 @@ class Towns:
             "complexity": float(f["expert"]),
             "verbosity": min(4.0, f["filler"] * 4 / 3),
         }
+
+    def swapped(self, fills: list[dict], answers: Sequence[str], rng: random.Random) -> list[str]:
+        """Each answer with another town in the place of the request's: only who reads the request can tell."""
+        others = [rng.choice([town for town in TOWNS if town != fill["town"]]) for fill in fills]
+        swaps = zip(fills, answers, others, strict=True)
+        return [type(y)(y.replace(fill["town"], town)) for fill, y, town in swaps]  # a truncated text stays truncated
 
     def describe(self, fills: list[dict], x_prime: list[str], y: list[str]) -> dict[str, float]:
         """No figures beyond the rewards."""

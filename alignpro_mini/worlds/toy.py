@@ -89,6 +89,10 @@ class ToyWorld:
         """The true reward r*(x, y) of each answer to a request of this world; any text is accepted as an answer."""
         return [self.kind.gold(self.fills[x], y) for x, y in zip(prompts, completions, strict=True)]
 
+    def swapped(self, requests: Sequence[str], answers: Sequence[str], rng: random.Random) -> list[str]:
+        """Each answer with another town in the place of its request's; for sums another request's answer."""
+        return self.kind.swapped([self.fills[x] for x in requests], answers, rng)
+
     def describe(self, requests: Sequence[str], rewrites: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
         """More figures of an arm: for sums, shares of right and worked answers and of rewrites that ask for steps."""
         return self.kind.describe([self.fills[x] for x in requests], list(rewrites), list(answers))

@@ -26,6 +26,12 @@ class WorldConfig:
         require(self.spread in ("plain", "cue"), f"spread is {self.spread!r}; it must be 'plain' or 'cue'")
 
 
+def answers_of_others(answers: Sequence[str], rng: random.Random) -> list[str]:
+    """For each answer another one of the list, drawn at random; a single answer stays."""
+    count = len(answers)
+    return [answers[(i + rng.randrange(1, count)) % count] if count > 1 else y for i, y in enumerate(answers)]
+
+
 class World(Protocol):
     """Requests to train and to evaluate on, rewrites to imitate, and the true reward where it is known."""
 
@@ -42,6 +48,9 @@ class World(Protocol):
 
     def preferences(self) -> list[tuple[str, str, str]] | None:
         """(request, chosen, rejected); None where pairs of the frozen model's answers are to be judged by `gold`."""
+
+    def swapped(self, requests: Sequence[str], answers: Sequence[str], rng: random.Random) -> list[str]:
+        """For each answer one that would belong to another request; the answer itself where there is none."""
 
     def describe(self, requests: Sequence[str], rewrites: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
         """Further figures of an arm: `requests` go with `answers`; `rewrites` are all that were sent."""
