@@ -38,7 +38,7 @@ class RewardConfig:
     pairs: int = option(3000, "preference pairs drawn in the embedded world (files bring their own)", least=1)
     mismatched: float = option(1.0, "further pairs with an answer to another request, for each of `pairs`", least=0)
     heldout_share: float = option(0.1, "share of the prompts whose pairs are kept out to measure accuracy")
-    epochs: float = option(2.0, "passes over the pairs", above=0)
+    epochs: float = option(3.0, "passes over the pairs", above=0)
     batch_size: int = option(64, "pairs a step", least=1)
     micro_batch_size: int = option(16, MICRO_BATCH.format("pairs"), least=1)
     lr: float = option(2e-3, "peak learning rate", above=0)

@@ -15,9 +15,11 @@ difference is chance. What it leaves out: options changed together (but for the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from alignpro_mini import theory
 from alignpro_mini.experiments.frontier import base, require_enumerable
 from alignpro_mini.experiments.sweep import exit_if_failed, run_all
 from alignpro_mini.lab import optimum, pipeline
@@ -25,12 +27,14 @@ from alignpro_mini.lab.cli import one_line_errors, parse_command_line, with_opti
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.run import Run
 from alignpro_mini.lab.tables import num
+from alignpro_mini.ppo import PPOConfig
 from alignpro_mini.weights.tensors import write_json
 
 PROG = "alignpro_mini.experiments.ablation"
 
 OTHER_DRAWS = 1_000_000  # a seed for PPO alone; what it starts from stays that of --seed
-VARIANTS = {  # name: options changed, made from the PPO section p as it is
+Variants = dict[str, Callable[[PPOConfig], dict]]
+VARIANTS: Variants = {  # name: options changed, made from the PPO section p as it is
     "as it is": lambda p: {},
     "as it is, other draws": lambda p: {"seed": OTHER_DRAWS},  # how much is chance
     "learning rate / 3": lambda p: {"ppo.lr": p.lr / 3},
@@ -59,16 +63,24 @@ VARIANTS = {  # name: options changed, made from the PPO section p as it is
 }
 
 
-def ablate(config: RunConfig, resume: bool) -> dict:
+def folder_of(variant: str) -> str:
+    """A variant's name as that of a folder."""
+    return variant.replace(" ", "-").replace("/", "by").replace(",", "").replace("'", "")
+
+
+def ablate(config: RunConfig, resume: bool, variants: Variants = VARIANTS) -> dict:
     """One task and seed: {"task", "seed", "variants": {variant: distance to the optimum, KL and seconds}}."""
     folder = Path(config.out) / config.run_name
     world, pi_f, rho_sft, reward, rated = base(config, folder, resume)
     found = {}
-    for variant, change in VARIANTS.items():
-        name = variant.replace(" ", "-").replace("/", "by").replace(",", "").replace("'", "")
-        run = Run(with_options(config, change(config.ppo) | {"out": str(folder), "name": name}), resume)
+    for variant, change in variants.items():
+        place = {"out": str(folder), "name": folder_of(variant)}
+        run = Run(with_options(config, change(config.ppo) | place), resume)
         rho = pipeline.align_pro(run, world, pi_f, rho_sft, reward)
-        facts = optimum.describe(rated.under(rho_sft, rho), config.ppo.kl_coef)
+        listing, lam = rated.under(rho_sft, rho), config.ppo.kl_coef
+        facts = optimum.describe(listing, lam) | {"kl": float(theory.kl(listing.rho, listing.rho_sft).mean())}
+        other = theory.reverse_kl_optimum(listing.rho_sft, listing.R, lam)
+        facts["kl_to_reverse_optimum"] = float(theory.kl(listing.rho, other).mean())
         found[variant] = facts | {"seconds": run.stages["align_pro"]["seconds"]}
     results = {"task": config.task, "seed": config.seed, "variants": found}
     write_json(folder / "results.json", results)

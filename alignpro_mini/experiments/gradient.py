@@ -27,7 +27,7 @@ import argparse
 import copy
 import itertools
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -129,41 +129,49 @@ def flat_gradient(lm: Transformer) -> np.ndarray:
     return torch.cat([gradient.flatten() for gradient in found]).double().numpy()
 
 
-def exact_gradient(lm: Transformer, reference: Transformer, lam: float) -> np.ndarray:
-    """The enumerated gradient of J_lam, (P,)."""
+def exact_gradient(
+    lm: Transformer, reference: Transformer, lam: float, kl_only: bool = False, reverse: bool = False
+) -> np.ndarray:
+    """The enumerated gradient of J_lam, (P,); `kl_only`: without the reward; `reverse`: with KL(rho_sft || rho)."""
     lm.zero_grad()
     with torch.no_grad():
         rho_sft = enumerated_logprobs(reference).double().exp()
     rho = enumerated_logprobs(lm).double().exp()
+    R = torch.zeros_like(rewards()) if kl_only else rewards()
     # The float32 rows sum to 1 only to 1e-7, which `theory` accepts; J_lam's own formula does the rest.
-    theory.regularised_value(rho, rho_sft, rewards(), lam).backward()
+    if reverse:
+        (theory.value(rho, R) - lam * theory.kl(rho_sft, rho).mean()).backward()
+    else:
+        theory.regularised_value(rho, rho_sft, R, lam).backward()
     return flat_gradient(lm)
 
 
 @dataclass(frozen=True, slots=True)
 class Estimator:
-    """One way to estimate the gradient. `moved`: the policy is no longer the one that sampled (PPO's later steps)."""
+    """One way to estimate the gradient: what differs from CONFIG, and what else is special.
+
+    `moved`: the policy is no longer the one that sampled (PPO's later steps). `kl_only`: the score is 0, so the gradient
+    is that of the KL penalty alone. `reinforce`: the estimate that is written out here, not PPO's.
+    """
 
     name: str
-    answers: int = 1
-    clip: float = 0.2
-    whiten: bool = False
+    options: dict = field(default_factory=dict)
     moved: bool = False
+    kl_only: bool = False
     reinforce: bool = False
-    gae_lambda: float = 1.0
 
 
 ESTIMATORS = (
     Estimator("REINFORCE, M = 1", reinforce=True),
     Estimator("PPO, first step, M = 1"),
-    Estimator("PPO, first step, M = 2", answers=2),
-    Estimator("PPO, first step, M = 4", answers=4),
-    Estimator("PPO, first step, whitened", whiten=True),
-    Estimator("PPO, first step, GAE's λ 0.95", gae_lambda=0.95),
-    Estimator("PPO, first step, GAE's λ 0.5", gae_lambda=0.5),
-    Estimator("PPO, later step, no clip", moved=True, clip=1e6),
+    Estimator("PPO, first step, M = 2", {"answers": 2}),
+    Estimator("PPO, first step, M = 4", {"answers": 4}),
+    Estimator("PPO, first step, whitened", {"whiten_advantages": True}),
+    Estimator("PPO, first step, GAE's λ 0.95", {"gae_lambda": 0.95}),
+    Estimator("PPO, first step, GAE's λ 0.5", {"gae_lambda": 0.5}),
+    Estimator("PPO, later step, no clip", {"clip_range": 1e6}, moved=True),
     Estimator("PPO, later step, clip 0.2", moved=True),
-    Estimator("PPO, later step, clip 0.05", moved=True, clip=0.05),
+    Estimator("PPO, later step, clip 0.05", {"clip_range": 0.05}, moved=True),
 )
 
 
@@ -188,14 +196,16 @@ def estimates(
     """(batches, P) estimates of the gradient of J_lam, each from `batch` episodes, and the exact one (P,)."""
     reference, policy, later = models(model)
     generator = torch.Generator().manual_seed(seed)
-    score = PromptScore(Coin(generator), rate, generator, how.answers)
-    config = replace(CONFIG, clip_range=how.clip, whiten_advantages=how.whiten, gae_lambda=how.gae_lambda)
+    config = replace(CONFIG, **how.options)
+    score = PromptScore(Coin(generator), rate, generator, config.answers)
+    if how.kl_only:
+        score = lambda requests, rewrites: torch.zeros(len(requests))
     trainer = PPOTrainer(policy, reference, LETTERS, score, config, generator)
-    where = later if how.moved else policy
+    where, K = later if how.moved else policy, config.rewrites_per_request
     rows = []
     for _ in range(batches):
         trainer.policy.lm = policy
-        rollout = trainer.rollout([REQUESTS[i % 2] for i in range(batch)])
+        rollout = trainer.rollout([REQUESTS[i // K % 2] for i in range(batch)])
         rollout.scores = trainer.scores(rollout)
         trainer.estimate_advantages(rollout, trainer.assemble_rewards(rollout))
         trainer.policy.lm = where
@@ -203,7 +213,7 @@ def estimates(
         loss = reinforce_loss(trainer, rollout) if how.reinforce else trainer.loss(rollout)[0]
         (-loss / batch).backward()  # per episode: the trainer's own divisor, the batch's tokens, is a step size
         rows.append(flat_gradient(where))
-    return np.stack(rows), exact_gradient(where, reference, CONFIG.kl_coef)
+    return np.stack(rows), exact_gradient(where, reference, CONFIG.kl_coef, how.kl_only)
 
 
 def reinforce_loss(trainer: PPOTrainer, rollout) -> Tensor:

@@ -1,0 +1,202 @@
+"""Over-optimisation with a known gold reward: learned and gold reward against the square root of the KL.
+
+    python -m alignpro_mini.experiments.overoptimisation --seed 0-2 --jobs 2      # task quality; an hour on two cores
+    python -m alignpro_mini.experiments.overoptimisation --pairs 250 --lambdas 0.02 --mismatched 0     # one cell
+
+    <out>/overoptimisation-<preset>-<task>-seed<k>/
+        base/                         the frozen LM and the SFT prompter
+        pairs-250-mismatched-0/ ...   a reward model, from so many preference pairs and as many mismatched ones or none
+        pairs-250-mismatched-0-lam-0.02/ ...    Align-Pro trained on it, and its arm on the held-out requests
+        results.json, overoptimisation.png
+
+Gao et al. (2023) let a large reward model play the gold reward. Here the gold reward is that of the world. Both rewards
+are reported in standard deviations of the answers to the SFT prompter's rewrites, as gains over it: so a reward model
+that were the gold reward would give equal numbers. `sweep.t_interval` gives 95 % intervals over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from alignpro_mini.alignpro import Prompter
+from alignpro_mini.experiments.frontier import lambdas
+from alignpro_mini.experiments.sweep import exit_if_failed, run_all
+from alignpro_mini.frozen import FrozenModel
+from alignpro_mini.lab import pipeline
+from alignpro_mini.lab.cli import one_line_errors, parse_command_line
+from alignpro_mini.lab.config import RunConfig
+from alignpro_mini.lab.evaluation import Evaluator
+from alignpro_mini.lab.plots import new_figure
+from alignpro_mini.lab.run import Run, RunStage
+from alignpro_mini.lab.statistics import t_interval
+from alignpro_mini.lab.tables import aligned, num
+from alignpro_mini.options import require
+from alignpro_mini.weights.tensors import write_json
+from alignpro_mini.worlds.world import World
+
+PROG = "alignpro_mini.experiments.overoptimisation"
+PAIRS = (250, 500, 1000, 2000, 4000, 8000)
+COLOURS = ("#56b4e9", "#0072b2", "#009e73", "#e69f00", "#d55e00", "#cc79a7")
+
+
+def measured(run: Run, world: World, pi_f: FrozenModel, prompter: Prompter, rho_sft: Prompter, reward) -> dict:
+    """The stage "evaluation": learned and gold reward of a prompter on the held-out requests, and its KL."""
+
+    def make(stage: RunStage) -> dict:
+        c = run.config.eval
+        requests = world.eval_requests[: c.inputs]
+        evaluator = Evaluator(requests, pi_f, reward.report, world.gold, c, run.generator("evaluation"))
+        arm = evaluator.prompter(prompter, rho_sft)
+        spread = {"std": float(arm.reward.std()), "gold_std": float(arm.gold.std())}
+        return {
+            "mean": float(arm.reward.mean()),
+            "gold_mean": float(arm.gold.mean()),
+            "kl": float(arm.kl.mean()),
+        } | spread
+
+    return run.json("evaluation", make)
+
+
+def run_cells(
+    config: RunConfig, resume: bool, pairs: Sequence[int], lams: Sequence[float], mixed: Sequence[int]
+) -> dict:
+    """One task and seed: {"task", "seed", "cells": [{"pairs", "mismatched", "lam", gains, KL}]}."""
+    folder, world = Path(config.out) / config.run_name, pipeline.make_world(config)
+    part = lambda name, **changes: Run(replace(config, out=str(folder), name=name, **changes), resume)
+    base = part("base")
+    tokenizer, pi_f = pipeline.frozen_lm(base, world)
+    rho_sft = pipeline.prompter_sft(base, world, tokenizer, pi_f)
+    cells = []
+    for count in pairs:
+        for mismatched in mixed:
+            name = f"pairs-{count}-mismatched-{mismatched}"
+            learns = replace(config.reward_model, pairs=count, mismatched=float(mismatched))
+            run = part(name, reward_model=learns)
+            reward = pipeline.reward_model(run, world, pi_f, rho_sft)
+            facts = json.loads((run.path / "checkpoints" / "reward_model.json").read_text(encoding="utf-8"))
+            start = measured(run, world, pi_f, rho_sft, rho_sft, reward)
+            for lam in lams:
+                ppo = replace(config.ppo, kl_coef=lam, adaptive_kl_target=0.0)
+                run = part(f"{name}-lam-{lam:g}", reward_model=learns, ppo=ppo)
+                rho = pipeline.align_pro(run, world, pi_f, rho_sft, reward)
+                end = measured(run, world, pi_f, rho, rho_sft, reward)
+                cell = {"pairs": count, "mismatched": mismatched, "lam": lam, "kl": end["kl"]}
+                cell["gain"] = (end["mean"] - start["mean"]) / start["std"]
+                cell["gold_gain"] = (end["gold_mean"] - start["gold_mean"]) / start["gold_std"]
+                curve = run.rows("metrics.jsonl")
+                told = {
+                    key: [row[key] for row in curve if row["stage"] == "align_pro"] for key in ("kl_k1", "gold_mean")
+                }
+                told["gold_gain"] = [(g - start["gold_mean"]) / start["gold_std"] for g in told.pop("gold_mean")]
+                cell |= {"curve": told, "swap_accuracy": facts["swap_accuracy"], "accuracy": facts["accuracy"]}
+                cells.append(cell)
+    results = {"task": config.task, "seed": config.seed, "cells": cells}
+    write_json(folder / "results.json", results)
+    return results
+
+
+def table(runs: list[dict]) -> str:
+    """A row a cell: means over the seeds, 95 % t-intervals of the gains and of their difference."""
+    by_cell: dict[tuple, list[dict]] = {}
+    for run in runs:
+        for cell in run["cells"]:
+            by_cell.setdefault((run["task"], cell["mismatched"], cell["lam"], cell["pairs"]), []).append(cell)
+    rows = [
+        [
+            "task",
+            "mismatched",
+            "λ",
+            "pairs",
+            "accuracy",
+            "swap acc.",
+            "KL",
+            "learned gain",
+            "gold gain",
+            "learned - gold",
+        ]
+    ]
+    for (task, mismatched, lam, pairs), cells in sorted(by_cell.items()):
+        row = [task, "yes" if mismatched else "no", f"{lam:g}", str(pairs)]
+        row += [num(t_interval([c[key] for c in cells])[0], 2) for key in ("accuracy", "swap_accuracy", "kl")]
+        for values in ("gain", "gold_gain", None):
+            found = [c[values] if values else c["gain"] - c["gold_gain"] for c in cells]
+            mean, half = t_interval(found)
+            row.append(num(mean, 2) + ("" if half is None else f" ±{num(half, 2)}"))
+        rows.append(row)
+    return aligned(rows)
+
+
+def figure(runs: list[dict], path) -> None:
+    """Per task a row; with and without mismatched pairs a column: gains against the square root of the KL."""
+    tasks = sorted({run["task"] for run in runs})
+    mixed = sorted({cell["mismatched"] for run in runs for cell in run["cells"]})
+    fig, axes = new_figure(path, len(tasks), len(mixed), (6.4 * len(mixed), 4.6 * len(tasks)), sharey="row")
+    for row, task in zip(axes, tasks):
+        for ax, mismatched in zip(row, mixed):
+            cells = [c for run in runs if run["task"] == task for c in run["cells"] if c["mismatched"] == mismatched]
+            counts = sorted({c["pairs"] for c in cells})
+            for count, colour in zip(counts, COLOURS * (1 + len(counts) // len(COLOURS))):
+                mine = [c for c in cells if c["pairs"] == count]
+                for lam in sorted({c["lam"] for c in mine}):
+                    same = [c for c in mine if c["lam"] == lam]
+                    x = [math.sqrt(max(sum(c["kl"] for c in same) / len(same), 0.0))] * 2
+                    ends = [sum(c[key] for c in same) / len(same) for key in ("gain", "gold_gain")]
+                    ax.plot(x, ends, color=colour, linewidth=1)
+                    ax.plot(x[0], ends[0], "o", mfc="white", color=colour)
+                    label = f"{count} pairs" if lam == min(c["lam"] for c in mine) else None
+                    ax.plot(x[0], ends[1], "o", color=colour, label=label)
+            ax.axhline(0, color="black", linewidth=0.6)
+            kind = "with mismatched pairs" if mismatched else "same-request pairs only"
+            ax.set(title=f"{task}, {kind}", xlabel="√KL to the SFT prompter, √nats", ylabel="gain, standard deviations")
+    fig.legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=6,
+        frameon=False,
+        title="● gold  ○ learned",
+    )
+    fig.savefig(path)
+
+
+def numbers(text: str, what: str, least: int) -> list[int]:
+    """'250,500' -> [250, 500]. Raises UserError for anything but whole numbers from `least` on."""
+    good = all(part.isdecimal() and int(part) >= least for part in text.split(","))
+    require(good, f"--{what}: {text!r} is not a list of whole numbers from {least} on")
+    return list(dict.fromkeys(int(part) for part in text.split(",")))
+
+
+def main() -> None:
+    def add(parser: argparse.ArgumentParser) -> None:
+        many = ",".join(map(str, PAIRS))
+        parser.add_argument("--pairs", default=many, help="numbers of preference pairs (default: %(default)s)")
+        parser.add_argument("--lambdas", default="0.02,0.1,0.5", help="KL coefficients (default: %(default)s)")
+        parser.add_argument("--mismatched", default="0,1", help="mismatched pairs a pair: 0, 1 or both (default: both)")
+
+    configs, how = parse_command_line(prog=PROG, add=add)
+    with one_line_errors(PROG):
+        require(
+            not configs[0].real_model and not configs[0].reward, "it needs a learned reward and a known gold reward"
+        )
+        pairs = numbers(how.pairs, "pairs", 2 * configs[0].reward_model.batch_size)
+        mixed = numbers(how.mismatched, "mismatched", 0)
+        for name in ("ppo.kl_coef", "reward_model.pairs", "reward_model.mismatched"):
+            require(name not in how.given, f"--{name} is varied here: leave it out")
+        configs = [replace(c, name=f"overoptimisation-{c.run_name}") for c in configs]
+        one = partial(run_cells, pairs=pairs, lams=lambdas(how.lambdas), mixed=mixed)
+        results, failed = run_all(["-m", PROG], configs, how, one)
+        if results and not how.child:
+            path = Path(configs[0].out) / "overoptimisation.png"
+            figure(results, path)
+            write_json(path.with_suffix(".json"), {"runs": results})
+            print(f"{table(results)}\n\nfigure: {path}, numbers: {path.with_suffix('.json')}")
+    exit_if_failed(PROG, configs, failed)
+
+
+if __name__ == "__main__":
+    main()
