@@ -92,20 +92,19 @@ def reverse_kl_optimum(rho_sft, R, lam: float, steps: int = 200) -> Tensor:
     """The prompter that maximises J(rho) - lam E_x KL(rho_sft || rho): (N, K), (N, K) -> (N, K) float64.
 
         rho(x'|x) = lam rho_sft(x'|x) / (mu(x) - R(x, x')),   mu(x) such that the row sums to 1
-    It is where a KL penalty of another direction leads (k3 as a loss). mu is found by bisection. Raises ValueError as
+    It is where a KL penalty of the other direction leads (k3 as a loss). mu is found by bisection. Raises ValueError as
     `optimal_prompter` does.
     """
     R, rho_sft = _tables(lam, R, rho_sft=rho_sft)
-    # Each row sums to at least 1 at the lower bound (the best rewrite alone gives rho_sft / rho_sft), to at most 1 at
-    # the upper one.
-    offered = torch.where(rho_sft > 0, R, -torch.inf)
-    best = offered.max(-1, keepdim=True)  # (N, 1)
-    low, high = best.values + lam * rho_sft.gather(-1, best.indices), best.values + lam  # (N, 1)
+    best = torch.where(rho_sft > 0, R, -torch.inf).max(-1, keepdim=True)  # (N, 1)
+    behind = torch.where(rho_sft > 0, best.values - R, torch.inf)  # (N, K) 0 for the best rewrite on offer
+    # mu - best: at the lower bound the best rewrite alone has probability 1, at the upper one the row sums to at most 1.
+    low, high = lam * rho_sft.gather(-1, best.indices), torch.full_like(best.values, lam)  # (N, 1)
     for _ in range(steps):
-        middle = (low + high) / 2
-        above = (lam * rho_sft / (middle - offered)).sum(-1, keepdim=True) > 1
+        middle = low.sqrt() * high.sqrt()  # by orders of magnitude: rho_sft may be 1e-300
+        above = (lam * rho_sft / (middle + behind)).sum(-1, keepdim=True) > 1
         low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-    found = lam * rho_sft / ((low + high) / 2 - offered)
+    found = lam * rho_sft / (high + behind)
     return found / found.sum(-1, keepdim=True)
 
 

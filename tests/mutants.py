@@ -908,12 +908,12 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _optimum(
         "bounds-at-another-temperature",
-        ("sampling.temperature, sampling.top_p)", "1.0, sampling.top_p)"),
+        ("(model.sampling.temperature, model.sampling.top_p)", "(1.0, model.sampling.top_p)"),
         "test_deltas_and_bounds_equal_the_enumerated_ones[0.7]",
     ),
     _optimum(
         "bounds-without-the-nucleus",
-        ("sampling.temperature, sampling.top_p)", "sampling.temperature)"),
+        ("(model.sampling.temperature, model.sampling.top_p)", "(model.sampling.temperature,)"),
         "test_a_nucleus_counts_as_what_it_is",
     ),
     _optimum(
@@ -1097,7 +1097,7 @@ MUTANTS += (
     mutant(
         "worlds/toy.py",
         "world-split-leaks",
-        ("requests[config.eval_requests :]", "requests"),
+        ("[x for x in requests if x not in held_out]", "list(requests)"),
         "test_enough_distinct_requests_and_a_clean_split",
     ),
     mutant(
@@ -1109,13 +1109,14 @@ MUTANTS += (
     mutant(
         "worlds/toy.py",
         "corpus-from-eval-requests",
-        (
-            'answer) pairs that the frozen LM is trained on: training requests, plain and rewritten."""\n        pairs = []\n'
-            "        for _ in range(count):\n            x = rng.choice(self.train_requests)",
-            'answer) pairs that the frozen LM is trained on: training requests, plain and rewritten."""\n        pairs = []\n'
-            "        for _ in range(count):\n            x = rng.choice(self.eval_requests)",
-        ),
+        ("rng.choice(self.corpus_requests)", "rng.choice(self.eval_requests)"),
         "test_corpus_and_rewrite_pairs_use_training_requests_only",
+    ),
+    mutant(
+        "worlds/toy.py",
+        "unseen-towns-are-seen",
+        ('if self.fills[x].get("town") not in unseen]', "]"),
+        "test_unseen_towns_are_read_about_by_the_frozen_lm_alone[quality]",
     ),
     # the gold reward
     mutant(
@@ -1375,6 +1376,29 @@ MUTANTS += (
             "for chose, rates in zip(listing.halves, listing.halves)",
         ),
         "test_the_truth_lies_between_the_two_optima",
+    ),
+    _optimum(
+        "the-kl-of-one-rewrite-for-that-of-all",
+        ("each).logsumexp(2)  # (N, S)\n    return float", "each).amax(2)  # (N, S)\n    return float"),
+        "test_the_kl_of_the_answers_is_the_enumerated_one",
+    ),
+    mutant(
+        "experiments/frontier_report.py",
+        "matched-kl-from-the-reward",
+        ('((p["rlhf_kl"], p["rlhf_mean"])', '((p["rlhf_mean"], p["rlhf_mean"])'),
+        "test_frontier.py::test_the_oracle_is_met_at_equal_coefficient_and_at_equal_kl_of_answers",
+    ),
+    mutant(
+        "theory.py",
+        "the-reverse-optimum-is-the-forward-one",
+        ("found = lam * rho_sft / (high + behind)", "found = rho_sft * (-behind / lam).exp()"),
+        "test_experiments.py::test_the_reverse_optimum_beats_its_neighbours",
+    ),
+    mutant(
+        "experiments/variance.py",
+        "noise-of-R-passes-for-variance",
+        (".mean() - noise\n", ".mean()\n"),
+        "test_experiments.py::test_noise_in_R_does_not_pass_for_variance",
     ),
     _optimum(
         "more-answers-for-the-worst-rewrites",

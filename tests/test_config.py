@@ -254,7 +254,7 @@ def test_values_become_the_type_of_their_field(monkeypatch):
         ),
         (
             ["--task", "all", "--world.spread", "cue"],
-            "--world.spread shape the tasks quality and attributes, not reasoning",
+            "--world.unseen_towns shape the tasks quality and attributes, not reasoning",
         ),
         (["--ppo.clip_range", "-0.5"], "--ppo.clip_range is -0.5; it must be above 0"),
         (["--ppo.max_grad_norm", "-1"], "--ppo.max_grad_norm is -1.0; it must be above 0"),

@@ -13,7 +13,7 @@ from test_grid import (
 
 from alignpro_mini import theory
 from alignpro_mini.alignpro import Prompter
-from alignpro_mini.experiments import ablation, frontier
+from alignpro_mini.experiments import ablation, frontier, frontier_report
 from alignpro_mini.lab import optimum
 from alignpro_mini.lab.config import preset
 from alignpro_mini.lab.optimum import Listing
@@ -123,12 +123,42 @@ def test_a_frontier_end_to_end_and_again_with_resume(tmp_path, small):  # noqa: 
         config, resume=True, lams=[0.1, 1.0, 0.3]
     )  # one more coefficient; the others are loaded
     assert again["align_pro"][:2] == results["align_pro"] and again["align_pro"][2]["lam"] == 0.3
-    text = frontier.frontier_table([again])
+    assert all(p["answer_kl"] is not None for p in again["align_pro"])
+    text = frontier_report.frontier_table([again])
     assert "task quality, seed 0" in text and "best-of-n" in text and text.count("\n0.3 ") == 1
-    frontier.frontier_figure(
+    frontier_report.frontier_figure(
         {**again, "align_pro": [{k: v for k, v in p.items() if "rlhf" not in k} for p in again["align_pro"]]},
         tmp_path / "p.png",
     )
+
+
+def by_hand(task="quality", seed=0, shift=0.0):
+    """No fine-tuning earns 0, the oracle 1 and 2 at 1 and 3 nats; Align-Pro 0.5 and 1.5 at 0.5 and 2 nats."""
+    points = [
+        {"lam": 1.0, "mean": 0.5 + shift, "answer_kl": 0.5, "rlhf_mean": 1.0, "rlhf_kl": 1.0},
+        {"lam": 0.1, "mean": 1.5 + shift, "answer_kl": 2.0, "rlhf_mean": 2.0, "rlhf_kl": 3.0},
+    ]
+    return {"task": task, "seed": seed, "no_finetuning": 0.0, "align_pro": points}
+
+
+def test_the_oracle_is_met_at_equal_coefficient_and_at_equal_kl_of_answers(tmp_path):
+    run = by_hand()
+    assert [frontier_report.at_matched_kl(run, p) for p in run["align_pro"]] == [0.5, 1.5]  # straight lines
+    beyond = run["align_pro"][0] | {"answer_kl": 3.5}
+    assert frontier_report.at_matched_kl(run, beyond) is None
+    assert frontier_report.at_matched_kl(run, {"answer_kl": None}) is None
+    text = frontier_report.beta_table([by_hand(), by_hand(seed=1, shift=0.5)])
+    first, second = (line.split() for line in text.splitlines()[1:])
+    # equal coefficient: 0.5 and 1.0 of 1, 1.5 and 2.0 of 2; equal KL: 0.5 and 1.0 of 0.5, 1.5 and 2.0 of 1.5
+    assert first[:3] == ["quality", "1", "0.75"] and first[-4:-2] == ["0.75", "±3.18"] and first[-2] == "1.50"
+    assert second[1] == "0.1" and second[-4] == "0.88" and second[-2] == "1.17"
+    frontier_report.beta_figure([by_hand(), by_hand("reasoning")], tmp_path / "b.png")
+    assert (tmp_path / "b.png").stat().st_size > 1000
+    bare = by_hand()
+    for p in bare["align_pro"]:
+        del p["rlhf_mean"], p["rlhf_kl"]
+    assert "–" in frontier_report.beta_table([bare])
+    frontier_report.beta_figure([bare], tmp_path / "c.png")
 
 
 @pytest.mark.parametrize(

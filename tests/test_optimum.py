@@ -266,3 +266,15 @@ def test_the_share_less_the_cost_of_other_rewrites_by_hand():
     cost = 0.7 * math.log(0.7 / 0.8) + 0.3 * math.log(0.3 / 0.2)
     assert told["unlisted_cost"] == pytest.approx(cost)
     assert told["attainable_gain_share_less_unlisted"] == pytest.approx(told["attainable_gain_share"] - cost / gain)
+
+
+def test_the_kl_of_the_answers_is_the_enumerated_one():
+    """Answers of one token: the induced policy and its KL to no fine-tuning are finite sums."""
+    lm = one_letter(1)
+    found = optimum.rate(REQUESTS, REWRITES, lm, worth, 2, rng()).under(prompter(3), prompter(4))
+    pi_f = torch.stack([torch.stack([next_token(lm, p) for p in row]) for row in REWRITES])  # (N, K, 12)
+    induced = (found.rho[:, :, None] * pi_f).sum(1)
+    exact = theory.kl(induced, pi_f[:, 0]).mean().item()
+    assert exact > 0.05
+    assert optimum.induced_kl(found, lm, 6000, rng(1)) == pytest.approx(exact, abs=0.02)
+    assert exact <= theory.kl(found.rho, torch.eye(len(REWRITES[0]))[0].double().expand_as(found.rho) + 1e-12).mean()

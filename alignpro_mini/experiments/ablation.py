@@ -68,12 +68,15 @@ def folder_of(variant: str) -> str:
     return variant.replace(" ", "-").replace("/", "by").replace(",", "").replace("'", "")
 
 
-def ablate(config: RunConfig, resume: bool, variants: Variants = VARIANTS) -> dict:
-    """One task and seed: {"task", "seed", "variants": {variant: distance to the optimum, KL and seconds}}."""
+def ablate(config: RunConfig, resume: bool, variants: Variants | None = None) -> dict:
+    """One task and seed: {"task", "seed", "variants": {variant: distance to the optimum, KL and seconds}}.
+
+    Without `variants`: all of VARIANTS.
+    """
     folder = Path(config.out) / config.run_name
     world, pi_f, rho_sft, reward, rated = base(config, folder, resume)
     found = {}
-    for variant, change in variants.items():
+    for variant, change in (variants or VARIANTS).items():
         place = {"out": str(folder), "name": folder_of(variant)}
         run = Run(with_options(config, change(config.ppo) | place), resume)
         rho = pipeline.align_pro(run, world, pi_f, rho_sft, reward)

@@ -6,12 +6,15 @@
         base/           the frozen LM, the SFT prompter, the reward model, R over the enumerated rewrites
         lam-0.1/ ...    Align-Pro and the RLHF oracle trained at this KL coefficient
         results.json, frontier.png
+    <out>/frontier-<preset>.png, .json      all tasks and seeds of the command: Align-Pro and the oracle over the KL
+                                            coefficient, and at equal KL of the answers
 
     closed form    (KL, J) of rho* as lambda runs from large to small, twice: rated by the answers that chose it, which
                    makes it too high, and by other answers, which makes it too low; the truth lies between
     Align-Pro      (KL, J) of the trained prompters, on the same enumerated rewrites: exact
     best-of-n      the same for the distribution of its picks: chosen by one half of the answers, rated by the other
-    RLHF           mean reward on the same requests, against the KL of *answers*: another quantity, shown for comparison
+    RLHF           mean reward on the same requests, against the KL of *answers*: another quantity, shown for comparison.
+                   In the figure of all runs Align-Pro's KL is that of its answers too (`optimum.induced_kl`).
 
 Rewards are in the units that PPO sees, those of lambda (a callable is shifted and scaled; the learned reward already
 is). What it leaves out: seeds in one figure, and settings other than lambda.
@@ -30,17 +33,15 @@ import numpy as np
 import torch
 
 from alignpro_mini import theory
+from alignpro_mini.experiments import frontier_report
 from alignpro_mini.experiments.sweep import exit_if_failed, run_all
-from alignpro_mini.frozen import FrozenLM
+from alignpro_mini.frozen import FrozenLM, FrozenModel
 from alignpro_mini.lab import assess, optimum, pipeline
 from alignpro_mini.lab.cli import one_line_errors, parse_command_line
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.evaluation import Evaluator
-from alignpro_mini.lab.glossary import ARMS, TRIO
 from alignpro_mini.lab.optimum import Listing
-from alignpro_mini.lab.plots import new_figure
 from alignpro_mini.lab.run import Run, RunStage
-from alignpro_mini.lab.tables import aligned, num
 from alignpro_mini.options import require
 from alignpro_mini.weights.tensors import write_json
 
@@ -69,7 +70,8 @@ def run_frontier(config: RunConfig, resume: bool, lams: Sequence[float]) -> dict
         rho = pipeline.align_pro(run, world, pi_f, rho_sft, reward)
         oracle = pipeline.rlhf_oracle(run, world, pi_f, reward)
         ours = rated.under(rho_sft, rho)
-        point = {"lam": lam, "kl": float(theory.kl(ours.rho, ours.rho_sft).mean())}
+        kl = run.json("answer_kl", partial(_answer_kl, run, ours, pi_f))
+        point = {"lam": lam, "kl": float(theory.kl(ours.rho, ours.rho_sft).mean())} | kl
         point |= {"mean": float(theory.value(ours.rho, ours.R))} | optimum.describe(ours, lam)
         if oracle is not None:
             point |= _rlhf(run, rated.requests, pi_f, oracle, reward)
@@ -78,8 +80,15 @@ def run_frontier(config: RunConfig, resume: bool, lams: Sequence[float]) -> dict
     results |= {"no_finetuning": float(rated.R[:, 0].mean()), "closed_form": closed_form_curve(untrained, lams)}
     results |= {"align_pro": points, "best_of_n": best_of_n(untrained, config.seed)}
     write_json(folder / "results.json", results)
-    frontier_figure(results, folder / "frontier.png")
+    frontier_report.frontier_figure(results, folder / "frontier.png")
     return results
+
+
+def _answer_kl(run: Run, listing: Listing, pi_f: FrozenModel, stage: RunStage) -> dict[str, float | None]:
+    """KL of Align-Pro's answers, as RLHF's is one of answers; None where it needs weights or a temperature above 0."""
+    if not isinstance(pi_f, FrozenLM) or pi_f.sampling.temperature == 0:
+        return {"answer_kl": None}
+    return {"answer_kl": optimum.induced_kl(listing, pi_f, run.config.theory.samples, run.generator("answer_kl"))}
 
 
 def _rlhf(run: Run, requests: list[str], pi_f: FrozenLM, oracle: FrozenLM, reward: pipeline.Reward) -> dict[str, float]:
@@ -141,56 +150,6 @@ def best_of_n(listing: Listing, seed: int, draws: int = 4000) -> list[dict[str, 
     return found
 
 
-def frontier_table(runs: list[dict]) -> str:
-    """Per run a row for each lambda: Align-Pro beside its share of the attainable gain, RLHF; then best-of-n."""
-    digits = {"kl": 2, "mean": 3, "attainable_gain_share": 3, "mass_outside": 3, "rlhf_kl": 2, "rlhf_mean": 3}
-    blocks = []
-    for run in runs:
-        rows = [["λ", "KL", "reward", "attain. share", "not enumerated", "RLHF: KL of answers", "reward"]]
-        rows += [[f"{p['lam']:g}", *(num(p.get(key), d) for key, d in digits.items())] for p in run["align_pro"]]
-        best = [["n", "KL", "bound", "reward"]]
-        best += [[str(p["n"]), num(p["kl"], 2), num(p["kl_bound"], 2), num(p["mean"])] for p in run["best_of_n"]]
-        title = f"task {run['task']}, seed {run['seed']}; no fine-tuning {num(run['no_finetuning'])}"
-        blocks.append(f"{title}\n{aligned(rows)}\n\nbest-of-n\n{aligned(best)}")
-    return "\n\n".join(blocks)
-
-
-def frontier_figure(results: dict, path) -> None:
-    """Reward against KL: the closed form as curves, the others as points with lambda or n; beside it the variance."""
-    figure, ((ax, spread),) = new_figure(path, 1, 2, (13, 5.6))
-    curve, name, colour = results["closed_form"], *ARMS["closed_form"]
-    along = {key: np.array([p[key] for p in curve]) for key in curve[0]}
-    for values, shade, label in (
-        (along["between_rewrites"], "#cc79a7", "between rewrites"),
-        (along["within"], "#56b4e9", "within"),
-        (along["between_rewrites"] + along["within"], "black", "both"),
-    ):
-        spread.plot(along["kl"], values, color=shade, label=label)
-    spread.set(xlabel="KL of the optimum to the reference, nats", ylabel="variance of the reward for one request")
-    spread.set(ylim=(0, None), title="the variance along the closed form")
-    spread.legend(frameon=False)
-    for end, style, label in (("", "-", "rated by the same answers"), ("_held_out", "--", "rated by other answers")):
-        ax.plot(along[f"kl{end}"], along[f"mean{end}"], style, color=colour, lw=2, label=f"{name}, {label}")
-    rlhf = [p for p in results["align_pro"] if "rlhf_kl" in p]
-    series = (  # each arm's marks on a side of their own: the points lie close
-        ("align_pro", "", "λ {lam:g}", results["align_pro"], "kl", "mean", (4, -13)),
-        ("best_of_n", "", "n {n}", results["best_of_n"], "kl", "mean", (-22, 6)),
-        ("rlhf_oracle", " (KL of answers)", "β {lam:g}", rlhf, "rlhf_kl", "rlhf_mean", (5, 5)),
-    )
-    for arm, note, mark, points, x, y, (dx, dy) in series:
-        name, colour = ARMS[arm]
-        ax.plot([p[x] for p in points], [p[y] for p in points], "o", color=colour, label=name + note)
-        for i, p in enumerate(sorted(points, key=lambda p: p[x])):
-            place = dx, dy + i % 2 * math.copysign(10, dy)  # every second mark further out: neighbours may coincide
-            where = {"xytext": place, "textcoords": "offset points", "fontsize": 8, "color": colour}
-            ax.annotate(mark.format(**p), (p[x], p[y]), **where)
-    ax.axhline(results["no_finetuning"], color=ARMS[TRIO[0]][1], linestyle="--", label=ARMS[TRIO[0]][0])
-    title = f"task {results['task']}, seed {results['seed']}"
-    ax.set(xlabel="KL to the reference, nats", ylabel="mean reward", title=title)
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    figure.savefig(path)
-
-
 def lambdas(text: str) -> list[float]:
     """'0.1,0.2' -> [0.1, 0.2]. Raises UserError for anything but numbers above 0."""
     try:
@@ -214,8 +173,13 @@ def main() -> None:
             require(other, f"--lambdas sets the KL coefficient: leave out --{name}")
         configs = [replace(c, name=f"frontier-{c.run_name}") for c in configs]
         results, failed = run_all(["-m", PROG], configs, how, partial(run_frontier, lams=lambdas(how.lambdas)))
-    if results:
-        print(frontier_table(results))
+    if results and not how.child:
+        print(frontier_report.frontier_table(results))
+        print("\n" + frontier_report.beta_table(results))
+        path = Path(configs[0].out) / f"frontier-{configs[0].preset}.png"
+        frontier_report.beta_figure(results, path)
+        write_json(path.with_suffix(".json"), {"runs": results})
+        print(f"\nfigure of all runs: {path}, numbers: {path.with_suffix('.json')}")
     exit_if_failed(PROG, configs, failed)
 
 

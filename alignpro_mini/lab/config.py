@@ -141,8 +141,9 @@ class RunConfig:
         yield self.task in TASKS, f"task is {self.task}, but --preset {self.preset} has {', '.join(TASKS)}"
         yield inputs <= kept, f"--eval.inputs is {inputs}, but --world.eval_requests keeps only {kept}"
         yield tried <= inputs, f"--theory.inputs is {tried}, but it takes them from the {inputs} of --eval.inputs"
-        as_usual = (self.world.follow, self.world.spread) == (WorldConfig().follow, WorldConfig().spread)
-        towns = "--world.follow and --world.spread shape the tasks quality and attributes, not reasoning"
+        shaping, usual = ("follow", "spread", "unseen_towns"), WorldConfig()
+        as_usual = all(getattr(self.world, name) == getattr(usual, name) for name in shaping)
+        towns = f"--world.{', --world.'.join(shaping)} shape the tasks quality and attributes, not reasoning"
         yield self.task != "reasoning" or as_usual, f"{towns}: leave them or the task out"
         pairs, batch = self.reward_model.pairs, self.reward_model.batch_size
         two = f"it takes at least two batches of --reward_model.batch_size {batch}"

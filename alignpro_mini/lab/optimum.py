@@ -198,19 +198,37 @@ def sample_oracle(
     N, K, M = *rated.r.shape[:2], int(rated.answers.min())
     repeated = [x for x in rated.requests for _ in range(M)]
     r = _rate_once(reward, repeated, oracle.answer(repeated, generator)).view(N, M)
-    chat, sampling = frozen.tokenizer.chat, frozen.sampling
-
-    def under(model: FrozenLM, prompts: list, tokens: list) -> Tensor:
-        score = lambda p, t: sequence_logprobs(model.model, p, t, sampling.temperature, sampling.top_p).double()
-        return _each_once(score, [tuple(p) for p in prompts], [tuple(t) for t in tokens])
-
+    chat = frozen.tokenizer.chat
     plain = [x for x in rated.requests for _ in range(answers)]  # (N*S)
     enumerated = [chat(x_prime) for row in rated.rewrites for _ in range(answers) for x_prime in row]  # (N*S*K)
     by_oracle, by_frozen = ([a.tokens for a in lm.answer(plain, generator)] for lm in (oracle, frozen))
-    own = under(oracle, [chat(x) for x in plain], by_oracle).view(N, answers)
+    own = _under(oracle, [chat(x) for x in plain], by_oracle).view(N, answers)
     repeat = lambda tokens: [t for t in tokens for _ in range(K)]
-    each = (under(frozen, enumerated, repeat(tokens)).view(N, answers, K) for tokens in (by_oracle, by_frozen))
+    each = (_under(frozen, enumerated, repeat(tokens)).view(N, answers, K) for tokens in (by_oracle, by_frozen))
     return OracleSamples(r, own, *each)
+
+
+def _under(model: FrozenLM, prompts: list, tokens: list) -> Tensor:
+    """Log-probabilities (B,) float64 of answers, as the model samples them; each distinct pair computed once."""
+    how = (model.sampling.temperature, model.sampling.top_p)
+    score = lambda p, t: sequence_logprobs(model.model, p, t, *how).double()
+    return _each_once(score, [tuple(p) for p in prompts], [tuple(t) for t in tokens])
+
+
+def induced_kl(listing: Listing, frozen: FrozenLM, answers: int, generator: torch.Generator) -> float:
+    """KL of the answers that the trained prompter induces to those of no fine-tuning, nats; k1 from sampled answers.
+
+        pi_rho(y|x) = sum_x' rho(x'|x) pi_F(y|x')        E_x KL(pi_rho(.|x) || pi_F(.|x))
+    It is the quantity that RLHF's KL penalty holds down, so prompter and oracle can be compared at equal KL of answers.
+    """
+    N, K, _ = listing.r.shape
+    picks = torch.multinomial(listing.rho, answers, replacement=True, generator=generator)  # (N, S)
+    asked = [row[j] for row, picked in zip(listing.rewrites, picks.tolist()) for j in picked]  # (N*S)
+    tokens = [answer.tokens for answer in frozen.answer(asked, generator)]
+    chats = [frozen.tokenizer.chat(x_prime) for row in listing.rewrites for _ in range(answers) for x_prime in row]
+    each = _under(frozen, chats, [t for t in tokens for _ in range(K)]).view(N, answers, K)
+    induced = (listing.log_rho.log_softmax(1)[:, None] + each).logsumexp(2)  # (N, S)
+    return float((induced - each[:, :, 0]).mean())  # the first rewrite is x itself
 
 
 def suboptimality(listing: Listing, samples: OracleSamples, lam: float) -> dict[str, float]:

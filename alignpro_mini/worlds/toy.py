@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 from alignpro_mini.options import UserError
 from alignpro_mini.worlds.sums import Sums
-from alignpro_mini.worlds.towns import Towns
+from alignpro_mini.worlds.towns import TOWNS, Towns
 from alignpro_mini.worlds.world import WorldConfig
 
 TASKS = ("quality", "attributes", "reasoning")
@@ -44,13 +44,20 @@ class ToyWorld:
         self.fills = self.kind.requests(rng)  # request text -> what its phrasings are filled with
         requests = list(self.fills)
         rng.shuffle(requests)
-        if config.eval_requests > len(requests) // 2:
+        # Held-out requests are new combinations of a town, a purpose and a phrasing that each were seen. With unseen
+        # towns they are about towns that neither the prompter nor the reward model has met.
+        unseen = set(random.Random(f"towns {seed}").sample(TOWNS, min(config.unseen_towns, len(TOWNS))))
+        about = [x for x in requests if not unseen or self.fills[x].get("town") in unseen]
+        if config.eval_requests > (len(about) if unseen else len(about) // 2):
+            whole = f"{config.unseen_towns} unseen towns have" if unseen else f"{task} has"
             raise UserError(
-                f"world.eval_requests is {config.eval_requests}, but {task} has {len(requests)} requests in all: "
-                f"keep at most {len(requests) // 2}"
+                f"world.eval_requests is {config.eval_requests}, but {whole} {len(about)} requests in all: "
+                f"keep at most {len(about) if unseen else len(about) // 2}"
             )
-        self.eval_requests = requests[: config.eval_requests]
-        self.train_requests = requests[config.eval_requests :]
+        self.eval_requests = about[: config.eval_requests]
+        held_out = set(self.eval_requests)
+        self.corpus_requests = [x for x in requests if x not in held_out]  # what the frozen LM reads about
+        self.train_requests = [x for x in self.corpus_requests if self.fills[x].get("town") not in unseen]
 
     def rewrites(self, request: str) -> list[str]:
         """All rewrites of a request of this world, the plain request first: 3 phrasings x 8 cues."""
@@ -70,10 +77,10 @@ class ToyWorld:
         return pairs
 
     def corpus(self, count: int, rng: random.Random) -> list[tuple[str, str]]:
-        """(prompt, answer) pairs that the frozen LM is trained on: training requests, plain and rewritten."""
+        """(prompt, answer) pairs that the frozen LM is trained on: requests not held out, plain and rewritten."""
         pairs = []
         for _ in range(count):
-            x = rng.choice(self.train_requests)
+            x = rng.choice(self.corpus_requests)
             phrasings = self._phrasings(x)
             form = rng.randrange(len(phrasings))
             # A third of the corpus carries no cue, because that is how people ask.
