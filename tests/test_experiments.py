@@ -48,7 +48,7 @@ def test_estimators_end_to_end_and_one_variant_more(tmp_path, small):  # noqa: F
     grads = estimators.gradients(list(both["variants"]), 4, batch=32)
     text = estimators.table([both], grads)
     rows = [line for line in text.splitlines() if line.startswith("| RLOO, K 4 |")]
-    assert len(rows) == 1 and rows[0].count("|") == 9
+    assert len(rows) == 1 and rows[0].count("|") == 10
     assert "KL as k3 in the loss" in text.split("KL penalty alone")[1]
 
 
@@ -58,7 +58,8 @@ def test_the_difference_to_ppo_is_paired_by_seed():
         of = lambda s: row | {"attainable_gain_share": s}
         return {"kl_coef": 0.1, "variants": {estimators.AS_IT_IS: of(share), "clip 0.1": of(other)}}
 
-    one = {"cosine": 1.0, "cosine_ci95": [1.0, 1.0], "length": 2.0, "noise": 1.0}
+    later = {"later": {"cosine": 0.9}}
+    one = later | {"cosine": 1.0, "cosine_ci95": [1.0, 1.0], "length": 2.0, "noise": 1.0}
     grads = {estimators.AS_IT_IS: one | {"kl": one | {"cosine_reverse": 0.5}}, "clip 0.1": one}
     text = estimators.table([run(0.9, 0.91), run(0.95, 0.96), run(0.97, 0.98)], grads)
     row = next(line for line in text.splitlines() if line.startswith("| clip 0.1"))

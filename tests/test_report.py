@@ -412,7 +412,7 @@ def test_the_distance_to_the_optimum_is_told():
     assert "first 48 requests" in text and "0.963 of the gain attainable with the enumerated rewrites" in text
     assert "cross-fitted optimum 1.004; less the cost of other rewrites 0.961, their probability 0.031)" in text
     assert "gap 0.0421 = λ KL to the optimum 0.0421" in text
-    assert "1.500 + -0.250 + -1.000 = 0.250; bounds: sharper 2.000, paper's 3.000" in text
+    assert "1.500 + -0.250 + -1.000 = 0.250; bounds: sharper 2.000, the paper's (recalled) 3.000" in text
     assert THEORY.keys() <= METRICS.keys()
     without = {k: v for k, v in THEORY.items() if not k.startswith(("delta", "bound"))}  # no oracle was trained
     assert "Suboptimality" not in tables.final_table(results | {"theory": without})

@@ -157,7 +157,10 @@ def test_the_sweep_tells_the_parts_and_the_theory():
         dict(attainable_gain_share=0.99, regularised_gap=0.02, optimum_noise=0.02, unlisted_cost=0.1, delta1=2.0),
     ]
     told = sweep.sweep_table([make_results(seed=i) | {"theory": theory | n} for i, n in enumerate(near)])
-    assert "Δ1, Δ2, Δ3 1.50, -0.25, -0.50; bounds: sharper 0.50, paper's 2.00 (means); both held in 1 of 2" in told
+    assert (
+        "Δ1, Δ2, Δ3 1.50, -0.25, -0.50; bounds: sharper 0.50, the paper's (recalled) 2.00 (means); both held in 1 of 2"
+        in told
+    )
     assert (
         "noise in R raises the optimum by 0.010 to 0.010, rewrites not enumerated cost 0.030 to 0.050 or more" in told
     )

@@ -82,13 +82,18 @@ def variants(names: Sequence[str]) -> ablation.Variants:
 
 
 def gradients(names: Sequence[str], batches: int, batch: int = 512) -> dict[str, dict]:
-    """{variant: how its first step compares with the exact gradient, "kl" its KL penalty alone where it differs}."""
+    """{variant: how its first step compares with the exact gradient; "later": a later step, "kl": the KL penalty alone}.
+
+    A later step estimates the gradient at weights that have moved on from those that sampled.
+    """
     found = {}
     base = gradient.CONFIG
     for name in names:
         # As it is trained, but for the value head: it has learned nothing yet, and its loss is no part of the estimate.
         options = {"gae_lambda": PPOConfig().gae_lambda, "whiten_advantages": True} | OPTIONS[name]
         found[name] = gradient.compare(*gradient.estimates(Estimator(name, options), batches, batch))
+        later = gradient.compare(*gradient.estimates(Estimator(name, options, moved=True), batches, batch))
+        found[name]["later"] = later
         if name == AS_IT_IS or name.startswith("KL"):
             plain = {"gae_lambda": 1.0, "whiten_advantages": False} | OPTIONS[name]
             rows, exact = gradient.estimates(Estimator(name, plain, kl_only=True), batches, batch)
@@ -102,13 +107,13 @@ def gradients(names: Sequence[str], batches: int, batch: int = 512) -> dict[str,
 def table(runs: list[dict], grads: dict[str, dict]) -> str:
     """A row a variant: its gradient, then its share of the attainable gain with intervals over the seeds."""
     names = [name for name in OPTIONS if any(name in run["variants"] for run in runs)]
-    heads = "variant | gradient: cosine, 95 % interval | length | noise / length | share of the attainable gain | minus"
-    heads += f" {AS_IT_IS} | KL | not enumerated"
-    lines = [f"| {heads} |", "|---" * 8 + "|"]
+    heads = "variant | gradient: cosine, 95 % interval | length | noise / length | cosine, later step"
+    heads += f" | share of the attainable gain | minus {AS_IT_IS} | KL | not enumerated"
+    lines = [f"| {heads} |", "|---" * 9 + "|"]
     for name in names:
         g = grads[name]
         cells = [f"{num(g['cosine'], 4)} {num(g['cosine_ci95'], 4)}", num(g["length"], 2)]
-        cells.append(num(g["noise"] / g["length"], 2))
+        cells += [num(g["noise"] / g["length"], 2), num(g["later"]["cosine"], 3)]
         shares = [run["variants"].get(name, {}).get("attainable_gain_share") for run in runs]
         base = [run["variants"].get(AS_IT_IS, {}).get("attainable_gain_share") for run in runs]
         apart = [a - b for a, b in zip(shares, base) if None not in (a, b)]

@@ -191,8 +191,8 @@ def theory_lines(runs: list[dict]) -> list[str]:
     return [
         f"  share of the gain attainable with the enumerated rewrites: {shares[0]}; against a cross-fitted optimum"
         f" {shares[1]}; less the cost of other rewrites {shares[2]} (means)",
-        f"  Δ1, Δ2, Δ3 {', '.join(d)}; bounds: sharper {sharp}, paper's {paper} (means); both held in {held} of"
-        f" {len(told)}",
+        f"  Δ1, Δ2, Δ3 {', '.join(d)}; bounds: sharper {sharp}, the paper's (recalled) {paper} (means); both held in"
+        f" {held} of {len(told)}",
         f"  of the attainable gain, noise in R raises the optimum by {by}, rewrites not enumerated cost {cost} or more",
     ]
 

@@ -97,7 +97,9 @@ class RunConfig:
     reward_model: RewardConfig = RewardConfig()
     sampling: SamplingConfig = SamplingConfig()
     ppo: PPOConfig = PPOConfig()
-    oracle: PPOConfig = PPOConfig(max_new_tokens=SamplingConfig().max_new_tokens)  # all else as in ppo: cli.FOLLOWS
+    oracle: PPOConfig = PPOConfig(
+        max_new_tokens=SamplingConfig().max_new_tokens
+    )  # all else as ppo; `with_options` keeps it so
     eval: EvalConfig = EvalConfig()
     theory: TheoryConfig = TheoryConfig()
 
@@ -174,17 +176,8 @@ class RunConfig:
             found |= dict.fromkeys(
                 ("data.preferences", "world.preference_scale", *learned), "it is not read with --reward"
             )
-        toy = (
-            "reward_model.pairs",
-            "reward_model.mismatched",
-            "world",
-            "oracle",
-            "theory",
-            "frozen_lm",
-            "frozen_model",
-            "prompter_model",
-            "vocab_size",
-        )
+        toy = ("world", "oracle", "theory", "frozen_lm", "frozen_model", "prompter_model", "vocab_size")
+        toy += ("reward_model.pairs", "reward_model.mismatched")
         other = toy if self.real_model else ("data",)
         return found | dict.fromkeys(other, f"it is not read with --preset {self.preset}")
 

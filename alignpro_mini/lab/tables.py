@@ -144,6 +144,6 @@ def _theory_notes(t: dict, inputs: int | None) -> list[str]:
     if None not in deltas:
         said.append(
             f"Suboptimality Δ1 + Δ2 + Δ3 = {' + '.join(num(d, 3) for d in deltas)} = {num(sum(deltas), 3)}; bounds:"
-            f" sharper {num(t['bound_sharp'], 3)}, paper's {num(t['bound_paper'], 3)}"
+            f" sharper {num(t['bound_sharp'], 3)}, the paper's (recalled) {num(t['bound_paper'], 3)}"
         )
     return said
