@@ -47,14 +47,14 @@ class PPOConfig:
     adaptive_kl_horizon: float = option(10_000.0, "episodes over which the adaptive controller reacts", above=0)
     gamma: float = option(1.0, "discount; 1, because the score comes once, at the end of a short text")
     kl_estimator: str = option("k1", "estimator of that KL on each token", rl_math.KL_KINDS)
-    kl_placement: str = option("reward", "KL penalty in the reward, or as a loss (k1 has no gradient there)", KL_PLACES)
+    kl_placement: str = option("reward", "KL penalty in the reward, or as a loss on each token's own KL", KL_PLACES)
     advantage: str = option("gae", "how advantages are estimated; all but gae need no value head", rl_math.ADVANTAGES)
     gae_lambda: float = option(0.95, "lambda of GAE: 1 is unbiased, lower values rely more on the value head")
     ratio: str = option("token", "probability ratio of each token, or one for the completion", ("token", "sequence"))
     clip_range: float = option(0.2, "epsilon: a probability ratio beyond 1 +- epsilon earns no credit", above=0)
     value_clip_range: float = option(0.4, "how far a value may move from the rollout's in one iteration", above=0)
     vf_coef: float = option(0.5, "weight of the value loss", least=0)
-    whiten_advantages: bool = option(True, "scale the advantages of a rollout to mean 0, variance 1")
+    whiten_advantages: bool = option(True, "scale the advantages of a rollout to mean 0, variance 1 (not of a group)")
     max_grad_norm: float = option(1.0, MAX_GRAD_NORM, above=0)
     missing_eos_penalty: float = option(1.0, "subtracted where a completion is truncated before its EOS", least=0)
     temperature: float = option(1.0, "temperature of the policy's sampling, and of the log-probs that PPO uses")
@@ -73,6 +73,13 @@ class PPOConfig:
         require(rows % group == 0, f"batch_size is {rows}; it must be a multiple of rewrites_per_request, {group}")
         alone = f"rewrites_per_request is {group}; advantage {self.advantage} compares at least 2"
         require(group >= 2 or self.advantage not in rl_math.GROUPED, alone)
+        require(rows >= 2 or self.advantage != "reinforce", "batch_size is 1; advantage reinforce compares at least 2")
+        by_token = f"ratio is sequence; advantage {self.advantage} differs from token to token"
+        require(self.ratio == "token" or self.advantage in ("reinforce", *rl_math.GROUPED), by_token)
+
+    @property
+    def whitens(self) -> bool:
+        return self.whiten_advantages and self.advantage not in rl_math.GROUPED
 
 
 class PPOTrainer:
@@ -97,6 +104,7 @@ class PPOTrainer:
         self.generator, self.kl_coef, self.lr = generator, config.kl_coef, config.lr
         self.parameters = [*trainable(lm, config.train_layers), *self.policy.value_head.parameters()]
         self.optimizer = make_optimizer(self.parameters, config.lr, weight_decay=0.0)
+        self.advantage_std = 1.0  # of the last rollout, before whitening
         self.last_rollout: Rollout | None = None  # for logging
 
     def step(self, prompts: Sequence[str]) -> dict[str, float]:
@@ -185,14 +193,18 @@ class PPOTrainer:
         return rl_math.assemble_rewards(scores, kl, rollout.action, coef)
 
     def estimate_advantages(self, rollout: Rollout, rewards: Tensor) -> None:
-        """Set advantages and returns (B, T); whitening scales the advantages only: the value head learns returns."""
+        """Set advantages and returns (B, T); whitening scales the advantages only: the value head learns returns.
+
+        Advantages that compare the completions of one prompt are centred already and are not whitened.
+        """
         c, mask = self.config, rollout.action
         if c.advantage == "gae":
             advantages, rollout.returns = rl_math.gae(rewards, rollout.values, mask, c.gamma, c.gae_lambda)
         else:
             advantages = rl_math.critic_free(c.advantage, rewards, mask, c.rewrites_per_request)
             rollout.returns = rl_math.returns_to_go(rewards, mask)
-        rollout.advantages = rl_math.whiten(advantages, rollout.action) if c.whiten_advantages else advantages
+        self.advantage_std = float(rl_math.masked_var(advantages, mask).sqrt())
+        rollout.advantages = rl_math.whiten(advantages, mask) if c.whitens else advantages
 
     # ------------------------------------------------------------ update
 
@@ -242,7 +254,9 @@ class PPOTrainer:
             total = total + c.vf_coef * value.sum()
         if c.kl_placement == "loss":
             kl = rl_math.kl_estimate(logp, part.logp_ref, c.kl_estimator)  # (b, T)
-            total = total + self.kl_coef * rl_math.masked_sum(kl, part.action).sum()
+            # Whitening divides the reward's gradient by the standard deviation: so that lambda keeps its meaning, here too.
+            scale = 1 / max(self.advantage_std, 1e-4) if c.whitens else 1.0
+            total = total + scale * self.kl_coef * rl_math.masked_sum(kl, part.action).sum()
         return total, parts
 
     def _micro_batches(self, index: Tensor, rollout: Rollout) -> Iterator[Tensor]:
@@ -265,7 +279,7 @@ class PPOTrainer:
         mask, scores = rollout.action, rollout.scores
         k3 = rl_math.masked_sum(rl_math.kl_estimate(rollout.logp, rollout.logp_ref, "k3"), mask)  # (B,)
         kl, tokens, missing_eos = rollout.kl.mean().item(), mask.sum().item(), (~rollout.finished).float().mean().item()
-        return {
+        found = {
             "score_mean": scores.mean().item(),
             "score_std": scores.std(unbiased=False).item(),
             "reward_mean": scores.mean().item() - self.config.missing_eos_penalty * missing_eos - self.kl_coef * kl,
@@ -274,7 +288,7 @@ class PPOTrainer:
             "kl_exact": rl_math.masked_sum(rollout.kl_exact, mask).mean().item(),
             "kl_coef": self.kl_coef,
             "entropy": rl_math.masked_mean(rollout.entropy, mask).item(),
-            "advantage_std": rl_math.masked_var(rollout.returns - rollout.values, mask).sqrt().item(),
+            "advantage_std": self.advantage_std,
             "explained_variance": rl_math.explained_variance(rollout.values, rollout.returns, mask).item(),
             "missing_eos": missing_eos,
             "completion_length": tokens / len(mask),
@@ -284,6 +298,12 @@ class PPOTrainer:
             "update_s": clock[3] - clock[2],
             "tokens_per_s": tokens / (clock[3] - clock[0]),
         } | update
+        values = (
+            "explained_variance",
+            "value_loss",
+            "value_clip_fraction",
+        )  # of a value head that trains with GAE only
+        return {k: v for k, v in found.items() if self.config.advantage == "gae" or k not in values}
 
 
 def learning_rate(config: PPOConfig, step: int) -> float:

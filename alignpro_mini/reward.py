@@ -27,7 +27,7 @@ from alignpro_mini import rl_math, training
 from alignpro_mini.generation import by_length, pad_right
 from alignpro_mini.options import MAX_GRAD_NORM, MICRO_BATCH, TRAIN_LAYERS, UserError, check_ranges, option, require
 from alignpro_mini.tokenizer import Tokenizer
-from alignpro_mini.training import LOG_EVERY, SilentStage, Stage, Truncated
+from alignpro_mini.training import LOG_EVERY, Score, SilentStage, Stage, Truncated
 from alignpro_mini.transformer import Transformer
 
 
@@ -184,14 +184,19 @@ def accuracy(model: RewardModel, pairs: Sequence[Preference]) -> float:
 
 
 def swap_accuracy(
-    model: RewardModel, prompts: Sequence[str], answers: Sequence[str], swapped: Sequence[str]
+    reward: Score, prompts: Sequence[str], answers: Sequence[str], swapped: Sequence[str]
 ) -> float | None:
     """Share of prompts with r(x, y) > r(x, y~), y~ the answer `swapped` for that of another request (equal: half).
 
-    1: the model reads x; 0.5: it does not. Prompts whose two answers are the same text are left out; None if all are.
+    0.5: the reward does not read x. The gold reward's own share is the ceiling: it is below 1 where answers are often
+    wrong. Prompts whose two answers are the same text are left out; None if all are.
     """
-    pairs = [Preference(x, y, other) for x, y, other in zip(prompts, answers, swapped, strict=True) if y != other]
-    return accuracy(model, pairs) if pairs else None
+    kept = [(x, y, other) for x, y, other in zip(prompts, answers, swapped, strict=True) if y != other]
+    if not kept:
+        return None
+    x, y, other = map(list, zip(*kept))
+    apart = torch.as_tensor(reward(x, y)) - torch.as_tensor(reward(x, other))  # (B,)
+    return ((apart > 0).float() + 0.5 * (apart == 0).float()).mean().item()
 
 
 def always_longer(pairs: Sequence[Preference]) -> float:

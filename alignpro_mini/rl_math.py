@@ -134,7 +134,8 @@ def rloo(rewards: Tensor) -> Tensor:
     """REINFORCE leave-one-out (Ahmadian et al. 2024): N prompts, K completions each, (N, K) -> (N, K).
 
         A_i = r_i - mean of the other K - 1 rewards = (r_i - mean) K / (K - 1)
-    Unbiased: a completion's baseline does not depend on it. Raises ValueError for K < 2.
+    Unbiased: a completion's baseline does not depend on it. `grpo` without `scale` is the same but for the factor
+    (K - 1) / K. Raises ValueError for K < 2.
     Example: [[0., 1., 2.]] -> [[-1.5, 0., 1.5]].
     """
     K = _group_size(rewards)
@@ -193,7 +194,8 @@ def policy_loss(
     """PPO's clipped surrogate (Schulman et al. 2017, eq. 7), negated, per token: all (B, T) -> (B, T).
 
         ratio = pi / pi_old        L = -min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)
-    With `sequence` all tokens of a row share one ratio, the geometric mean of their own (GSPO, Zheng et al. 2025).
+    With `sequence` all tokens of a row share one ratio, the geometric mean of their own, as GSPO's (Zheng et al. 2025);
+    GSPO also weighs all completions alike, here a completion weighs by its tokens.
     The minimum is pessimistic. When A > 0 the gain stops at 1 + eps; when A < 0 it stops at 1 - eps; moving
     *back* from beyond the clip is never stopped. Padding gives 0; the caller divides by its token count.
     Second result: per-token (B, T) `clipped` (the gradient is 0 there) and `ratio`.

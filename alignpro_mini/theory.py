@@ -92,8 +92,9 @@ def reverse_kl_optimum(rho_sft, R, lam: float, steps: int = 200) -> Tensor:
     """The prompter that maximises J(rho) - lam E_x KL(rho_sft || rho): (N, K), (N, K) -> (N, K) float64.
 
         rho(x'|x) = lam rho_sft(x'|x) / (mu(x) - R(x, x')),   mu(x) such that the row sums to 1
-    It is where a KL penalty of the other direction leads (k3 as a loss). mu is found by bisection. Raises ValueError as
-    `optimal_prompter` does.
+    Over the rewrites that rho_sft offers. It is where a KL penalty of the other direction leads: k3 as a loss, for
+    completions of one token (of longer ones a loss per token sees each token's own KL, not what it does to the tokens
+    after it). mu is found by bisection. Raises ValueError as `optimal_prompter` does.
     """
     R, rho_sft = _tables(lam, R, rho_sft=rho_sft)
     best = torch.where(rho_sft > 0, R, -torch.inf).max(-1, keepdim=True)  # (N, 1)

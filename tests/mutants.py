@@ -599,7 +599,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _ppo(
         "whitened-over-pads",
-        ("rl_math.whiten(advantages, rollout.action)", "rl_math.whiten(advantages, torch.ones_like(rollout.action))"),
+        ("rl_math.whiten(advantages, mask)", "rl_math.whiten(advantages, torch.ones_like(mask))"),
         "test_advantages_are_whitened_over_the_tokens_but_returns_are_not",
     ),
     _ppo(
@@ -908,12 +908,12 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _optimum(
         "bounds-at-another-temperature",
-        ("(model.sampling.temperature, model.sampling.top_p)", "(1.0, model.sampling.top_p)"),
+        ("how = (model.sampling.temperature, ", "how = (1.0, "),
         "test_deltas_and_bounds_equal_the_enumerated_ones[0.7]",
     ),
     _optimum(
         "bounds-without-the-nucleus",
-        ("(model.sampling.temperature, model.sampling.top_p)", "(model.sampling.temperature,)"),
+        ("model.sampling.top_p if nucleus else 1.0", "1.0"),
         "test_a_nucleus_counts_as_what_it_is",
     ),
     _optimum(
@@ -1334,7 +1334,7 @@ MUTANTS += (
     ),
     _reward(
         "equal-texts-count-as-swaps",
-        ("strict=True) if y != other]\n    return accuracy", "strict=True)]\n    return accuracy"),
+        ("strict=True) if y != other]\n    if not kept", "strict=True)]\n    if not kept"),
         "test_swap_accuracy_by_hand",
     ),
     mutant(
@@ -1399,6 +1399,16 @@ MUTANTS += (
         "noise-of-R-passes-for-variance",
         (".mean() - noise\n", ".mean()\n"),
         "test_experiments.py::test_noise_in_R_does_not_pass_for_variance",
+    ),
+    _optimum(
+        "the-answers-that-choose-count-too",
+        ("best = rated(rewrites, PILOT)", "best = first"),
+        "test_the_answers_that_choose_are_not_counted",
+    ),
+    _ppo(
+        "the-kl-loss-weighs-more-beside-whitened-advantages",
+        ("scale = 1 / max(self.advantage_std, 1e-4) if c.whitens else 1.0", "scale = 1.0"),
+        "test_a_kl_loss_keeps_its_weight_beside_whitened_advantages",
     ),
     _optimum(
         "more-answers-for-the-worst-rewrites",

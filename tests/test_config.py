@@ -325,6 +325,13 @@ def test_values_become_the_type_of_their_field(monkeypatch):
             ["--ppo.rewrites_per_request", "3"],
             "--ppo.batch_size is 128; it must be a multiple of rewrites_per_request, 3",
         ),
+        (
+            ["--ppo.whiten_advantages", "true", "--ppo.advantage", "grpo", "--ppo.rewrites_per_request", "2"],
+            "--ppo.whiten_advantages: advantages of a group are not whitened",
+        ),
+        (["--ppo.kl_placement", "loss"], "--ppo.kl_placement loss with k1 is no penalty"),
+        (["--ppo.kl_estimator", "k2", "--ppo.kl_coef", "0"], "--ppo.kl_estimator: it is not read with --ppo.kl_coef 0"),
+        (["--ppo.ratio", "sequence"], "--ppo.ratio is sequence; advantage gae differs from token to token"),
         (["--ppo.advantage", "rlo"], "'rlo' is not one of gae, reinforce, reinforce++, rloo"),
         (
             ["--reward_model.mismatched", "3"],

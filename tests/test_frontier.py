@@ -143,15 +143,17 @@ def by_hand(task="quality", seed=0, shift=0.0):
 
 def test_the_oracle_is_met_at_equal_coefficient_and_at_equal_kl_of_answers(tmp_path):
     run = by_hand()
-    assert [frontier_report.at_matched_kl(run, p) for p in run["align_pro"]] == [0.5, 1.5]  # straight lines
+    # straight lines in the root of the KL: at 0.5 of 0..1, and at 2 of 1..3
+    want = [0.5**0.5, 1 + (2**0.5 - 1) / (3**0.5 - 1)]
+    assert [frontier_report.at_matched_kl(run, p) for p in run["align_pro"]] == pytest.approx(want)
     beyond = run["align_pro"][0] | {"answer_kl": 3.5}
     assert frontier_report.at_matched_kl(run, beyond) is None
     assert frontier_report.at_matched_kl(run, {"answer_kl": None}) is None
     text = frontier_report.beta_table([by_hand(), by_hand(seed=1, shift=0.5)])
     first, second = (line.split() for line in text.splitlines()[1:])
-    # equal coefficient: 0.5 and 1.0 of 1, 1.5 and 2.0 of 2; equal KL: 0.5 and 1.0 of 0.5, 1.5 and 2.0 of 1.5
-    assert first[:3] == ["quality", "1", "0.75"] and first[-4:-2] == ["0.75", "±3.18"] and first[-2] == "1.50"
-    assert second[1] == "0.1" and second[-4] == "0.88" and second[-2] == "1.17"
+    # equal coefficient: 0.5 and 1.0 of 1, 1.5 and 2.0 of 2; equal KL: 0.75 - 0.707, 1.75 - 1.566
+    assert first[:3] == ["quality", "1", "0.75"] and first[-4:-2] == ["0.75", "±3.18"] and first[-2] == "0.04"
+    assert second[1] == "0.1" and second[-4] == "0.88" and second[-2] == "0.18"
     frontier_report.beta_figure([by_hand(), by_hand("reasoning")], tmp_path / "b.png")
     assert (tmp_path / "b.png").stat().st_size > 1000
     bare = by_hand()

@@ -11,7 +11,7 @@ from finite_problem import FiniteProblem
 
 from alignpro_mini import theory
 from alignpro_mini.alignpro import Prompter
-from alignpro_mini.frozen import FrozenLM, SamplingConfig
+from alignpro_mini.frozen import Answer, FrozenLM, SamplingConfig
 from alignpro_mini.lab import optimum
 from alignpro_mini.lab.optimum import Listing
 
@@ -229,10 +229,19 @@ def test_the_best_quarter_gets_more_answers_and_every_table_counts_them():
     rewrites = [["h", "a", "b", "c", "d", "e", "f", "g"], ["b", "a", "c", "d", "e", "f", "g", "h"]]
     found = optimum.rate(REQUESTS[:2], rewrites, lm, worth, 40, rng(), more=60)
     assert found.r.shape == (2, 8, 100)
-    first = found.r[:, :, :40].mean(2)
+    exact = torch.tensor(
+        [
+            [
+                float(next_token(lm, p) @ worth([x] * 12, [Letters().decode([t]) for t in range(12)]).double())
+                for p in row
+            ]
+            for x, row in zip(REQUESTS, rewrites)
+        ]
+    )  # (2, 8)
     for n in range(2):
-        best = set(first[n].topk(2).indices.tolist())
-        assert [int(k) for k in found.answers[n]] == [100 if k in best else 40 for k in range(8)]
+        assert sorted(found.answers[n].tolist()) == [40] * 6 + [100] * 2
+    more = found.answers == 100
+    assert exact[more].mean() > exact.mean() + 0.5, "the better ones, as far as a pilot of 4 answers can tell"
     for n, k in ((0, 0), (1, 5)):
         given = found.r[n, k][~found.r[n, k].isnan()]
         assert found.R[n, k] == pytest.approx(float(given.mean())) and len(given) in (40, 100)
@@ -242,6 +251,26 @@ def test_the_best_quarter_gets_more_answers_and_every_table_counts_them():
     torch.testing.assert_close((even + odd) / 2, found.R, rtol=0, atol=1e-9)
     assert (given % 2 == 0).all()
     assert optimum.rate(REQUESTS[:2], rewrites, lm, worth, 3, rng()).r.shape == (2, 8, 3)  # none more by default
+
+
+def test_the_answers_that_choose_are_not_counted():
+    """All rewrites alike, rewards pure noise: answers that chose would make the chosen rewrites look better."""
+    draw = torch.Generator().manual_seed(0)
+    noise = lambda xs, ys: torch.randn(len(xs), generator=draw)
+
+    class Names:  # every answer another text, so that each gets a reward of its own
+        count = 0
+
+        def answer(self, prompts, generator):
+            Names.count += len(prompts)
+            return [Answer(str(Names.count - i), truncated=False) for i in range(len(prompts))]
+
+    rewrites = [[f"x {k}" for k in range(8)]] * 400
+    found = optimum.rate(["x"] * 400, rewrites, Names(), noise, 4, rng(), more=4)
+    more = found.answers == 8
+    assert more.sum() == 800
+    for values in (found.R[more], found.R[~more], found.halves[0][more], found.halves[1][~more]):
+        assert abs(float(values.mean())) < 4 * float(values.std()) / len(values) ** 0.5
 
 
 def test_the_truth_lies_between_the_two_optima():

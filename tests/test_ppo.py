@@ -342,6 +342,31 @@ def test_without_gae_the_value_head_does_not_train(monkeypatch, advantage):
     assert max(head, default=0) == 0
 
 
+@pytest.mark.parametrize("advantage", rl_math.GROUPED)
+def test_advantages_of_a_group_are_not_whitened(advantage):
+    t = trainer(advantage=advantage, rewrites_per_request=2)
+    assert t.config.whiten_advantages and not t.config.whitens
+    r = rolled(t, [x for x in PROMPTS for _ in range(2)])
+    near(r.advantages, rl_math.critic_free(advantage, t.assemble_rewards(r), r.action, 2))
+    metrics = t.step([x for x in PROMPTS for _ in range(2)])
+    assert not metrics.keys() & {"explained_variance", "value_loss", "value_clip_fraction"}
+    spread = t.last_rollout.advantages[t.last_rollout.action].std(unbiased=False)
+    assert metrics["advantage_std"] == pytest.approx(spread.item(), rel=1e-4)
+
+
+def test_a_kl_loss_keeps_its_weight_beside_whitened_advantages():
+    """Whitening divides the reward's gradient by the advantages' standard deviation: the KL loss is divided too."""
+    found = {}
+    for whiten in (True, False):
+        lm = random_lm(seed=1, spread=0.3)
+        options = {"kl_placement": "loss", "kl_estimator": "k2", "kl_coef": 0.7, "vf_coef": 0.0}
+        t = trainer(lm=lm, reference=random_lm(seed=2, spread=0.3), whiten_advantages=whiten, **options)
+        r = rolled(t)
+        r.advantages = torch.zeros_like(r.advantages)  # what is left of the loss is the KL
+        found[whiten] = t.loss(r)[0].item() * (t.advantage_std if whiten else 1.0)
+    assert found[True] == pytest.approx(found[False], rel=1e-4) and found[True] > 0.01
+
+
 def test_a_batch_holds_each_prompt_k_times_side_by_side():
     lm = random_lm(seed=1)
     t = trainer(lm=lm, reference=copy.deepcopy(lm), rewrites_per_request=3, batch_size=12, iterations=1)
@@ -365,19 +390,20 @@ def test_the_kl_penalty_is_in_the_reward_or_in_the_loss(kind):
         rewards = t.assemble_rewards(r)
         kl = rl_math.kl_estimate(r.logp, r.logp_ref, kind)
         t.estimate_advantages(r, torch.zeros_like(rewards))
+        t.advantage_std = 1.0
         r.advantages = torch.zeros_like(r.advantages)
         both[place] = t.loss(r)[0].item() - t.config.vf_coef * t.loss(r)[1]["value_loss"]
         ends = r.scores - t.config.missing_eos_penalty * (~r.finished)
         want = ends if place == "loss" else ends - 0.7 * rl_math.masked_sum(kl, r.action)
         near(rewards.sum(1), want, 1e-4)
         if place == "loss":
-            near(torch.tensor(both["loss"]), 0.7 * kl[r.action].sum(), 1e-3)
+            near(torch.tensor(both["loss"]), 0.7 * kl[r.action].sum(), 1e-3)  # no advantages: their std counts as 1
     assert both["reward"] == pytest.approx(0.0, abs=1e-4)
 
 
 def test_the_ratio_may_be_that_of_the_whole_completion():
     lm = random_lm(seed=1, spread=0.3)
-    t = trainer(lm=lm, reference=copy.deepcopy(lm), ratio="sequence")
+    t = trainer(lm=lm, reference=copy.deepcopy(lm), ratio="sequence", advantage="reinforce")
     r = rolled(t)
     with torch.no_grad():
         for p in t.policy.lm.parameters():

@@ -161,14 +161,12 @@ def test_mismatched_pairs_teach_but_are_not_held_out():
     assert [p for p in heldout] == split_by_prompt(pairs, 0.25, rng())[1], "they do not move the split"
 
 
-def test_swap_accuracy_by_hand(monkeypatch):
+def test_swap_accuracy_by_hand():
     """r = 2 if the answer is the prompt's own letter, 1 for "h": one right, one tie, one wrong; the equal pair is out."""
-    model = rated()
-    worth = lambda x, y: 2.0 if x == y else float(y == "h")
-    monkeypatch.setattr(model, "raw", lambda xs, ys: torch.tensor([worth(x, y) for x, y in zip(xs, ys)]))
-    found = swap_accuracy(model, ["a", "b", "c", "d"], ["a", "c", "b", "d"], ["b", "d", "h", "d"])
+    worth = lambda xs, ys: [2.0 if x == y else float(y == "h") for x, y in zip(xs, ys)]
+    found = swap_accuracy(worth, ["a", "b", "c", "d"], ["a", "c", "b", "d"], ["b", "d", "h", "d"])
     assert found == pytest.approx((1 + 0.5 + 0) / 3)
-    assert swap_accuracy(model, ["a"], ["b"], ["b"]) is None
+    assert swap_accuracy(worth, ["a"], ["b"], ["b"]) is None
 
 
 def test_mismatched_pairs_teach_the_model_to_read_the_request():
@@ -186,7 +184,7 @@ def test_mismatched_pairs_teach_the_model_to_read_the_request():
         config = RewardConfig(epochs=6, batch_size=32, lr=1e-2, pairs=400)
         facts = train_reward_model(model, pairs, config, generator=rng())
         assert facts["accuracy"] > 0.95
-        return swap_accuracy(model, list(letters), [x + x for x in letters], [x + x for x in letters[1:] + "a"])
+        return swap_accuracy(model.score, list(letters), [x + x for x in letters], [x + x for x in letters[1:] + "a"])
 
     assert trained(True) > 0.8 and trained(False) < 0.7
 

@@ -112,19 +112,21 @@ def test_a_swapped_answer_belongs_to_another_request(worlds, task):
 
 @pytest.mark.parametrize("task", TOWN_TASKS)
 def test_unseen_towns_are_read_about_by_the_frozen_lm_alone(task):
-    world = ToyWorld(task, WorldConfig(unseen_towns=6), seed=1)
+    world = ToyWorld(task, WorldConfig(unseen_towns=10), seed=1)
     town = lambda x: world.fills[x]["town"]
     unseen = {town(x) for x in world.eval_requests}
-    assert len(world.eval_requests) == 600 and len(unseen) == 6
+    assert len(world.eval_requests) == 600 and len(unseen) == 10
     assert not unseen & {town(x) for x in world.train_requests} and len(world.train_requests) > 1000
     rewrites = world.rewrite_pairs(2000, random.Random(0))
     assert not any(name in text for pair in rewrites for text in pair for name in unseen)
     corpus = [prompt for prompt, _ in world.corpus(4000, random.Random(0))]
     assert unseen == {name for name in unseen if any(name in prompt for prompt in corpus)}
     assert not set(world.eval_requests) & set(corpus), "the evaluation's own requests are read by nobody"
-    assert {town(x) for x in ToyWorld(task, WorldConfig(unseen_towns=6), seed=2).eval_requests} != unseen
-    with pytest.raises(UserError, match="4 unseen towns have .* requests in all"):
-        ToyWorld(task, WorldConfig(unseen_towns=4))
+    assert {town(x) for x in ToyWorld(task, WorldConfig(unseen_towns=10), seed=2).eval_requests} != unseen
+    with pytest.raises(UserError, match="9 unseen towns have 1080 requests in all: keep at most 540"):
+        ToyWorld(task, WorldConfig(unseen_towns=9))
+    with pytest.raises(UserError, match="unseen_towns is 21; of the 24 towns at least 4 must be left"):
+        WorldConfig(unseen_towns=21)
 
 
 def test_wrong_settings_are_told():

@@ -11,7 +11,9 @@ Two questions about each variant of `--ppo.*`, at an equal number of rewrites:
                its difference to PPO with GAE, paired by seed. With --seed 0-4: 95 % t-intervals over the seeds.
 
 All variants of a seed share the frozen LM, the SFT prompter, the reward and the optimum. Learning rate, iterations and
-minibatches are those of PPO with GAE: a variant might do better with its own.
+minibatches are those of PPO with GAE: a variant might do better with its own. "GRPO" and "RLOO" name the advantage:
+loss, clip and KL penalty are ours. RLOO and GRPO without its std differ by the factor K / (K - 1) only. A KL loss sees
+each token's own KL, and on later steps it uses the samples of the older policy as they are.
 """
 
 from __future__ import annotations
@@ -42,8 +44,7 @@ OTHER_DRAWS = "PPO with GAE, other draws"  # how much is chance
 
 
 def _grouped(advantage: str, K: int = 4, **more) -> dict:
-    """K rewrites a request, advantages as published: not whitened again over the batch."""
-    return {"advantage": advantage, "rewrites_per_request": K, "whiten_advantages": False} | more
+    return {"advantage": advantage, "rewrites_per_request": K} | more
 
 
 OPTIONS: dict[str, dict] = {  # variant: the options of PPO that differ
@@ -58,8 +59,9 @@ OPTIONS: dict[str, dict] = {  # variant: the options of PPO that differ
     "RLOO, K 8": _grouped("rloo", 8),
     "GRPO, K 4": _grouped("grpo"),
     "GRPO without its std, K 4": _grouped("grpo_unscaled"),
+    "RLOO, K 4, sequence ratio": _grouped("rloo", ratio="sequence"),
     "GRPO, K 4, sequence ratio": _grouped("grpo", ratio="sequence"),
-    "GAE, sequence ratio": {"ratio": "sequence"},
+    "REINFORCE, sequence ratio": {"advantage": "reinforce", "ratio": "sequence"},
     "KL as k2 in the reward": {"kl_estimator": "k2"},
     "KL as k3 in the reward": {"kl_estimator": "k3"},
     "KL as k1 in the loss": {"kl_placement": "loss"},
@@ -132,8 +134,8 @@ def _mean(values: Sequence[float | None], sign: str = "") -> str:
 
 def kl_lines(runs: list[dict], grads: dict[str, dict]) -> list[str]:
     """The KL penalty alone, estimator by estimator, and to which optimum the training went."""
-    lines = ["the KL penalty alone, score 0", "| variant | cosine to the gradient of KL(ρ‖ρ_sft) | length |"]
-    lines[-1] += " cosine to that of KL(ρ_sft‖ρ) | KL(ρ̂‖ρ*) | KL(ρ̂‖ optimum of the reverse KL) |"
+    lines = ["the KL penalty alone, score 0", "", "| variant | cosine to the gradient of KL(ρ‖ρ_sft) | length |"]
+    lines[-1] += " cosine to that of KL(ρ_sft‖ρ) | KL(ρ̂‖ρ*) | KL(ρ̂‖ optimum of the reverse KL, exact for one token) |"
     lines.append("|---" * 6 + "|")
     for name, g in grads.items():
         if "kl" not in g:

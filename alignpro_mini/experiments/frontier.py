@@ -88,7 +88,7 @@ def _answer_kl(run: Run, listing: Listing, pi_f: FrozenModel, stage: RunStage) -
     """KL of Align-Pro's answers, as RLHF's is one of answers; None where it needs weights or a temperature above 0."""
     if not isinstance(pi_f, FrozenLM) or pi_f.sampling.temperature == 0:
         return {"answer_kl": None}
-    return {"answer_kl": optimum.induced_kl(listing, pi_f, run.config.theory.samples, run.generator("answer_kl"))}
+    return {"answer_kl": optimum.induced_kl(listing, pi_f, 8, run.generator("answer_kl"))}
 
 
 def _rlhf(run: Run, requests: list[str], pi_f: FrozenLM, oracle: FrozenLM, reward: pipeline.Reward) -> dict[str, float]:

@@ -65,8 +65,9 @@ def frontier_figure(results: dict, path) -> None:
 
 
 def at_matched_kl(run: dict, point: dict) -> float | None:
-    """The oracle's reward at this point's KL of answers, by straight lines between its points and no fine-tuning.
+    """The oracle's reward at this point's KL of answers, by straight lines in the root of the KL between its points.
 
+    The root, because a reward rises about with it near the start: lines in the KL would lie below the oracle's curve.
     None beyond the oracle's largest KL, or without an oracle.
     """
     if point.get("answer_kl") is None or "rlhf_kl" not in point:
@@ -74,7 +75,8 @@ def at_matched_kl(run: dict, point: dict) -> float | None:
     curve = sorted([(0.0, run["no_finetuning"]), *((p["rlhf_kl"], p["rlhf_mean"]) for p in run["align_pro"])])
     if point["answer_kl"] > curve[-1][0]:
         return None
-    return float(np.interp(max(point["answer_kl"], 0.0), *zip(*curve)))
+    kl, mean = zip(*curve)
+    return float(np.interp(max(point["answer_kl"], 0.0) ** 0.5, np.sqrt(np.maximum(kl, 0.0)), mean))
 
 
 def _gap(ours: float, start: float, best: float | None) -> float | None:
@@ -85,13 +87,14 @@ def _gap(ours: float, start: float, best: float | None) -> float | None:
 def beta_table(runs: list[dict]) -> str:
     """Align-Pro and the oracle at the same KL coefficient and at the same KL of answers, means over the seeds."""
     heads = ["task", "λ = β", "Align-Pro", "its KL of answers", "oracle", "its KL", "gap closed, same coefficient"]
-    rows = [[*heads, "gap closed, same KL of answers"]]
+    rows = [[*heads, "Align-Pro - oracle, same KL of answers"]]
     for task, mine in by_task(runs).items():
         for i, point in enumerate(mine[0]["align_pro"]):
             points = [(run, run["align_pro"][i]) for run in mine]
             told = [_over([p.get(key) for _, p in points]) for key in ("mean", "answer_kl", "rlhf_mean", "rlhf_kl")]
-            for best in (lambda run, p: p.get("rlhf_mean"), at_matched_kl):
-                told.append(_over([_gap(p["mean"], run["no_finetuning"], best(run, p)) for run, p in points]))
+            told.append(_over([_gap(p["mean"], run["no_finetuning"], p.get("rlhf_mean")) for run, p in points]))
+            best = [(p["mean"], at_matched_kl(run, p)) for run, p in points]
+            told.append(_over([None if theirs is None else ours - theirs for ours, theirs in best]))
             rows.append([task, f"{point['lam']:g}", *told])
     return aligned(rows)
 

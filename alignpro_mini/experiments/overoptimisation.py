@@ -11,7 +11,8 @@
 
 Gao et al. (2023) let a large reward model play the gold reward. Here the gold reward is that of the world. Both rewards
 are reported in standard deviations of the answers to the SFT prompter's rewrites, as gains over it: so a reward model
-that were the gold reward would give equal numbers. `sweep.t_interval` gives 95 % intervals over the seeds.
+that were the gold reward would give equal numbers. Mismatched pairs come on top of the others: with them the reward
+model also trains for twice as many steps. Intervals are 95 % t-intervals over the seeds.
 """
 
 from __future__ import annotations
@@ -89,12 +90,7 @@ def run_cells(
                 cell = {"pairs": count, "mismatched": mismatched, "lam": lam, "kl": end["kl"]}
                 cell["gain"] = (end["mean"] - start["mean"]) / start["std"]
                 cell["gold_gain"] = (end["gold_mean"] - start["gold_mean"]) / start["gold_std"]
-                curve = run.rows("metrics.jsonl")
-                told = {
-                    key: [row[key] for row in curve if row["stage"] == "align_pro"] for key in ("kl_k1", "gold_mean")
-                }
-                told["gold_gain"] = [(g - start["gold_mean"]) / start["gold_std"] for g in told.pop("gold_mean")]
-                cell |= {"curve": told, "swap_accuracy": facts["swap_accuracy"], "accuracy": facts["accuracy"]}
+                cell |= {key: facts[key] for key in ("accuracy", "swap_accuracy")}
                 cells.append(cell)
     results = {"task": config.task, "seed": config.seed, "cells": cells}
     write_json(folder / "results.json", results)
@@ -122,7 +118,7 @@ def table(runs: list[dict]) -> str:
         ]
     ]
     for (task, mismatched, lam, pairs), cells in sorted(by_cell.items()):
-        row = [task, "yes" if mismatched else "no", f"{lam:g}", str(pairs)]
+        row = [task, str(mismatched), f"{lam:g}", str(pairs)]
         row += [num(t_interval([c[key] for c in cells])[0], 2) for key in ("accuracy", "swap_accuracy", "kl")]
         for values in ("gain", "gold_gain", None):
             found = [c[values] if values else c["gain"] - c["gold_gain"] for c in cells]
@@ -164,10 +160,10 @@ def figure(runs: list[dict], path) -> None:
     fig.savefig(path)
 
 
-def numbers(text: str, what: str, least: int) -> list[int]:
-    """'250,500' -> [250, 500]. Raises UserError for anything but whole numbers from `least` on."""
-    good = all(part.isdecimal() and int(part) >= least for part in text.split(","))
-    require(good, f"--{what}: {text!r} is not a list of whole numbers from {least} on")
+def numbers(text: str, what: str, least: int, most: int = 10**6) -> list[int]:
+    """'250,500' -> [250, 500]. Raises UserError for anything but whole numbers from `least` to `most`."""
+    good = all(part.isdecimal() and least <= int(part) <= most for part in text.split(","))
+    require(good, f"--{what}: {text!r} is not a list of whole numbers from {least} to {most}")
     return list(dict.fromkeys(int(part) for part in text.split(",")))
 
 
@@ -176,15 +172,18 @@ def main() -> None:
         many = ",".join(map(str, PAIRS))
         parser.add_argument("--pairs", default=many, help="numbers of preference pairs (default: %(default)s)")
         parser.add_argument("--lambdas", default="0.02,0.1,0.5", help="KL coefficients (default: %(default)s)")
-        parser.add_argument("--mismatched", default="0,1", help="mismatched pairs a pair: 0, 1 or both (default: both)")
+        parser.add_argument(
+            "--mismatched", default="0,1", help="mismatched pairs a pair, 0 to 2 (default: %(default)s)"
+        )
 
     configs, how = parse_command_line(prog=PROG, add=add)
     with one_line_errors(PROG):
         require(
             not configs[0].real_model and not configs[0].reward, "it needs a learned reward and a known gold reward"
         )
-        pairs = numbers(how.pairs, "pairs", 2 * configs[0].reward_model.batch_size)
-        mixed = numbers(how.mismatched, "mismatched", 0)
+        # Pairs of equal answers are dropped, and two batches must remain.
+        pairs = numbers(how.pairs, "pairs", 3 * configs[0].reward_model.batch_size)
+        mixed = numbers(how.mismatched, "mismatched", 0, 2)
         for name in ("ppo.kl_coef", "reward_model.pairs", "reward_model.mismatched"):
             require(name not in how.given, f"--{name} is varied here: leave it out")
         configs = [replace(c, name=f"overoptimisation-{c.run_name}") for c in configs]

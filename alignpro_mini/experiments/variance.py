@@ -91,12 +91,15 @@ def _moments(rho: Tensor, R: Tensor, error2: Tensor, V: Tensor) -> dict[str, flo
 
 
 def measured(run: Run, requests: Sequence[str], pi_f, prompter, rho_sft, reward: pipeline.Reward) -> dict[str, float]:
-    """The stage "evaluation": a prompter's mean and variance components by 8 rewrites of each request, 4 answers each."""
+    """The stage "evaluation": mean and variance components by 8 rewrites of each request, 4 new answers each.
+
+    Without a prompter (None): no fine-tuning, 32 answers to each request.
+    """
 
     def make(stage: RunStage) -> dict[str, float]:
         many = replace(run.config.eval, inputs=len(requests), rewrites=8, answers=4)
         evaluator = Evaluator(list(requests), pi_f, reward.train, None, many, run.generator("variance"))
-        arm = evaluator.prompter(prompter, rho_sft)
+        arm = evaluator.plain() if prompter is None else evaluator.prompter(prompter, rho_sft)
         parts = variance_parts(arm.reward)
         return parts | {"mean": float(arm.reward.mean()), "total": sum(parts.values()), "kl": float(arm.kl.mean())}
 
@@ -113,6 +116,8 @@ def run_worlds(config: RunConfig, resume: bool, worlds: Sequence[str], lams: Seq
         local = in_world(config, world)
         _, pi_f, rho_sft, reward, rated = base(local, place, resume)
         toy, listing, points = pipeline.make_world(local), rated.under(rho_sft, rho_sft), []
+        untouched = Run(replace(local, out=str(place), name="no-finetuning"), resume)
+        start = measured(untouched, rated.requests, pi_f, None, None, reward)
         for lam in lams:
             changed = replace(local, out=str(place), name=f"lam-{lam:g}", ppo=replace(local.ppo, kl_coef=lam))
             run = Run(changed, resume)
@@ -121,7 +126,7 @@ def run_worlds(config: RunConfig, resume: bool, worlds: Sequence[str], lams: Seq
         grid = np.geomspace(10 * max(lams), min(lams) / 2, 25).tolist()
         curve = [{"lam": lam} | predicted(listing, lam) for lam in grid]
         at = [{"lam": lam} | predicted(listing, lam) for lam in lams]
-        found[world] = {"plain": plain(listing), "curve": curve, "predicted": at, "points": points}
+        found[world] = {"plain": plain(listing), "curve": curve, "predicted": at, "start": start, "points": points}
     results = {"seed": config.seed, "preset": config.preset, "worlds": found}
     write_json(folder / "results.json", results)
     return results
@@ -136,17 +141,21 @@ def table(runs: list[dict]) -> str:
             of = lambda kind, run_, j=i, w=world: run_["worlds"][w][kind][j]
             gains, ratios = ([], []), ([], [])
             for run in runs:
-                start = run["worlds"][world]["plain"]
-                for column, kind in enumerate(("predicted", "points")):
+                for column, (kind, without) in enumerate((("predicted", "plain"), ("points", "start"))):
+                    start = run["worlds"][world][without]
                     gains[column].append(of(kind, run)["mean"] - start["mean"])
                     ratios[column].append(of(kind, run)["total"] / start["total"])
             errors["gain"] += [b - a for a, b in zip(*gains)]
             errors["ratio"] += [b - a for a, b in zip(*ratios)]
-            agree += [(a < 1) == (b < 1) for a, b in zip(*ratios)]
+            agree.append((np.mean(ratios[0]) < 1) == (np.mean(ratios[1]) < 1))
             told = [_told(*t_interval(values)) for values in (*gains, *ratios)]
             said = ["rises" if np.mean(column) > 1 else "falls" for column in ratios]
             rows.append([world, f"{point['lam']:g}", *told, " / ".join(said)])
-    lines = [aligned(rows), "", f"predicted and measured ratio on the same side of 1: {sum(agree)} of {len(agree)}"]
+    lines = [
+        aligned(rows),
+        "",
+        f"predicted and measured ratio on the same side of 1: {sum(agree)} of {len(agree)} rows",
+    ]
     for key, values in errors.items():
         lines.append(
             f"measured - predicted {key}: mean {num(np.mean(values))}, root mean square {num(np.sqrt(np.mean(np.square(values))))}"
@@ -174,7 +183,7 @@ def figure(runs: list[dict], path) -> None:
                 label = part.replace("_", " ") if i == 0 else None
                 ax.errorbar(1 / point["lam"], mean, half or 0, fmt="o", ms=4, color=colour, capsize=2, label=label)
         name, grey = ARMS[TRIO[0]]
-        ax.axhline(np.mean([m["plain"]["total"] for m in mine]), color=grey, linestyle="--", label=f"{name}, total")
+        ax.axhline(np.mean([m["start"]["total"] for m in mine]), color=grey, linestyle="--", label=f"{name}, total")
         ax.set(title=world, xscale="log", xlabel="1 / λ", ylabel="variance of the reward")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     fig.savefig(path)

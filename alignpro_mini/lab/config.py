@@ -14,6 +14,7 @@ from alignpro_mini.frozen import SamplingConfig
 from alignpro_mini.options import UserError, check_ranges, option, require
 from alignpro_mini.ppo import PPOConfig
 from alignpro_mini.reward import RewardConfig
+from alignpro_mini.rl_math import GROUPED
 from alignpro_mini.sft import SFTConfig
 from alignpro_mini.transformer import TransformerConfig
 from alignpro_mini.worlds.files import DataConfig
@@ -120,7 +121,7 @@ class RunConfig:
     def validate(self) -> RunConfig:
         """Check combinations of options, and the device; returns self, raises UserError."""
         resolve_device(self.device)
-        for ok, message in self._rules_real() if self.real_model else self._rules_toy():
+        for ok, message in (*self._rules(), *(self._rules_real() if self.real_model else self._rules_toy())):
             require(ok, message)
         for name in () if self.real_model else ("frozen_model", "prompter_model"):
             try:
@@ -128,6 +129,13 @@ class RunConfig:
             except UserError as error:
                 raise UserError(f"--{name}: {error}") from None
         return self
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        """(holds, what to say if it does not) for both kinds of model."""
+        for section in ("ppo", "oracle"):
+            c = getattr(self, section)
+            nothing = f"--{section}.kl_placement loss with k1 is no penalty: its expected gradient is 0; use k2 or k3"
+            yield (c.kl_placement, c.kl_estimator) != ("loss", "k1"), nothing
 
     def _rules_real(self) -> Iterator[tuple[bool, str]]:
         """(holds, what to say if it does not) for a real model."""
@@ -164,6 +172,11 @@ class RunConfig:
             if getattr(self, section).advantage != "gae":
                 for name in ("gamma", "gae_lambda", "vf_coef", "value_clip_range"):
                     found[f"{section}.{name}"] = f"only --{section}.advantage gae reads it"
+            if getattr(self, section).advantage in GROUPED:
+                found[f"{section}.whiten_advantages"] = "advantages of a group are not whitened"
+            if getattr(self, section).kl_coef == 0:
+                why = f"it is not read with --{section}.kl_coef 0"
+                found |= dict.fromkeys((f"{section}.kl_estimator", f"{section}.kl_placement"), why)
         if not self.eval.oracle:
             found |= dict.fromkeys(("oracle", "theory.samples"), "it is not read with --eval.oracle false")
         if self.sampling.temperature == 0:
@@ -210,7 +223,7 @@ def _smollm2(tiny: RunConfig) -> RunConfig:
     ppo = PPOConfig(iterations=30, batch_size=48, micro_batch_size=24, answers=2, ppo_epochs=3, checkpoint_every=2)
     ppo = replace(ppo, lr=5e-5, warmup_ratio=0.0, anneal=False, kl_coef=0.05, train_layers=10, max_new_tokens=80)
     sft = SFTConfig(4000, steps=120, batch_size=16, lr=3e-4, train_layers=10, heldout_examples=64)
-    rewards = RewardConfig(batch_size=16, lr=1e-4, train_layers=6, normalise_on=192)
+    rewards = RewardConfig(epochs=2.0, batch_size=16, lr=1e-4, train_layers=6, normalise_on=192)
     evaluation = EvalConfig(inputs=96, headroom_inputs=24, oracle=False)
     sampling = SamplingConfig(temperature=0.4, max_new_tokens=40)
     parts = {"prompter_sft": sft, "reward_model": rewards, "sampling": sampling, "ppo": ppo, "eval": evaluation}

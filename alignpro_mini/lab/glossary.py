@@ -15,7 +15,7 @@ GLOSSARY = """\
 loss heldout_loss | cross-entropy, nats per token (reward: per pair) | falls, flattens | held-out rises: overfitting
 accuracy heldout_accuracy | share of pairs ranked like their label | held-out near the ceiling | 0.5: nothing learned
 margin | reward of the chosen minus the rejected answer | above 0, levels off | keeps growing: overfitting
-swap_accuracy | share of held-out requests where the answer beats one that belongs to another request | above 0.9 | 0.5: r(x, y) does not read x
+swap_accuracy swap_ceiling | share of held-out requests where the answer beats one that belongs to another request; by the gold reward | near the ceiling | 0.5: r(x, y) does not read x
 ceiling always_longer | accuracy of the gold reward; of the longer answer | far apart | close: it may only count words
 score_mean | mean score of a batch, before any penalty | rises | falls: learning rate too high
 reward_mean | mean score - missing-EOS penalty - λ KL: what PPO maximises | rises | falls: the KL costs too much

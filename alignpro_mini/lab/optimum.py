@@ -8,8 +8,8 @@ The share of the attainable gain is reported in three forms, because the tables 
 
     attainable_gain_share   R is noisy, and rho* prefers what came out high: the optimum is too high (by about
                             `optimum_noise`), and so the share too low
-    ..._cross_fitted        the optimum by one half of the answers, all values by the other half: it is a prompter that
-                            exists, so it is too low, and the share too high. The truth lies between.
+    ..._cross_fitted        the optimum by one half of the answers, all values by the other half. This optimum is a real
+                            prompter, so its value is too low on average, and the share too high. The truth lies between.
     ..._less_unlisted       the first, less the cost of what a prompter writes that is not enumerated, or spells by
                             other tokens (`mass_outside`, `unlisted_cost`); the other two leave this cost out
 
@@ -29,6 +29,8 @@ from alignpro_mini.alignpro import Prompter
 from alignpro_mini.frozen import Answer, FrozenLM, FrozenModel
 from alignpro_mini.generation import sequence_logprobs
 from alignpro_mini.training import Score
+
+PILOT = 4  # answers to a rewrite that decide which rewrites get more of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,8 @@ def rate(
     """Answer every enumerated rewrite `answers` times, and rate the answers against the request.
 
     The best quarter of a request's rewrites gets `more` answers: rho* is made of these, so their noise matters most.
+    Which rewrites these are is decided by PILOT other answers, which are then dropped: answers that were chosen for
+    their reward would bias R, and would be part of both `halves`.
     """
 
     def rated(rows: Sequence[Sequence[str]], times: int) -> Tensor:
@@ -99,9 +103,9 @@ def rate(
         return _rate_once(reward, x, frozen.answer(asked, generator)).view(len(rows), -1, times)
 
     first = rated(rewrites, answers)  # (N, K, M)
-    best = first.mean(2).topk(max(1, first.shape[1] // 4)).indices  # (N, K/4)
     second = torch.full((*first.shape[:2], more), torch.nan, dtype=first.dtype)
     if more:
+        best = rated(rewrites, PILOT).mean(2).topk(max(1, first.shape[1] // 4)).indices  # (N, K/4)
         again = [[row[j] for j in picked] for row, picked in zip(rewrites, best.tolist())]
         second.scatter_(1, best[:, :, None].expand(-1, -1, more), rated(again, more))
     return RatedRewrites(list(requests), [list(row) for row in rewrites], torch.cat((first, second), 2))
@@ -208,9 +212,9 @@ def sample_oracle(
     return OracleSamples(r, own, *each)
 
 
-def _under(model: FrozenLM, prompts: list, tokens: list) -> Tensor:
+def _under(model: FrozenLM, prompts: list, tokens: list, nucleus: bool = True) -> Tensor:
     """Log-probabilities (B,) float64 of answers, as the model samples them; each distinct pair computed once."""
-    how = (model.sampling.temperature, model.sampling.top_p)
+    how = (model.sampling.temperature, model.sampling.top_p if nucleus else 1.0)
     score = lambda p, t: sequence_logprobs(model.model, p, t, *how).double()
     return _each_once(score, [tuple(p) for p in prompts], [tuple(t) for t in tokens])
 
@@ -220,13 +224,15 @@ def induced_kl(listing: Listing, frozen: FrozenLM, answers: int, generator: torc
 
         pi_rho(y|x) = sum_x' rho(x'|x) pi_F(y|x')        E_x KL(pi_rho(.|x) || pi_F(.|x))
     It is the quantity that RLHF's KL penalty holds down, so prompter and oracle can be compared at equal KL of answers.
+    As in `evaluation.sequence_kl` a nucleus (top_p) is left out: an answer outside it would make the KL infinite. So is
+    what the prompter writes that is not enumerated.
     """
     N, K, _ = listing.r.shape
     picks = torch.multinomial(listing.rho, answers, replacement=True, generator=generator)  # (N, S)
     asked = [row[j] for row, picked in zip(listing.rewrites, picks.tolist()) for j in picked]  # (N*S)
     tokens = [answer.tokens for answer in frozen.answer(asked, generator)]
     chats = [frozen.tokenizer.chat(x_prime) for row in listing.rewrites for _ in range(answers) for x_prime in row]
-    each = _under(frozen, chats, [t for t in tokens for _ in range(K)]).view(N, answers, K)
+    each = _under(frozen, chats, [t for t in tokens for _ in range(K)], nucleus=False).view(N, answers, K)
     induced = (listing.log_rho.log_softmax(1)[:, None] + each).logsumexp(2)  # (N, S)
     return float((induced - each[:, :, 0]).mean())  # the first rewrite is x itself
 

@@ -146,7 +146,10 @@ def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -
         held_out = world.eval_requests[: c.eval.inputs]
         answers = _answers(pi_f, rho_sft, held_out, g)
         swapped = world.swapped(held_out, answers, random.Random(f"swaps {c.seed}"))
-        return model.state_dict(), facts | {"swap_accuracy": reward_.swap_accuracy(model, held_out, answers, swapped)}
+        facts["swap_accuracy"] = reward_.swap_accuracy(model.score, held_out, answers, swapped)
+        gold = world.gold
+        facts["swap_ceiling"] = gold and reward_.swap_accuracy(gold, held_out, answers, swapped)
+        return model.state_dict(), facts
 
     tensors, facts = run.tensors("reward_model", make)
     model.load_state_dict(tensors)

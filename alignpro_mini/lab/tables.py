@@ -118,13 +118,14 @@ def oracle_lines(results: dict) -> list[str]:
 
 def reward_model_lines(facts: dict) -> list[str]:
     """How good the reward model is; a warning where it does not read the request."""
-    swap = get(facts, "swap_accuracy")
+    swap, most = get(facts, "swap_accuracy"), get(facts, "swap_ceiling")
     told = [
         f"Reward model: held-out accuracy {num(get(facts, 'accuracy'))}, ceiling that the label noise allows"
         f" {num(get(facts, 'ceiling'))}, always-longer {num(get(facts, 'always_longer'))}",
-        f"Reward model: swap accuracy {num(swap)} (the answer to x is rated above one that belongs to another request)",
+        f"Reward model: swap accuracy {num(swap)}, the gold reward's {num(most)} (the answer to x is rated above one to"
+        " another request)",
     ]
-    if swap is not None and swap < 0.7:
+    if swap is not None and swap < 0.7 and swap < 0.9 * (most or 1.0):
         told.append(
             "WARNING: the reward model hardly reads the request x: 0.5 is chance. Mismatched pairs teach it to."
         )

@@ -72,7 +72,7 @@ class Sums:
         return 1.0 if stated and stated[-1] == str(fill["shown"][-1]) else -1.0
 
     def swapped(self, fills: list[dict], answers: Sequence[str], rng: random.Random) -> list[str]:
-        """For each answer that of another request: its steps and its hour are of other numbers."""
+        """For each answer that of another request: its steps are of other numbers, and mostly its hour."""
         return answers_of_others(answers, rng)
 
     def describe(self, fills: list[dict], x_prime: list[str], y: list[str]) -> dict[str, float]:

@@ -46,13 +46,13 @@ class ToyWorld:
         rng.shuffle(requests)
         # Held-out requests are new combinations of a town, a purpose and a phrasing that each were seen. With unseen
         # towns they are about towns that neither the prompter nor the reward model has met.
-        unseen = set(random.Random(f"towns {seed}").sample(TOWNS, min(config.unseen_towns, len(TOWNS))))
+        unseen = set(random.Random(f"towns {seed}").sample(TOWNS, config.unseen_towns))
         about = [x for x in requests if not unseen or self.fills[x].get("town") in unseen]
-        if config.eval_requests > (len(about) if unseen else len(about) // 2):
+        if config.eval_requests > len(about) // 2:  # the frozen LM reads about the unseen towns in the other half
             whole = f"{config.unseen_towns} unseen towns have" if unseen else f"{task} has"
             raise UserError(
                 f"world.eval_requests is {config.eval_requests}, but {whole} {len(about)} requests in all: "
-                f"keep at most {len(about) if unseen else len(about) // 2}"
+                f"keep at most {len(about) // 2}"
             )
         self.eval_requests = about[: config.eval_requests]
         held_out = set(self.eval_requests)

@@ -24,7 +24,8 @@ class WorldConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         require(0 <= self.follow <= 1, f"follow is {self.follow}; a probability lies in 0..1")
-        require(self.spread in ("plain", "cue"), f"spread is {self.spread!r}; it must be 'plain' or 'cue'")
+        most = f"unseen_towns is {self.unseen_towns}; of the 24 towns at least 4 must be left to train on"
+        require(self.unseen_towns <= 20, most)
 
 
 def answers_of_others(answers: Sequence[str], rng: random.Random) -> list[str]:
