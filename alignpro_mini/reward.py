@@ -36,7 +36,7 @@ class RewardConfig:
     """The reward model and its preferences."""
 
     pairs: int = option(3000, "preference pairs drawn in the embedded world (files bring their own)", least=1)
-    mismatched: float = option(1.0, "further pairs with an answer to another request, for each of `pairs`", least=0)
+    mismatched: float = option(1.5, "further pairs with an answer to another request, for each of `pairs`", least=0)
     heldout_share: float = option(0.1, "share of the prompts whose pairs are kept out to measure accuracy")
     epochs: float = option(3.0, "passes over the pairs", above=0)
     batch_size: int = option(64, "pairs a step", least=1)

@@ -51,7 +51,9 @@ class Echo:
 
 def test_preferences_are_between_answers_that_ppo_would_get(tmp_path):
     """An empty rewrite is not sent: x is sent instead, as in the other stages."""
-    config = with_options(preset("tiny"), {"out": str(tmp_path), "reward_model.pairs": 200})
+    config = with_options(
+        preset("tiny"), {"out": str(tmp_path), "reward_model.pairs": 200, "reward_model.mismatched": 1.0}
+    )
     run, world, pi_f = Run(config), pipeline.make_world(config), Echo()
     pairs = pipeline._preferences(run, world, pi_f, Silent(), torch.Generator().manual_seed(0))
     same, mismatched = pairs[:200], pairs[200:]
