@@ -53,7 +53,9 @@ class PPOConfig:
     ratio: str = option("token", "probability ratio of each token, or one for the completion", ("token", "sequence"))
     clip_range: float = option(0.2, "epsilon: a probability ratio beyond 1 +- epsilon earns no credit", above=0)
     value_clip_range: float = option(0.4, "how far a value may move from the rollout's in one iteration", above=0)
-    vf_coef: float = option(0.5, "weight of the value loss", least=0)
+    vf_coef: float = option(
+        0.1, "weight of the value loss; a large one disturbs the policy through the shared blocks", least=0
+    )
     whiten_advantages: bool = option(True, "scale the advantages of a rollout to mean 0, variance 1 (not of a group)")
     max_grad_norm: float = option(1.0, MAX_GRAD_NORM, above=0)
     missing_eos_penalty: float = option(1.0, "subtracted where a completion is truncated before its EOS", least=0)

@@ -1412,8 +1412,8 @@ MUTANTS += (
     ),
     _optimum(
         "more-answers-for-the-worst-rewrites",
-        ("topk(max(1, first.shape[1] // 4))", "topk(max(1, first.shape[1] // 4), largest=False)"),
-        "test_the_best_quarter_gets_more_answers_and_every_table_counts_them",
+        ("topk(max(1, first.shape[1] // 3))", "topk(max(1, first.shape[1] // 3), largest=False)"),
+        "test_the_best_third_gets_more_answers_and_every_table_counts_them",
     ),
     # advantages without a value head
     _rl("rloo-counts-itself", (" * K / (K - 1)", ""), "test_rloo_against_the_mean_of_the_others"),

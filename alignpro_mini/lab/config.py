@@ -68,7 +68,7 @@ class TheoryConfig:
 
     inputs: int = option(64, "evaluation requests whose rewrites are all tried; 0 leaves the comparison out", least=0)
     answers: int = option(16, "answers to each enumerated rewrite; with fewer the optimum comes out too high", least=2)
-    more_answers: int = option(48, "further answers to the best quarter of a request's rewrites", least=0)
+    more_answers: int = option(80, "further answers to the best third of a request's rewrites", least=0)
     samples: int = option(4, "answers to each request for the total variations in the bounds", least=1)
 
     def __post_init__(self) -> None:

@@ -30,7 +30,7 @@ from alignpro_mini.frozen import Answer, FrozenLM, FrozenModel
 from alignpro_mini.generation import sequence_logprobs
 from alignpro_mini.training import Score
 
-PILOT = 4  # answers to a rewrite that decide which rewrites get more of them
+PILOT = 8  # answers to a rewrite that decide which rewrites get more of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def rate(
 ) -> RatedRewrites:
     """Answer every enumerated rewrite `answers` times, and rate the answers against the request.
 
-    The best quarter of a request's rewrites gets `more` answers: rho* is made of these, so their noise matters most.
+    The best third of a request's rewrites gets `more` answers: rho* is made of these, so their noise matters most.
     Which rewrites these are is decided by PILOT other answers, which are then dropped: answers that were chosen for
     their reward would bias R, and would be part of both `halves`.
     """
@@ -105,7 +105,7 @@ def rate(
     first = rated(rewrites, answers)  # (N, K, M)
     second = torch.full((*first.shape[:2], more), torch.nan, dtype=first.dtype)
     if more:
-        best = rated(rewrites, PILOT).mean(2).topk(max(1, first.shape[1] // 4)).indices  # (N, K/4)
+        best = rated(rewrites, PILOT).mean(2).topk(max(1, first.shape[1] // 3)).indices  # (N, K/3)
         again = [[row[j] for j in picked] for row, picked in zip(rewrites, best.tolist())]
         second.scatter_(1, best[:, :, None].expand(-1, -1, more), rated(again, more))
     return RatedRewrites(list(requests), [list(row) for row in rewrites], torch.cat((first, second), 2))

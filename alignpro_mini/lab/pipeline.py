@@ -144,7 +144,7 @@ def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -
         facts = reward_.train_reward_model(model, pairs, c.reward_model, stage, g)
         model.normalise(*_answers_to_rewrites(run, world, pi_f, rho_sft))
         held_out = world.eval_requests[: c.eval.inputs]
-        answers = _answers(pi_f, rho_sft, held_out, g)
+        answers = sample_answers(pi_f, rho_sft, held_out, g)
         swapped = world.swapped(held_out, answers, random.Random(f"swaps {c.seed}"))
         facts["swap_accuracy"] = reward_.swap_accuracy(model.score, held_out, answers, swapped)
         gold = world.gold
@@ -171,7 +171,7 @@ def _preferences(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter, g
     c, scale = run.config.reward_model, run.config.world.preference_scale
     picked = torch.randint(len(world.train_requests), (c.pairs,), generator=g).tolist()
     requests = [world.train_requests[i] for i in picked]
-    first, second = (_answers(pi_f, rho_sft, requests, g) for _ in range(2))
+    first, second = (sample_answers(pi_f, rho_sft, requests, g) for _ in range(2))
     pairs = reward_.draw_preferences(requests, first, second, world.gold, scale, g)
     count = round(c.mismatched * c.pairs)
     asked, own = (requests * 2)[:count], (first + second)[:count]
@@ -184,10 +184,10 @@ def _answers_to_rewrites(run: Run, world: World, pi_f: FrozenModel, rho_sft: Pro
     g, count = run.generator("reward scale"), run.config.reward_model.normalise_on
     picked = torch.randint(len(world.train_requests), (count,), generator=g).tolist()
     requests = [world.train_requests[i] for i in picked]
-    return requests, _answers(pi_f, rho_sft, requests, g)
+    return requests, sample_answers(pi_f, rho_sft, requests, g)
 
 
-def _answers(pi_f: FrozenModel, prompter: Prompter, requests: Sequence[str], g: torch.Generator) -> list[str]:
+def sample_answers(pi_f: FrozenModel, prompter: Prompter, requests: Sequence[str], g: torch.Generator) -> list[str]:
     """The frozen LM's answers to a rewrite of each request."""
     rewrites, _ = usable_rewrites(requests, prompter.rewrite(requests, g), pi_f.fits)
     return [answer.text for answer in pi_f.answer(rewrites, g)]

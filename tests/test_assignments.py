@@ -1,0 +1,211 @@
+"""The grader: the reference gets all points, nothing else does, and a known mistake gets its own hint."""
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+PLACE = ROOT / "tutorials" / "assignments"
+sys.path[:0] = [str(PLACE), str(ROOT / "tests")]
+
+import catalogue  # noqa: E402
+import cut  # noqa: E402
+import grade  # noqa: E402
+from checks import base  # noqa: E402
+from hints import HINTS  # noqa: E402
+from mutants import MUTANTS  # noqa: E402
+
+KEYS = list(catalogue.ASSIGNMENTS)
+SAMPLE = ("score-one-after-eos", "gae-bootstraps-from-padding", "mask-by-product", "exact-kl-gradient-nan")
+
+
+def checks_of(key: str):
+    return __import__(f"checks.{key}", fromlist=["cases"])
+
+
+def submission(tmp_path: Path, *sources: str, name: str = "mine.py") -> Path:
+    path = tmp_path / name
+    path.write_text(
+        "from __future__ import annotations\n\nimport torch\nfrom torch import Tensor\n\n" + "\n".join(sources)
+    )
+    return path
+
+
+def reference(key: str, changed: dict[str, str] | None = None) -> list[str]:
+    """The package's own functions as a student would write them: helpers of the module come along as helpers."""
+    helper = cut.definition(cut.source_of("rl_math"), ["_same_shape"])
+    source = lambda path: cut.definition(cut.source_of(cut.split(path)[0]), cut.split(path)[1])
+    written = {path: source(path) for path in catalogue.ASSIGNMENTS[key].functions} | (changed or {})
+    return ["KL_KINDS = ('k1', 'k2', 'k3')", helper, *written.values()]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_the_stub_is_cut_from_the_package(key):
+    """Who changes an assigned function changes stub, checks and hints in the same commit: grade.py --stubs."""
+    assignment = catalogue.ASSIGNMENTS[key]
+    text = cut.stubs(assignment.functions, assignment.imports, assignment.title)
+    assert (PLACE / assignment.folder / "submission.py").read_text(encoding="utf-8") == text
+    compile(text, "stub", "exec")
+    assert text.count("raise NotImplementedError") == len(assignment.functions) + 1  # and once in the first line
+    assert sum(assignment.functions.values()) + assignment.whole == 100
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_the_reference_gets_every_point(key, tmp_path):
+    found = grade.run_checks(key, submission(tmp_path, *reference(key)), seed=3)
+    assert all(result["ok"] for result in found.values()), found
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_an_untouched_stub_and_a_call_of_our_own_function_get_nothing(key, tmp_path):
+    assignment = catalogue.ASSIGNMENTS[key]
+    found = grade.run_checks(key, PLACE / assignment.folder / "submission.py", seed=0)
+    assert not any(result["ok"] for result in found.values())
+    assert all("not written yet" in found[path]["message"] for path in assignment.functions)
+    lines = []
+    for path in assignment.functions:
+        module, (name,) = cut.split(path)
+        lines.append(f"from alignpro_mini.{module} import {name} as _{name}")
+        lines.append(f"def {name}(*args, **kwargs):\n    return _{name}(*args, **kwargs)")
+    assert not any(r["ok"] for r in grade.run_checks(key, submission(tmp_path, *lines), seed=0).values())
+
+
+CONSTANTS = {
+    "zeros": lambda like: torch.zeros_like(like),
+    "ones": lambda like: torch.ones_like(like),
+    "NaN": lambda like: torch.full_like(like, torch.nan),
+}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_constants_and_the_first_argument_fail_every_function(key):
+    for path in catalogue.ASSIGNMENTS[key].functions:
+        cases = checks_of(key).cases(path, torch.Generator().manual_seed(0))
+        wanted = [base.outcome(case.oracle, case, numeric=True) for case in cases]
+        shapes = {case.about: want[1] for case, want in zip(cases, wanted) if want[0] == "value"}
+        assert shapes, path
+
+        for name, make in CONSTANTS.items():  # the right shapes, one value: what a careless check would let through
+            like = [shapes.get(case.about, next(iter(shapes.values()))) for case in cases]
+            found = [("value", [make(x) for x in outputs], None) for outputs in like]
+            assert not all(map(base.same, found, wanted)), (path, name)
+        first = [base.outcome(lambda *args: args[0], case) for case in cases]
+        assert not all(base.same(a, b) for a, b in zip(first, wanted)), path
+
+
+def test_a_wrong_attempt_gets_its_points_its_counterexample_and_its_hint(tmp_path):
+    """assemble_rewards is right, gae forgets gamma in the decay."""
+    wrong = cut.definition(cut.source_of("rl_math"), ["gae"]).replace("gamma * lam * running", "lam * running")
+    path = submission(tmp_path, *reference("a5", {"rl_math.gae": wrong}))
+    out = tmp_path / "results.json"
+    command = [sys.executable, str(PLACE / "grade.py"), "a5", str(path), "--json", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (
+        " 40 /  40  assemble_rewards" in done.stdout and "  0 /  45  gae" in done.stdout and " 40 / 100" in done.stdout
+    )
+    assert "on gamma 0.5: expected" in done.stdout and "hint: the decay of the advantage is gamma * lam" in done.stdout
+    tests = json.loads(out.read_text())["tests"]
+    assert [t["name"] for t in tests] == ["assemble_rewards", "gae", "all together"]
+    assert sum(t["score"] for t in tests) == 40 and sum(t["max_score"] for t in tests) == 100
+    assert {t["status"] for t in tests} == {"passed", "failed"} and all(
+        "output" in t and "visibility" in t for t in tests
+    )
+
+
+LOOP = "def assemble_rewards(*args):\n    while True:\n        pass"
+RIGHT_GAE = cut.definition(cut.source_of("rl_math"), ["gae"])
+
+
+@pytest.mark.parametrize(
+    ("sources", "told", "gae_is_right"),
+    [
+        ([LOOP, RIGHT_GAE], "no end after", True),
+        (["import os", "def assemble_rewards(*args):\n    os._exit(0)", RIGHT_GAE], "it ended the process", True),
+        (["import sys", "def assemble_rewards(*args):\n    sys.exit()", RIGHT_GAE], "SystemExit", True),
+        ([RIGHT_GAE], "assemble_rewards is not defined in your file", True),
+        (["def assemble_rewards(:"], "your file does not import: SyntaxError", False),
+        (["raise SystemExit"], "your file does not import: SystemExit", False),
+        (
+            ["print('x' * 10**6)", "def assemble_rewards(*args):\n    print('{\"done\": 1}')", RIGHT_GAE],
+            "expected",
+            True,
+        ),
+    ],
+    ids=["endless loop", "os._exit", "sys.exit", "missing", "syntax", "exit at import", "garbage"],
+)
+def test_what_a_submission_may_do(sources, told, gae_is_right, tmp_path, monkeypatch):
+    """One function's trouble is that function's: the other one is graded all the same."""
+    monkeypatch.setattr(grade, "LIMIT_S", 2.0)
+    helper = cut.definition(cut.source_of("rl_math"), ["_same_shape"])
+    found = grade.run_checks("a5", submission(tmp_path, helper, *sources), seed=0)
+    assert not found["rl_math.assemble_rewards"]["ok"] and not found["whole"]["ok"]
+    assert told in found["rl_math.assemble_rewards"]["message"], found
+    assert found["rl_math.gae"]["ok"] == gae_is_right, found
+
+
+def known() -> list[tuple[str, str, dict]]:
+    """(assignment, function, mistake) of every mutant with a hint."""
+    found = []
+    for key, assignment in catalogue.ASSIGNMENTS.items():
+        for path, mistakes in grade.known_mistakes(list(assignment.functions)).items():
+            found += [(key, path, mistake) for mistake in mistakes]
+    return found
+
+
+def test_every_hint_is_that_of_a_mutant_inside_an_assigned_function():
+    assert {mistake["name"] for _, _, mistake in known()} == set(HINTS)
+    inside = set()
+    for assignment in catalogue.ASSIGNMENTS.values():
+        for path in assignment.functions:
+            module, names = cut.split(path)
+            for mutant in MUTANTS:
+                if mutant.file == f"alignpro_mini/{module}.py":
+                    source = grade.mutated(mutant)
+                    if cut.definition(source, names) != cut.definition(cut.source_of(module), names):
+                        inside.add(mutant.name)
+    assert inside == set(HINTS), "a mutant inside an assigned function has a hint"
+
+
+@pytest.mark.parametrize(
+    ("key", "path", "mistake"),
+    [pytest.param(*m, id=m[2]["name"], marks=[] if m[2]["name"] in SAMPLE else [pytest.mark.slow]) for m in known()],
+)
+def test_a_known_mistake_fails_and_gets_its_own_hint(key, path, mistake, tmp_path):
+    wrong = cut.definition(mistake["source"], cut.split(path)[1])
+    found = grade.run_checks(key, submission(tmp_path, *reference(key, {path: wrong})), seed=1)[path]
+    assert not found["ok"] and found["hint"] == mistake["hint"], found
+
+
+def test_the_handout_says_what_is_needed():
+    for key, assignment in catalogue.ASSIGNMENTS.items():
+        text = (PLACE / assignment.folder / "README.md").read_text(encoding="utf-8")
+        for part in ("## Goal", "## By hand", "## Check your work", "## Written question", "Time:"):
+            assert part in text, (key, part)
+        assert f"grade.py {key} " in text
+        for path in assignment.functions:
+            assert f"`{catalogue.name_of(path)}`" in text, (key, path)
+
+
+def test_cutting_keeps_docstrings_and_everything_else():
+    source = textwrap.dedent('''
+        import x
+
+        class A:
+            def one(self, a):
+                """Told."""
+                return a  # not here
+
+            def two(self):
+                return 2
+        ''')
+    found = cut.without_bodies(source, [["A", "one"]])
+    assert '"""Told."""\n        raise NotImplementedError' in found and "not here" not in found and "return 2" in found
+    assert cut.definition(found, ["A", "two"]) == "def two(self):\n    return 2\n"
+    with pytest.raises(LookupError, match="A.three is not in the module"):
+        cut.without_bodies(source, [["A", "three"]])

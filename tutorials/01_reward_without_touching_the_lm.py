@@ -1,0 +1,192 @@
+# %% [markdown]
+# # 01 · The reward rises, and the LM stays as it is
+#
+# At the end you will know
+#
+# * what a *prompter* is, and why it can raise the reward of a language model whose weights are frozen;
+# * the objective of Align-Pro, and its exact optimum ρ\*;
+# * what the KL coefficient λ does.
+#
+# Time: 20 minutes. You need: expectations, the logarithm, a little Python.
+
+# %% tags=["skip-execution"]
+# !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps -e /content/alignpro_mini
+# %cd -q /content/alignpro_mini/tutorials
+
+# %%
+import math
+
+import torch
+from lesson import BLUE, GREY, ORANGE, axes, show, source
+
+from alignpro_mini import theory
+
+# %% [markdown]
+# ## A frozen LM that fits on a page
+#
+# A user asks x = "Tell me about Oakdale." There are six ways to put the request. Each of them is a *rewrite* x′. The
+# first one is x itself. The LM is a table: for each rewrite, the probability of each of three answers. Nobody will
+# change this table. That is what *frozen* means.
+
+# %%
+rewrites = ["(as it is)", "Be kind.", "Give every detail.", "Be a friendly guide.", "Keep it short.", "Be frank."]
+answers = ["curt", "complete", "complete and kind"]
+frozen_lm = [  # one row a rewrite, one column an answer
+    [0.5, 0.4, 0.1],
+    [0.4, 0.2, 0.4],
+    [0.1, 0.8, 0.1],
+    [0.1, 0.2, 0.7],
+    [0.9, 0.1, 0.0],
+    [0.6, 0.4, 0.0],
+]
+reward = [0.0, 1.0, 2.0]  # r(x, y) of each answer. It sees the request x and the answer, never x'.
+
+# %% [markdown]
+# The mean reward of a rewrite is the sum over its answers, R(x, x′) = Σ_y π_F(y|x′) r(x, y).
+
+# %%
+R = [sum(p * r for p, r in zip(row, reward)) for row in frozen_lm]
+for text, value in zip(rewrites, R):
+    print(f"{text:22} R = {value:.1f}")
+assert [round(value, 1) for value in R] == [0.6, 1.0, 1.0, 1.6, 0.1, 0.4]
+
+# %% [markdown]
+# ## A prompter chooses among rewrites
+#
+# A **prompter** ρ(x′|x) is a distribution over rewrites. Before any training it is ρ_sft: it has learned what rewrites
+# look like, and does not know which of them is good. Its mean reward is J(ρ) = Σ_x′ ρ(x′|x) R(x, x′).
+
+# %%
+rho_sft = [0.3, 0.14, 0.14, 0.14, 0.14, 0.14]
+
+
+def mean_reward(rho):
+    return sum(p * value for p, value in zip(rho, R))
+
+
+print(f"no fine-tuning (x itself): {R[0]:.3f}")
+print(f"SFT prompter:              {mean_reward(rho_sft):.3f}")
+print(f"always the best rewrite:   {max(R):.3f}")
+
+# %% [markdown]
+# "Always the best rewrite" has the largest reward. Why not ask for that? In the real problem R is learned from few
+# preferences, so its largest value is often an error. And a prompter that may write anything soon writes text that no
+# person would. So Align-Pro charges for the distance to ρ_sft:
+#
+#     J_λ(ρ) = J(ρ) − λ KL(ρ ‖ ρ_sft),        KL(ρ ‖ ρ_sft) = Σ_x′ ρ(x′|x) ln( ρ(x′|x) / ρ_sft(x′|x) )
+#
+# λ is the KL coefficient: so much reward is given up for one nat of KL.
+
+# %%
+
+
+def kl(rho):
+    return sum(p * math.log(p / q) for p, q in zip(rho, rho_sft) if p > 0)
+
+
+def objective(rho, lam):
+    return mean_reward(rho) - lam * kl(rho)
+
+
+# %% [markdown]
+# ## The optimum by hand
+#
+# Which ρ is best? Set the derivative of J_λ with respect to ρ(x′|x) to a constant (the probabilities must sum to 1):
+# R − λ ln(ρ/ρ_sft) − λ = const. So ln(ρ/ρ_sft) = R/λ + const, and
+#
+#     ρ*(x′|x) = ρ_sft(x′|x) · exp( R(x, x′) / λ ) / Z(x)
+#
+# In words: tilt ρ_sft towards good rewrites, the more the smaller λ is. In code it is three lines.
+
+# %%
+
+
+def best_prompter(lam):
+    weights = [q * math.exp(value / lam) for q, value in zip(rho_sft, R)]
+    return [w / sum(weights) for w in weights]
+
+
+source(theory.optimal_prompter)
+for lam in (0.1, 0.3, 1.0):
+    by_hand = torch.tensor([best_prompter(lam)], dtype=torch.float64)
+    torch.testing.assert_close(theory.optimal_prompter([rho_sft], [R], lam), by_hand)
+
+# %% [markdown]
+# Is it really the best? Try ten thousand other prompters at λ = 0.3.
+
+# %%
+generator = torch.Generator().manual_seed(0)
+others = torch.rand(10_000, 6, generator=generator) ** 4
+others = (others / others.sum(1, keepdim=True)).tolist()
+best = max(objective(rho, 0.3) for rho in others)
+print(f"the best of 10,000 others: J_λ = {best:.3f}")
+print(f"ρ*:                        J_λ = {objective(best_prompter(0.3), 0.3):.3f}")
+assert objective(best_prompter(0.3), 0.3) > best
+
+# %% [markdown]
+# ## What λ does
+
+# %%
+figure, ((left, right),) = axes(1, 2, (9.5, 3.4))
+places = range(len(rewrites))
+left.bar([i - 0.3 for i in places], rho_sft, 0.25, color=GREY, label="ρ_sft")
+for shift, lam, colour in ((0.0, 1.0, ORANGE), (0.3, 0.3, BLUE)):
+    left.bar([i + shift for i in places], best_prompter(lam), 0.25, color=colour, label=f"ρ*, λ = {lam}")
+left.set_xticks(list(places), rewrites, rotation=35, ha="right", fontsize=8)
+left.set(ylabel="probability of the rewrite")
+left.legend(frameon=False, fontsize=8)
+lams = [10 ** (2 - i / 10) for i in range(36)]  # 100 down to 0.03
+right.plot([kl(best_prompter(lam)) for lam in lams], [mean_reward(best_prompter(lam)) for lam in lams], color=BLUE)
+for lam in (1.0, 0.3, 0.1):
+    point = kl(best_prompter(lam)), mean_reward(best_prompter(lam))
+    right.plot(*point, "o", color=BLUE)
+    right.annotate(f"λ = {lam}", point, xytext=(6, -12), textcoords="offset points", fontsize=8)
+right.axhline(R[0], color=GREY, linestyle="--", label="no fine-tuning")
+right.set(xlabel="KL to ρ_sft, nats", ylabel="mean reward")
+right.legend(frameon=False, fontsize=8)
+show(figure)
+
+# %% [markdown]
+# Left: a large λ stays near ρ_sft, a small one puts almost everything on one rewrite. Right: the reward against the KL.
+# The first nat buys most of the reward. The curve ends at 1.6, the best that any rewrite makes *this* LM do. RLHF, which
+# changes the LM itself, could reach 2.
+#
+# The mean has risen from 0.6 to 1.6, and not one number of the LM's table has changed.
+
+# %%
+assert mean_reward(best_prompter(0.03)) > 1.59 > mean_reward(best_prompter(1.0)) > mean_reward(rho_sft) > R[0]
+
+# %% [markdown]
+# ## Exercise
+#
+# You may spend half a nat: KL ≤ 0.5. Which λ reaches the largest mean reward? Find it to two digits by halving.
+# <details><summary>Solution</summary>
+#
+# KL falls as λ rises, so halve the interval [0.1, 10] until KL(ρ\*) = 0.5. The next cell does it.
+# </details>
+
+# %%
+low, high = 0.1, 10.0
+for _ in range(40):
+    middle = (low + high) / 2
+    low, high = (middle, high) if kl(best_prompter(middle)) > 0.5 else (low, middle)
+print(f"λ = {middle:.2f}: KL {kl(best_prompter(middle)):.2f}, mean reward {mean_reward(best_prompter(middle)):.2f}")
+assert abs(kl(best_prompter(middle)) - 0.5) < 1e-6
+
+# %% [markdown]
+# ## Questions
+#
+# 1. A rewrite has ρ_sft = 0. What is its ρ\*?
+# <details><summary>Answer</summary>
+# 0, for every λ. RL can only choose among what SFT offers.
+# </details>
+#
+# 2. Why is R averaged over answers *before* it is exponentiated?
+# <details><summary>Answer</summary>
+# J contains E[r]. E[exp(r/λ)] would prefer rewrites whose answers vary: another objective, one that likes risk.
+# </details>
+#
+# 3. The LM never changes, yet its users get other answers. What has been aligned?
+# <details><summary>Answer</summary>
+# The *induced* policy Σ_x′ ρ(x′|x) π_F(y|x′): prompter and LM together.
+# </details>

@@ -1,0 +1,174 @@
+# %% [markdown]
+# # 02 · The transformer: a padded row equals the row alone
+#
+# At the end you will know
+#
+# * what attention computes, on three tokens, in ten lines;
+# * how RoPE tells the model where a token stands;
+# * why positions and the mask must be right, and how to test it in one line.
+#
+# Time: 40 minutes. You need: matrix products, softmax, complex numbers (a little).
+
+# %% tags=["skip-execution"]
+# !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps -e /content/alignpro_mini
+# %cd -q /content/alignpro_mini/tutorials
+
+# %%
+import copy
+import math
+
+import torch
+from lesson import BLUE, GREEN, ORANGE, PINK, axes, show, source
+
+from alignpro_mini.generation import pad_left
+from alignpro_mini.transformer import Attention, Transformer, TransformerConfig, rotate
+
+# %% [markdown]
+# ## Attention on three tokens
+#
+# Each token asks a question (query q), offers a key k and holds a value v. Token t looks at all tokens s ≤ t. It weighs
+# them by softmax(q_t · k_s / √E), and takes the weighted mean of their values. That it may not look ahead is what makes
+# the model *causal*: it predicts the next token, and must not see it.
+
+# %%
+torch.manual_seed(0)
+config = TransformerConfig(vocab_size=24, d_model=8, n_layers=2, n_heads=2, max_len=32)
+attention = Attention(config)
+x = torch.randn(1, 3, 8)  # three tokens, 8 numbers each
+
+
+def naive_attention(x, attention):
+    T, heads, E = x.shape[1], attention.heads, attention.head_dim
+    q, k, v = (part.view(T, heads, E) for part in attention.qkv(x[0]).split(heads * E, dim=-1))
+    rows = []
+    for t in range(T):
+        mixed = []
+        for h in range(heads):
+            scores = torch.tensor([float(q[t, h] @ k[s, h]) / math.sqrt(E) for s in range(t + 1)])  # never s > t
+            weights = scores.softmax(0)
+            mixed.append(sum(w * v[s, h] for s, w in enumerate(weights)))
+        rows.append(torch.cat(mixed))
+    return attention.out(torch.stack(rows))[None]
+
+
+source(Attention.forward)
+with torch.no_grad():
+    ours, theirs = naive_attention(x, attention), attention(x, None, None, None, 0)
+torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+
+# %% [markdown]
+# ## Where does a token stand?
+#
+# Attention does not know the order: it is a sum. RoPE turns each pair of numbers of q and k by an angle that grows with
+# the position. The score q_t · k_s then depends on how far apart t and s are, and on nothing else about their places.
+
+# %%
+
+
+def naive_rotate(pair, position, frequency):
+    turned = complex(*pair) * complex(math.cos(position * frequency), math.sin(position * frequency))
+    return [turned.real, turned.imag]
+
+
+angles = torch.tensor([0.0, 1.0, 2.0])[None, None, :, None]  # positions 0, 1, 2, frequency 1
+rope = torch.polar(torch.ones_like(angles), angles)
+pairs = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.5, 2.0]])
+by_hand = torch.tensor([naive_rotate(pair, t, 1.0) for t, pair in enumerate(pairs.tolist())])
+torch.testing.assert_close(rotate(pairs[None, None], rope)[0, 0], by_hand)
+
+q, k = torch.randn(2), torch.randn(2)
+turn = lambda v, t: torch.tensor(naive_rotate(v.tolist(), t, 1.0))
+print("q at 5, k at 3:", f"{turn(q, 5) @ turn(k, 3):.4f}", "   q at 12, k at 10:", f"{turn(q, 12) @ turn(k, 10):.4f}")
+assert abs(turn(q, 5) @ turn(k, 3) - turn(q, 12) @ turn(k, 10)) < 1e-5
+
+# %% [markdown]
+# ## Padding
+#
+# A batch is a rectangle, and prompts are not equally long. So short ones are padded on the left. The mask is True on real
+# tokens. Two things must hold, or the padding changes the answer:
+#
+# 1. nobody looks at padding: the key of a pad is masked;
+# 2. positions are counted *along the mask*: the first real token has position 0, wherever it stands.
+
+# %%
+model = Transformer(config, torch.Generator().manual_seed(1)).eval()
+with torch.no_grad():
+    for p in model.parameters():
+        p.mul_(4 if p.dim() > 1 else 1)  # freshly drawn weights are small, and hide bugs
+prompts = [[5, 6, 7], [8], [9, 10, 11, 12, 13]]
+ids, mask = pad_left(prompts, pad_id=0)
+print("positions\n", model._positions(ids, mask, None), sep="")
+with torch.no_grad():
+    batch = model(ids, mask)
+    for row, prompt in zip(batch, prompts):
+        alone = model(torch.tensor([prompt]))[0]
+        torch.testing.assert_close(row[-len(prompt) :], alone, rtol=1e-4, atol=1e-4)
+print("every padded row equals the row alone")
+
+# %% [markdown]
+# That is the one-line test of a transformer for RLHF. It finds a wrong mask, wrong positions, and a cache that mixes up
+# its rows. Much published code fails it.
+
+# %%
+figure, ((left, right),) = axes(1, 2, (9.5, 3.6))
+allowed = model._allowed(ids, mask, None)[0, 0]  # row 1: two pads, then three tokens
+left.imshow(allowed, cmap="Blues", vmin=0, vmax=1.4)
+left.grid(False)
+names = ["pad", "pad", "5", "6", "7"]
+left.set_xticks(range(5), names)
+left.set_yticks(range(5), names)
+left.set(xlabel="key: who is looked at", ylabel="query: who looks", title="allowed, prompt [5, 6, 7]")
+shape = TransformerConfig(vocab_size=24, d_model=8, n_layers=1, n_heads=1, max_len=64)
+for i, colour in enumerate((BLUE, ORANGE, GREEN, PINK)):
+    turned = Transformer(shape)._rope(torch.arange(40)[None])[0, 0, :, i]
+    right.plot(turned.real, color=colour, label=f"pair {i}")
+right.set(xlabel="position", ylabel="cosine of the angle", title="RoPE: each pair turns at its own speed")
+right.legend(frameon=False, fontsize=8, ncols=2, loc="lower left")
+show(figure)
+
+# %% [markdown]
+# Left: a dark square means "may look". No real token looks at a pad. (A pad looks at itself: softmax over nothing would be
+# NaN.) Right: fast pairs tell neighbours apart, slow ones tell near from far.
+#
+# ## Exercise: break the positions
+#
+# Count positions from the left edge of the row, pads included. Which prompts get other logits? Predict, then run.
+# <details><summary>Solution</summary>
+#
+# With RoPE none that you can see: a shift of all positions of a row changes no distance. With GPT-2's learned positions
+# every padded row changes, and the longest prompt, which has no pads, does not. So this bug hides in one family of
+# models and breaks the other.
+# </details>
+
+# %%
+for family in ("llama", "gpt2"):
+    model = Transformer(
+        TransformerConfig(24, 8, 2, 2, max_len=32, family=family), torch.Generator().manual_seed(1)
+    ).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(4 if p.dim() > 1 else 1)
+    broken = copy.deepcopy(model)
+    broken._positions = lambda x, mask, cache: torch.arange(x.shape[1]).expand(x.shape[:2])
+    with torch.no_grad():
+        moved = (broken(ids, mask) - model(ids, mask))[:, -1].abs().amax(1)  # (3,) at the last token
+    print(family, ["changed" if m > 1e-3 else "the same" for m in moved.tolist()])
+    assert (moved > 1e-3).tolist() == ([False] * 3 if family == "llama" else [True, True, False])
+
+# %% [markdown]
+# ## Questions
+#
+# 1. Why does the model look one token to the left: "the logits at t predict token t + 1"?
+# <details><summary>Answer</summary>
+# The state at t has seen the tokens up to t. It may predict what comes next, never what it has seen.
+# </details>
+#
+# 2. What does the cache keep during sampling, and what need not be kept?
+# <details><summary>Answer</summary>
+# Keys and values of all earlier tokens. Their queries are never asked again.
+# </details>
+#
+# 3. A row consists of padding only. What does the model return for it?
+# <details><summary>Answer</summary>
+# Finite numbers that mean nothing: each pad looks at itself. Nobody reads them.
+# </details>

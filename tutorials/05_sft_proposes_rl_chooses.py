@@ -1,0 +1,170 @@
+# %% [markdown]
+# # 05 · SFT proposes, RL chooses
+#
+# At the end you will know
+#
+# * what the SFT prompter ρ_sft is, and that it does *not* know which rewrite is good;
+# * how to read the exact probability of a rewrite off a model;
+# * why a rewrite that SFT never offers is out of RL's reach.
+#
+# Time: 30 minutes. You need: tutorials 01 and 04. Opened cold it first trains the LM and the prompter (one to two minutes).
+
+# %% tags=["skip-execution"]
+# !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps -e /content/alignpro_mini
+# %cd -q /content/alignpro_mini/tutorials
+
+# %%
+import random
+from collections import Counter
+
+import torch
+from lesson import BLUE, FAST, GREY, ORANGE, axes, shared_run, show, source
+
+from alignpro_mini import theory
+from alignpro_mini.alignpro import Prompter
+from alignpro_mini.lab.optimum import log_probabilities
+from alignpro_mini.sft import SFTConfig, encode_pairs, train_sft
+from alignpro_mini.transformer import Transformer
+
+# %% [markdown]
+# ## What SFT shows the prompter
+#
+# A training pair is a request and *some* rewrite of it: one of three phrasings, one of eight cues, drawn at random. The
+# prompter learns what rewrites look like: they keep the town and the purpose, and may end with a cue. Nobody tells it
+# that one cue is better than another.
+
+# %%
+s = shared_run("prompter_sft")
+world, cues = s.world, s.world.cues
+for request, rewrite in world.rewrite_pairs(4, random.Random(1)):
+    print(f"x   {request}\nx'  {rewrite}\n")
+
+
+def cue_of(rewrite):
+    """The cue that a rewrite ends with; "" for none."""
+    return next((cue for cue in cues if cue and rewrite.endswith(cue)), "")
+
+
+requests = [x for x in world.eval_requests[:100] for _ in range(4)]  # held out: no pair of them was trained on
+written = Counter(cue_of(text) for text in s.rho_sft.rewrite(requests, torch.Generator().manual_seed(0)))
+
+# %% [markdown]
+# ## The exact probability of a rewrite
+#
+# A rewrite is a sequence of tokens. Its probability is the product of its tokens' probabilities, with the end token:
+# ln ρ(x′|x) = Σ_t ln ρ(x′_t | x, x′_<t).
+
+# %%
+
+
+def naive_log_probability(prompter, x, rewrite):
+    prompt_ids, rewrite_ids = prompter.tokenizer.chat_with_answer(x, rewrite)
+    logp = prompter.model(torch.tensor([prompt_ids + rewrite_ids]))[0].log_softmax(-1)
+    return sum(logp[len(prompt_ids) + i - 1, token] for i, token in enumerate(rewrite_ids))
+
+
+source(log_probabilities)
+few = world.eval_requests[:4]
+table = log_probabilities(s.rho_sft, few, [world.rewrites(x) for x in few])  # (4 requests, 24 rewrites)
+with torch.no_grad():
+    by_hand = naive_log_probability(s.rho_sft, few[0], world.rewrites(few[0])[5]).double()
+torch.testing.assert_close(table[0, 5], by_hand, rtol=1e-3, atol=1e-3)
+
+# %% [markdown]
+# The 24 probabilities of a request sum to almost 1. What is missing goes to texts that are not in the list: a garbled
+# town, a cue that does not exist.
+
+# %%
+on_list = table.exp().sum(1).mean().item()
+print("on the list of 24 rewrites:", "more than 0.9" if on_list > 0.9 else f"{on_list:.2f}")
+assert FAST or on_list > 0.9
+
+# %% [markdown]
+# ## A prompter that was never shown a cue
+#
+# Now a second prompter, trained on the same pairs without "Answer like a friendly guide.", which is the best cue of this
+# world.
+
+# %%
+missing = "Answer like a friendly guide."
+pairs = [p for p in world.rewrite_pairs(600 if FAST else 20_000, random.Random(0)) if cue_of(p[1]) != missing]
+model = Transformer(s.rho_sft.model.config, torch.Generator().manual_seed(1))
+how = SFTConfig(steps=30 if FAST else 600, batch_size=8 if FAST else 32, heldout_examples=32)
+train_sft(model, encode_pairs(pairs, s.tokenizer, 160), how, generator=torch.Generator().manual_seed(1))
+poor = Prompter(model, s.tokenizer, s.rho_sft.max_new_tokens)
+poor_table = log_probabilities(poor, few, [world.rewrites(x) for x in few])
+
+
+def by_cue(table):
+    """Probability of each cue, over phrasings and requests, of what is on the list."""
+    p = table.softmax(1).mean(0)  # (24,): phrasing by phrasing, the cues in the same order
+    return [float(p[i :: len(cues)].sum()) for i in range(len(cues))]
+
+
+figure, ((ax,),) = axes(1, 1, (8.5, 3.4))
+places = range(len(cues))
+ax.bar(
+    [i - 0.27 for i in places], [written[cue] / len(requests) for cue in cues], 0.25, color=GREY, label="ρ_sft, sampled"
+)
+ax.bar(places, by_cue(table), 0.25, color=BLUE, label="ρ_sft, exact")
+ax.bar([i + 0.27 for i in places], by_cue(poor_table), 0.25, color=ORANGE, label="without the best cue")
+ax.axhline(1 / len(cues), color="black", linewidth=0.6, linestyle="--")
+ax.set_xticks(list(places), [cue or "(no cue)" for cue in cues], rotation=25, ha="right", fontsize=8)
+ax.set(ylabel="probability of the cue")
+ax.legend(frameon=False, fontsize=8)
+show(figure)
+
+# %% [markdown]
+# ρ_sft writes each cue about equally often (the dashed line is 1/8). It proposes, and has no opinion. The other prompter
+# gives the missing cue next to nothing.
+#
+# ## What RL can do with each of them
+#
+# By tutorial 01, ρ\*(x′|x) ∝ ρ_sft(x′|x) exp(R/λ). Suppose the best cue is worth R = 1 and every other 0, λ = 0.1. The
+# tilt is e¹⁰ ≈ 22,000. It turns 1/8 into almost 1. What does it turn "next to nothing" into?
+
+# %%
+R = torch.zeros(len(few), 24)
+R[:, cues.index(missing) :: len(cues)] = 1.0
+rich_share = theory.value(theory.optimal_prompter(table.softmax(1), R, 0.1), R)
+poor_gain = theory.value(theory.optimal_prompter(poor_table.softmax(1), R, 0.1), R)
+cost = theory.kl(theory.optimal_prompter(poor_table.softmax(1), R, 0.1), poor_table.softmax(1)).mean()
+print(f"optimum from ρ_sft: probability of the best cue {rich_share:.2f}")
+print(
+    "optimum from the other: lower"
+    if poor_gain < rich_share - 0.05
+    else "optimum from the other: as high, at a larger KL"
+)
+assert FAST or rich_share > 0.95
+
+# %% [markdown]
+# Even where the optimum could still reach the cue, PPO could not: it learns from what it *samples*, and it would wait for
+# thousands of rollouts until the cue is drawn once. So the SFT prompter must offer what you hope for. This is the most
+# useful practical rule of this page.
+#
+# ## Exercise: remove a cue
+#
+# Which cue could be removed without any loss for RL? Look at the rewards of the cues in tutorial 07 before you answer.
+# <details><summary>Solution</summary>
+#
+# Any cue whose R lies far below the best, for example "Be frank." ρ\* gives it next to nothing. Removing it even helps a
+# little: the others start with a larger share.
+# </details>
+#
+# ## Questions
+#
+# 1. Half of ρ_sft's training pairs keep the user's own phrasing. Why offer the plain request at all?
+# <details><summary>Answer</summary>
+# It is a floor: with ρ_sft(x|x) = p₀ > 0 the optimum cannot do worse than no fine-tuning by more than λ ln(1/p₀).
+# </details>
+#
+# 2. Is a rewrite that answers the request itself a good one?
+# <details><summary>Answer</summary>
+# No. The frozen LM shall answer; a rewrite that contains the answer moves the task into the small prompter, and the
+# reward would praise it.
+# </details>
+#
+# 3. ρ_sft names another town in some rewrites. Will RL remove this?
+# <details><summary>Answer</summary>
+# Only if the reward notices, that is if the reward model reads x. Tutorial 06 is about that.
+# </details>

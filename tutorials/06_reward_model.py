@@ -1,0 +1,169 @@
+# %% [markdown]
+# # 06 · The reward model
+#
+# At the end you will know
+#
+# * how a reward is learned from comparisons (Bradley–Terry), and how good it can be at best;
+# * two rules that every reward model must beat: "the longer answer wins", and chance;
+# * the prompt-swap test: does r(x, y) read x at all?
+#
+# Time: 40 minutes. You need: tutorial 04, the logistic function. Opened cold it first trains the LM, the prompter and the
+# reward model (two to three minutes).
+
+# %% tags=["skip-execution"]
+# !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps -e /content/alignpro_mini
+# %cd -q /content/alignpro_mini/tutorials
+
+# %%
+import math
+import random
+from dataclasses import replace
+
+import torch
+from lesson import BLUE, FAST, GREEN, GREY, ORANGE, axes, quietly, shared_run, show, source
+
+from alignpro_mini import reward, rl_math
+from alignpro_mini.lab.pipeline import copy_of, sample_answers
+
+# %% [markdown]
+# ## Comparisons
+#
+# People are bad at giving grades and good at comparing. So a labeller sees two answers to one request and says which is
+# better. Bradley and Terry's model of a noisy labeller: with rewards r₁ and r₂ the first is preferred with probability
+# σ(r₁ − r₂), σ(z) = 1 / (1 + e^−z). The loss of the model is −ln of the probability that it gives to what was said.
+
+# %%
+chosen, rejected = torch.tensor([2.0, 0.0, -1.0]), torch.tensor([0.0, 0.0, 1.0])
+naive = [-math.log(1 / (1 + math.exp(-(a - b)))) for a, b in zip(chosen.tolist(), rejected.tolist())]
+source(rl_math.bradley_terry_loss)
+torch.testing.assert_close(rl_math.bradley_terry_loss(chosen, rejected), torch.tensor(naive))
+print("  ".join(f"{value:.2f}" for value in naive), "nats: sure and right, undecided, sure and wrong")
+
+# %% [markdown]
+# Only differences count: adding 5 to all rewards of a prompt changes nothing. So the scale of a learned reward has no
+# meaning, and the package shifts and scales it to mean 0 and variance 1 on answers to ρ_sft's rewrites.
+#
+# ## Our labeller
+#
+# In this world the true ("gold") reward is known. The labeller prefers by it, with noise. Then the best accuracy that
+# any model can reach is known too: if the labeller says "first" with probability P, nobody is right more often than
+# max(P, 1 − P). The mean of this is the *ceiling*.
+
+# %%
+s = shared_run("reward_model")
+world, draw = s.world, torch.Generator().manual_seed(0)
+asked = [
+    world.train_requests[i]
+    for i in torch.randint(len(world.train_requests), (60 if FAST else 800,), generator=draw).tolist()
+]
+first, second = (sample_answers(s.pi_f, s.rho_sft, asked, draw) for _ in range(2))
+pairs = reward.draw_preferences(asked, first, second, world.gold, 2.0, draw)
+ceiling = reward.accuracy_ceiling(pairs)
+by_hand = [1 / (1 + math.exp(-2 * (a - b))) for a, b in zip(world.gold(asked, first), world.gold(asked, second))]
+assert abs(ceiling - sum(max(p, 1 - p) for p in by_hand) / len(by_hand)) < 1e-6
+print("an example, chosen over rejected:\n  +", pairs[0].chosen, "\n  -", pairs[0].rejected)
+
+# %% [markdown]
+# ## How good is the learned reward?
+
+# %%
+model = s.reward.report.__self__  # the reward model of the shared run
+learned = reward.accuracy(model, pairs)
+longer = reward.always_longer(pairs)
+ordered = ["chance", "the longer answer wins", "reward model", "ceiling"]
+print(" < ".join(name for name, _ in sorted(zip(ordered, (0.5, longer, learned, ceiling)), key=lambda pair: pair[1])))
+assert FAST or 0.5 < longer < learned < ceiling + 0.02
+
+# %% [markdown]
+# "The longer answer wins" is a strong rule here, because complete answers are longer. A reward model that is no better
+# may simply count words; then PPO would learn to make the LM talk.
+#
+# ## The prompt-swap test
+#
+# Take an answer about the right town, and write another town's name into it. By the gold reward it is now worthless. What
+# does the learned reward say? If both answers of every training pair reply to the *same* request, nothing ever teaches the
+# model to compare the answer with the request: r(x, y) becomes r(y). So the package mixes in *mismatched* pairs.
+
+# %%
+held_out = world.eval_requests[: 16 if FAST else 300]
+answers = sample_answers(s.pi_f, s.rho_sft, held_out, draw)
+swapped = world.swapped(held_out, answers, random.Random(0))
+print("x        ", held_out[0], "\ny        ", answers[0], "\nswapped  ", swapped[0])
+swap = reward.swap_accuracy(model.score, held_out, answers, swapped) or 0.0
+print("the reward model reads x" if swap > 0.9 else "the reward model does not read x")
+assert FAST or swap > 0.9
+
+# %% [markdown]
+# And without mismatched pairs? Train one on same-request pairs alone.
+
+# %%
+blind = reward.RewardModel(copy_of(s.pi_f.model), s.tokenizer)
+how = replace(s.config.reward_model, pairs=len(pairs), epochs=0.5 if FAST else 3.0)
+facts = quietly(reward.train_reward_model, blind, pairs, how, generator=torch.Generator().manual_seed(0))
+blind.normalise(held_out, answers)
+swap_blind = reward.swap_accuracy(blind.score, held_out, answers, swapped) or 0.0
+print("trained on same-request pairs alone it", "reads x" if swap_blind > 0.9 else "hardly reads x")
+assert FAST or swap_blind < 0.75
+
+# %% [markdown]
+# ## A picture
+
+# %%
+figure, ((left, right),) = axes(1, 2, (9.5, 3.5))
+gold = torch.tensor(world.gold(held_out, answers))
+left.plot(
+    gold + 0.06 * torch.randn(len(gold), generator=draw),
+    model.score(held_out, answers),
+    ".",
+    color=BLUE,
+    label="answers",
+)
+gold_swapped = torch.tensor(world.gold(held_out, swapped))
+left.plot(gold_swapped, model.score(held_out, swapped), ".", color=ORANGE, label="town swapped")
+left.set(xlabel="gold reward", ylabel="learned reward", title="with mismatched pairs")
+left.legend(frameon=False, fontsize=8)
+bars = {"chance": (0.5, GREY), "longer": (longer, GREY), "model": (learned, BLUE), "ceiling": (ceiling, GREEN)}
+bars |= {"swap test": (swap, BLUE), "swap test,\nno mismatched": (swap_blind, ORANGE)}
+for i, (_name, (value, colour)) in enumerate(bars.items()):
+    right.bar(i, value, 0.7, color=colour)
+right.set_xticks(range(len(bars)), list(bars), fontsize=8)
+right.set(ylabel="share of pairs", ylim=(0, 1.05))
+show(figure)
+
+# %% [markdown]
+# Left: each dot is an answer to a held-out request. The learned reward follows the gold one, and it notices the swapped
+# town. Right: a high accuracy (third bar) does *not* show that x is read. The swap test (fifth bar) does.
+#
+# ## Exercise: add label noise
+#
+# The labeller's `scale` is 2.0. Predict the ceiling for 0.5, and for 0.
+# <details><summary>Solution</summary>
+#
+# With 0 the labeller tosses a coin: the ceiling is 0.5, and no model can be better. With 0.5 it lies in between.
+# </details>
+
+# %%
+ceilings = []
+for scale in (2.0, 0.5, 0.0):
+    noisy = reward.draw_preferences(asked, first, second, world.gold, scale, torch.Generator().manual_seed(1))
+    ceilings.append(reward.accuracy_ceiling(noisy))
+assert ceilings[0] > ceilings[1] > ceilings[2] == 0.5
+
+# %% [markdown]
+# ## Questions
+#
+# 1. A reward model has held-out accuracy 0.70, ceiling 0.72. Is it a good one?
+# <details><summary>Answer</summary>
+# It is nearly as good as these labels allow. Whether that suffices depends on the noise: 0.72 means that a labeller
+# contradicts himself in 28 % of the pairs.
+# </details>
+#
+# 2. Why are all pairs of one prompt on the same side of the split into training and held-out pairs?
+# <details><summary>Answer</summary>
+# Otherwise the model has seen the prompt, perhaps the very answer, and the held-out accuracy comes out too high.
+# </details>
+#
+# 3. An answer was cut at the token limit. Should the reward model see an EOS after it?
+# <details><summary>Answer</summary>
+# No: the LM did not write one. With an EOS an unfinished answer would look finished.
+# </details>

@@ -1,0 +1,178 @@
+# %% [markdown]
+# # 10 · One clipped step
+#
+# At the end you will know
+#
+# * the policy gradient, the probability ratio, and why a sample may be used more than once;
+# * what the clip of PPO stops, and what it does not stop;
+# * that PPO with a KL penalty climbs to the closed-form optimum ρ\* of tutorial 01.
+#
+# Time: 30 minutes. You need: tutorials 01, 08 and 09.
+
+# %% tags=["skip-execution"]
+# !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps -e /content/alignpro_mini
+# %cd -q /content/alignpro_mini/tutorials
+
+# %%
+import torch
+from lesson import BLUE, FAST, GREY, ORANGE, PINK, axes, show, source
+
+from alignpro_mini import rl_math, theory
+
+# %% [markdown]
+# ## The ratio
+#
+# A rollout was sampled by the policy as it was, π_old. After the first optimiser step the policy is another one, but the
+# samples are still the old ones. The probability ratio puts this right:
+#
+#     ratio = π(token) / π_old(token)          E_old[ ratio · A ] = E_π[ A ]
+#
+# At the first step the ratio is 1, and the gradient of ratio · A is A · ∇ln π: the policy gradient.
+#
+# ## The clip
+#
+# A large ratio is a large claim from few samples. PPO gives no credit beyond 1 ± ε:
+#
+#     loss = −min( ratio · A,  clip(ratio, 1 − ε, 1 + ε) · A )
+#
+# The minimum is pessimistic. Three tokens by hand, ε = 0.2:
+
+# %%
+ratio = torch.tensor([[1.5, 0.5, 1.5]])
+advantage = torch.tensor([[1.0, 1.0, -1.0]])
+
+
+def naive_loss(ratio, advantage, clip):
+    return torch.tensor(
+        [[-min(r * a, min(max(r, 1 - clip), 1 + clip) * a) for r, a in zip(ratio[0].tolist(), advantage[0].tolist())]]
+    )
+
+
+print(naive_loss(ratio, advantage, 0.2))
+source(rl_math.policy_loss)
+mask = torch.ones(1, 3, dtype=torch.bool)
+logp = ratio.log().requires_grad_()
+loss, seen = rl_math.policy_loss(logp, torch.zeros(1, 3), advantage, mask, 0.2)
+torch.testing.assert_close(loss.detach(), naive_loss(ratio, advantage, 0.2))
+loss.sum().backward()
+print("gradient:", logp.grad.tolist()[0], " clipped:", seen["clipped"].tolist()[0])
+
+# %% [markdown]
+# * Token 1 was good (A > 0) and already became 1.5 times as likely: no more credit, its gradient is 0.
+# * Token 2 was good, but became *less* likely: the clip does not stop the way back.
+# * Token 3 was bad (A < 0) and became *more* likely: this is wrong, so nothing is clipped and the loss grows.
+
+# %%
+assert logp.grad[0, 0] == 0 and logp.grad[0, 1] < 0 < logp.grad[0, 2]
+
+# %% [markdown]
+# ## PPO on a table
+#
+# Back to the six rewrites of tutorial 01. A rewrite is one token now, and the prompter is a row of six logits. The loop
+# below is all of PPO: sample, score, advantages, a few clipped steps. There is no value head: the mean over the batch
+# is the baseline.
+
+# %%
+R = torch.tensor([0.6, 1.0, 1.0, 1.6, 0.1, 0.4])
+rho_sft = torch.tensor([0.3, 0.14, 0.14, 0.14, 0.14, 0.14])
+lam = 0.3
+best = theory.optimal_prompter(rho_sft[None], R[None], lam)[0]
+
+
+def train(clip=0.2, minimum=True, iterations=40 if FAST else 150, epochs=4, batch=256, lr=0.05, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = rho_sft.log().clone().requires_grad_()
+    optimizer = torch.optim.Adam([logits], lr=lr)
+    objective = []
+    for _ in range(iterations):
+        old = logits.detach().log_softmax(0)
+        taken = torch.multinomial(old.exp(), batch, replacement=True, generator=generator)
+        score = R[taken] + 0.5 * torch.randn(batch, generator=generator)  # the LM's own sampling
+        worth = score - lam * (old - rho_sft.log())[taken]  # k1 in the reward
+        advantages = rl_math.whiten(worth[:, None], torch.ones(batch, 1, dtype=torch.bool))  # (batch, 1)
+        for _ in range(epochs):
+            new = logits.log_softmax(0)[taken][:, None]
+            if minimum:
+                loss, _ = rl_math.policy_loss(
+                    new, old[taken][:, None], advantages, torch.ones(batch, 1, dtype=torch.bool), clip
+                )
+            else:
+                loss = -(new - old[taken][:, None]).exp().clamp(1 - clip, 1 + clip) * advantages
+            optimizer.zero_grad()
+            loss.mean().backward()
+            optimizer.step()
+        rho = logits.detach().softmax(0)
+        objective.append(float(theory.regularised_value(rho[None], rho_sft[None], R[None], lam)))
+    return rho, objective
+
+
+rho, objective = train()
+top = float(theory.regularised_value(best[None], rho_sft[None], R[None], lam))
+print("rewrite     1     2     3     4     5     6")
+for name, row in (("ρ_sft", rho_sft), ("PPO", rho), ("ρ*", best)):
+    print(f"{name:8}", "  ".join(f"{v:.2f}" for v in row.tolist()))
+share = (objective[-1] - float(theory.value(rho_sft[None], R[None]))) / (
+    top - float(theory.value(rho_sft[None], R[None]))
+)
+assert share > (0.6 if FAST else 0.97), share
+
+# %% [markdown]
+# PPO never saw R, only noisy scores of what it sampled. It ends at the exact optimum, up to noise.
+#
+# ## A picture
+
+# %%
+figure, ((left, middle, right),) = axes(1, 3, (11.5, 3.3))
+ratios = torch.linspace(0.4, 1.8, 141)
+for ax, sign in ((left, 1.0), (middle, -1.0)):
+    A = torch.full((1, 141), sign)
+    curve, _ = rl_math.policy_loss(
+        ratios.log()[None], torch.zeros(1, 141), A, torch.ones(1, 141, dtype=torch.bool), 0.2
+    )
+    ax.plot(ratios, curve[0], color=BLUE, label="PPO")
+    ax.plot(ratios, -ratios * sign, color=GREY, linestyle="--", label="without a clip")
+    ax.plot(ratios, -ratios.clamp(0.8, 1.2) * sign, color=PINK, linestyle=":", label="without the minimum")
+    ax.axvline(1, color="black", linewidth=0.6)
+    ax.set(xlabel="ratio", ylabel="loss of the token", title=f"A = {sign:+.0f}")
+    ax.legend(frameon=False, fontsize=8)
+right.plot(objective, color=BLUE, label="PPO")
+right.axhline(top, color=ORANGE, label="ρ*")
+right.set(xlabel="iteration", ylabel="J_λ", title="PPO on the table")
+right.legend(frameon=False, fontsize=8)
+show(figure)
+
+# %% [markdown]
+# Left and middle: the curve is flat only where the step has already gone far in the *right* direction. The dotted line
+# has no minimum: it is flat on both sides, so a token that moved the wrong way gets no gradient to come back.
+#
+# ## Exercise: drop the minimum
+#
+# Train without the minimum (`minimum=False`), with a large learning rate (0.5) so that ratios leave the clip. Predict
+# first: does it still reach ρ\*?
+
+# %%
+with_minimum = [train(lr=0.5, seed=s)[1][-1] for s in range(5)]
+without = [train(lr=0.5, seed=s, minimum=False)[1][-1] for s in range(5)]
+mean = lambda values: sum(values) / len(values)
+print(f"optimum {top:.2f}, with the minimum {mean(with_minimum):.2f}, without {mean(without):.2f}")
+
+# %% [markdown]
+# ## Questions
+#
+# 1. All advantages of a batch are multiplied by 10. What changes with whitening, and what without?
+# <details><summary>Answer</summary>
+# With whitening nothing. Without it the loss is 10 times as large; Adam divides most of that out again, but the value
+# loss now weighs less beside it, and gradient clipping bites.
+# </details>
+#
+# 2. The clip fraction is 0.6. What does it mean, and what would you try?
+# <details><summary>Answer</summary>
+# More than half of the tokens have moved beyond 1 ± ε within one iteration: the step is too large. Lower the learning
+# rate, or take fewer passes over each rollout.
+# </details>
+#
+# 3. Does the clip keep ρ near ρ_sft?
+# <details><summary>Answer</summary>
+# No. It limits one iteration's move from π_old. Over many iterations ρ may go anywhere; only the KL penalty ties it to
+# ρ_sft.
+# </details>

@@ -1,0 +1,156 @@
+# %% [markdown]
+# # 11 · Align-Pro, end to end
+#
+# At the end you will know
+#
+# * how rewrite, answer and score become one number that PPO can maximise;
+# * how to train a prompter with ten lines of library calls;
+# * how to read the curves of such a run.
+#
+# Time: 30 minutes. You need: tutorials 05 to 10. Opened cold it first trains everything up to the prompter (three
+# minutes).
+
+# %% tags=["skip-execution"]
+# !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps -e /content/alignpro_mini
+# %cd -q /content/alignpro_mini/tutorials
+
+# %%
+from dataclasses import replace
+
+import torch
+from lesson import BLUE, FAST, GREEN, ORANGE, Log, axes, shared_run, show, source
+
+from alignpro_mini.alignpro import PromptScore, train_align_pro
+
+# %% [markdown]
+# ## One score for a rewrite
+#
+# PPO knows prompts, completions and a score. In Align-Pro the completion is the *rewrite*, and its score is what happens
+# next: the frozen LM answers it, and the reward model rates the answer **against the original request x**. If it rated
+# the answer against x′, the prompter could change the question to one that is easy to answer.
+
+# %%
+s = shared_run("align_pro")
+requests = s.world.train_requests[:3]
+rewrites = [f"{x} Answer like a friendly guide." for x in requests]
+
+
+def naive_score(requests, rewrites, generator):
+    scores = []
+    for x, x_prime in zip(requests, rewrites):
+        [answer] = s.pi_f.answer([x_prime], generator)  # the LM sees x'
+        scores.append(float(s.reward.train([x], [answer.text])))  # the reward sees x
+    return scores
+
+
+source(PromptScore.__call__)
+# Greedy answers, so that both give the same: sampling would draw other numbers one by one than in a batch.
+greedy = type(s.pi_f)(s.pi_f.model, s.tokenizer, replace(s.pi_f.sampling, temperature=0.0))
+s.pi_f, sampled = greedy, s.pi_f
+by_hand = naive_score(requests, rewrites, None)
+torch.testing.assert_close(
+    PromptScore(greedy, s.reward.train)(requests, rewrites), torch.tensor(by_hand), rtol=1e-3, atol=1e-3
+)
+s.pi_f = sampled
+
+# %% [markdown]
+# The training is one call. `Log` is a *stage*: where a trainer reports. Here PPO runs for few iterations, so that you can
+# change things and try again.
+
+# %%
+
+
+def short_run(**changes):
+    curve = Log()
+    config = replace(s.config.ppo, iterations=3 if FAST else 20, batch_size=16 if FAST else 64, **changes)
+    parts = s.rho_sft.model, s.pi_f, s.reward.train, s.world.train_requests, s.tokenizer, config
+    train_align_pro(*parts, curve, torch.Generator().manual_seed(0), s.world.gold)
+    return curve.rows
+
+
+rows = short_run()
+first, last = rows[0], rows[-1]
+print("score rises" if last["score_mean"] > first["score_mean"] else "score does not rise")
+assert FAST or last["score_mean"] > first["score_mean"] + 0.3
+s.pi_f.assert_unchanged("align_pro")
+print("and not one weight of the LM has changed")
+
+# %% [markdown]
+# ## The whole run
+#
+# The shared run has trained for longer. Its log has everything. These four curves belong on every page about RLHF:
+
+# %%
+log = [row for row in s.run.rows("metrics.jsonl") if row["stage"] == "align_pro"]
+steps = [row["step"] for row in log]
+figure, grid = axes(2, 2, (10, 5.4))
+for ax, keys, label in (
+    (grid[0, 0], ("score_mean",), "learned reward of the answers"),
+    (grid[0, 1], ("gold_mean",), "gold reward, never trained on"),
+    (grid[1, 0], ("kl_k1", "kl_k3", "kl_exact"), "KL to ρ_sft, nats a rewrite"),
+    (grid[1, 1], ("clip_fraction", "explained_variance"), "clip fraction, explained variance"),
+):
+    for key, colour in zip(keys, (BLUE, ORANGE, GREEN)):
+        values = [max(row[key], -1.0) for row in log]
+        ax.plot(steps, values, color=colour, label=key)
+    ax.set(xlabel="iteration", title=label)
+    ax.legend(frameon=False, fontsize=8)
+show(figure)
+
+# %% [markdown]
+# * The learned reward rises and levels off. Rising for ever would be suspicious.
+# * The **gold** reward rises with it. If it fell while the learned one rises, the prompter would be exploiting errors of
+#   the reward model: over-optimisation.
+# * The KL rises from 0 and levels off where one more nat would cost more (λ) than it earns. Its three estimates agree; if
+#   they did not, tokens would be scored in another way than they were sampled.
+# * The clip fraction is small: the steps are not too large. The explained variance climbs: the value head learns.
+
+# %%
+if not FAST:
+    assert log[-1]["gold_mean"] > log[0]["gold_mean"] + 1 and log[-1]["kl_k1"] > 0.5
+    assert abs(log[-1]["kl_k1"] - log[-1]["kl_exact"]) < 0.5
+
+# %% [markdown]
+# ## Before and after
+
+# %%
+x = s.world.eval_requests[:3]
+for name, prompter in (("ρ_sft", s.rho_sft), ("ρ", s.rho)):
+    texts = prompter.rewrite(x, torch.Generator().manual_seed(3))
+    for request, text in zip(x, texts):
+        print(f"{name:5}  {request}  →  {text}")
+
+# %% [markdown]
+# ## Exercise: two answers a rewrite
+#
+# `answers=2` lets the LM answer each rewrite twice and averages the rewards. The score has less noise, at twice the price
+# in answers. Predict: does it learn faster per iteration? Per answer?
+# <details><summary>Solution</summary>
+#
+# Per iteration a little at best, per answer no. Most of the noise of a batch comes from *which rewrites* were drawn, and
+# more answers do not change that.
+# </details>
+
+# %%
+twice = short_run(answers=2)
+better = "higher" if twice[-1]["score_mean"] > rows[-1]["score_mean"] else "not higher"
+print("after as many iterations, with two answers a rewrite, the score is", better)
+
+# %% [markdown]
+# ## Questions
+#
+# 1. The prompter writes an empty rewrite. What is sent to the LM?
+# <details><summary>Answer</summary>
+# The request x itself, and the share of such fallbacks is logged. An empty prompt has no answer that could be rated.
+# </details>
+#
+# 2. How does the RLHF oracle of `train.py` differ from Align-Pro?
+# <details><summary>Answer</summary>
+# Its policy is a copy of the LM, its completion is the answer, its score is the reward of that answer. PPO is the same
+# code, with the same options.
+# </details>
+#
+# 3. Why may the frozen LM be a model behind an API?
+# <details><summary>Answer</summary>
+# Align-Pro needs its answers only: no weights, no gradients, no log-probabilities.
+# </details>

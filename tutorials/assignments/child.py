@@ -1,0 +1,135 @@
+"""Grade one submission in this process, which the parent may kill. Started by grade.py with a JSON file; see there.
+
+Each result is one line of JSON in the file `out`: {"start": check}, then {"done": check, "ok", "message", "hint"}.
+"""
+
+from __future__ import annotations
+import __future__
+
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+class Graft:
+    """The stripped package in this process, and what stands in the place of each assigned function."""
+
+    def __init__(self, functions: list[str], cut) -> None:
+        self.cut, self.places, self.current = cut, {}, {}
+        for path in functions:
+            module, names = cut.split(path)
+            owner = importlib.import_module(f"alignpro_mini.{module}")
+            for name in names[:-1]:
+                owner = getattr(owner, name)
+            self.places[path] = (owner, names[-1])
+            self.current[path] = vars(owner)[names[-1]]
+
+    def compiled(self, path: str, source: str) -> Callable:
+        """The function of `path` from this text of its module, with the stripped module's globals."""
+        module, names = self.cut.split(path)
+        text = self.cut.definition(source, names)
+        scope = importlib.import_module(f"alignpro_mini.{module}").__dict__
+        found: dict = {}
+        code = compile(text, f"<{path}>", "exec", __future__.annotations.compiler_flag)
+        exec(code, scope, found)
+        return found[names[-1]]
+
+    def reference(self, path: str) -> Callable:
+        return self.compiled(path, self.cut.source_of(self.cut.split(path)[0]))
+
+    def put(self, path: str, function: Callable) -> None:
+        """Put it where the package has the old one: also under names that other modules imported."""
+        owner, name = self.places[path]
+        old, self.current[path] = self.current[path], function
+        for module in [m for n, m in sys.modules.items() if n.split(".")[0] == "alignpro_mini"]:
+            for key, value in list(vars(module).items()):
+                if value is old:
+                    setattr(module, key, function)
+        setattr(owner, name, function)
+
+
+def submitted(module, path: str) -> Callable:
+    """The student's function. Raises LookupError when it is not there."""
+    found = module
+    for name in path.partition(".")[2].split("."):
+        found = vars(found).get(name) if found is not None else None
+    if not callable(found):
+        raise LookupError(f"{path.partition('.')[2]} is not defined in your file")
+    return found
+
+
+def check_function(path: str, function: Callable, cases: list, graft: Graft, mutants: list, base) -> dict:
+    """Run the cases, the smallest first; the first one that differs is the counterexample."""
+    for case in cases:
+        found, want = base.outcome(function, case), base.outcome(case.oracle, case, numeric=True)
+        if base.same(found, want):
+            continue
+        if found == ("raised", "NotImplementedError"):
+            return {"ok": False, "message": "not written yet (NotImplementedError)", "hint": ""}
+        message = f"on {case.about}: expected {base.told(want)}, got {base.told(found)}"
+        return {"ok": False, "message": message, "hint": hint(path, case, found, want, graft, mutants, base)}
+    return {"ok": True, "message": f"{len(cases)} cases", "hint": ""}
+
+
+def hint(path: str, case, found: tuple, want: tuple, graft: Graft, mutants: list, base) -> str:
+    """The hint of the known mistake that gives the same wrong outcome on this case; "" if none does."""
+    for mutant in mutants:
+        wrong = base.outcome(graft.compiled(path, mutant["source"]), case)
+        if base.same(wrong, found) and not base.same(wrong, want):
+            return mutant["hint"]
+    return ""
+
+
+def main(spec: dict) -> None:
+    sys.path[:0] = [spec["package"], spec["here"]]
+    import torch
+
+    torch.set_num_threads(1)
+    cut, base = importlib.import_module("cut"), importlib.import_module("checks.base")
+    checks = importlib.import_module(f"checks.{spec['assignment']}")
+    out = Path(spec["out"])
+
+    def write(**row) -> None:
+        with out.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(row) + "\n")
+
+    graft = Graft(spec["functions"], cut)
+    assigned = spec["assigned"]
+    write(start="import")
+    try:
+        where = importlib.util.spec_from_file_location("submission", spec["submission"])
+        module = importlib.util.module_from_spec(where)
+        sys.modules["submission"] = module
+        where.loader.exec_module(module)
+    except BaseException as error:  # sys.exit, too
+        write(done="import", ok=False, message=f"your file does not import: {type(error).__name__}: {error}", hint="")
+        return
+    write(done="import", ok=True, message="", hint="")
+    for path in spec["functions"]:
+        graft.put(path, graft.reference(path))
+    for check in spec["only"]:
+        write(start=check)
+        rng = torch.Generator().manual_seed(spec["seed"])
+        try:
+            if check == "whole":
+                for path in assigned:
+                    graft.put(path, submitted(module, path))
+                checks.whole(rng)
+                result = {"ok": True, "message": "", "hint": ""}
+            else:
+                mine = submitted(module, check)
+                graft.put(check, mine)
+                known = spec["mutants"].get(check, [])
+                result = check_function(check, mine, checks.cases(check, rng), graft, known, base)
+                graft.put(check, graft.reference(check))
+        except BaseException as error:
+            told = f"{type(error).__name__}: {error}".splitlines()
+            result = {"ok": False, "message": " ".join(told)[:600], "hint": ""}
+        write(done=check, **result)
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

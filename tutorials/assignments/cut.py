@@ -1,0 +1,84 @@
+"""Cut functions out of the package: stubs for students, a package without them, one function's reference or mutant.
+
+Source is cut by line numbers of the syntax tree, so that comments and formatting stay as they are.
+"""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "alignpro_mini"
+
+
+def source_of(module: str) -> str:
+    return (PACKAGE / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+
+
+def split(path: str) -> tuple[str, list[str]]:
+    """ "ppo.PPOTrainer.loss" -> ("ppo", ["PPOTrainer", "loss"]): modules are lower case, so is a package before them."""
+    parts = path.split(".")
+    depth = 1
+    while not (PACKAGE / f"{'/'.join(parts[:depth])}.py").exists():
+        depth += 1
+    return ".".join(parts[:depth]), parts[depth:]
+
+
+def find(tree: ast.Module, names: list[str]) -> ast.FunctionDef:
+    """The definition of a function or method. Raises LookupError when it is not there."""
+    body: list = tree.body
+    for name in names:
+        found = [n for n in body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name == name]
+        if not found:
+            raise LookupError(f"{'.'.join(names)} is not in the module")
+        node, body = found[-1], found[-1].body
+    return node
+
+
+def definition(source: str, names: list[str]) -> str:
+    """The text of a function, decorators included, without indentation."""
+    node = find(ast.parse(source), names)
+    first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+    lines = source.splitlines()[first - 1 : node.end_lineno]
+    return textwrap.dedent("\n".join(lines)) + "\n"
+
+
+def without_bodies(source: str, wanted: Iterable[list[str]]) -> str:
+    """The module with `raise NotImplementedError` for the bodies of these functions; docstrings stay."""
+    tree, lines = ast.parse(source), source.splitlines()
+    for node in sorted((find(tree, names) for names in wanted), key=lambda n: -n.lineno):
+        documented = ast.get_docstring(node) is not None
+        first = node.body[0]
+        start = first.end_lineno if documented else first.lineno - 1
+        lines[start : node.end_lineno] = [" " * first.col_offset + "raise NotImplementedError"]
+    return "\n".join(lines) + "\n"
+
+
+def stubs(functions: Iterable[str], imports: Iterable[str], title: str) -> str:
+    """The file that a student starts from."""
+    told = f'"""{title}: replace each `raise NotImplementedError`. Helpers and imports of your own are kept."""\n\n'
+    parts: dict[str, list[str]] = {}
+    for path in functions:
+        module, names = split(path)
+        stripped = without_bodies(source_of(module), [names])
+        parts.setdefault(names[0] if len(names) > 1 else "", []).append(definition(stripped, names))
+    blocks = parts.pop("", [])
+    for owner, methods in parts.items():
+        blocks.append(f"class {owner}:\n" + "\n".join(textwrap.indent(m, "    ") for m in methods))
+    return told + "\n".join(imports) + "\n\n\n" + "\n\n".join(blocks)
+
+
+def stripped_package(place: Path, functions: Iterable[str]) -> None:
+    """Copy the package into `place`, all these functions without bodies."""
+    shutil.copytree(PACKAGE, place / "alignpro_mini", ignore=shutil.ignore_patterns("__pycache__"))
+    by_module: dict[str, list[list[str]]] = {}
+    for path in functions:
+        module, names = split(path)
+        by_module.setdefault(module, []).append(names)
+    for module, wanted in by_module.items():
+        file = place / "alignpro_mini" / f"{module.replace('.', '/')}.py"
+        file.write_text(without_bodies(source_of(module), wanted), encoding="utf-8")

@@ -1,0 +1,138 @@
+"""What the tutorials share: figures that show in a notebook and in no window, `FAST=1`, and one trained run for all.
+
+FAST=1 python tutorials/01_reward_without_touching_the_lm.py      # micro sizes: seconds, for the tests
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import os
+import sys
+import tempfile
+from contextlib import redirect_stdout
+from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch is imported: waiting threads do not spin
+
+FAST = os.environ.get("FAST") == "1"
+HERE = Path(__file__).resolve().parent
+BLUE, ORANGE, GREEN, PINK, GREY = "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#6b7280"
+
+
+def axes(rows: int = 1, cols: int = 1, size: tuple[float, float] = (7.0, 3.2)):
+    """(figure, axes array (rows, cols)) in the style of the package's plots."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = FigureCanvasAgg(Figure(figsize=size, layout="constrained", dpi=90)).figure
+    found = figure.subplots(rows, cols, squeeze=False)
+    for ax in found.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.25)
+    return figure, found
+
+
+def show(figure) -> None:
+    """Display the figure under a notebook's cell; as a script, draw it and show nothing."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    if "ipykernel" in sys.modules:
+        from IPython.display import Image, display
+
+        display(Image(data=data.getvalue()))
+
+
+def source(function) -> None:
+    """Print the package's own code of a function."""
+    print(inspect.getsource(function).rstrip())
+
+
+def quietly(function, *args, **kwargs):
+    """Call without its printed output: progress lines differ from machine to machine."""
+    with redirect_stdout(io.StringIO()):
+        return function(*args, **kwargs)
+
+
+class Log:
+    """A training stage that keeps its log rows in memory and saves nothing; `each(step)` is called at every report."""
+
+    def __init__(self, each=lambda step: None) -> None:
+        self.each, self.rows = each, []
+
+    def restore(self, *things) -> tuple[int, dict]:
+        return 0, {}
+
+    def progress(self, start: int, stop: int):
+        return range(start, stop)
+
+    def log(self, step: int, metrics: dict, samples=()) -> None:
+        self.rows.append({"step": step} | metrics)
+        self.each(step)
+
+    def save(self, step: int, *things, **meta) -> None:
+        pass
+
+
+def shared_run(until: str):
+    """The stages of `train.py` up to `until`, on one run folder that all tutorials share: finished stages are loaded.
+
+    Returns an object with config, world, run, tokenizer, pi_f, rho_sft, reward, rho, oracle, rated, listing, arms and
+    results, as far as they exist by then. `until` is one of STAGES. On two cores the whole takes about four minutes.
+    """
+    from dataclasses import replace
+    from types import SimpleNamespace
+
+    from alignpro_mini.lab import assess, pipeline
+    from alignpro_mini.lab.cli import with_options
+    from alignpro_mini.lab.config import preset
+    from alignpro_mini.lab.run import Run
+
+    s = SimpleNamespace(config=replace(preset("tiny"), out=str(HERE.parent / "runs"), name="tutorial"))
+    if FAST:
+        s.config = with_options(s.config, MICRO | {"out": tempfile.mkdtemp()})
+    wanted = STAGES[: STAGES.index(until) + 1]
+    s.world = pipeline.make_world(s.config)
+    s.run = quietly(Run, s.config, resume=True)
+    missing = [stage for stage in wanted if stage not in s.run.stages]
+    if missing and not FAST:
+        print(f"training first: {', '.join(missing)} (minutes)")
+    s.tokenizer, s.pi_f = quietly(pipeline.frozen_lm, s.run, s.world)
+    if "prompter_sft" in wanted:
+        s.rho_sft = quietly(pipeline.prompter_sft, s.run, s.world, s.tokenizer, s.pi_f)
+    if "reward_model" in wanted:
+        s.reward = quietly(pipeline.reward_model, s.run, s.world, s.pi_f, s.rho_sft)
+    if "align_pro" in wanted:
+        s.rho = quietly(pipeline.align_pro, s.run, s.world, s.pi_f, s.rho_sft, s.reward)
+    if "listing" in wanted:
+        s.rated = quietly(assess.rate_rewrites, s.run, s.world, s.pi_f, s.reward)
+        s.listing = s.rated.under(s.rho_sft, s.rho)
+    if "evaluation" in wanted:
+        s.oracle = quietly(pipeline.rlhf_oracle, s.run, s.world, s.pi_f, s.reward)
+        quietly(assess.closed_form, s.run, s.rho_sft, s.rho, s.rated, None)
+        s.arms = quietly(assess.evaluate_plain, s.run, s.world, s.pi_f, s.oracle, s.reward)
+        prompters = s.rho_sft, s.rho, s.reward, s.listing
+        s.arms |= quietly(assess.evaluate_prompters, s.run, s.world, s.pi_f, *prompters)
+        s.results = assess.conclude(s.run, s.arms)
+    return s
+
+
+STAGES = ["frozen_lm", "prompter_sft", "reward_model", "align_pro", "listing", "evaluation"]
+MICRO = {  # for FAST=1: every stage runs, nothing is learned
+    "vocab_size": 400,
+    "sampling.max_new_tokens": 20,
+    "eval.inputs": 16,
+    "eval.headroom_inputs": 4,
+    "theory.inputs": 4,
+    "theory.answers": 4,
+    "theory.more_answers": 4,
+    "ppo.iterations": 3,
+    "ppo.batch_size": 16,
+    "ppo.max_new_tokens": 20,
+    "reward_model.pairs": 80,
+    "reward_model.batch_size": 16,
+    "reward_model.normalise_on": 40,
+}
+for _model, _sft in (("frozen_model", "frozen_lm"), ("prompter_model", "prompter_sft")):
+    MICRO |= {f"{_model}.d_model": 32, f"{_model}.n_layers": 1, f"{_model}.n_heads": 2}
+    MICRO |= {f"{_sft}.steps": 30, f"{_sft}.examples": 600, f"{_sft}.heldout_examples": 32, f"{_sft}.batch_size": 8}
