@@ -54,6 +54,12 @@ def test_options_that_the_pages_name_exist():
         "model",
         "rounds",
         "size",
+        "json",
+        "stubs",
+        "variants",
+        "worlds",
+        "pairs",
+        "mismatched",
     }
     for page in PAGES:
         named = set(re.findall(r"(?<![\w-])--([a-z_]+(?:\.[a-z_0-9]+)?)(?![\w.])", page.read_text(encoding="utf-8")))
