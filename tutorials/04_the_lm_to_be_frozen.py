@@ -104,8 +104,13 @@ ax.plot(steps, [row["loss"] for row in log.rows], color=BLUE, label="training")
 ax.plot(steps, [row["heldout_loss"] for row in log.rows], color=ORANGE, label="held out")
 ax.set(xlabel="step", ylabel="loss, nats per answer token", ylim=(0, None))
 ax.legend(frameon=False)
-for i in (0, len(steps) // 3, -1):
-    place = {"xytext": (10, 22), "textcoords": "offset points", "fontsize": 7}
+for i, shift in ((0, (14, -8)), (len(steps) // 3, (10, 22)), (-1, (-190, 50))):
+    place = {
+        "xytext": shift,
+        "textcoords": "offset points",
+        "fontsize": 7,
+        "arrowprops": {"arrowstyle": "-", "lw": 0.5},
+    }
     ax.annotate(answers[i][:38] + "…", (steps[i], log.rows[i]["loss"]), **place)
 show(figure)
 assert log.rows[-1]["heldout_loss"] < log.rows[0]["heldout_loss"]

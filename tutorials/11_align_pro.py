@@ -103,7 +103,8 @@ show(figure)
 #   the reward model: over-optimisation.
 # * The KL rises from 0 and levels off where one more nat would cost more (λ) than it earns. Its three estimates agree; if
 #   they did not, tokens would be scored in another way than they were sampled.
-# * The clip fraction is small: the steps are not too large. The explained variance climbs: the value head learns.
+# * The clip fraction is small: the steps are not too large. The explained variance rises a little: most of a
+#   score's spread is the LM's luck, which no value head can know beforehand.
 
 # %%
 if not FAST:

@@ -96,6 +96,8 @@ left.plot(counts, noisy, "o-", color=ORANGE, label="rated by the answers that ch
 left.plot(counts, crossed, "o-", color=BLUE, label="rated by other answers")
 left.axhline(best, color=GREEN, label="the true optimum")
 left.set(xscale="log", xlabel="answers to a rewrite", ylabel="J_λ of the optimum")
+left.set_xticks(counts, [str(M) for M in counts])
+left.minorticks_off()
 left.legend(frameon=False, fontsize=8)
 star = theory.optimal_prompter(listing.rho_sft, listing.R, lam)
 order = star.mean(0).argsort(descending=True)[:10]
