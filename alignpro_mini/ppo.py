@@ -53,9 +53,7 @@ class PPOConfig:
     ratio: str = option("token", "probability ratio of each token, or one for the completion", ("token", "sequence"))
     clip_range: float = option(0.2, "epsilon: a probability ratio beyond 1 +- epsilon earns no credit", above=0)
     value_clip_range: float = option(0.4, "how far a value may move from the rollout's in one iteration", above=0)
-    vf_coef: float = option(
-        0.1, "weight of the value loss; a large one disturbs the policy through the shared blocks", least=0
-    )
+    vf_coef: float = option(0.1, "weight of the value loss, which moves the policy's blocks too", least=0)
     whiten_advantages: bool = option(True, "scale the advantages of a rollout to mean 0, variance 1 (not of a group)")
     max_grad_norm: float = option(1.0, MAX_GRAD_NORM, above=0)
     missing_eos_penalty: float = option(1.0, "subtracted where a completion is truncated before its EOS", least=0)
@@ -81,6 +79,7 @@ class PPOConfig:
 
     @property
     def whitens(self) -> bool:
+        """Whether advantages are whitened: those that compare the completions of one prompt never are."""
         return self.whiten_advantages and self.advantage not in rl_math.GROUPED
 
 
@@ -204,7 +203,6 @@ class PPOTrainer:
             advantages, rollout.returns = rl_math.gae(rewards, rollout.values, mask, c.gamma, c.gae_lambda)
         else:
             advantages = rl_math.critic_free(c.advantage, rewards, mask, c.rewrites_per_request)
-            rollout.returns = rl_math.returns_to_go(rewards, mask)
         self.advantage_std = float(rl_math.masked_var(advantages, mask).sqrt())
         rollout.advantages = rl_math.whiten(advantages, mask) if c.whitens else advantages
 
@@ -241,22 +239,21 @@ class PPOTrainer:
         logp = torch.zeros_like(part.logp).masked_scatter(part.action, chosen)  # (b, T)
         clip, by_row = c.clip_range, c.ratio == "sequence"
         policy, seen = rl_math.policy_loss(logp, part.logp, part.advantages, part.action, clip, by_row)  # (b, T)
-        value, value_clipped = rl_math.value_loss(values, part.values, part.returns, part.action, c.value_clip_range)
         update_kl = rl_math.kl_estimate(part.logp[part.action], chosen.detach(), "k3")  # (n,) old to new
         parts = {
             "policy_loss": policy.sum().item(),
-            "value_loss": value.sum().item(),
             "clip_fraction": seen["clipped"].sum().item(),
-            "value_clip_fraction": value_clipped.sum().item(),
             "approx_kl": update_kl.sum().item(),
             "ratio_max": seen["ratio"][part.action].max().item(),
         }
         total = policy.sum()
-        if c.advantage == "gae":
+        if c.advantage == "gae":  # the others have no value head to train
+            value, clipped = rl_math.value_loss(values, part.values, part.returns, part.action, c.value_clip_range)
+            parts |= {"value_loss": value.sum().item(), "value_clip_fraction": clipped.sum().item()}
             total = total + c.vf_coef * value.sum()
         if c.kl_placement == "loss":
             kl = rl_math.kl_estimate(logp, part.logp_ref, c.kl_estimator)  # (b, T)
-            # Whitening divides the reward's gradient by the standard deviation: so that lambda keeps its meaning, here too.
+            # Whitening divides the reward's gradient by this standard deviation: lambda must keep its meaning.
             scale = 1 / max(self.advantage_std, 1e-4) if c.whitens else 1.0
             total = total + scale * self.kl_coef * rl_math.masked_sum(kl, part.action).sum()
         return total, parts
@@ -281,7 +278,7 @@ class PPOTrainer:
         mask, scores = rollout.action, rollout.scores
         k3 = rl_math.masked_sum(rl_math.kl_estimate(rollout.logp, rollout.logp_ref, "k3"), mask)  # (B,)
         kl, tokens, missing_eos = rollout.kl.mean().item(), mask.sum().item(), (~rollout.finished).float().mean().item()
-        found = {
+        found = update | {
             "score_mean": scores.mean().item(),
             "score_std": scores.std(unbiased=False).item(),
             "reward_mean": scores.mean().item() - self.config.missing_eos_penalty * missing_eos - self.kl_coef * kl,
@@ -291,7 +288,6 @@ class PPOTrainer:
             "kl_coef": self.kl_coef,
             "entropy": rl_math.masked_mean(rollout.entropy, mask).item(),
             "advantage_std": self.advantage_std,
-            "explained_variance": rl_math.explained_variance(rollout.values, rollout.returns, mask).item(),
             "missing_eos": missing_eos,
             "completion_length": tokens / len(mask),
             "lr": self.lr,
@@ -299,13 +295,11 @@ class PPOTrainer:
             "score_s": clock[2] - clock[1],
             "update_s": clock[3] - clock[2],
             "tokens_per_s": tokens / (clock[3] - clock[0]),
-        } | update
-        values = (
-            "explained_variance",
-            "value_loss",
-            "value_clip_fraction",
-        )  # of a value head that trains with GAE only
-        return {k: v for k, v in found.items() if self.config.advantage == "gae" or k not in values}
+        }
+        if self.config.advantage == "gae":
+            variance = rl_math.explained_variance(rollout.values, rollout.returns, mask)
+            found["explained_variance"] = variance.item()
+        return found
 
 
 def learning_rate(config: PPOConfig, step: int) -> float:

@@ -160,23 +160,17 @@ def _group_size(rewards: Tensor) -> int:
     return rewards.shape[1]
 
 
-def returns_to_go(rewards: Tensor, mask: Tensor) -> Tensor:
-    """Sum of the rewards from each token on, (B, T) -> (B, T), 0 on padding: GAE with lambda 1 and no values."""
-    _same_shape(rewards=rewards, mask=mask)
-    kept = torch.where(mask, rewards, 0.0)
-    return torch.where(mask, kept.flip(1).cumsum(1).flip(1), 0.0)
-
-
 def critic_free(kind: str, rewards: Tensor, mask: Tensor, group: int) -> Tensor:
     """Advantages without a value head, (B, T) -> (B, T); `group` completions of a prompt stand side by side.
 
         reinforce     the reward of the whole completion less the mean over the *other* completions of the batch
-        reinforce++   the return from each token on (Hu et al. 2025; its normalisation is `whiten`)
+        reinforce++   the sum of the rewards from each token on, GAE with lambda 1 and no values (Hu et al. 2025; its
+                      normalisation is `whiten`)
         rloo, grpo, grpo_unscaled   the whole completion's reward against those of the same prompt
     All but reinforce++ give every token of a completion the same advantage. Raises ValueError for another kind.
     """
     if kind == "reinforce++":
-        return returns_to_go(rewards, mask)
+        return gae(rewards, torch.zeros_like(rewards), mask, 1.0, 1.0)[0]
     total = masked_sum(rewards, mask)  # (B,)
     if kind == "reinforce":
         found = rloo(total[None])[0]

@@ -1428,9 +1428,9 @@ MUTANTS += (
         "test_every_token_gets_the_advantage_of_its_completion[rloo]",
     ),
     _rl(
-        "returns-from-the-front",
-        ("kept.flip(1).cumsum(1).flip(1)", "kept.cumsum(1)"),
-        "test_returns_to_go_are_gae_without_values",
+        "reinforce-plus-plus-without-what-follows",
+        ("torch.zeros_like(rewards), mask, 1.0, 1.0)[0]", "torch.zeros_like(rewards), mask, 1.0, 0.0)[0]"),
+        "test_reinforce_plus_plus_sums_the_rewards_from_each_token_on",
     ),
     _rl(
         "the-ratio-of-a-row-is-a-sum",
@@ -1440,7 +1440,7 @@ MUTANTS += (
     ),
     _ppo(
         "the-value-head-trains-without-gae",
-        ('        if c.advantage == "gae":\n            total', "        if True:\n            total"),
+        ('        if c.advantage == "gae":  # the others', "        if True:  # the others"),
         "test_without_gae_the_value_head_does_not_train[rloo]",
     ),
     _ppo(

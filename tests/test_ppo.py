@@ -336,7 +336,7 @@ def test_without_gae_the_value_head_does_not_train(monkeypatch, advantage):
     rewards = t.assemble_rewards(r)
     t.estimate_advantages(r, rewards)
     near(r.advantages, rl_math.critic_free(advantage, rewards, r.action, K))
-    near(r.returns, rl_math.returns_to_go(rewards, r.action))
+    assert r.returns is None and not t.loss(r)[1].keys() & {"value_loss", "value_clip_fraction"}
     found = dict(zip(map(id, t.parameters), gradients(t, r, monkeypatch)))
     head = [found[id(p)].abs().max() for p in t.policy.value_head.parameters()] if found else []
     assert max(head, default=0) == 0
