@@ -10,6 +10,7 @@ from test_grid import small, small_grid  # noqa: F401
 
 from alignpro_mini import theory
 from alignpro_mini.experiments import ablation, estimators, overoptimisation, variance
+from alignpro_mini.lab.cli import chosen
 from alignpro_mini.lab.optimum import Listing
 from alignpro_mini.lab.statistics import variance_parts
 from alignpro_mini.options import UserError
@@ -69,10 +70,11 @@ def test_the_difference_to_ppo_is_paired_by_seed():
 
 def test_unknown_variants_worlds_and_numbers_are_refused():
     with pytest.raises(UserError, match="'RLOO, K 3' is not one of .*did you mean RLOO, K"):
-        estimators.named("RLOO, K 3")
-    assert estimators.named("RLOO, K 4; clip 0.1") == ["RLOO, K 4", "clip 0.1"]
+        chosen("RLOO, K 3", estimators.OPTIONS, "variants", ";")
+    assert chosen("RLOO, K 4; clip 0.1", estimators.OPTIONS, "variants", ";") == ["RLOO, K 4", "clip 0.1"]
+    assert chosen("all", variance.WORLDS, "worlds") == list(variance.WORLDS)
     with pytest.raises(UserError, match="'quality-plain-0.8' is not one of"):
-        variance.named("quality-plain-0.8")
+        chosen("quality-plain-0.8", variance.WORLDS, "worlds")
     for text in ("a", "10,", "3"):
         with pytest.raises(UserError, match="--pairs: .* is not a list of whole numbers from 4 to"):
             overoptimisation.numbers(text, "pairs", 4)

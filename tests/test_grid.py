@@ -10,7 +10,7 @@ from test_end_to_end import TINY
 from test_report import PNG, make_results
 
 from alignpro_mini.experiments import grid, grid_report
-from alignpro_mini.experiments.grid import cells_named, grid_part
+from alignpro_mini.experiments.grid import grid_part
 from alignpro_mini.experiments.paper import CELLS, PAPER, PAPER_CELLS
 from alignpro_mini.lab import assess, pipeline
 from alignpro_mini.lab.cli import with_options
@@ -186,7 +186,6 @@ def test_every_part_of_every_preset_can_be_built():
     ("words", "cells"), [("all", CELLS), ("P2-F1", ("P2-F1",)), ("P1-F1,P2-F2", ("P1-F1", "P2-F2"))]
 )
 def test_cells_on_the_command_line(words, cells, monkeypatch):
-    assert cells_named(words) == cells
     asked = []
 
     def run_all(program, configs, how, one):
@@ -198,7 +197,7 @@ def test_cells_on_the_command_line(words, cells, monkeypatch):
     monkeypatch.setattr("sys.argv", command)
     grid.main()
     program, names = ["-m", "alignpro_mini.experiments.grid"], [f"grid-tiny-reasoning-seed{i}" for i in (0, 3)]
-    assert asked == [(program, names, True, grid.run_group, {"cells": cells})]
+    assert asked == [(program, names, True, grid.run_group, {"cells": list(cells)})]
 
 
 def ended(monkeypatch, capsys, *argv) -> str:

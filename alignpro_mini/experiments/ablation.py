@@ -85,7 +85,7 @@ def ablate(config: RunConfig, resume: bool, variants: Variants | None = None) ->
         other = theory.reverse_kl_optimum(listing.rho_sft, listing.R, lam)
         facts["kl_to_reverse_optimum"] = float(theory.kl(listing.rho, other).mean())
         found[variant] = facts | {"seconds": run.stages["align_pro"]["seconds"]}
-    results = {"task": config.task, "seed": config.seed, "variants": found}
+    results = {"task": config.task, "seed": config.seed, "kl_coef": config.ppo.kl_coef, "variants": found}
     write_json(folder / "results.json", results)
     return results
 

@@ -30,7 +30,7 @@ from alignpro_mini.experiments import ablation, gradient
 from alignpro_mini.experiments.frontier import require_enumerable
 from alignpro_mini.experiments.gradient import Estimator
 from alignpro_mini.experiments.sweep import exit_if_failed, run_all
-from alignpro_mini.lab.cli import nearest, one_line_errors, parse_command_line
+from alignpro_mini.lab.cli import chosen, one_line_errors, parse_command_line
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.statistics import t_interval
 from alignpro_mini.lab.tables import num
@@ -84,12 +84,11 @@ def variants(names: Sequence[str]) -> ablation.Variants:
 
 
 def gradients(names: Sequence[str], batches: int, batch: int = 512) -> dict[str, dict]:
-    """{variant: how its first step compares with the exact gradient; "later": a later step, "kl": the KL penalty alone}.
+    """{variant: how its first step compares with the exact gradient}; in it "later": a later step, "kl": the KL alone.
 
     A later step estimates the gradient at weights that have moved on from those that sampled.
     """
     found = {}
-    base = gradient.CONFIG
     for name in names:
         # As it is trained, but for the value head: it has learned nothing yet, and its loss is no part of the estimate.
         options = {"gae_lambda": PPOConfig().gae_lambda, "whiten_advantages": True} | OPTIONS[name]
@@ -100,7 +99,7 @@ def gradients(names: Sequence[str], batches: int, batch: int = 512) -> dict[str,
             plain = {"gae_lambda": 1.0, "whiten_advantages": False} | OPTIONS[name]
             rows, exact = gradient.estimates(Estimator(name, plain, kl_only=True), batches, batch)
             reference, policy, _ = gradient.models()
-            reverse = gradient.exact_gradient(policy, reference, base.kl_coef, kl_only=True, reverse=True)
+            reverse = gradient.exact_gradient(policy, reference, gradient.CONFIG.kl_coef, True, reverse=True)
             found[name]["kl"] = gradient.compare(rows, exact)
             found[name]["kl"]["cosine_reverse"] = gradient.compare(rows, reverse)["cosine"]
     return found
@@ -135,7 +134,8 @@ def _mean(values: Sequence[float | None], sign: str = "") -> str:
 def kl_lines(runs: list[dict], grads: dict[str, dict]) -> list[str]:
     """The KL penalty alone, estimator by estimator, and to which optimum the training went."""
     lines = ["the KL penalty alone, score 0", "", "| variant | cosine to the gradient of KL(ρ‖ρ_sft) | length |"]
-    lines[-1] += " cosine to that of KL(ρ_sft‖ρ) | KL(ρ̂‖ρ*) | KL(ρ̂‖ optimum of the reverse KL, exact for one token) |"
+    lines[-1] += " cosine to that of KL(ρ_sft‖ρ) | KL(ρ̂‖ρ*) |"
+    lines[-1] += " KL(ρ̂‖ optimum of the reverse KL, exact for one token) |"
     lines.append("|---" * 6 + "|")
     for name, g in grads.items():
         if "kl" not in g:
@@ -150,22 +150,12 @@ def kl_lines(runs: list[dict], grads: dict[str, dict]) -> list[str]:
     return lines
 
 
-def named(text: str) -> list[str]:
-    """'all' -> every variant; 'RLOO, K 4;clip 0.1' -> these. Raises UserError for an unknown one."""
-    names = list(OPTIONS) if text == "all" else [name.strip() for name in text.split(";")]
-    for name in names:
-        require(name in OPTIONS, f"--variants: {name!r} is not one of {'; '.join(OPTIONS)}{nearest(name, OPTIONS)}")
-    return names
-
-
 def compare(config: RunConfig, resume: bool, names: Sequence[str]) -> dict:
     """One task and seed: the named variants, and those that an earlier command left in the same folder."""
     folder = Path(config.out) / config.run_name
     kept = [name for name in OPTIONS if (folder / ablation.folder_of(name) / "stages.json").exists()]
     together = [name for name in OPTIONS if name in names or (resume and name in kept)]
-    found = ablation.ablate(config, resume, variants(together)) | {"kl_coef": config.ppo.kl_coef}
-    write_json(folder / "results.json", found)
-    return found
+    return ablation.ablate(config, resume, variants(together))
 
 
 def main() -> None:
@@ -176,7 +166,7 @@ def main() -> None:
     configs, how = parse_command_line(prog=PROG, add=add)
     with one_line_errors(PROG):
         require_enumerable(configs[0])
-        names = named(how.variants)
+        names = chosen(how.variants, OPTIONS, "variants", ";")
         require(how.batches >= 2, f"--batches is {how.batches}; it must be at least 2")
         configs = [replace(c, name=f"estimators-{c.run_name}") for c in configs]
         results, failed = run_all(["-m", PROG], configs, how, partial(compare, names=names))

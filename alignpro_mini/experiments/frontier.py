@@ -13,7 +13,7 @@
                    makes it too high, and by other answers, which makes it too low; the truth lies between
     Align-Pro      (KL, J) of the trained prompters, on the same enumerated rewrites: exact
     best-of-n      the same for the distribution of its picks: chosen by one half of the answers, rated by the other
-    RLHF           mean reward on the same requests, against the KL of *answers*: another quantity, shown for comparison.
+    RLHF           mean reward on the same requests, against the KL of *answers*: another quantity, for comparison.
                    In the figure of all runs Align-Pro's KL is that of its answers too (`optimum.induced_kl`).
 
 Rewards are in the units that PPO sees, those of lambda (a callable is shifted and scaled; the learned reward already
@@ -34,7 +34,7 @@ import torch
 
 from alignpro_mini import theory
 from alignpro_mini.experiments import frontier_report
-from alignpro_mini.experiments.sweep import exit_if_failed, run_all
+from alignpro_mini.experiments.sweep import exit_if_failed, leave, run_all
 from alignpro_mini.frozen import FrozenLM, FrozenModel
 from alignpro_mini.lab import assess, optimum, pipeline
 from alignpro_mini.lab.cli import one_line_errors, parse_command_line
@@ -174,12 +174,9 @@ def main() -> None:
         configs = [replace(c, name=f"frontier-{c.run_name}") for c in configs]
         results, failed = run_all(["-m", PROG], configs, how, partial(run_frontier, lams=lambdas(how.lambdas)))
     if results and not how.child:
-        print(frontier_report.frontier_table(results))
-        print("\n" + frontier_report.beta_table(results))
         path = Path(configs[0].out) / f"frontier-{configs[0].preset}.png"
-        frontier_report.beta_figure(results, path)
-        write_json(path.with_suffix(".json"), {"runs": results})
-        print(f"\nfigure of all runs: {path}, numbers: {path.with_suffix('.json')}")
+        told = f"{frontier_report.frontier_table(results)}\n\n{frontier_report.beta_table(results)}"
+        leave(results, path, frontier_report.beta_figure, told)
     exit_if_failed(PROG, configs, failed)
 
 

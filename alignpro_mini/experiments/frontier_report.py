@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from alignpro_mini.experiments.sweep import by_task
 from alignpro_mini.lab.glossary import ARMS, TRIO
 from alignpro_mini.lab.plots import new_figure
 from alignpro_mini.lab.statistics import t_interval
-from alignpro_mini.lab.tables import aligned, num
+from alignpro_mini.lab.tables import aligned, num, over_seeds
 
 
 def frontier_table(runs: list[dict]) -> str:
@@ -91,24 +90,18 @@ def beta_table(runs: list[dict]) -> str:
     for task, mine in by_task(runs).items():
         for i, point in enumerate(mine[0]["align_pro"]):
             points = [(run, run["align_pro"][i]) for run in mine]
-            told = [_over([p.get(key) for _, p in points]) for key in ("mean", "answer_kl", "rlhf_mean", "rlhf_kl")]
-            told.append(_over([_gap(p["mean"], run["no_finetuning"], p.get("rlhf_mean")) for run, p in points]))
+            told = [
+                over_seeds([p.get(key) for _, p in points]) for key in ("mean", "answer_kl", "rlhf_mean", "rlhf_kl")
+            ]
+            told.append(over_seeds([_gap(p["mean"], run["no_finetuning"], p.get("rlhf_mean")) for run, p in points]))
             best = [(p["mean"], at_matched_kl(run, p)) for run, p in points]
-            told.append(_over([None if theirs is None else ours - theirs for ours, theirs in best]))
+            told.append(over_seeds([None if theirs is None else ours - theirs for ours, theirs in best]))
             rows.append([task, f"{point['lam']:g}", *told])
     return aligned(rows)
 
 
-def _over(values: Sequence[float | None]) -> str:
-    """Mean over the seeds and half-width of its interval; the number of seeds where some have no value."""
-    mean, half = t_interval(values)
-    known = sum(v is not None for v in values)
-    few = f" (n {known})" if 0 < known < len(values) else ""
-    return num(mean, 2) + ("" if half is None else f" ±{num(half, 2)}") + few
-
-
 def beta_figure(runs: list[dict], path) -> None:
-    """A row a task: reward against the KL coefficient, and against the KL of answers; means and intervals over seeds."""
+    """A row a task: reward against the KL coefficient, and against the KL of answers; means and 95 % intervals."""
     tasks = by_task(runs)
     figure, axes = new_figure(path, len(tasks), 2, (12, 4.2 * len(tasks)))
     for (left, right), (task, mine) in zip(axes, tasks.items()):

@@ -30,7 +30,7 @@ from alignpro_mini.experiments.paper import CELLS
 from alignpro_mini.experiments.sweep import exit_if_failed, run_all
 from alignpro_mini.frozen import FrozenLM
 from alignpro_mini.lab import assess, pipeline
-from alignpro_mini.lab.cli import nearest, one_line_errors, parse_command_line
+from alignpro_mini.lab.cli import chosen, one_line_errors, parse_command_line
 from alignpro_mini.lab.config import RunConfig, ShapeConfig
 from alignpro_mini.lab.run import Run
 from alignpro_mini.options import require
@@ -127,14 +127,6 @@ def draw(groups: list[dict], config: RunConfig) -> list[Path]:
     return [mean, variance, numbers]
 
 
-def cells_named(text: str) -> tuple[str, ...]:
-    """'all' -> every cell; 'P1-F1,P2-F1' -> these. Raises UserError for an unknown one."""
-    cells = CELLS if text == "all" else tuple(text.split(","))
-    for cell in cells:
-        require(cell in CELLS, f"--cells: {cell!r} is not one of all, {', '.join(CELLS)}{nearest(cell, CELLS)}")
-    return cells
-
-
 def main() -> None:
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--cells", default="all", help=f"all, or some of {', '.join(CELLS)} (default: all)")
@@ -143,7 +135,9 @@ def main() -> None:
     with one_line_errors(PROG):
         grid_part(configs[0], "F1")  # a preset without a second pair of models ends here
         configs = [replace(c, name=f"grid-{c.run_name}") for c in configs]
-        results, failed = run_all(["-m", PROG], configs, how, partial(run_group, cells=cells_named(how.cells)))
+        results, failed = run_all(
+            ["-m", PROG], configs, how, partial(run_group, cells=chosen(how.cells, CELLS, "cells"))
+        )
         # The figures show all groups, so only the parent process draws them.
         if results and not how.child:
             print(grid_report.grid_table(results))

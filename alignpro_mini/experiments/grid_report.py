@@ -8,7 +8,7 @@ from alignpro_mini.experiments import sweep
 from alignpro_mini.experiments.paper import CELLS, PAPER_CELLS
 from alignpro_mini.lab.glossary import ARMS, TRIO
 from alignpro_mini.lab.plots import new_figure
-from alignpro_mini.lab.tables import aligned, get, num
+from alignpro_mini.lab.tables import aligned, get, num, over_seeds
 
 PARTS = (("between_inputs", "#e69f00"), ("between_rewrites", "#cc79a7"), ("within", "#56b4e9"))
 
@@ -45,10 +45,10 @@ def grid_table(groups: list[dict]) -> str:
     )
     rows = [head.split("|") for head in heads]
     for (task, cell), runs in cells.items():
-        pairs = [sweep.over_seeds(runs, "arms", arm, key) for key in ("mean", "variance") for arm in TRIO]
-        told = [_with_half(*pair) for pair in pairs]
+        of = lambda *keys, rs=runs: over_seeds(get(run, *keys) for run in rs)
+        told = [of("arms", arm, key) for key in ("mean", "variance") for arm in TRIO]
         keys = ("gap_closed", "variance_ratio", "gold_variance_ratio")
-        gap, ratio, gold = (_with_half(*sweep.over_seeds(runs, key)) for key in keys)
+        gap, ratio, gold = map(of, keys)
         near = (num(sweep.over_seeds(runs, "theory", key)[0], 3) for key in ("attainable_gain_share", "mass_outside"))
         rows.append([task, cell, *told, gap, ratio, gold, *near])
     every = [run for runs in cells.values() for run in runs]
@@ -63,11 +63,6 @@ def grid_table(groups: list[dict]) -> str:
         runs = [run for (t, _), found in cells.items() if t == task for run in found]
         said += ["", f"task {task}, all cells", *sweep.variance_lines(runs), *sweep.right_answers(runs)]
     return "\n".join([sweep.coefficients(every), aligned(rows), "", *said, "", *_time_lines(groups)])
-
-
-def _with_half(mean: float | None, half: float | None) -> str:
-    """A mean over seeds with the half-width of its interval."""
-    return num(mean, 2) + ("" if half is None else f" ±{num(half, 2)}")
 
 
 def _time_lines(groups: list[dict]) -> list[str]:

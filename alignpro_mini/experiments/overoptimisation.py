@@ -7,7 +7,8 @@
         base/                         the frozen LM and the SFT prompter
         pairs-250-mismatched-0/ ...   a reward model, from so many preference pairs and as many mismatched ones or none
         pairs-250-mismatched-0-lam-0.02/ ...    Align-Pro trained on it, and its arm on the held-out requests
-        results.json, overoptimisation.png
+        results.json
+    <out>/overoptimisation.png, .json       the cells of all seeds of the command
 
 Gao et al. (2023) let a large reward model play the gold reward. Here the gold reward is that of the world. Both rewards
 are reported in standard deviations of the answers to the SFT prompter's rewrites, as gains over it: so a reward model
@@ -27,7 +28,7 @@ from pathlib import Path
 
 from alignpro_mini.alignpro import Prompter
 from alignpro_mini.experiments.frontier import lambdas
-from alignpro_mini.experiments.sweep import exit_if_failed, run_all
+from alignpro_mini.experiments.sweep import exit_if_failed, leave, run_all
 from alignpro_mini.frozen import FrozenModel
 from alignpro_mini.lab import pipeline
 from alignpro_mini.lab.cli import one_line_errors, parse_command_line
@@ -36,7 +37,7 @@ from alignpro_mini.lab.evaluation import Evaluator
 from alignpro_mini.lab.plots import new_figure
 from alignpro_mini.lab.run import Run, RunStage
 from alignpro_mini.lab.statistics import t_interval
-from alignpro_mini.lab.tables import aligned, num
+from alignpro_mini.lab.tables import aligned, num, over_seeds
 from alignpro_mini.options import require
 from alignpro_mini.weights.tensors import write_json
 from alignpro_mini.worlds.world import World
@@ -46,7 +47,9 @@ PAIRS = (250, 500, 1000, 2000, 4000, 8000)
 COLOURS = ("#56b4e9", "#0072b2", "#009e73", "#e69f00", "#d55e00", "#cc79a7")
 
 
-def measured(run: Run, world: World, pi_f: FrozenModel, prompter: Prompter, rho_sft: Prompter, reward) -> dict:
+def measured(
+    run: Run, world: World, pi_f: FrozenModel, prompter: Prompter, rho_sft: Prompter, reward: pipeline.Reward
+) -> dict:
     """The stage "evaluation": learned and gold reward of a prompter on the held-out requests, and its KL."""
 
     def make(stage: RunStage) -> dict:
@@ -54,12 +57,9 @@ def measured(run: Run, world: World, pi_f: FrozenModel, prompter: Prompter, rho_
         requests = world.eval_requests[: c.inputs]
         evaluator = Evaluator(requests, pi_f, reward.report, world.gold, c, run.generator("evaluation"))
         arm = evaluator.prompter(prompter, rho_sft)
-        spread = {"std": float(arm.reward.std()), "gold_std": float(arm.gold.std())}
-        return {
-            "mean": float(arm.reward.mean()),
-            "gold_mean": float(arm.gold.mean()),
-            "kl": float(arm.kl.mean()),
-        } | spread
+        found = {"mean": arm.reward.mean(), "std": arm.reward.std(), "kl": arm.kl.mean()}
+        found |= {"gold_mean": arm.gold.mean(), "gold_std": arm.gold.std()}
+        return {key: float(value) for key, value in found.items()}
 
     return run.json("evaluation", make)
 
@@ -103,27 +103,13 @@ def table(runs: list[dict]) -> str:
     for run in runs:
         for cell in run["cells"]:
             by_cell.setdefault((run["task"], cell["mismatched"], cell["lam"], cell["pairs"]), []).append(cell)
-    rows = [
-        [
-            "task",
-            "mismatched",
-            "λ",
-            "pairs",
-            "accuracy",
-            "swap acc.",
-            "KL",
-            "learned gain",
-            "gold gain",
-            "learned - gold",
-        ]
-    ]
+    heads = "task|mismatched|λ|pairs|accuracy|swap acc.|KL|learned gain|gold gain|learned - gold"
+    rows = [heads.split("|")]
     for (task, mismatched, lam, pairs), cells in sorted(by_cell.items()):
         row = [task, str(mismatched), f"{lam:g}", str(pairs)]
         row += [num(t_interval([c[key] for c in cells])[0], 2) for key in ("accuracy", "swap_accuracy", "kl")]
-        for values in ("gain", "gold_gain", None):
-            found = [c[values] if values else c["gain"] - c["gold_gain"] for c in cells]
-            mean, half = t_interval(found)
-            row.append(num(mean, 2) + ("" if half is None else f" ±{num(half, 2)}"))
+        row += [over_seeds(c[key] for c in cells) for key in ("gain", "gold_gain")]
+        row.append(over_seeds(c["gain"] - c["gold_gain"] for c in cells))
         rows.append(row)
     return aligned(rows)
 
@@ -150,13 +136,8 @@ def figure(runs: list[dict], path) -> None:
             ax.axhline(0, color="black", linewidth=0.6)
             kind = "with mismatched pairs" if mismatched else "same-request pairs only"
             ax.set(title=f"{task}, {kind}", xlabel="√KL to the SFT prompter, √nats", ylabel="gain, standard deviations")
-    fig.legend(
-        *axes[0, 0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=6,
-        frameon=False,
-        title="● gold  ○ learned",
-    )
+    place = {"loc": "outside lower center", "ncols": 6, "frameon": False, "title": "● gold  ○ learned"}
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), **place)
     fig.savefig(path)
 
 
@@ -172,15 +153,13 @@ def main() -> None:
         many = ",".join(map(str, PAIRS))
         parser.add_argument("--pairs", default=many, help="numbers of preference pairs (default: %(default)s)")
         parser.add_argument("--lambdas", default="0.02,0.1,0.5", help="KL coefficients (default: %(default)s)")
-        parser.add_argument(
-            "--mismatched", default="0,1", help="mismatched pairs a pair, 0 to 2 (default: %(default)s)"
-        )
+        help_ = "mismatched pairs a pair, 0 to 2 (default: %(default)s)"
+        parser.add_argument("--mismatched", default="0,1", help=help_)
 
     configs, how = parse_command_line(prog=PROG, add=add)
     with one_line_errors(PROG):
-        require(
-            not configs[0].real_model and not configs[0].reward, "it needs a learned reward and a known gold reward"
-        )
+        known = not configs[0].real_model and not configs[0].reward
+        require(known, "it needs a learned reward and a known gold reward")
         # Pairs of equal answers are dropped, and two batches must remain.
         pairs = numbers(how.pairs, "pairs", 3 * configs[0].reward_model.batch_size)
         mixed = numbers(how.mismatched, "mismatched", 0, 2)
@@ -190,10 +169,7 @@ def main() -> None:
         one = partial(run_cells, pairs=pairs, lams=lambdas(how.lambdas), mixed=mixed)
         results, failed = run_all(["-m", PROG], configs, how, one)
         if results and not how.child:
-            path = Path(configs[0].out) / "overoptimisation.png"
-            figure(results, path)
-            write_json(path.with_suffix(".json"), {"runs": results})
-            print(f"{table(results)}\n\nfigure: {path}, numbers: {path.with_suffix('.json')}")
+            leave(results, Path(configs[0].out) / "overoptimisation.png", figure, table(results))
     exit_if_failed(PROG, configs, failed)
 
 

@@ -21,6 +21,7 @@ from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.glossary import ARMS, TRIO
 from alignpro_mini.lab.statistics import t_interval
 from alignpro_mini.lab.tables import aligned, get, num
+from alignpro_mini.weights.tensors import write_json
 
 
 def run_all(
@@ -37,6 +38,13 @@ def run_all(
     if how.jobs > 1 and len(configs) > 1:
         return run_side_by_side(program, sys.argv[1:], configs, how.jobs)
     return [one(config, how.resume) for config in configs], []
+
+
+def leave(results: list[dict], path: Path, figure: Callable, table: str) -> None:
+    """What a study of several runs ends with: its figure, its numbers in one file beside it, its table."""
+    figure(results, path)
+    write_json(path.with_suffix(".json"), {"runs": results})
+    print(f"{table}\n\nfigure: {path}, numbers: {path.with_suffix('.json')}")
 
 
 def exit_if_failed(prog: str, configs: Sequence[RunConfig], failed: Sequence[Path]) -> None:

@@ -14,8 +14,8 @@ A world is a task, `--world.spread` (which prompts get answers of random style: 
     <out>/variance.png, variance.json
 
 The prediction is no fit: it uses nothing of the trained prompters. Its R is noisy, which makes the predicted spread
-between rewrites too high at small lambda; so the optimum is chosen by one half of the answers and described by the other
-(both ways, averaged).
+between rewrites too high at small lambda; so the optimum is chosen by one half of the answers and described by the
+other (both ways, averaged).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from torch import Tensor
 
 from alignpro_mini import theory
 from alignpro_mini.experiments.frontier import base, lambdas, require_enumerable
-from alignpro_mini.experiments.sweep import exit_if_failed, run_all
+from alignpro_mini.experiments.sweep import exit_if_failed, leave, run_all
 from alignpro_mini.lab import pipeline
-from alignpro_mini.lab.cli import nearest, one_line_errors, parse_command_line
+from alignpro_mini.lab.cli import chosen, one_line_errors, parse_command_line
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.evaluation import Evaluator
 from alignpro_mini.lab.glossary import ARMS, TRIO
@@ -42,7 +42,7 @@ from alignpro_mini.lab.optimum import Listing
 from alignpro_mini.lab.plots import new_figure
 from alignpro_mini.lab.run import Run, RunStage
 from alignpro_mini.lab.statistics import t_interval, variance_parts
-from alignpro_mini.lab.tables import aligned, num
+from alignpro_mini.lab.tables import aligned, num, over_seeds
 from alignpro_mini.options import require
 from alignpro_mini.weights.tensors import write_json
 
@@ -66,9 +66,7 @@ def predicted(listing: Listing, lam: float) -> dict[str, float]:
     """Mean and variance components of the reward under rho* at lam, cross-fitted; lam = inf: under rho_sft."""
     found: dict[str, float] = {}
     for chose, rates in (listing.halves, listing.halves[::-1]):
-        rho = listing.rho_sft
-        if lam < float("inf"):
-            rho = theory.optimal_prompter(listing.rho_sft, chose, lam)
+        rho = theory.optimal_prompter(listing.rho_sft, chose, lam)
         for key, value in _moments(rho, rates, 2 * listing.V / listing.answers, listing.V).items():
             found[key] = found.get(key, 0.0) + value / 2
     return found
@@ -114,8 +112,8 @@ def run_worlds(config: RunConfig, resume: bool, worlds: Sequence[str], lams: Seq
         if world not in worlds and not (resume and (place / "base" / "stages.json").exists()):
             continue
         local = in_world(config, world)
-        _, pi_f, rho_sft, reward, rated = base(local, place, resume)
-        toy, listing, points = pipeline.make_world(local), rated.under(rho_sft, rho_sft), []
+        toy, pi_f, rho_sft, reward, rated = base(local, place, resume)
+        listing, points = rated.under(rho_sft, rho_sft), []
         untouched = Run(replace(local, out=str(place), name="no-finetuning"), resume)
         start = measured(untouched, rated.requests, pi_f, None, None, reward)
         for lam in lams:
@@ -148,23 +146,15 @@ def table(runs: list[dict]) -> str:
             errors["gain"] += [b - a for a, b in zip(*gains)]
             errors["ratio"] += [b - a for a, b in zip(*ratios)]
             agree.append((np.mean(ratios[0]) < 1) == (np.mean(ratios[1]) < 1))
-            told = [_told(*t_interval(values)) for values in (*gains, *ratios)]
+            told = [over_seeds(values) for values in (*gains, *ratios)]
             said = ["rises" if np.mean(column) > 1 else "falls" for column in ratios]
             rows.append([world, f"{point['lam']:g}", *told, " / ".join(said)])
-    lines = [
-        aligned(rows),
-        "",
-        f"predicted and measured ratio on the same side of 1: {sum(agree)} of {len(agree)} rows",
-    ]
+    agreed = f"{sum(agree)} of {len(agree)} rows"
+    lines = [aligned(rows), "", f"predicted and measured ratio on the same side of 1: {agreed}"]
     for key, values in errors.items():
-        lines.append(
-            f"measured - predicted {key}: mean {num(np.mean(values))}, root mean square {num(np.sqrt(np.mean(np.square(values))))}"
-        )
+        spread = np.sqrt(np.mean(np.square(values)))
+        lines.append(f"measured - predicted {key}: mean {num(np.mean(values))}, root mean square {num(spread)}")
     return "\n".join(lines)
-
-
-def _told(mean: float | None, half: float | None) -> str:
-    return num(mean, 2) + ("" if half is None else f" ±{num(half, 2)}")
 
 
 def figure(runs: list[dict], path) -> None:
@@ -189,14 +179,6 @@ def figure(runs: list[dict], path) -> None:
     fig.savefig(path)
 
 
-def named(text: str) -> list[str]:
-    """'all' -> every world; 'quality-plain-0.9,...' -> these. Raises UserError for an unknown one."""
-    names = list(WORLDS) if text == "all" else text.split(",")
-    for name in names:
-        require(name in WORLDS, f"--worlds: {name!r} is not one of {', '.join(WORLDS)}{nearest(name, WORLDS)}")
-    return names
-
-
 def main() -> None:
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--worlds", default="all", help=f"all, or some of {', '.join(WORLDS)} (default: all)")
@@ -209,13 +191,10 @@ def main() -> None:
             require(name not in how.given, f"--{name} is varied here: leave it out")
         require({c.task for c in configs} == {RunConfig().task}, "--task is varied here: leave it out, or use --worlds")
         configs = [replace(c, name=f"variance-{c.preset}-seed{c.seed}") for c in configs]
-        one = partial(run_worlds, worlds=named(how.worlds), lams=lambdas(how.lambdas))
+        one = partial(run_worlds, worlds=chosen(how.worlds, WORLDS, "worlds"), lams=lambdas(how.lambdas))
         results, failed = run_all(["-m", PROG], configs, how, one)
         if results and not how.child:
-            path = Path(configs[0].out) / "variance.png"
-            figure(results, path)
-            write_json(path.with_suffix(".json"), {"runs": results})
-            print(f"{table(results)}\n\nfigure: {path}, numbers: {path.with_suffix('.json')}")
+            leave(results, Path(configs[0].out) / "variance.png", figure, table(results))
     exit_if_failed(PROG, configs, failed)
 
 

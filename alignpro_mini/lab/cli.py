@@ -9,13 +9,13 @@ import argparse
 import dataclasses
 import difflib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import reduce
 
 from alignpro_mini.lab.config import PRESETS, RunConfig, preset
-from alignpro_mini.options import UserError
+from alignpro_mini.options import UserError, require
 from alignpro_mini.worlds.toy import TASKS
 
 # What `--help` shows; `--help all` shows every option.
@@ -92,6 +92,15 @@ def nearest(name: str, known, dashes: str = "") -> str:
     """ "; did you mean ...?" with the known name nearest to `name`, or nothing."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {dashes}{close[0]}?" if close else ""
+
+
+def chosen(text: str, known: Sequence[str], option: str, separator: str = ",") -> list[str]:
+    """'all' -> every known name; 'a,b' -> these. Raises UserError for an unknown one, naming the nearest."""
+    names = list(known) if text == "all" else [name.strip() for name in text.split(separator)]
+    for name in names:
+        listed = f"{separator} ".join(("all", *known))
+        require(name in known, f"--{option}: {name!r} is not one of {listed}{nearest(name, known)}")
+    return names
 
 
 def _parse(text: str, like) -> object:

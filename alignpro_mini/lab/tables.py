@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 from alignpro_mini.lab.glossary import ARMS
+from alignpro_mini.lab.statistics import t_interval
 
 MEANS = (  # heading (two lines in the terminal), path in the arm's results, decimals
     ("reward\nmean", "mean", 3),
@@ -50,6 +51,15 @@ def num(value, digits: int = 3, sign: str = "") -> str:
         return "–"
     digits = max(0, digits - len(str(int(abs(value)))) + 1)
     return f"{value:.0e}" if abs(value) >= 1e5 else f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # + 0.0: no "-0.0"
+
+
+def over_seeds(values, digits: int = 2) -> str:
+    """Mean over seeds and half-width of its 95 % t-interval, "1.20 ±0.30"; says how many, where some have no value."""
+    values = list(values)
+    mean, half = t_interval(values)
+    known = sum(v is not None for v in values)
+    few = f" (n {known})" if 0 < known < len(values) else ""
+    return num(mean, digits) + ("" if half is None else f" ±{num(half, digits)}") + few
 
 
 def aligned(rows: list[list[str]]) -> str:
