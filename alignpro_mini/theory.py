@@ -127,7 +127,8 @@ def regularised_value(rho, rho_sft, R, lam: float) -> Tensor:
 def closeness(rho, rho_sft, R, lam: float) -> dict[str, float]:
     """How near a trained prompter comes to rho*, in units of reward.
 
-        attainable_gain_share   (J_lam(rho) - J_lam(rho_sft)) / (J_lam(rho*) - J_lam(rho_sft)): 1 perfect, 0 untrained
+        attainable_gain         J_lam(rho*) - J_lam(rho_sft)
+        attainable_gain_share   (J_lam(rho) - J_lam(rho_sft)) / attainable_gain: 1 perfect, 0 untrained
         regularised_gap         J_lam(rho*) - J_lam(rho)
         lambda_kl_to_optimum    lam E_x KL(rho || rho*), which the master identity makes equal to the gap
 
@@ -139,6 +140,7 @@ def closeness(rho, rho_sft, R, lam: float) -> dict[str, float]:
     ours, start = regularised_value(rho, rho_sft, R, lam), value(rho_sft, R)
     attainable = float(best - start)
     return {
+        "attainable_gain": attainable,
         "attainable_gain_share": float(ours - start) / attainable if attainable > 1e-12 else None,
         "regularised_gap": float(best - ours),
         "lambda_kl_to_optimum": lam * float(_kl_logs(rho, _log_optimum(rho_sft, R, lam)).mean()),

@@ -150,11 +150,11 @@ def test_right_answers_are_told_beside_the_sweep_of_sums():
 
 
 def test_the_sweep_tells_the_parts_and_the_theory():
-    """Attainable gains 0.04 / 0.04 = 1 and 0.02 / 0.01 = 2: noise 0.01 and 0.02 are 0.010 of both, costs 0.03 and 0.1 are 0.030 and 0.050."""
+    """Attainable gains 1 and 2: noise 0.01 and 0.02 are 0.010 of both, costs 0.03 and 0.1 are 0.030 and 0.050."""
     theory = dict(delta1=1.0, delta2=-0.25, delta3=-0.5, bound_sharp=0.5, bound_paper=2.0)
     near = [
-        dict(attainable_gain_share=0.96, regularised_gap=0.04, optimum_noise=0.01, unlisted_cost=0.03),
-        dict(attainable_gain_share=0.99, regularised_gap=0.02, optimum_noise=0.02, unlisted_cost=0.1, delta1=2.0),
+        dict(attainable_gain_share=0.96, attainable_gain=1.0, optimum_noise=0.01, unlisted_cost=0.03),
+        dict(attainable_gain_share=0.99, attainable_gain=2.0, optimum_noise=0.02, unlisted_cost=0.1, delta1=2.0),
     ]
     told = sweep.sweep_table([make_results(seed=i) | {"theory": theory | n} for i, n in enumerate(near)])
     assert (
@@ -175,7 +175,7 @@ def test_the_sweep_tells_the_parts_and_the_theory():
     ]
     assert parts[1:] == [tables.num(v) for v in values]
     flat = theory | dict(
-        attainable_gain_share=None, regularised_gap=0.1, optimum_noise=0.0, unlisted_cost=0.0
+        attainable_gain_share=None, attainable_gain=0.0, optimum_noise=0.0, unlisted_cost=0.0
     )  # a reward that no rewrite moves
     assert "noise in R raises the optimum by –, rewrites not enumerated cost – or more" in sweep.sweep_table(
         [make_results(seed=i) | {"theory": flat} for i in (0, 1)]

@@ -189,10 +189,8 @@ def theory_lines(runs: list[dict]) -> list[str]:
         return []
     *d, sharp, paper = (num(over_seeds(told, key)[0], 2) for key in keys)
     held = sum(sum(t[f"delta{i}"] for i in (1, 2, 3)) <= t["bound_sharp"] <= t["bound_paper"] for t in told)
-    gained = [t for t in told if t["attainable_gain_share"] is not None and t["regularised_gap"] > 0]
-    # share = 1 - gap / attainable gain
-    scale = [(1 - t["attainable_gain_share"]) / t["regularised_gap"] for t in gained]
-    parts = [[t[key] * s for t, s in zip(gained, scale)] for key in needed[-2:]]
+    gained = [t for t in told if t["attainable_gain_share"] is not None]
+    parts = [[t[key] / t["attainable_gain"] for t in gained] for key in needed[-2:]]
     by, cost = (f"{num(min(p), 3)} to {num(max(p), 3)}" if p else "–" for p in parts)
     forms = ("", "_cross_fitted", "_less_unlisted")
     shares = [num(over_seeds(told, f"attainable_gain_share{form}")[0], 3) for form in forms]

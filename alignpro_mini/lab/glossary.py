@@ -42,6 +42,7 @@ between_inputs | variance component: some requests are easier | falls | grows: o
 between_rewrites | variance component: rewrites of one input | near 0 after RL | large: the prompter is undecided
 within | variance component: the frozen LM's own sampling | falls | grows: good rewrites are less reliable
 gap_closed difference_to_oracle | Align-Pro's gain / the oracle's, at its KL coefficient; Align-Pro minus oracle | 0 to 1 | below 0: harm; above 1: weak oracle
+attainable_gain | J_λ(ρ*) - J_λ(ρ_sft), what rewriting can gain | above 0 | near 0: nothing to gain
 attainable_gain_share | share of J_λ(ρ*) - J_λ(ρ_sft) that PPO took; ρ*: closed form over the enumerated rewrites | above 0.95 | low: PPO stopped early or collapsed
 attainable_gain_share_cross_fitted attainable_gain_share_less_unlisted | the same share: cross-fitted; less unlisted_cost | near the first | differ: noisy R; mass outside
 regularised_gap lambda_kl_to_optimum | J_λ(ρ*) - J_λ(ρ); λ KL(ρ‖ρ*), two routes to one number | near 0 and equal | differ: a bug

@@ -156,8 +156,8 @@ def describe(listing: Listing, lam: float) -> dict[str, float]:
     two = lambda on: torch.stack((on, 1 - on), dim=1)  # (N, 2)
     cost = lam * float(theory.kl(two(ours), two(start)).mean())
     found = theory.closeness(listing.rho, rho_sft, R, lam)
-    attainable = float(theory.regularised_value(star, rho_sft, R, lam) - theory.value(rho_sft, R))
-    less = (attainable - found["regularised_gap"] - cost) / attainable if attainable > 1e-12 else None
+    share = found["attainable_gain_share"]
+    less = None if share is None else share - cost / found["attainable_gain"]
     return found | {
         "attainable_gain_share_cross_fitted": crossed_share(listing, lam),
         "attainable_gain_share_less_unlisted": less,
