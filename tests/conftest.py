@@ -8,6 +8,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 import torch
 
 from alignpro_mini.experiments.gradient import Letters, random_lm  # noqa: F401
+from alignpro_mini.training import SilentStage
 from alignpro_mini.transformer import Transformer, TransformerConfig
 
 
@@ -34,22 +35,13 @@ def lookup_lm(rows: dict[int, dict[int, float]], vocabulary: int = 12, max_len: 
     return model.eval()
 
 
-class FakeStage:
+class FakeStage(SilentStage):
     """A stage that keeps its log in memory and saves nothing."""
 
     def __init__(self) -> None:
         self.rows: list[dict] = []
         self.shown: list[dict] = []
 
-    def restore(self, *things) -> tuple[int, dict]:
-        return 0, {}
-
-    def progress(self, start: int, stop: int):
-        return range(start, stop)
-
     def log(self, step: int, metrics: dict, samples=()) -> None:
         self.rows.append({"step": step} | metrics)
         self.shown += samples
-
-    def save(self, step: int, *things, **meta) -> None:
-        pass

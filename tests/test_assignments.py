@@ -189,7 +189,7 @@ def test_the_handout_says_what_is_needed():
             assert part in text, (key, part)
         assert f"grade.py {key} " in text
         for path in assignment.functions:
-            assert f"`{catalogue.name_of(path)}`" in text, (key, path)
+            assert f"`{cut.name_of(path)}`" in text, (key, path)
 
 
 def test_cutting_keeps_docstrings_and_everything_else():
@@ -207,5 +207,9 @@ def test_cutting_keeps_docstrings_and_everything_else():
     found = cut.without_bodies(source, [["A", "one"]])
     assert '"""Told."""\n        raise NotImplementedError' in found and "not here" not in found and "return 2" in found
     assert cut.definition(found, ["A", "two"]) == "def two(self):\n    return 2\n"
+    assert cut.split("lab.statistics.win_shares") == ("lab.statistics", ["win_shares"])
+    assert cut.name_of("ppo.PPOTrainer.loss") == "PPOTrainer.loss"
+    with pytest.raises(LookupError, match="nothing.here: no such module"):
+        cut.split("nothing.here")
     with pytest.raises(LookupError, match="A.three is not in the module"):
         cut.without_bodies(source, [["A", "three"]])

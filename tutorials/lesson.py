@@ -15,6 +15,8 @@ from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch is imported: waiting threads do not spin
 
+from alignpro_mini.training import SilentStage  # noqa: E402
+
 FAST = os.environ.get("FAST") == "1"
 HERE = Path(__file__).resolve().parent
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#6b7280"
@@ -54,24 +56,15 @@ def quietly(function, *args, **kwargs):
         return function(*args, **kwargs)
 
 
-class Log:
-    """A training stage that keeps its log rows in memory and saves nothing; `each(step)` is called at every report."""
+class Log(SilentStage):
+    """A training stage that keeps its log rows in memory; `each(step)` is called at every report."""
 
     def __init__(self, each=lambda step: None) -> None:
         self.each, self.rows = each, []
 
-    def restore(self, *things) -> tuple[int, dict]:
-        return 0, {}
-
-    def progress(self, start: int, stop: int):
-        return range(start, stop)
-
     def log(self, step: int, metrics: dict, samples=()) -> None:
         self.rows.append({"step": step} | metrics)
         self.each(step)
-
-    def save(self, step: int, *things, **meta) -> None:
-        pass
 
 
 def shared_run(until: str):
@@ -96,7 +89,8 @@ def shared_run(until: str):
     s.run = quietly(Run, s.config, resume=True)
     missing = [stage for stage in wanted if stage not in s.run.stages]
     if missing and not FAST:
-        print(f"training first: {', '.join(missing)} (minutes)")
+        # To standard error: a notebook must not depend on what was trained before it.
+        print(f"training first: {', '.join(missing)} (minutes)", file=sys.stderr)
     s.tokenizer, s.pi_f = quietly(pipeline.frozen_lm, s.run, s.world)
     if "prompter_sft" in wanted:
         s.rho_sft = quietly(pipeline.prompter_sft, s.run, s.world, s.tokenizer, s.pi_f)

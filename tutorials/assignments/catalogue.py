@@ -1,4 +1,4 @@
-"""What each assignment asks for: its folder, its functions and their points. The reference solution is the package itself."""
+"""What each assignment asks for: its folder, its functions and their points. The package is the reference solution."""
 
 from __future__ import annotations
 
@@ -37,8 +37,3 @@ ASSIGNMENTS = {
         "a5_credit", "Credit: assembled rewards and GAE", {"rl_math.assemble_rewards": 40, "rl_math.gae": 45}, 15, TORCH
     ),
 }
-
-
-def name_of(path: str) -> str:
-    """ "rl_math.gae" -> "gae"; "ppo.PPOTrainer.loss" -> "PPOTrainer.loss": where a submission defines it."""
-    return path.partition(".")[2]

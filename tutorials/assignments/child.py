@@ -51,13 +51,13 @@ class Graft:
         setattr(owner, name, function)
 
 
-def submitted(module, path: str) -> Callable:
-    """The student's function. Raises LookupError when it is not there."""
+def submitted(module, name: str) -> Callable:
+    """The student's function, "gae" or "PPOTrainer.loss". Raises LookupError when it is not there."""
     found = module
-    for name in path.partition(".")[2].split("."):
-        found = vars(found).get(name) if found is not None else None
+    for part in name.split("."):
+        found = vars(found).get(part) if found is not None else None
     if not callable(found):
-        raise LookupError(f"{path.partition('.')[2]} is not defined in your file")
+        raise LookupError(f"{name} is not defined in your file")
     return found
 
 
@@ -116,11 +116,11 @@ def main(spec: dict) -> None:
         try:
             if check == "whole":
                 for path in assigned:
-                    graft.put(path, submitted(module, path))
+                    graft.put(path, submitted(module, cut.name_of(path)))
                 checks.whole(rng)
                 result = {"ok": True, "message": "", "hint": ""}
             else:
-                mine = submitted(module, check)
+                mine = submitted(module, cut.name_of(check))
                 graft.put(check, mine)
                 known = spec["mutants"].get(check, [])
                 result = check_function(check, mine, checks.cases(check, rng), graft, known, base)

@@ -20,12 +20,17 @@ def source_of(module: str) -> str:
 
 
 def split(path: str) -> tuple[str, list[str]]:
-    """ "ppo.PPOTrainer.loss" -> ("ppo", ["PPOTrainer", "loss"]): modules are lower case, so is a package before them."""
+    """ "ppo.PPOTrainer.loss" -> ("ppo", ["PPOTrainer", "loss"]). Raises LookupError where the package has no module."""
     parts = path.split(".")
-    depth = 1
-    while not (PACKAGE / f"{'/'.join(parts[:depth])}.py").exists():
-        depth += 1
-    return ".".join(parts[:depth]), parts[depth:]
+    for depth in range(1, len(parts)):
+        if (PACKAGE / f"{'/'.join(parts[:depth])}.py").exists():
+            return ".".join(parts[:depth]), parts[depth:]
+    raise LookupError(f"{path}: no such module")
+
+
+def name_of(path: str) -> str:
+    """ "lab.statistics.win_shares" -> "win_shares"; "ppo.PPOTrainer.loss" -> "PPOTrainer.loss": as submissions say."""
+    return ".".join(split(path)[1])
 
 
 def find(tree: ast.Module, names: list[str]) -> ast.FunctionDef:

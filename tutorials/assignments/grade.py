@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "tests")]
 
 import cut  # noqa: E402
-from catalogue import ASSIGNMENTS, Assignment, name_of  # noqa: E402
+from catalogue import ASSIGNMENTS, Assignment  # noqa: E402
 from hints import HINTS  # noqa: E402
 
 LIMIT_S = 20.0  # for one check
@@ -133,7 +133,7 @@ def scored(assignment: Assignment, results: dict[str, dict]) -> list[dict]:
         result = results[check]
         output = result["message"] + (f"\nhint: {result['hint']}" if result["hint"] else "")
         status = "passed" if result["ok"] else "failed"
-        name = "all together" if check == "whole" else name_of(check)
+        name = "all together" if check == "whole" else cut.name_of(check)
         score = most if result["ok"] else 0
         found.append(
             {
