@@ -25,7 +25,7 @@ def require(ok: bool, message: str) -> None:
 
 
 def check_ranges(config) -> None:
-    """Raises UserError, beginning with the field's name, for a number out of its range and a word not of its choices."""
+    """Raises UserError, beginning with the field's name, for a number out of range or a word not of its choices."""
     for f in fields(config):
         value, choices = getattr(config, f.name), f.metadata.get("choices")
         require(not choices or value in choices, f"{f.name} is {value!r}; it must be one of {', '.join(choices or ())}")

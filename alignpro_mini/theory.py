@@ -99,7 +99,7 @@ def reverse_kl_optimum(rho_sft, R, lam: float, steps: int = 200) -> Tensor:
     R, rho_sft = _tables(lam, R, rho_sft=rho_sft)
     best = torch.where(rho_sft > 0, R, -torch.inf).max(-1, keepdim=True)  # (N, 1)
     behind = torch.where(rho_sft > 0, best.values - R, torch.inf)  # (N, K) 0 for the best rewrite on offer
-    # mu - best: at the lower bound the best rewrite alone has probability 1, at the upper one the row sums to at most 1.
+    # mu - best: at the lower bound the best rewrite alone has probability 1, at the upper one the row's sum is <= 1.
     low, high = lam * rho_sft.gather(-1, best.indices), torch.full_like(best.values, lam)  # (N, 1)
     for _ in range(steps):
         middle = low.sqrt() * high.sqrt()  # by orders of magnitude: rho_sft may be 1e-300

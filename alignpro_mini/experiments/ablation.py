@@ -105,6 +105,7 @@ def table(runs: list[dict]) -> str:
 
 
 def main() -> None:
+    """The command at the top of this module."""
     configs, how = parse_command_line(prog=PROG)
     with one_line_errors(PROG):
         require_enumerable(configs[0])

@@ -1,6 +1,6 @@
 """Estimators of the policy gradient compared: against the exact gradient, and by the gain that they reach.
 
-    python -m alignpro_mini.experiments.estimators --seed 0-4 --jobs 2         # task quality; an hour on two cores
+    python -m alignpro_mini.experiments.estimators --seed 0-4 --jobs 2         # task quality, one table
     python -m alignpro_mini.experiments.estimators --variants "RLOO, K 4"      # one variant; --resume adds more
 
 Two questions about each variant of `--ppo.*`, at an equal number of rewrites:
@@ -159,6 +159,8 @@ def compare(config: RunConfig, resume: bool, names: Sequence[str]) -> dict:
 
 
 def main() -> None:
+    """The command at the top of this module."""
+
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--variants", default="all", help="all, or names separated by ; (default: all)")
         parser.add_argument("--batches", type=int, default=200, help="gradient estimates of each variant")

@@ -1,6 +1,6 @@
 """Reward against KL over a sweep of lambda, with the exact optimum as a curve.
 
-    python -m alignpro_mini.experiments.frontier --lambdas 0.02,0.05,0.1,0.2,0.5        # ten minutes on two cores
+    python -m alignpro_mini.experiments.frontier --lambdas 0.02,0.05,0.1,0.2,0.5
 
     <out>/frontier-<preset>-<task>-seed<k>/
         base/           the frozen LM, the SFT prompter, the reward model, R over the enumerated rewrites
@@ -162,6 +162,8 @@ def lambdas(text: str) -> list[float]:
 
 
 def main() -> None:
+    """The command at the top of this module."""
+
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--lambdas", default="0.02,0.05,0.1,0.2,0.5", help="KL coefficients (default: %(default)s)")
 

@@ -150,8 +150,8 @@ def exact_gradient(
 class Estimator:
     """One way to estimate the gradient: what differs from CONFIG, and what else is special.
 
-    `moved`: the policy is no longer the one that sampled (PPO's later steps). `kl_only`: the score is 0, so the gradient
-    is that of the KL penalty alone. `reinforce`: the estimate that is written out here, not PPO's.
+    `moved`: the policy is no longer the one that sampled (PPO's later steps). `kl_only`: the score is 0, so the
+    gradient is that of the KL penalty alone. `reinforce`: the estimate that is written out here, not PPO's.
     """
 
     name: str
@@ -248,6 +248,7 @@ def compare(found: np.ndarray, exact: np.ndarray, resamples: int = 400) -> dict:
 
 
 def main(batch: int = 512) -> None:
+    """The command at the top of this module."""
     parser = argparse.ArgumentParser(description="gradient estimates against the enumerated gradient")
     parser.add_argument("--batches", type=int, default=300, help="estimates of each kind")
     parser.add_argument("--model", type=int, default=MODEL, help="seed of the random model")

@@ -1,6 +1,6 @@
 """The paper's figure: two prompters x two frozen models, every cell on the same requests and in the same units.
 
-    python -m alignpro_mini.experiments.grid --task all --seed 0-4 --jobs 2      # an hour and a half on two cores
+    python -m alignpro_mini.experiments.grid --task all --seed 0-4 --jobs 2      # all cells, one table
     python -m alignpro_mini.experiments.grid --cells P1-F2                       # one cell; --resume adds more
 
     <out>/grid-<preset>-<task>-seed<k>/
@@ -128,6 +128,8 @@ def draw(groups: list[dict], config: RunConfig) -> list[Path]:
 
 
 def main() -> None:
+    """The command at the top of this module."""
+
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--cells", default="all", help=f"all, or some of {', '.join(CELLS)} (default: all)")
 

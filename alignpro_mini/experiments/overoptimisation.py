@@ -1,6 +1,6 @@
 """Over-optimisation with a known gold reward: learned and gold reward against the square root of the KL.
 
-    python -m alignpro_mini.experiments.overoptimisation --seed 0-2 --jobs 2      # task quality; an hour on two cores
+    python -m alignpro_mini.experiments.overoptimisation --seed 0-2 --jobs 2      # task quality, one table
     python -m alignpro_mini.experiments.overoptimisation --pairs 250 --lambdas 0.02 --mismatched 0     # one cell
 
     <out>/overoptimisation-<preset>-<task>-seed<k>/
@@ -149,6 +149,8 @@ def numbers(text: str, what: str, least: int, most: int = 10**6) -> list[int]:
 
 
 def main() -> None:
+    """The command at the top of this module."""
+
     def add(parser: argparse.ArgumentParser) -> None:
         many = ",".join(map(str, PAIRS))
         parser.add_argument("--pairs", default=many, help="numbers of preference pairs (default: %(default)s)")

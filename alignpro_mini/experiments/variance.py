@@ -1,6 +1,6 @@
 """When does prompt optimisation lower the variance? The closed form's prediction against trained prompters.
 
-    python -m alignpro_mini.experiments.variance --seed 0-2 --jobs 2                    # under two hours on two cores
+    python -m alignpro_mini.experiments.variance --seed 0-2 --jobs 2                    # all worlds, one table
     python -m alignpro_mini.experiments.variance --worlds quality-plain-0.9 --seed 0    # one world; --resume adds more
 
 A world is a task, `--world.spread` (which prompts get answers of random style: the plain ones or those with a cue) and
@@ -180,6 +180,8 @@ def figure(runs: list[dict], path) -> None:
 
 
 def main() -> None:
+    """The command at the top of this module."""
+
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--worlds", default="all", help=f"all, or some of {', '.join(WORLDS)} (default: all)")
         parser.add_argument("--lambdas", default="0.05,0.2,0.8", help="KL coefficients (default: %(default)s)")

@@ -98,9 +98,8 @@ class RunConfig:
     reward_model: RewardConfig = RewardConfig()
     sampling: SamplingConfig = SamplingConfig()
     ppo: PPOConfig = PPOConfig()
-    oracle: PPOConfig = PPOConfig(
-        max_new_tokens=SamplingConfig().max_new_tokens
-    )  # all else as ppo; `with_options` keeps it so
+    # All else is as in ppo, and `with_options` keeps it so.
+    oracle: PPOConfig = PPOConfig(max_new_tokens=SamplingConfig().max_new_tokens)
     eval: EvalConfig = EvalConfig()
     theory: TheoryConfig = TheoryConfig()
 

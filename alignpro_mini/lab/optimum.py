@@ -9,7 +9,7 @@ The share of the attainable gain is reported in three forms, because the tables 
     attainable_gain_share   R is noisy, and rho* prefers what came out high: the optimum is too high (by about
                             `optimum_noise`), and so the share too low
     ..._cross_fitted        the optimum by one half of the answers, all values by the other half. This optimum is a real
-                            prompter, so its value is too low on average, and the share too high. The truth lies between.
+                            prompter, so its value is too low on average and the share too high; the truth lies between
     ..._less_unlisted       the first, less the cost of what a prompter writes that is not enumerated, or spells by
                             other tokens (`mass_outside`, `unlisted_cost`); the other two leave this cost out
 
@@ -198,7 +198,7 @@ class OracleSamples:
 def sample_oracle(
     rated: RatedRewrites, frozen: FrozenLM, oracle: FrozenLM, reward: Score, answers: int, generator: torch.Generator
 ) -> OracleSamples:
-    """As many rated answers of the oracle as a rewrite has at least, and S = `answers` of both models for the bounds."""
+    """As many rated oracle answers as a rewrite has at least, and S = `answers` of both models for the bounds."""
     N, K, M = *rated.r.shape[:2], int(rated.answers.min())
     repeated = [x for x in rated.requests for _ in range(M)]
     r = _rate_once(reward, repeated, oracle.answer(repeated, generator)).view(N, M)

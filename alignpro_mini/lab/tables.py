@@ -146,7 +146,8 @@ def _theory_notes(t: dict, inputs: int | None) -> list[str]:
     """How near PPO came to the optimum, and the bounds, in two lines."""
     shares = [num(get(t, f"attainable_gain_share{form}"), 3) for form in ("", "_cross_fitted", "_less_unlisted")]
     said = [
-        f"Closed form (first {inputs} requests): PPO took {shares[0]} of the gain attainable with the enumerated rewrites",
+        f"Closed form (first {inputs} requests): PPO took {shares[0]} of the gain attainable with the enumerated"
+        " rewrites",
         f"  (against a cross-fitted optimum {shares[1]}; less the cost of other rewrites {shares[2]}, their probability"
         f" {num(t['mass_outside'], 3)})",
         f"  gap {num(t['regularised_gap'], 4)} = λ KL to the optimum {num(t['lambda_kl_to_optimum'], 4)}",

@@ -30,6 +30,7 @@ def load_callable(spec: str) -> Score:
         raise UserError(f"--reward {spec} is a {type(function).__name__}, not a function of (prompts, completions)")
 
     def score(prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
+        """The function's rewards, checked: one finite number for each answer."""
         returned = function(list(prompts), list(completions))
         try:
             rewards = torch.as_tensor(returned, dtype=torch.float32).cpu()
