@@ -65,22 +65,26 @@ def check_function(path: str, function: Callable, cases: list, graft: Graft, mut
     """Run the cases, the smallest first; the first one that differs is the counterexample."""
     for case in cases:
         found, want = base.outcome(function, case), base.outcome(case.oracle, case, numeric=True)
-        if base.same(found, want):
+        if base.same(found, want, case.tolerance):
             continue
         if found == ("raised", "NotImplementedError"):
             return {"ok": False, "message": "not written yet (NotImplementedError)", "hint": ""}
         message = f"on {case.about}: expected {base.told(want)}, got {base.told(found)}"
-        return {"ok": False, "message": message, "hint": hint(path, case, found, want, graft, mutants, base)}
+        return {"ok": False, "message": message, "hint": hint(path, function, case, cases, graft, mutants, base)}
     return {"ok": True, "message": f"{len(cases)} cases", "hint": ""}
 
 
-def hint(path: str, case, found: tuple, want: tuple, graft: Graft, mutants: list, base) -> str:
-    """The hint of the known mistake that gives the same wrong outcome on this case; "" if none does."""
-    for mutant in mutants:
-        wrong = base.outcome(graft.compiled(path, mutant["source"]), case)
-        if base.same(wrong, found) and not base.same(wrong, want):
-            return mutant["hint"]
-    return ""
+def hint(path: str, function: Callable, case, cases: list, graft: Graft, mutants: list, base) -> str:
+    """The hint of the known mistake that gives the same wrong outcome on this case; "" if none does.
+
+    Where several do, the one that agrees with the submission on most of the other cases.
+    """
+    agrees = lambda known, on: base.same(base.outcome(known, on), base.outcome(function, on), on.tolerance)
+    compiled = [(mutant["hint"], graft.compiled(path, mutant["source"])) for mutant in mutants]
+    matching = [(told, known) for told, known in compiled if agrees(known, case)]
+    if len(matching) > 1:
+        matching.sort(key=lambda match: -sum(agrees(match[1], other) for other in cases))
+    return matching[0][0] if matching else ""
 
 
 def main(spec: dict) -> None:
@@ -98,6 +102,9 @@ def main(spec: dict) -> None:
 
     graft = Graft(spec["functions"], cut)
     assigned = spec["assigned"]
+    # The functions of other assignments are there when the submission imports them; its own ones are still empty.
+    for path in set(spec["functions"]) - set(assigned):
+        graft.put(path, graft.reference(path))
     write(start="import")
     try:
         where = importlib.util.spec_from_file_location("submission", spec["submission"])
@@ -108,7 +115,7 @@ def main(spec: dict) -> None:
         write(done="import", ok=False, message=f"your file does not import: {type(error).__name__}: {error}", hint="")
         return
     write(done="import", ok=True, message="", hint="")
-    for path in spec["functions"]:
+    for path in assigned:
         graft.put(path, graft.reference(path))
     for check in spec["only"]:
         write(start=check)
@@ -121,10 +128,17 @@ def main(spec: dict) -> None:
                 result = {"ok": True, "message": "", "hint": ""}
             else:
                 mine = submitted(module, cut.name_of(check))
-                graft.put(check, mine)
                 known = spec["mutants"].get(check, [])
-                result = check_function(check, mine, checks.cases(check, rng), graft, known, base)
-                graft.put(check, graft.reference(check))
+                others = {n: graft.current[p] for p in assigned if (n := cut.name_of(p)) in vars(module) and p != check}
+                written = {name: vars(module)[name] for name in others}
+                # A function that calls another one of the file gets the right one: each is judged alone.
+                vars(module).update(others)
+                graft.put(check, mine)
+                try:
+                    result = check_function(check, mine, checks.cases(check, rng), graft, known, base)
+                finally:
+                    graft.put(check, graft.reference(check))
+                    vars(module).update(written)
         except BaseException as error:
             told = f"{type(error).__name__}: {error}".splitlines()
             result = {"ok": False, "message": " ".join(told)[:600], "hint": ""}

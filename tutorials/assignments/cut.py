@@ -66,15 +66,23 @@ def without_bodies(source: str, wanted: Iterable[list[str]]) -> str:
 def stubs(functions: Iterable[str], imports: Iterable[str], title: str) -> str:
     """The file that a student starts from."""
     told = f'"""{title}: replace each `raise NotImplementedError`. Helpers and imports of your own are kept."""\n\n'
-    parts: dict[str, list[str]] = {}
+    empty = {}
     for path in functions:
         module, names = split(path)
-        stripped = without_bodies(source_of(module), [names])
-        parts.setdefault(names[0] if len(names) > 1 else "", []).append(definition(stripped, names))
-    blocks = parts.pop("", [])
+        empty[path] = definition(without_bodies(source_of(module), [names]), names)
+    return told + "\n".join(imports) + "\n\n\n" + "\n\n".join(blocks(empty))
+
+
+def blocks(written: dict[str, str]) -> list[str]:
+    """The text of each function and class of a submission from {path: the function's text}; methods share a class."""
+    parts: dict[str, list[str]] = {}
+    for path, text in written.items():
+        names = split(path)[1]
+        parts.setdefault(names[0] if len(names) > 1 else "", []).append(text)
+    found = parts.pop("", [])
     for owner, methods in parts.items():
-        blocks.append(f"class {owner}:\n" + "\n".join(textwrap.indent(m, "    ") for m in methods))
-    return told + "\n".join(imports) + "\n\n\n" + "\n\n".join(blocks)
+        found.append(f"class {owner}:\n" + "\n".join(textwrap.indent(m, "    ") for m in methods))
+    return found
 
 
 def stripped_package(place: Path, functions: Iterable[str]) -> None:

@@ -14,44 +14,66 @@ WRONG_SHAPES = "shapes that do not fit"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One call. `oracle(*args)` gives the right answer, or raises what the function must raise.
+    """One call. `oracle(*args)` gives the right outputs, or raises what the function must raise.
 
-    `about` says what the case is, in words that complete "on ...". With `gradient` the derivative with respect to the
-    first argument is compared too, with finite differences of the oracle.
+    about     what the case is, in words that complete "on ..."
+    args      the arguments, or a function that makes them anew for each call (for objects that the call changes)
+    gradient  compare the derivative by the first argument too, with finite differences of the oracle
+    call      call(function, *args) -> outputs, where those are not what the function returns: what it did to an object,
+              the gradient of a weight, or `sentences` about what is wrong
     """
 
     about: str
-    args: tuple
+    args: tuple | Callable[[], tuple]
     oracle: Callable | None = None
     gradient: bool = False
+    call: Callable | None = None
+    tolerance: float = 1e-6
+
+    def made(self) -> list:
+        args = self.args() if callable(self.args) else self.args
+        return [a.clone() if isinstance(a, Tensor) else a for a in args]
 
 
 def outcome(function: Callable, case: Case, numeric: bool = False) -> tuple:
-    """("value", outputs, gradient or None), ("raised", the exception's class) or ("returned", a class without numbers)."""
-    args = [a.clone() if isinstance(a, Tensor) else a for a in case.args]
+    """("value", outputs, gradient or None) or ("raised", the exception's class). `numeric`: the function is the oracle."""
+    args = case.made()
     if case.gradient and not numeric:
         args[0].requires_grad_()
     try:
-        found = function(*args)
+        outputs = _outputs(function(*args) if numeric or case.call is None else case.call(function, *args))
     except Exception as error:
         return ("raised", type(error).__name__)
-    try:
-        outputs = [torch.as_tensor(x) for x in (found if isinstance(found, tuple) else (found,))]
-    except (TypeError, RuntimeError, ValueError):
-        return ("returned", type(found).__name__)
     gradient = None
     if case.gradient:
         gradient = _numeric(case) if numeric else _gradient(outputs, args[0])
-    return ("value", [x.detach().clone() for x in outputs], gradient)
+    return ("value", [x.detach().clone() if isinstance(x, Tensor) else x for x in outputs], gradient)
 
 
-def _weights(x: Tensor) -> Tensor:
-    """Fixed uneven weights, so that a gradient that is only summed right does not pass."""
-    return torch.linspace(0.5, 1.5, x.numel(), dtype=torch.float64).view(x.shape)
+def _outputs(found) -> list:
+    """A returned value as a list: numbers and arrays as tensors, everything else as it is."""
+    return [_as_tensor(x) for x in (found if isinstance(found, tuple) else (found,))]
 
 
-def _gradient(outputs: list[Tensor], x: Tensor) -> Tensor:
-    total = sum((o.double() * _weights(o)).sum() for o in outputs if o.is_floating_point())
+def _as_tensor(x):
+    try:
+        return torch.as_tensor(x)
+    except (TypeError, RuntimeError, ValueError):
+        return x
+
+
+def _weighed(outputs: list) -> Tensor | float:
+    """One number of all outputs, with fixed uneven weights: a gradient that is only summed right does not pass."""
+    total = 0.0
+    for x in outputs:
+        if isinstance(x, Tensor) and x.is_floating_point():
+            weights = torch.linspace(0.5, 1.5, x.numel(), dtype=torch.float64).view(x.shape)
+            total = total + (x.double() * weights).sum()
+    return total
+
+
+def _gradient(outputs: list, x: Tensor) -> Tensor:
+    total = _weighed(outputs)
     if not isinstance(total, Tensor) or not total.requires_grad:
         return torch.zeros_like(x)
     (found,) = torch.autograd.grad(total, x, allow_unused=True)
@@ -59,7 +81,7 @@ def _gradient(outputs: list[Tensor], x: Tensor) -> Tensor:
 
 
 def _numeric(case: Case, step: float = 1e-5) -> Tensor:
-    x = case.args[0].clone()
+    x, *others = case.made()
     found = torch.zeros_like(x)
     for i in range(x.numel()):
         if not math.isfinite(float(x.view(-1)[i])):
@@ -68,9 +90,7 @@ def _numeric(case: Case, step: float = 1e-5) -> Tensor:
         for by in (step, -step):
             moved = x.clone()
             moved.view(-1)[i] += by
-            outputs = case.oracle(moved, *case.args[1:])
-            outputs = [torch.as_tensor(o) for o in (outputs if isinstance(outputs, tuple) else (outputs,))]
-            values.append(float(sum((o.double() * _weights(o)).sum() for o in outputs if o.is_floating_point())))
+            values.append(float(_weighed(_outputs(case.oracle(moved, *others)))))
         found.view(-1)[i] = (values[0] - values[1]) / (2 * step)
     return found
 
@@ -79,26 +99,36 @@ def same(a: tuple, b: tuple, tolerance: float = 1e-6) -> bool:
     """Whether two outcomes agree: kind, number and shapes of the outputs, values, gradients."""
     if a[0] != b[0] or a[0] != "value":
         return a[:2] == b[:2]
-    if len(a[1]) != len(b[1]) or any(x.shape != y.shape for x, y in zip(a[1], b[1])):
+    if len(a[1]) != len(b[1]) or not all(_alike(x, y, tolerance) for x, y in zip(a[1], b[1])):
         return False
-    close = lambda x, y, t: torch.allclose(x.double(), y.double(), rtol=t, atol=t / 100, equal_nan=True)
-    if not all(close(x, y, tolerance) for x, y in zip(a[1], b[1])):
+    return a[2] is None or b[2] is None or _alike(a[2], b[2], 1e-4)
+
+
+def _alike(x, y, tolerance: float) -> bool:
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        return type(x) is type(y) and x == y
+    if x.shape != y.shape:
         return False
-    return a[2] is None or b[2] is None or close(a[2], b[2], 1e-4)
+    return torch.allclose(x.double(), y.double(), rtol=tolerance, atol=tolerance / 100, equal_nan=True)
 
 
 def told(found: tuple) -> str:
     """An outcome for a person."""
     if found[0] == "raised":
         return f"{found[1]} was raised"
-    if found[0] == "returned":
-        return f"a {found[1]}"
-    outputs = ", ".join(_short(x) for x in found[1])
+    outputs = ", ".join(map(_short, found[1]))
     return outputs if found[2] is None else f"{outputs} with gradient {_short(found[2])}"
 
 
-def _short(x: Tensor) -> str:
+def _short(x) -> str:
+    if not isinstance(x, Tensor):
+        return str(x)[:200] if isinstance(x, str) else repr(x)[:200]
     if x.numel() > 24:
         return f"a tensor of shape {tuple(x.shape)}"
     rounded = torch.round(x.double(), decimals=4) if x.is_floating_point() else x
     return str(rounded.tolist())
+
+
+def sentences(*claims: tuple[bool, str]) -> str:
+    """What is wrong, of (it holds, what to say if not): the output of a check of properties. "all is right" if nothing."""
+    return "; ".join(wrong for holds, wrong in claims if not holds) or "all is right"
