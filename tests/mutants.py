@@ -75,6 +75,7 @@ _rl = partial(mutant, "rl_math.py")
 _generation, _ppo, _rollout, _training, _sft, _reward, _theory = (
     partial(mutant, f"{name}.py") for name in ("generation", "ppo", "rollout", "training", "sft", "reward", "theory")
 )
+_transformer = partial(mutant, "transformer.py")
 _optimum, _frontier = partial(mutant, "lab/optimum.py"), partial(mutant, "experiments/frontier.py")
 
 
@@ -87,6 +88,13 @@ GREEDY = "test_greedy_equals_each_row_alone_without_a_cache"
 BATCHING = "test_neither_compaction_nor_the_batching_changes_what_a_row_samples"
 LOGPROBS = "test_logprobs_are_those_of_the_distribution_sampled_from"
 EACH_ROW = "test_ppo.py::test_every_number_of_a_rollout_is_that_of_the_row_alone"
+VISIBLE = "(real & (key <= query)) | (key == query)"  # source
+PADDED, LATER = "test_a_padded_row_equals_the_row_alone", "test_a_later_token_does_not_change_earlier_logits"
+LOGITS, CACHE = "test_logits_equal_those_of_transformers", "test_cache_equals_recompute"
+WRITTEN_OUT = "test_attention_equals_attention_written_out"
+PADDED_QUERY = "test_a_padded_query_sees_itself"
+ROPE, ROPE_DTYPE = "test_rope_is_multiplication_by_a_unit_complex_number", "test_rope_keeps_the_dtype"
+PAD_BY_HAND, PAIRS_BY_HAND = "test_padding_by_hand", "test_pairs_are_padded_by_hand"
 FIRST_RATIO = "test_ppo.py::test_the_first_ratio_is_one_against_the_sampling_logprobs"
 PPO_EOS = "test_ppo.py::test_eos_is_a_sampled_token_and_carries_the_score"
 PPO_METRICS = "test_metrics_are_over_sampled_tokens_only"
@@ -381,6 +389,66 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_nucleus_by_hand[0.76-want4]",
         f"{LOGPROBS}[1.5-0.8-gpt2]",
     ),
+    _generation(
+        "nucleus-not-scaled-to-1",
+        (
+            "ordered = ordered.masked_fill(before >= top_p, -torch.inf)",
+            "ordered = ordered.log_softmax(-1).masked_fill(before >= top_p, -torch.inf)\n"
+            "        return torch.empty_like(logits).scatter_(-1, index, ordered)",
+        ),
+        "test_nucleus_by_hand[0.76-want4]",
+        f"{LOGPROBS}[1.5-0.8-gpt2]",
+    ),
+    _generation(
+        "nucleus-before-the-temperature",
+        (
+            "ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)",
+            "(p := (temperature * ordered).softmax(-1)).cumsum(-1) - p",
+        ),
+        "test_temperature_by_hand_and_before_the_nucleus",
+    ),
+    _generation(
+        "nucleus-of-the-greedy",
+        ("if top_p < 1.0 and temperature > 0:", "if top_p < 1.0:"),
+        "test_temperature_by_hand_and_before_the_nucleus",
+    ),
+    # padding
+    _generation(
+        "mask-on-the-other-side",
+        (
+            "column >= width - lengths if left else column < lengths",
+            "column < lengths if left else column >= width - lengths",
+        ),
+        f"{PAD_BY_HAND}[pad_left-ids0-mask0]",
+        f"{PAD_BY_HAND}[pad_right-ids1-mask1]",
+    ),
+    _generation(
+        "padded-on-the-other-side",
+        ("[*pads, *row] if left else [*row, *pads]", "[*row, *pads] if left else [*pads, *row]"),
+        f"{PAD_BY_HAND}[pad_left-ids0-mask0]",
+        f"{PAD_BY_HAND}[pad_right-ids1-mask1]",
+    ),
+    _generation(
+        "a-token-like-the-padding-is-padding",
+        (
+            "mask = column >= width - lengths if left else column < lengths",
+            "mask = torch.tensor(padded, dtype=torch.long).view(len(rows), width) != pad_id",
+        ),
+        PAD_BY_HAND,
+    ),
+    _generation("padded-with-zeros", ("[[pad_id] *", "[[0] *"), PAD_BY_HAND),
+    _generation("no-rows-to-pad", ("max(map(len, rows), default=0)", "max(map(len, rows))"), PAD_BY_HAND),
+    _generation(
+        "last-prompt-token-counts-as-an-answer",
+        ("pad_right([p for p, _ in pairs], 0, device)", "pad_right([p[:-1] for p, _ in pairs], 0, device)"),
+        *SFT_LOSS,
+        PAIRS_BY_HAND,
+    ),
+    _generation(
+        "a-token-0-is-no-answer",
+        ("mask[:, : prompt.shape[1]] &= ~prompt", "mask[:, : prompt.shape[1]] &= ~prompt\n    mask &= ids != 0"),
+        PAIRS_BY_HAND,
+    ),
     # compaction writes to the wrong rows, or gives a row another row's draws
     _generation(
         "compaction-writes-to-the-wrong-rows",
@@ -450,6 +518,22 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_a_token_of_probability_zero_is_never_drawn",
     ),
     _generation(
+        "draw-not-scaled-to-the-mass",
+        ("uniform.clamp(max=1 - 2**-20)[:, None] * cdf[:, -1:]", "uniform.clamp(max=1 - 2**-20)[:, None]"),
+        "test_a_token_of_probability_zero_is_never_drawn",
+    ),
+    _generation(
+        "draw-one-token-late",
+        ("torch.searchsorted(cdf, u", "torch.searchsorted(cdf - logp.exp(), u"),
+        "test_a_token_of_probability_zero_is_never_drawn",
+        "test_the_uniform_interval_of_a_token_is_as_wide_as_its_probability",
+    ),
+    _generation(
+        "one-draw-for-the-whole-batch",
+        ("uniform.clamp(max=1 - 2**-20)[:, None] *", "uniform[:1].clamp(max=1 - 2**-20)[:, None] *"),
+        "test_the_uniform_interval_of_a_token_is_as_wide_as_its_probability",
+    ),
+    _generation(
         "seed-ignored",
         ("max_new_tokens, generator=generator, device=draw_on", "max_new_tokens, device=draw_on"),
         "test_the_generator_decides_everything",
@@ -487,6 +571,160 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
         f"test_generation.py::{GREEDY}[1-gpt2]",
         f"{FIRST_RATIO}[options0-gpt2]",
+    ),
+    _transformer(
+        "positions-of-new-tokens-from-0",
+        (
+            "(cache.mask[:, : cache.length + T].cumsum(1) - 1).clamp(min=0)[:, cache.length :]",
+            "(cache.mask[:, cache.length : cache.length + T].cumsum(1) - 1).clamp(min=0)",
+        ),
+        f"{CACHE}[llama-chunks1]",
+        f"{CACHE}[gpt2-chunks1]",
+    ),
+    _transformer(
+        "positions-from-1",
+        ("return (mask.cumsum(1) - 1).clamp(min=0)", "return mask.cumsum(1)"),
+        f"{PADDED}[gpt2]",
+        f"{LOGITS}[gpt2]",
+    ),
+    _transformer(
+        "padding-at-position-minus-1",
+        ("return (mask.cumsum(1) - 1).clamp(min=0)", "return mask.cumsum(1) - 1"),
+        f"{PADDED}[gpt2]",
+    ),
+    # who may look at whom
+    _transformer(
+        "query-sees-the-future", (VISIBLE, "real | (key == query)"), f"{LOGITS}[llama]", f"{LATER}[gpt2]", WRITTEN_OUT
+    ),
+    _transformer(
+        "query-sees-the-next-token", (VISIBLE, "(real & (key <= query + 1)) | (key == query)"), LATER, WRITTEN_OUT
+    ),
+    _transformer(
+        "query-without-itself", (VISIBLE, "real & (key < query)"), f"{LOGITS}[llama]", f"{PADDED}[gpt2]", WRITTEN_OUT
+    ),
+    _transformer(
+        "padding-attended-to",
+        (VISIBLE, "(key <= query).expand(len(real), 1, T, S)"),
+        f"{LOGITS}[gpt2]",
+        f"{PADDED}[llama]",
+        WRITTEN_OUT,
+    ),
+    _transformer("padded-query-without-itself", (VISIBLE, "real & (key <= query)"), PADDED_QUERY),
+    _transformer(
+        "queries-from-0-beside-a-cache",
+        ("torch.arange(S - T, S, device", "torch.arange(T, device"),
+        f"{CACHE}[llama-chunks1]",
+        f"{CACHE}[gpt2-chunks3]",
+        f"test_generation.py::{GREEDY}[1-llama]",
+    ),
+    _transformer("no-axis-for-the-heads", (f"return {VISIBLE}", f"return ({VISIBLE})[:, 0]"), LOGITS, PADDED_QUERY),
+    # RoPE
+    _transformer("rotated-the-wrong-way", ("pairs * rope)", "pairs * rope.conj())"), ROPE),
+    _transformer(
+        "halves-rotated-for-neighbouring-pairs",
+        ("x.float().unflatten(-1, (-1, 2))", "x.float().unflatten(-1, (2, -1)).transpose(-1, -2).contiguous()"),
+        (
+            "torch.view_as_real(pairs * rope).flatten(-2)",
+            "torch.view_as_real(pairs * rope).transpose(-1, -2).flatten(-2)",
+        ),
+        ROPE,
+        f"{LOGITS}[llama]",
+    ),
+    _transformer(
+        "rotated-parts-one-after-the-other",
+        (
+            "torch.view_as_real(pairs * rope).flatten(-2)",
+            "torch.view_as_real(pairs * rope).transpose(-1, -2).flatten(-2)",
+        ),
+        ROPE,
+    ),
+    _transformer("rotation-loses-the-dtype", (".flatten(-2).to(x.dtype)", ".flatten(-2)"), ROPE_DTYPE),
+    _transformer(
+        "only-queries-rotated", ("rotate(q, rope), rotate(k, rope)", "rotate(q, rope), k"), f"{LOGITS}[llama]"
+    ),
+    _transformer(
+        "values-rotated",
+        ("q, k = rotate(q, rope), rotate(k, rope)", "q, k, v = rotate(q, rope), rotate(k, rope), rotate(v, rope)"),
+        f"{LOGITS}[llama]",
+        f"{LOGITS}[qwen2]",
+    ),
+    # the cache
+    _transformer(
+        "cache-writes-from-slot-0",
+        ("self.k[layer, :, :, self.length : end] = k", "self.k[layer, :, :, : k.shape[2]] = k"),
+        ("self.v[layer, :, :, self.length : end] = v", "self.v[layer, :, :, : v.shape[2]] = v"),
+        f"{CACHE}[llama-chunks1]",
+        f"test_generation.py::{GREEDY}[1-gpt2]",
+    ),
+    _transformer(
+        "cache-returns-empty-slots",
+        ("return self.k[layer, :, :, :end], self.v[layer, :, :, :end]", "return self.k[layer], self.v[layer]"),
+        CACHE,
+    ),
+    _transformer(
+        "cache-returns-the-new-ones-only",
+        ("return self.k[layer, :, :, :end], self.v[layer, :, :, :end]", "return k, v"),
+        f"{CACHE}[llama-chunks1]",
+    ),
+    _transformer(
+        "cache-moves-on-in-every-layer",
+        (
+            "        return self.k[layer, :, :, :end]",
+            "        self.length = end\n        return self.k[layer, :, :, :end]",
+        ),
+        CACHE,
+    ),
+    _transformer(
+        "every-layer-in-the-first-ones-cache",
+        ("cache.append(layer, k, v)", "cache.append(0, k, v)"),
+        f"{CACHE}[llama-chunks1]",
+    ),
+    # heads
+    _transformer(
+        "heads-not-transposed-back",
+        ("y.transpose(1, 2).reshape(B, T, D)", "y.reshape(B, T, D)"),
+        f"{LOGITS}[gpt2]",
+        WRITTEN_OUT,
+    ),
+    _transformer(
+        "tokens-cut-into-heads",
+        ("q = q.view(B, T, self.heads, self.head_dim).transpose(1, 2)", "q = q.view(B, self.heads, T, self.head_dim)"),
+        f"{LOGITS}[gpt2]",
+        WRITTEN_OUT,
+    ),
+    _transformer(
+        "scores-without-their-scale",
+        ("attn_mask=allowed, is_causal=", "attn_mask=allowed, scale=1.0, is_causal="),
+        f"{LOGITS}[llama]",
+        WRITTEN_OUT,
+    ),
+    _transformer(
+        "scores-scaled-by-the-width-of-the-model",
+        ("attn_mask=allowed, is_causal=", "attn_mask=allowed, scale=D**-0.5, is_causal="),
+        f"{LOGITS}[llama]",
+        WRITTEN_OUT,
+    ),
+    _transformer(
+        "grouped-heads-in-the-wrong-order",
+        (
+            "q, k, v, attn_mask=allowed, is_causal=allowed is None, enable_gqa=self.kv_heads != self.heads",
+            "q, *(x.repeat(1, self.heads // self.kv_heads, 1, 1) for x in (k, v)), allowed, is_causal=allowed is None",
+        ),
+        f"{LOGITS}[llama]",
+        f"{WRITTEN_OUT}[2]",
+    ),
+    _transformer(
+        "allowed-ignored",
+        ("attn_mask=allowed, is_causal=allowed is None", "is_causal=True"),
+        PADDED,
+        f"{WRITTEN_OUT}[4]",
+    ),
+    _transformer("not-causal-without-a-mask", ("is_causal=allowed is None", "is_causal=False"), LATER, WRITTEN_OUT),
+    _transformer(
+        "no-output-matrix",
+        ("return self.out(y.transpose(1, 2).reshape(B, T, D))", "return y.transpose(1, 2).reshape(B, T, D)"),
+        f"{LOGITS}[gpt2]",
+        WRITTEN_OUT,
     ),
     # ------------------------------------------------------------ ppo.py
     # sampled with temperature, scored without; token t's log-prob from logits[t]
@@ -1250,6 +1488,17 @@ MUTANTS += (
         "scorer-forgets-the-order",
         ("found[chunk] = logp", "found[sorted(chunk)] = logp"),
         "test_scorer_gives_the_samplers_log_probs",
+    ),
+    _generation(
+        "scorer-takes-the-mean",
+        ("found[chunk] = logp.sum(1).cpu()", "found[chunk] = (logp.sum(1) / action.sum(1).clamp(min=1)).cpu()"),
+        "test_evaluation.py::test_sequence_kl_against_each_row_alone",
+        "test_scorer_gives_the_samplers_log_probs",
+    ),
+    _generation(
+        "scorer-lets-the-lists-differ",
+        ("zip(prompts, completions, strict=True)", "zip(prompts, completions)"),
+        "test_bad_prompts_are_refused_by_number",
     ),
     mutant(
         "lab/evaluation.py",

@@ -13,7 +13,15 @@ import torch
 from conftest import lookup_lm, random_lm
 
 from alignpro_mini import generation
-from alignpro_mini.generation import _draw, generate, pad_left, pad_right, sampling_logprobs, sequence_logprobs
+from alignpro_mini.generation import (
+    _draw,
+    generate,
+    pad_left,
+    pad_pairs,
+    pad_right,
+    sampling_logprobs,
+    sequence_logprobs,
+)
 
 PROMPTS = [[4, 7, 2], [5], [9, 9, 8, 1, 6, 2, 11], [3, 10], [6, 1, 1, 8], [10, 2, 7, 5, 9], [1], [8, 8, 4, 2, 3, 5]]
 FAMILIES = ("gpt2", "llama")
@@ -211,6 +219,7 @@ def test_temperature_by_hand_and_before_the_nucleus():
     logits = torch.tensor([[0.0, math.log(2)]])
     torch.testing.assert_close(sampling_logprobs(logits, 0.5).exp(), torch.tensor([[0.2, 0.8]]))  # 1 : 2^2
     torch.testing.assert_close(sampling_logprobs(logits, 0.0).exp(), torch.tensor([[1 / 3, 2 / 3]]))  # reported at 1
+    torch.testing.assert_close(sampling_logprobs(logits, 0.0, 0.5).exp(), torch.tensor([[1 / 3, 2 / 3]]))  # whole
     # at temperature 1 the better token has 2/3 and does not reach 0.75 alone; at 0.5 it has 0.8 and does
     assert sampling_logprobs(logits, 1.0, 0.75).isfinite().tolist() == [[True, True]]
     assert sampling_logprobs(logits, 0.5, 0.75).tolist() == [[-math.inf, 0.0]]
@@ -293,6 +302,8 @@ def test_bad_prompts_are_refused_by_number():
     assert len(generate(model, [[6] * 7], 3, generator=rng())[0].tokens) == 3  # just fits
     with pytest.raises(ValueError, match="prompt 1 is empty"):
         sequence_logprobs(model, [[4], []], [[5], [5]])
+    with pytest.raises(ValueError, match="shorter"):
+        sequence_logprobs(model, [[4], [5]], [[6]])
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -337,3 +348,11 @@ def test_padding_by_hand(pad, ids, mask):
         assert got.tolist() == [[v if m else pad_id for v, m in zip(*rows)] for rows in zip(ids, mask)]
         assert got.dtype == torch.long and real.dtype == torch.bool
     assert [t.shape for t in pad([], 0)] == [(0, 0), (0, 0)]
+
+
+def test_pairs_are_padded_by_hand():
+    """A completion may hold the id of the padding, or nothing; a prompt, too."""
+    ids, action = pad_pairs([([5, 0], [0, 7]), ([8], []), ([], [0])])
+    assert ids.tolist() == [[5, 0, 0, 7], [8, 0, 0, 0], [0, 0, 0, 0]] and ids.dtype == torch.long
+    assert action.int().tolist() == [[0, 0, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0]] and action.dtype == torch.bool
+    assert [t.shape for t in pad_pairs([])] == [(0, 0), (0, 0)]

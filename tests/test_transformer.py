@@ -105,6 +105,12 @@ def test_rope_is_multiplication_by_a_unit_complex_number():
     assert torch.equal(result[:, :, 0], x[:, :, 0]), "position 0 is not turned"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_rope_keeps_the_dtype(dtype):
+    turned = rotate(torch.tensor([1.0, 2.0], dtype=dtype).view(1, 1, 1, 2), torch.full((1, 1, 1, 1), 1j))
+    assert turned.dtype == dtype and turned.flatten().tolist() == [-2.0, 1.0]
+
+
 def test_rope_dot_products_depend_on_the_distance_only():
     model = make(d_model=32)
     q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(3))
@@ -162,6 +168,13 @@ def test_a_padded_row_equals_the_row_alone(model):
         assert close(logits[row : row + 1, 12 - length :], model(ids[row : row + 1, 12 - length :]))
     other_padding = torch.where(mask, ids, (ids + 5) % 31)
     assert close(model(other_padding, mask)[mask], logits[mask], 1e-5)
+
+
+def test_a_padded_query_sees_itself():
+    """Without a key its softmax is over nothing: NaN, or whatever the kernel makes of it."""
+    mask = torch.tensor([[False, False, True], [True, True, False]])
+    allowed = make()._allowed(tokens(2, 3), mask, None)  # (B, 1, T, S)
+    assert allowed.int().tolist() == [[[[1, 0, 0], [0, 1, 0], [0, 0, 1]]], [[[1, 0, 0], [1, 1, 0], [1, 1, 1]]]]
 
 
 def test_right_padding_changes_nothing_either(model):

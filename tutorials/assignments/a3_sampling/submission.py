@@ -1,0 +1,60 @@
+"""Sampling and scoring in batches: replace each `raise NotImplementedError`. Helpers and imports of your own are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from alignpro_mini.generation import by_length, pad_right
+from alignpro_mini.options import UserError
+from alignpro_mini.transformer import Transformer
+
+
+def sampling_logprobs(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
+    """The log of the distribution that sampling draws from: (..., V) logits -> (..., V) log-probs, float32.
+
+    The sampler *and* the scorer of PPO call this one function; were one of them to use another temperature,
+    the first ratio would not be 1. Nucleus: the smallest set of tokens whose mass reaches top_p; the others
+    get -inf. Temperature 0 means greedy decoding, whose log-probs are reported at temperature 1.
+    Raises ValueError for a temperature below 0 or a top_p outside (0, 1].
+    """
+    raise NotImplementedError
+
+
+def _draw(logp: Tensor, uniform: Tensor) -> Tensor:
+    """Inverse-CDF sampling without leaving the device: log-probs (B, V), uniforms (B,) in [0, 1) -> ids (B,).
+
+    Takes the first token whose cumulative mass exceeds u, so a token of probability 0 is never taken.
+    """
+    raise NotImplementedError
+
+
+def _pad(rows: Sequence[Sequence[int]], pad_id: int, device, left: bool) -> tuple[Tensor, Tensor]:
+    raise NotImplementedError
+
+
+def pad_pairs(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], device=None) -> tuple[Tensor, Tensor]:
+    """(prompt, completion) pairs, each one row -> ids (N, T) padded on the right, and True on the completions' tokens.
+
+    To the model these go without a mask: a causal query never reaches right padding. The fused kernel is faster so.
+    """
+    raise NotImplementedError
+
+
+@torch.no_grad()
+def sequence_logprobs(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_batch: int = 128,
+) -> Tensor:
+    """log p(completion | prompt) under the sampling of `generate`, summed over the completion: (N,) on the CPU.
+
+    Both are lists of token ids; whether an EOS counts is up to the completion. -inf where top_p rules a token out.
+    Raises UserError for an empty prompt: then nothing predicts the first token.
+    """
+    raise NotImplementedError
