@@ -350,6 +350,22 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_bradley_terry_by_hand",
     ),
     _rl(
+        "preference-loss-without-its-sign",
+        ("return -torch.nn.functional.logsigmoid(", "return torch.nn.functional.logsigmoid("),
+        "test_bradley_terry_by_hand",
+    ),
+    _rl(
+        "log-of-the-sigmoid",
+        ("-torch.nn.functional.logsigmoid(chosen - rejected)", "-torch.sigmoid(chosen - rejected).log()"),
+        "test_bradley_terry_by_hand",
+    ),
+    _rl(
+        "preference-loss-is-a-mean",
+        ("logsigmoid(chosen - rejected)", "logsigmoid(chosen - rejected).mean()"),
+        "test_bradley_terry_by_hand",
+    ),
+    _rl("no-shape-check-of-preferences", ("    _same_shape(chosen=chosen, rejected=rejected)\n", ""), SHAPES),
+    _rl(
         "explained-variance-of-the-values",
         ("masked_var(returns - values, mask)", "masked_var(values, mask)"),
         "test_explained_variance_known_cases",
@@ -914,6 +930,43 @@ MUTANTS: tuple[Mutant, ...] = (
         *SFT_LOSS,
     ),
     _sft(
+        "loss-on-the-prompt",
+        ("= pad_pairs(batch, model.device)", "= pad_pairs(batch, model.device)\n    is_answer |= ids != 0"),
+        *SFT_LOSS,
+    ),
+    _sft(
+        "loss-mask-not-shifted",
+        ("hidden[:, :-1][is_answer[:, 1:]]", "hidden[:, :-1][is_answer[:, :-1]]"),
+        ("ids[:, 1:][is_answer[:, 1:]]", "ids[:, 1:][is_answer[:, :-1]]"),
+        *SFT_LOSS,
+    ),
+    _sft(
+        "loss-of-a-batch-is-a-sum",
+        ("ids[:, 1:][is_answer[:, 1:]])", 'ids[:, 1:][is_answer[:, 1:]], reduction="sum")'),
+        *SFT_LOSS,
+    ),
+    _sft(
+        "loss-of-a-row-weighs-the-same",
+        (
+            "    return F.cross_entropy(logits.float(), ids[:, 1:][is_answer[:, 1:]])",
+            '    nats = F.cross_entropy(logits.float(), ids[:, 1:][is_answer[:, 1:]], reduction="none")\n'
+            "    return torch.stack([row.mean() for row in nats.split(is_answer.sum(1).tolist())]).mean()",
+        ),
+        SFT_LOSS[0],
+        "test_a_token_weighs_the_same_in_a_short_answer_and_in_a_long_one",
+    ),
+    _sft(
+        "padding-told-by-its-id",
+        ("= pad_pairs(batch, model.device)", "= pad_pairs(batch, model.device)\n    is_answer &= ids != 0"),
+        "test_a_token_with_the_id_of_the_padding_is_learned",
+    ),
+    _sft(
+        "all-layers-take-a-gradient",
+        ("model.top(model.trunk(ids, None, train_layers), None, train_layers)", "model.hidden(ids)"),
+        "test_nothing_below_the_trained_layers_takes_a_gradient",
+    ),
+    _sft("loss-in-the-precision-of-the-model", ("(logits.float(), ids", "(logits, ids"), "test_the_loss_is_float32"),
+    _sft(
         "sft-prompt-cut",
         (
             "ids = tokenizer.chat_with_answer(prompt, answer)",
@@ -977,6 +1030,24 @@ MUTANTS: tuple[Mutant, ...] = (
         RATED_AT_EOS,
     ),
     _reward("reward-read-before-the-eos", ("last = mask.sum(1) - 1", "last = mask.sum(1) - 2"), RATED_AT_EOS),
+    _reward(
+        "reward-of-the-mean-state",
+        (
+            "self.head(hidden[torch.arange(len(last), device=last.device), last])",
+            "self.head((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))",
+        ),
+        RATED_AT_EOS,
+    ),
+    _reward("rewards-in-a-column", (".squeeze(-1).float()", ".float()"), RATED_AT_EOS),
+    _reward(
+        "raw-rewards-are-normalised",
+        ("return self.head(hidden[torch", "return (lambda r: (r - self.mean) / self.std)(self.head(hidden[torch"),
+        (".squeeze(-1).float()", ".squeeze(-1).float())"),
+        "test_normalise_gives_mean_zero_and_std_one_and_keeps_the_order",
+    ),
+    _reward(
+        "rewards-in-the-precision-of-the-model", (".squeeze(-1).float()", ".squeeze(-1)"), "test_rewards_are_float32"
+    ),
     _reward("rewards-in-sorted-order", ("rewards[part] = ", "rewards[: len(part)] = "), RATED_AT_EOS),
     _reward(
         "prefers-the-rejected",
@@ -994,9 +1065,78 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_preferences_follow_bradley_terry",
     ),
     _reward(
+        "labels-upside-down",
+        ("generator=generator) < p_first", "generator=generator) > p_first"),
+        "test_preferences_follow_bradley_terry",
+    ),
+    _reward(
+        "labels-without-their-scale",
+        ("torch.sigmoid(scale * difference.float())", "torch.sigmoid(difference.float())"),
+        "test_preferences_follow_bradley_terry",
+    ),
+    _reward("certainty-of-the-first", ("(b, a, 1 - p)", "(b, a, p)"), "test_preferences_follow_bradley_terry"),
+    _reward(
+        "labels-ignore-their-generator",
+        ("torch.rand(len(prompts), generator=generator)", "torch.rand(len(prompts))"),
+        "test_the_generator_decides_the_labels",
+    ),
+    _reward(
+        "the-mismatch-is-not-marked",
+        ("(b, a, 1 - p)), mismatched)", "(b, a, 1 - p)))"),
+        "test_pipeline.py::test_preferences_are_between_answers_that_ppo_would_get",
+    ),
+    _reward(
         "prompts-on-both-sides",
         ("if p.prompt not in kept_out], heldout", "], heldout"),
         "test_no_prompt_is_on_both_sides_of_the_split",
+    ),
+    _reward(
+        "sides-of-the-split-swapped",
+        (
+            "return [p for p in pairs if p.prompt not in kept_out], heldout",
+            "return heldout, [p for p in pairs if p.prompt not in kept_out]",
+        ),
+        "test_mismatched_pairs_teach_but_are_not_held_out",
+    ),
+    _reward(
+        "a-small-share-holds-out-nothing",
+        ("max(1, round(share * len(prompts)))", "round(share * len(prompts))"),
+        "test_no_prompt_is_on_both_sides_of_the_split",
+    ),
+    _reward(
+        "share-of-the-pairs",
+        ("round(share * len(prompts))", "round(share * len(pairs))"),
+        "test_no_prompt_is_on_both_sides_of_the_split",
+    ),
+    _reward(
+        "split-ignores-its-generator",
+        ("torch.randperm(len(prompts), generator=generator)", "torch.randperm(len(prompts))"),
+        "test_no_prompt_is_on_both_sides_of_the_split",
+    ),
+    _reward(
+        "the-first-prompts-are-held-out",
+        ("torch.randperm(len(prompts), generator=generator).tolist()", "list(range(len(prompts)))"),
+        "test_no_prompt_is_on_both_sides_of_the_split",
+    ),
+    _reward(
+        "ties-count-as-right",
+        ("((chosen > rejected).float() + 0.5 * (chosen == rejected).float())", "(chosen >= rejected).float()"),
+        "test_accuracy_counts_a_tie_as_half",
+    ),
+    _reward(
+        "ties-count-as-wrong",
+        ("((chosen > rejected).float() + 0.5 * (chosen == rejected).float())", "(chosen > rejected).float()"),
+        "test_accuracy_counts_a_tie_as_half",
+    ),
+    _reward(
+        "accuracy-of-the-rejected",
+        ("((chosen > rejected).float() + 0.5", "((chosen < rejected).float() + 0.5"),
+        "test_accuracy_counts_a_tie_as_half",
+    ),
+    _reward(
+        "accuracy-is-a-mean-margin",
+        ("((chosen > rejected).float() + 0.5 * (chosen == rejected).float())", "(chosen - rejected)"),
+        "test_accuracy_counts_a_tie_as_half",
     ),
     _reward(
         "cache-mixes-up-rows",
@@ -1023,6 +1163,102 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
         "test_one_bit_changes_the_checksum",
         "test_a_changed_model_is_noticed_and_the_stage_named",
+    ),
+    mutant(
+        "frozen.py",
+        "checksum-without-buffers",
+        ("sorted(model.state_dict().items())", "sorted(model.named_parameters())"),
+        "test_names_shapes_and_buffers_count_too",
+    ),
+    mutant(
+        "frozen.py",
+        "checksum-without-names",
+        ('f"{name} {tensor.dtype} {', 'f"{tensor.dtype} {'),
+        "test_names_shapes_and_buffers_count_too",
+    ),
+    mutant(
+        "frozen.py",
+        "checksum-without-shapes",
+        (' {tuple(tensor.shape)}".encode()', '".encode()'),
+        "test_names_shapes_and_buffers_count_too",
+    ),
+    mutant(
+        "frozen.py",
+        "checksum-without-dtypes",
+        ("{name} {tensor.dtype} {", "{name} {"),
+        "test_dtypes_and_places_count_too",
+    ),
+    mutant(
+        "frozen.py",
+        "checksum-of-the-first-numbers",
+        (".contiguous().flatten().view(", ".contiguous().flatten()[:8].view("),
+        "test_one_bit_changes_the_checksum",
+    ),
+    mutant(
+        "frozen.py",
+        "checksum-of-the-printed-weights",
+        ("tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()", "str(tensor).encode()"),
+        "test_one_bit_changes_the_checksum",
+    ),
+    mutant(
+        "frozen.py",
+        "checksum-of-the-sums",
+        (
+            "tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()",
+            "str(tensor.double().sum().item()).encode()",
+        ),
+        "test_dtypes_and_places_count_too",
+    ),
+    mutant(
+        "frozen.py",
+        "checksum-of-rounded-weights",
+        ("tensor.detach().cpu().contiguous()", "tensor.detach().cpu().half().contiguous()"),
+        "test_one_bit_changes_the_checksum",
+    ),
+    mutant(
+        "frozen.py",
+        "a-change-is-not-looked-for",
+        ("if checksum(self.model) != self._checksum:", "if False:"),
+        "test_a_changed_model_is_noticed_and_the_stage_named",
+    ),
+    mutant(
+        "frozen.py",
+        "a-change-is-noticed-once",
+        (
+            '            raise RuntimeError(f"the frozen LM changed',
+            '            self._checksum = checksum(self.model)\n            raise RuntimeError(f"the frozen LM changed',
+        ),
+        "test_a_changed_model_stays_changed",
+    ),
+    mutant(
+        "frozen.py",
+        "a-change-without-its-stage",
+        ('f"the frozen LM changed during {after}: its', 'f"the frozen LM changed: its'),
+        "test_a_changed_model_is_noticed_and_the_stage_named",
+    ),
+    mutant(
+        "frozen.py",
+        "a-change-is-an-assertion",
+        ('raise RuntimeError(f"the frozen LM changed', 'raise AssertionError(f"the frozen LM changed'),
+        "test_a_changed_model_is_noticed_and_the_stage_named",
+    ),
+    mutant(
+        "frozen.py",
+        "gradients-are-not-looked-for",
+        ("if any(p.requires_grad for p in self.model.parameters()):", "if False:"),
+        "test_a_model_set_free_is_noticed",
+    ),
+    mutant(
+        "frozen.py",
+        "only-a-whole-model-set-free-is-noticed",
+        ("if any(p.requires_grad for", "if all(p.requires_grad for"),
+        "test_a_model_set_free_is_noticed",
+    ),
+    mutant(
+        "frozen.py",
+        "a-model-set-free-without-its-stage",
+        ('f"after {after} the frozen LM has', 'f"the frozen LM has'),
+        "test_a_model_set_free_is_noticed",
     ),
     mutant(
         "frozen.py",
@@ -1057,6 +1293,69 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     mutant(
         "alignpro.py",
+        "scores-are-sums-over-answers",
+        ("return self.r.mean(1)", "return self.r.sum(1)"),
+        "test_m_answers_are_averaged_for_each_request",
+    ),
+    mutant(
+        "alignpro.py",
+        "the-first-answer-is-the-score",
+        ("return self.r.mean(1)", "return self.r[:, 0]"),
+        "test_m_answers_are_averaged_for_each_request",
+    ),
+    mutant(
+        "alignpro.py",
+        "the-best-answer-is-the-score",
+        ("return self.r.mean(1)", "return self.r.amax(1)"),
+        "test_m_answers_are_averaged_for_each_request",
+    ),
+    mutant(
+        "alignpro.py",
+        "answers-in-turns",
+        (
+            "[x_prime for x_prime in self.x_prime for _ in range(self.answers)]",
+            "[x_prime for _ in range(self.answers) for x_prime in self.x_prime]",
+        ),
+        "test_m_answers_are_averaged_for_each_request",
+    ),
+    mutant(
+        "alignpro.py",
+        "requests-in-turns",
+        ("[x for x in requests for _ in range(self.answers)]", "[x for _ in range(self.answers) for x in requests]"),
+        "test_m_answers_are_averaged_for_each_request",
+    ),
+    mutant(
+        "alignpro.py",
+        "answers-ignore-their-generator",
+        ("self.frozen.answer(asked, self.generator)", "self.frozen.answer(asked)"),
+        "test_the_reward_sees_the_request_and_the_frozen_lm_the_rewrite",
+    ),
+    mutant(
+        "alignpro.py",
+        "all-rewrites-are-sent",
+        (
+            "self.x_prime, self.fallbacks = usable_rewrites(requests, rewrites, self.frozen.fits)",
+            "self.x_prime, self.fallbacks = list(rewrites), 0",
+        ),
+        "test_an_empty_or_too_long_rewrite_falls_back_to_the_request_and_is_counted",
+    ),
+    mutant(
+        "alignpro.py",
+        "fallbacks-are-not-counted",
+        ("self.x_prime, self.fallbacks = usable", "self.x_prime, _ = usable"),
+        "test_an_empty_or_too_long_rewrite_falls_back_to_the_request_and_is_counted",
+    ),
+    mutant(
+        "alignpro.py",
+        "fallbacks-add-up",
+        (
+            "        self.x_prime, self.fallbacks = usable_rewrites(requests, rewrites, self.frozen.fits)\n",
+            "        self.x_prime, more = usable_rewrites(requests, rewrites, self.frozen.fits)\n        self.fallbacks += more\n",
+        ),
+        "test_an_empty_or_too_long_rewrite_falls_back_to_the_request_and_is_counted",
+    ),
+    mutant(
+        "alignpro.py",
         "empty-rewrites-are-sent",
         ("x_prime.strip() and fits(x_prime)", "fits(x_prime)"),
         "test_an_empty_or_too_long_rewrite_falls_back_to_the_request_and_is_counted",
@@ -1065,6 +1364,30 @@ MUTANTS: tuple[Mutant, ...] = (
         "alignpro.py",
         "too-long-rewrites-are-sent",
         ("x_prime.strip() and fits(x_prime)", "x_prime.strip()"),
+        "test_an_empty_or_too_long_rewrite_falls_back_to_the_request_and_is_counted",
+    ),
+    mutant(
+        "alignpro.py",
+        "white-space-is-sent",
+        ("x_prime.strip() and fits", "x_prime and fits"),
+        "test_an_empty_or_too_long_rewrite_falls_back_to_the_request_and_is_counted",
+    ),
+    mutant(
+        "alignpro.py",
+        "the-same-words-count-as-a-fallback",
+        ("a != b for a, b in zip(sent, rewrites)", "a == b for a, b in zip(sent, requests)"),
+        "test_an_empty_or_too_long_rewrite_falls_back_to_the_request_and_is_counted",
+    ),
+    mutant(
+        "alignpro.py",
+        "usable-rewrites-are-counted",
+        ("a != b for a, b in zip(sent, rewrites)", "a == b for a, b in zip(sent, rewrites)"),
+        "test_an_empty_or_too_long_rewrite_falls_back_to_the_request_and_is_counted",
+    ),
+    mutant(
+        "alignpro.py",
+        "a-missing-rewrite-is-not-noticed",
+        ("zip(requests, rewrites, strict=True)]\n    return sent", "zip(requests, rewrites)]\n    return sent"),
         "test_an_empty_or_too_long_rewrite_falls_back_to_the_request_and_is_counted",
     ),
     mutant(
@@ -1579,6 +1902,16 @@ MUTANTS += (
     _reward(
         "mismatched-pairs-held-out",
         ("if p.prompt in kept_out and not p.mismatched]", "if p.prompt in kept_out]"),
+        "test_mismatched_pairs_teach_but_are_not_held_out",
+    ),
+    _reward(
+        "mismatched-pairs-teach-nothing",
+        ("if p.prompt not in kept_out], heldout", "if p.prompt not in kept_out and not p.mismatched], heldout"),
+        "test_mismatched_pairs_teach_but_are_not_held_out",
+    ),
+    _reward(
+        "mismatched-pairs-move-the-split",
+        ("{p.prompt for p in pairs if not p.mismatched}", "{p.prompt for p in pairs}"),
         "test_mismatched_pairs_teach_but_are_not_held_out",
     ),
     _reward(

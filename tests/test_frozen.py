@@ -45,6 +45,19 @@ def test_names_shapes_and_buffers_count_too():
     assert checksum(Box((2, 3), 1.0)) == checksum(Box((2, 3), 1.0))
 
 
+def test_dtypes_and_places_count_too():
+    class Pair(torch.nn.Module):
+        def __init__(self, *tensors) -> None:
+            super().__init__()
+            for name, x in zip("ab", tensors, strict=True):
+                self.register_buffer(name, x)
+
+    zeros, one = torch.zeros(2), torch.tensor([0.0, 1.0])
+    as_integers = one.view(torch.int32)
+    different = [Pair(zeros, one), Pair(one, zeros), Pair(zeros, one.flip(0)), Pair(zeros, as_integers)]
+    assert len({checksum(pair) for pair in different}) == 4
+
+
 def test_a_changed_model_is_noticed_and_the_stage_named():
     pi_f = frozen()
     pi_f.assert_unchanged("ppo")
@@ -52,6 +65,15 @@ def test_a_changed_model_is_noticed_and_the_stage_named():
         pi_f.model.norm.weight[3] += 1e-3
     with pytest.raises(RuntimeError, match="changed during reward_model"):
         pi_f.assert_unchanged("reward_model")
+
+
+def test_a_changed_model_stays_changed():
+    pi_f = frozen()
+    with torch.no_grad():
+        pi_f.model.norm.weight[3] += 1e-3
+    for stage in ("reward_model", "ppo"):
+        with pytest.raises(RuntimeError, match=f"changed during {stage}"):
+            pi_f.assert_unchanged(stage)
 
 
 def test_a_model_set_free_is_noticed():

@@ -76,6 +76,12 @@ def test_a_truncated_answer_is_read_at_its_last_token_without_an_eos():
     assert isinstance(cut.text, Truncated) and cut.text == "hh" and type(whole.text) is str
 
 
+def test_rewards_are_float32():
+    """Bradley-Terry's differences of rewards have two digits in bfloat16."""
+    model = rated().bfloat16()
+    assert model(*model.trunk([model.encode("a", "bc"), model.encode("gab", "h")])).dtype == torch.float32
+
+
 def test_a_fresh_head_says_nothing_yet():
     assert RewardModel(random_lm(), Letters()).raw(PROMPTS, ANSWERS).tolist() == [0.0] * 5
 
@@ -135,6 +141,15 @@ def test_preferences_follow_bradley_terry():
     sure = draw_preferences(["x"] * 200, ["bad"] * 200, ["good"] * 200, gold, 100.0, rng())
     assert {pair.chosen for pair in sure} == {"good"}
     assert draw_preferences(["x"] * n, ["good"] * n, ["bad"] * n, gold, 0.8, rng(1)) != pairs
+
+
+def test_the_generator_decides_the_labels():
+    drawn = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(len(drawn))
+        equal = lambda xs, ys: [0.5] * len(ys)  # noqa: E731
+        drawn.append(draw_preferences(["x"] * 40, ["a"] * 40, ["b"] * 40, equal, 1.0, rng(seed)))
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_no_prompt_is_on_both_sides_of_the_split():

@@ -65,6 +65,26 @@ def test_a_token_weighs_the_same_in_a_short_answer_and_in_a_long_one():
     assert together == pytest.approx(answer_loss(model, long + short).item(), rel=1e-6)
 
 
+def test_a_token_with_the_id_of_the_padding_is_learned():
+    model = lookup_lm({2: {0: 0.5, 5: 0.5}, 0: {3: 0.25, 5: 0.75}, 5: {3: 0.5, 4: 0.5}})
+    assert answer_loss(model, [([1, 2], [0, 3])]).item() == pytest.approx(1.5 * math.log(2), rel=1e-5)
+    two = [([1, 2], [0, 3]), ([1, 6, 6, 2], [5, 3])]
+    assert answer_loss(model, two).item() == pytest.approx(5 / 4 * math.log(2), rel=1e-5)
+
+
+def test_nothing_below_the_trained_layers_takes_a_gradient():
+    model = random_lm()
+    answer_loss(model, encoded(), 1).backward()
+    names = {name for name, _ in model.named_parameters()}
+    without = {name for name, p in model.named_parameters() if p.grad is None}
+    assert without == {name for name in names if name.startswith("blocks.0.")} != set()
+
+
+def test_the_loss_is_float32():
+    """A mean of many tokens has two digits in bfloat16."""
+    assert answer_loss(random_lm().bfloat16(), encoded()).dtype == torch.float32
+
+
 def test_a_long_prompt_is_not_cut_and_one_that_does_not_fit_is_named():
     prompt = "abcdefghabcdefghabcdefghabcdefgh"  # 32 letters against an answer of one
     ((ids, answer),) = encoded([(prompt, "b")])

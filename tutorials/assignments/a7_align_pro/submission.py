@@ -1,0 +1,32 @@
+"""Align-Pro around a frozen model: replace each `raise NotImplementedError`. Helpers and imports of your own are kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def checksum(model: nn.Module) -> str:
+    """SHA-256 over every parameter and buffer: names, dtypes, shapes and bytes. Equal means bit for bit equal."""
+    raise NotImplementedError
+
+
+def usable_rewrites(
+    requests: Sequence[str], rewrites: Sequence[str], fits: Callable[[str], bool]
+) -> tuple[list[str], int]:
+    """Rewrites that can be sent: an empty one, or one too long for the frozen LM, becomes x. Also how many did."""
+    raise NotImplementedError
+
+
+class FrozenLM:
+    def assert_unchanged(self, after: str) -> None:
+        """Compare the checksum with the one taken at construction. Raises RuntimeError naming the stage `after`."""
+        raise NotImplementedError
+
+
+class PromptScore:
+    def __call__(self, requests: Sequence[str], rewrites: Sequence[str]) -> Tensor:
+        raise NotImplementedError
