@@ -220,7 +220,7 @@ def preferences(function, *args) -> tuple:
 
 def _draw_preferences(rng: torch.Generator) -> list[Case]:
     def case(about: str, differences: list[float], scale: float, *mismatched: bool) -> Case:
-        names = [(f"x{i}", f"first {i}", f"second {i}") for i in range(len(differences))]
+        names = [(f"x{i}", f"a{i}", f"b{i}") for i in range(len(differences))]
         gold = Worth({(x, b): 0.25 * i for i, (x, _, b) in enumerate(names)})
         gold.table |= {(x, a): gold.table[x, b] + d for (x, a, b), d in zip(names, differences)}
         prompts, first, second = map(list, zip(*names))
@@ -228,12 +228,12 @@ def _draw_preferences(rng: torch.Generator) -> list[Case]:
         args = lambda: (prompts, first, second, gold, scale, torch.Generator().manual_seed(drawn), *mismatched)
         return Case(about, args, oracle_preferences, call=preferences, tolerance=1e-5)
 
-    many = torch.randn(40, generator=rng).tolist()
+    many, small = torch.randn(40, generator=rng).tolist(), [0.3, -0.2, 0.1, -0.4, 0.2, -0.1, 0.15, -0.25]
     return [
-        case("one pair, the first is better by far", [9.0], 1.0),
-        case("one pair, the second is better by far", [-9.0], 1.0),
-        case("five pairs, either is a little better", [0.3, -0.2, 0.1, -0.4, 0.2], 1.0),
-        case("four pairs, scale 5", [0.3, -0.2, 0.1, -0.4], 5.0),
+        case("one pair, answer a is better by far", [9.0], 1.0),
+        case("one pair, answer b is better by far", [-9.0], 1.0),
+        case("eight pairs, one answer is a little better", small, 1.0),
+        case("eight pairs, scale 3", small, 3.0),
         case("forty pairs, scale 1", many, 1.0),
         case("forty pairs, scale 3", many, 3.0),
         case("twenty equal pairs", [0.0] * 20, 2.0),
