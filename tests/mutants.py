@@ -370,6 +370,11 @@ MUTANTS: tuple[Mutant, ...] = (
         ("masked_var(returns - values, mask)", "masked_var(values, mask)"),
         "test_explained_variance_known_cases",
     ),
+    _rl(
+        "explained-variance-counts-an-offset",
+        ("masked_var(returns - values, mask)", "masked_mean((returns - values) ** 2, mask)"),
+        "test_explained_variance_known_cases[values1-1.0]",
+    ),
     # ------------------------------------------------------------ generation.py
     # sampled with temperature / a nucleus, scored without
     _generation(
@@ -772,6 +777,17 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{FIRST_RATIO}[options0-llama]",
         "test_the_gradient_is_that_of_the_rows_one_by_one[2-0]",
     ),
+    # left padding without positions: the model is not told which columns are padding
+    _rollout(
+        "states-without-the-mask",
+        ("lm.top(features, mask, self.train_layers)", "lm.top(features, None, self.train_layers)"),
+        f"{EACH_ROW}[1.0-llama]",
+    ),
+    _rollout(
+        "the-reference-is-the-policy-itself",
+        ("lm.top(features, mask, self.train_layers)", "self.lm.top(features, mask, self.train_layers)"),
+        f"{EACH_ROW}[1.0-llama]",
+    ),
     # the prompt cut to the response's length
     _ppo(
         "prompt-cut-to-the-response",
@@ -855,6 +871,52 @@ MUTANTS: tuple[Mutant, ...] = (
         "whitened-over-pads",
         ("rl_math.whiten(advantages, mask)", "rl_math.whiten(advantages, torch.ones_like(mask))"),
         "test_advantages_are_whitened_over_the_tokens_but_returns_are_not",
+    ),
+    _ppo(
+        "returns-of-whitened-advantages",
+        (
+            "rollout.advantages = rl_math.whiten(advantages, mask) if c.whitens else advantages",
+            "rollout.advantages = rl_math.whiten(advantages, mask) if c.whitens else advantages\n"
+            '        if c.advantage == "gae":\n'
+            "            rollout.returns = torch.where(mask, rollout.advantages + rollout.values, 0.0)",
+        ),
+        "test_advantages_are_whitened_over_the_tokens_but_returns_are_not",
+    ),
+    _ppo(
+        "groups-are-whitened",
+        ("rl_math.whiten(advantages, mask) if c.whitens", "rl_math.whiten(advantages, mask) if c.whiten_advantages"),
+        "test_advantages_of_a_group_are_not_whitened[rloo]",
+    ),
+    _ppo(
+        "the-spread-after-whitening",
+        ("masked_var(advantages, mask).sqrt()", "masked_var(rl_math.whiten(advantages, mask), mask).sqrt()"),
+        "test_advantages_of_a_group_are_not_whitened[rloo]",
+    ),
+    _ppo(
+        "a-mean-over-the-padded-batch",
+        ("total = policy.sum()\n", "total = policy.mean()\n"),
+        "test_longer_companions_change_nothing",
+        "test_the_gradient_is_that_of_the_rows_one_by_one[2-0]",
+    ),
+    _ppo(
+        "the-value-loss-without-its-weight",
+        ("c.vf_coef * value.sum()", "value.sum()"),
+        "test_the_gradient_is_that_of_the_rows_one_by_one[2-0]",
+    ),
+    _ppo(
+        "the-kl-loss-of-the-old-policy",
+        ("rl_math.kl_estimate(logp, part.logp_ref, c.kl", "rl_math.kl_estimate(part.logp, part.logp_ref, c.kl"),
+        "test_the_gradient_of_a_kl_loss_is_that_of_the_policy_now",
+    ),
+    _ppo(
+        "the-rewards-ignore-the-controller",
+        ("coef = self.kl_coef if", "coef = self.config.kl_coef if"),
+        "test_the_adapted_coefficient_is_the_one_that_is_paid[reward]",
+    ),
+    _ppo(
+        "the-loss-ignores-the-controller",
+        ("scale * self.kl_coef * rl", "scale * c.kl_coef * rl"),
+        "test_the_adapted_coefficient_is_the_one_that_is_paid[loss]",
     ),
     _ppo(
         "weights-by-micro-batch",
@@ -1415,6 +1477,62 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_master_identity_holds_for_every_prompter",
     ),
     _theory(
+        "objective-without-lam",
+        ("- lam * _kl_logs(rho, rho_sft.log()).mean()", "- _kl_logs(rho, rho_sft.log()).mean()"),
+        "test_values_equal_sums_written_out",
+    ),
+    _theory(
+        "objective-summed-over-inputs",
+        (
+            "(rho * R).sum(-1).mean() - lam * _kl_logs(rho, rho_sft.log()).mean()",
+            "(rho * R).sum(-1).sum() - lam * _kl_logs(rho, rho_sft.log()).sum()",
+        ),
+        "test_values_equal_sums_written_out",
+    ),
+    _theory(
+        "table-kl-nan-at-zero",
+        ("return _kl_logs(p, q.log())", "return (p * (p.log() - q.log())).sum(-1)"),
+        "test_total_variation_and_kl_by_hand",
+    ),
+    _theory(
+        "table-kl-swapped",
+        ("return _kl_logs(p, q.log())", "return _kl_logs(q, p.log())"),
+        "test_total_variation_and_kl_by_hand",
+    ),
+    _theory(
+        "table-kl-with-an-epsilon",
+        ("return _kl_logs(p, q.log())", "return _kl_logs(p, q.clamp(min=1e-12).log())"),
+        "test_total_variation_and_kl_by_hand",
+    ),
+    _theory(
+        "optimum-without-rho-sft",
+        ("_log_optimum(rho_sft, R, lam).exp()", "(R / lam).softmax(-1)"),
+        "test_the_optimum_by_hand",
+        "test_a_rewrite_that_is_never_offered_stays_so_and_a_small_price_does_not_overflow",
+    ),
+    _theory(
+        "optimum-with-lam-upside-down",
+        ("_log_optimum(rho_sft, R, lam).exp()", "_log_optimum(rho_sft, R, 1 / lam).exp()"),
+        "test_the_optimum_by_hand",
+        "test_nothing_beats_the_optimum_and_gradient_ascent_arrives_there",
+    ),
+    _theory(
+        "optimum-overflows",
+        (
+            "return _log_optimum(rho_sft, R, lam).exp()",
+            "weight = rho_sft * (R / lam).exp()\n    return weight / weight.sum(-1, keepdim=True)",
+        ),
+        "test_a_rewrite_that_is_never_offered_stays_so_and_a_small_price_does_not_overflow",
+    ),
+    _theory(
+        "optimum-of-any-table",
+        (
+            "R, rho_sft = _tables(lam, R, rho_sft=rho_sft)\n    return _log_optimum(",
+            "R, rho_sft = (torch.as_tensor(x, dtype=torch.float64) for x in (R, rho_sft))\n    return _log_optimum(",
+        ),
+        "test_tables_that_cannot_be_meant_are_refused",
+    ),
+    _theory(
         "gap-without-lam",
         ("lam * float(_kl_logs(rho, _log", "float(_kl_logs(rho, _log"),
         "test_master_identity_holds_for_every_prompter",
@@ -1776,6 +1894,41 @@ MUTANTS += (
         "test_headroom_is_none_when_the_reward_ignores_the_rewrite",
     ),
     mutant(
+        "lab/statistics.py",
+        "between-inputs-not-corrected",
+        ("(ms_inputs - ms_rewrites) / (K * M)", "ms_inputs / (K * M)"),
+        "test_variance_parts_by_hand",
+    ),
+    mutant(
+        "lab/statistics.py",
+        "no-part-is-negative",
+        ("float(rewrites)", "max(float(rewrites), 0.0)"),
+        "test_variance_parts_find_the_parts_that_made_the_data_and_are_unbiased",
+    ),
+    mutant(
+        "lab/statistics.py",
+        "interval-of-ninety-percent",
+        (
+            "return interval(resampled_moments(per_input[:, None, None], resamples)[0])",
+            "means = resampled_moments(per_input[:, None, None], resamples)[0]\n"
+            "    return [float(q) for q in np.quantile(means, (0.05, 0.95))]",
+        ),
+        "test_bootstrap_agrees_with_the_normal_interval",
+    ),
+    mutant(
+        "lab/statistics.py",
+        "interval-of-twice-the-inputs",
+        ("resampled_moments(per_input[:, None", "resampled_moments(np.tile(per_input, 2)[:, None"),
+        "test_bootstrap_covers_the_truth_about_95_times_in_100",
+        "test_bootstrap_agrees_with_the_normal_interval",
+    ),
+    mutant(
+        "lab/statistics.py",
+        "interval-of-the-values",
+        ("interval(resampled_moments(per_input[:, None, None], resamples)[0])", "interval(per_input)"),
+        "test_bootstrap_agrees_with_the_normal_interval",
+    ),
+    mutant(
         "lab/evaluation.py",
         "unpaired-interval",
         ("bootstrap_interval(difference", "bootstrap_interval(arm.reward.mean((1, 2))"),
@@ -1789,11 +1942,48 @@ MUTANTS += (
         "test_bootstrap_agrees_with_the_normal_interval",
     ),
     mutant("lab/statistics.py", "ties-are-wins", ("tie.mean(1) / 2,", "tie.mean(1),"), "test_win_rate_by_hand"),
+    mutant("lab/statistics.py", "ties-are-losses", ("+ tie.mean(1) / 2,", ","), "test_win_rate_by_hand"),
+    mutant(
+        "lab/statistics.py",
+        "rounding-decides-ties",
+        ("np.isclose(a, b, rtol=0, atol=1e-9)", "a == b"),
+        "test_win_rate_by_hand",
+    ),
+    mutant(
+        "lab/statistics.py",
+        "ties-of-large-rewards",
+        ("np.isclose(a, b, rtol=0, atol=1e-9)", "np.isclose(a, b)"),
+        "test_a_tie_is_a_tie_at_any_size_of_the_rewards",
+    ),
     mutant(
         "lab/evaluation.py",
         "headroom-of-the-lucky-answers",
         ("picked, M // 2 :]", "picked, : M // 2]"),
         "test_headroom_is_none_when_the_reward_ignores_the_rewrite",
+    ),
+    mutant(
+        "lab/evaluation.py",
+        "headroom-picked-by-every-answer",
+        ("rewards[:, :, : M // 2].mean(2)", "rewards.mean(2)"),
+        "test_headroom_is_none_when_the_reward_ignores_the_rewrite",
+    ),
+    mutant(
+        "lab/evaluation.py",
+        "headroom-of-every-request",
+        ("evaluator.requests[: evaluator.config.headroom_inputs]", "evaluator.requests"),
+        "test_headroom_looks_at_no_more_requests_than_asked",
+    ),
+    mutant(
+        "lab/evaluation.py",
+        "icc-of-the-whole-variance",
+        ('spread / max(spread + parts["within"], 1e-12)', "spread / max(sum(parts.values()), 1e-12)"),
+        "test_the_icc_leaves_the_inputs_out",
+    ),
+    mutant(
+        "lab/evaluation.py",
+        "icc-below-zero",
+        ('spread = max(parts["between_rewrites"], 0.0)', 'spread = parts["between_rewrites"]'),
+        "test_the_icc_leaves_the_inputs_out",
     ),
     _generation(
         "scorer-states-one-to-the-right",
@@ -2016,7 +2206,7 @@ MUTANTS += (
     ),
     _rl(
         "the-ratio-of-a-row-is-a-sum",
-        ("masked_mean(log_ratio, mask, dim=1)", "masked_sum(log_ratio, mask)"),
+        ("masked_mean(log_ratio, mask, dim=1)", "log_ratio.sum(1)"),
         "test_one_ratio_a_row_is_the_geometric_mean_of_its_tokens",
         "test_the_gradient_of_one_ratio_a_row_is_that_of_the_whole_sequence",
     ),

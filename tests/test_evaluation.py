@@ -217,6 +217,13 @@ def test_win_rate_by_hand():
     assert rate(ours + 1, ours) == (1.0, 0.0) and rate(ours - 1, ours) == (0.0, 0.0)
 
 
+def test_a_tie_is_a_tie_at_any_size_of_the_rewards():
+    """numpy's isclose would call rewards of a million equal that differ by 0.001."""
+    ours = np.array([[[1e6 + 0.001, 1e6]]])
+    assert [shares.tolist() for shares in win_shares(ours, ours[:, :, ::-1])] == [[0.5], [0.0]]
+    assert [shares.tolist() for shares in win_shares(ours, ours[:, :, 1:])] == [[0.75], [0.5]]
+
+
 def test_t_interval_against_a_printed_table_of_students_t():
     # [1, 2, 3, 4]: mean 2.5, s = 1.29099, t(0.975, 3) = 3.182, half-width 3.182 * 1.29099 / 2
     mean, half = t_interval([1, None, 2, 3, 4])
@@ -496,6 +503,22 @@ def test_headroom_is_all_when_only_the_rewrite_matters():
     assert found["icc"] == pytest.approx(1.0) and found["within"] == 0
     assert found["between_rewrites"] == pytest.approx(6.0)  # the sample variance of 0..7
     assert found["best_rewrite_gain"] == pytest.approx(3.5)  # the best is 7, the mean 3.5
+
+
+def test_the_icc_leaves_the_inputs_out():
+    answers = {}
+
+    def reward(x, y):  # requests differ by 100 and more
+        return torch.tensor([100.0 * int(text[1:]) for text in x]) + torch.tensor(answers["of one request"]).repeat(3)
+
+    def found(*of_a_pair_of_rewrites):
+        answers["of one request"] = list(of_a_pair_of_rewrites) * 4  # 8 rewrites, 4 answers each
+        return headroom(evaluator(reward), Rewriter("abcdefgh"))
+
+    equal = found(0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0)  # every rewrite has the mean 1/2: below 0 once corrected
+    assert equal["between_rewrites"] < 0 and equal["icc"] == 0
+    apart = found(0.0, 0.0, 0.0, 1.0, 2.0, 2.0, 2.0, 3.0)
+    assert apart["between_inputs"] > 1000 and apart["icc"] > 0.5
 
 
 def test_headroom_looks_at_no_more_requests_than_asked():

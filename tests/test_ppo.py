@@ -401,6 +401,32 @@ def test_the_kl_penalty_is_in_the_reward_or_in_the_loss(kind):
     assert both["reward"] == pytest.approx(0.0, abs=1e-4)
 
 
+def test_the_gradient_of_a_kl_loss_is_that_of_the_policy_now():
+    t = trainer(kl_placement="loss", kl_estimator="k2", kl_coef=0.7, vf_coef=0.0, whiten_advantages=False)
+    r = rolled(t)
+    r.advantages = torch.zeros_like(r.advantages)  # what is left of the loss is the KL
+    weight = t.policy.lm.norm.weight
+    (got,) = torch.autograd.grad(t.loss(r)[0], weight)
+    total = torch.zeros((), dtype=torch.float64)
+    for i, n in enumerate(lengths(r)):
+        logp, new = log_softmax_alone(t.policy.lm, t, r, i)
+        total = total + 0.7 * ((logp[torch.arange(n), new] - r.logp_ref[i, :n]) ** 2).sum() / 2
+    near(got, torch.autograd.grad(total, weight)[0], 1e-4)
+
+
+@pytest.mark.parametrize("place", ["reward", "loss"])
+def test_the_adapted_coefficient_is_the_one_that_is_paid(place):
+    found = {}
+    for coef in (0.0, 0.9):
+        t = trainer(kl_placement=place, kl_estimator="k2", kl_coef=0.1, vf_coef=0.0, whiten_advantages=False)
+        t.kl_coef = coef  # as the controller leaves it; config.kl_coef is where it started
+        r = rolled(t)
+        r.advantages = torch.zeros_like(r.advantages)
+        found[coef] = (-t.assemble_rewards(r).sum() if place == "reward" else t.loss(r)[0]).item()
+        paid = 0.9 * (rl_math.kl_estimate(r.logp, r.logp_ref, "k2") * r.action).sum().item()
+    assert found[0.9] - found[0.0] == pytest.approx(paid, rel=1e-4) and paid > 0.01
+
+
 def test_the_ratio_may_be_that_of_the_whole_completion():
     lm = random_lm(seed=1, spread=0.3)
     t = trainer(lm=lm, reference=copy.deepcopy(lm), ratio="sequence", advantage="reinforce")

@@ -139,6 +139,57 @@ HINTS = {
     "gae-pays-rewards-of-padding": "rewards in the padding must not count",
     "gae-without-gamma-in-the-decay": "the decay of the advantage is gamma * lam, not lam",
     "gae-without-gamma-in-the-error": "delta_t = r_t + gamma V_{t+1} - V_t: gamma is missing",
+    # a6: PPO
+    "clip-inverted-for-negative-advantages": "for A < 0 you took the larger of the two products: the smaller one counts for "
+    "both signs of A",
+    "clip-without-the-minimum": "only the clipped product is left: outside the clip nothing could move back; take the smaller of "
+    "the clipped and the plain product",
+    "ratio-upside-down": "the ratio is upside down: new over old, exp(logp - logp_old)",
+    "padding-overflows-the-ratio": "the loss is right, its gradient is NaN: garbage in the padding reaches the exponential; "
+    "select by the mask before it, not only after",
+    "padding-counted-as-clipped": "clipped means that the clipped product is strictly the smaller one, on a sampled token; on "
+    "padding it is False",
+    "the-ratio-of-a-row-is-a-sum": "with `sequence` the log-ratio of a row is the mean over its tokens, not their sum",
+    "value-clip-optimistic": "of the two squared errors the larger one counts",
+    "value-clip-counts-rounding": "inside the clip V_c must be V to the bit: old + (V - old) is rounded; limit V itself, between "
+    "V_old - clip and V_old + clip",
+    "value-padding-squared": "the gradient is NaN: garbage in the padding reaches the plain square; select by the mask before "
+    "squaring",
+    "clipped-value-padding-squared": "the gradient is NaN: garbage in the padding reaches the square of the clipped branch; "
+    "select by the mask before squaring",
+    "explained-variance-of-the-values": "the numerator is the variance of the error, returns - values",
+    "explained-variance-counts-an-offset": "the numerator is a variance, not a mean square: a constant offset of the values costs "
+    "nothing",
+    "controller-wrong-way": "the coefficient must rise when kl is above the target: the error is kl / target - 1",
+    "controller-only-decays": "the error is limited to -0.2 .. 0.2 on both sides: the coefficient may rise",
+    "logits-one-to-the-right": "one column too far right: token t is predicted from the state at t - 1",
+    "states-without-the-mask": "the mask must go to the model: without it padding is read as text",
+    "the-reference-is-the-policy-itself": "ask the model that was given, not self.lm: the reference comes here, too",
+    "any-shape-of-score": "a score of another shape than (B,) must raise UserError",
+    "nan-scores-train": "a score that is NaN or infinite must raise FloatingPointError",
+    "penalty-in-the-score": "no penalty here: the score is what the callable returned; the missing EOS is paid in "
+    "assemble_rewards",
+    "penalty-for-the-finished": "the penalty is for rows that are *not* finished",
+    "reward-kl-against-the-old-policy": "the KL penalty is to the reference: logp against logp_ref",
+    "the-kl-penalty-counts-twice": 'with kl_placement "loss" the reward must hold no KL penalty',
+    "no-penalty-for-a-missing-eos": "the penalty for a missing EOS is missing",
+    "the-rewards-ignore-the-controller": "lambda is the trainer's kl_coef, which the controller adapts; config.kl_coef is only "
+    "its start",
+    "whitened-over-pads": "mean and variance of the whitening are those of sampled tokens: give it the action mask",
+    "returns-of-whitened-advantages": "returns come from the advantages *before* whitening: the value head learns returns, in "
+    "units of the reward",
+    "groups-are-whitened": "advantages of a group (rloo, grpo, grpo_unscaled) are not whitened: ask config.whitens",
+    "the-spread-after-whitening": "advantage_std is that of the advantages before whitening; afterwards it is always 1",
+    "trained-without-the-temperature": "the log-probs must be those of the sampling distribution: use config.temperature",
+    "update-kl-over-pads": "approx_kl is over sampled tokens only",
+    "the-kl-loss-weighs-more-beside-whitened-advantages": "whitening divides the reward by advantage_std: divide the KL loss by "
+    "it, too, where config.whitens",
+    "the-value-head-trains-without-gae": 'a value loss (and its two entries in the log) only where config.advantage is "gae"',
+    "a-mean-over-the-padded-batch": "a sum over the tokens, not a mean over rows and columns: the caller divides",
+    "the-value-loss-without-its-weight": "the value loss is weighed by config.vf_coef; what is logged is not",
+    "the-kl-loss-of-the-old-policy": "the KL loss is that of the policy now: take the new log-probs, they carry the gradient",
+    "the-loss-ignores-the-controller": "lambda is the trainer's kl_coef, which the controller adapts; config.kl_coef is only "
+    "its start",
     # a7: Align-Pro around a frozen model
     "checksum-of-the-shapes-only": "the numbers themselves are not in the hash",
     "checksum-without-buffers": "buffers (such as a running mean) belong to the model: take its state_dict",
@@ -174,4 +225,33 @@ HINTS = {
     "all-rewrites-are-sent": "empty and too long rewrites must be replaced before they are sent: usable_rewrites",
     "fallbacks-are-not-counted": "self.fallbacks must say how many rewrites were replaced",
     "fallbacks-add-up": "self.fallbacks is the count of the last call, not of all calls",
+    # a8: the optimum and the statistics
+    "table-kl-nan-at-zero": "0 ln 0 is 0 here, but 0 * -inf is NaN: replace the logarithm where p is 0",
+    "table-kl-swapped": "the two sides are swapped: KL(p || q) weighs by p",
+    "table-kl-with-an-epsilon": "a small number added to q hides an infinite KL: where p > 0 and q = 0 it is infinite",
+    "optimum-without-rho-sft": "rho_sft is missing: the optimum weighs each rewrite by rho_sft exp(R / lam)",
+    "optimum-with-lam-upside-down": "lam is upside down: R is divided by it, a large lam stays near rho_sft",
+    "optimum-overflows": "exp(R / lam) overflows: work with logarithms, or take away the row's largest R / lam first",
+    "optimum-of-any-table": "bad input must raise ValueError: lam <= 0, other shapes, rows that are no distribution",
+    "objective-with-the-kl-swapped": "the two sides of the KL are swapped: KL(rho || rho_sft) weighs by rho",
+    "objective-without-lam": "the KL is multiplied by lam",
+    "objective-summed-over-inputs": "a mean over inputs, not a sum",
+    "inputs-divided-by-n": "the means of N inputs have N - 1 degrees of freedom",
+    "within-divided-by-n": "the M answers to a rewrite have M - 1 degrees of freedom",
+    "noise-counted-as-rewrites": "the means of rewrites also differ by the noise of their answers: take MSW away from MSP",
+    "between-inputs-not-corrected": "the means of inputs also differ because their rewrites do: take MSP away from MSX",
+    "no-part-is-negative": "a part may come out negative; cut off at 0 it would be too large on average",
+    "interval-of-ninety-percent": "these are the quantiles of 90 %; 95 % leaves 2.5 % on each side",
+    "interval-of-twice-the-inputs": "each resample has as many inputs as the data: N, not more",
+    "interval-of-the-values": "that is the spread of single values; the interval is that of the *mean* of each resample",
+    "ties-are-wins": "a tie is half a win",
+    "ties-are-losses": "a tie is half a win",
+    "rounding-decides-ties": "rewards within 1e-9 are a tie",
+    "ties-of-large-rewards": "np.isclose has a relative tolerance by default; a tie is a difference of at most 1e-9 at any size",
+    "headroom-of-the-lucky-answers": "measured on the answers that chose the rewrite: selection makes that half look better; "
+    "measure on the other half",
+    "headroom-picked-by-every-answer": "choose by the first half of the answers only: the other half must be fresh",
+    "headroom-of-every-request": "only the first config.headroom_inputs requests",
+    "icc-of-the-whole-variance": "the ICC leaves the inputs out: between rewrites / (between rewrites + within)",
+    "icc-below-zero": "a negative part between rewrites counts as 0 in the ICC",
 }

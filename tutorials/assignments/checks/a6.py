@@ -1,0 +1,553 @@
+"""Checks of a6: signs worked by hand, loops over single tokens, and each row alone through the model, unpadded.
+
+Shape legend:  B rows   n tokens of one row   P longest prompt   T longest completion   D width
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from alignpro_mini.experiments.gradient import Letters, random_lm
+from alignpro_mini.options import UserError
+from alignpro_mini.ppo import PPOConfig, PPOTrainer
+from alignpro_mini.rollout import Policy, Rollout
+from alignpro_mini.transformer import Transformer
+from checks.a5 import f64, oracle_assemble, oracle_gae
+from checks.base import WRONG_SHAPES, Case
+
+GARBAGE = (7.0, math.inf, math.nan)
+GROUPED = ("rloo", "grpo", "grpo_unscaled")
+Row = tuple[list[int], list[int], bool]  # prompt and sampled tokens (Letters: 1 user, 2 assistant, 3 end), finished
+ONE: list[Row] = [([1, 4, 2], [3], True)]
+ROWS: list[Row] = [
+    ([1, 4, 5, 6, 7, 2], [8, 4, 9, 3], True),
+    ([1, 11, 2], [3], True),
+    ([1, 5, 4, 2], [10, 7], False),
+    ([1, 5, 4, 2], [6, 9, 3], True),
+]
+
+
+def cases(path: str, rng: torch.Generator) -> list[Case]:
+    """The cases of a function, the smallest first."""
+    made = {
+        "policy_loss": _policy_loss,
+        "value_loss": _value_loss,
+        "explained_variance": _explained_variance,
+        "adaptive_kl_coef": _adaptive_kl_coef,
+        "states": _states,
+        "scores": _scores,
+        "assemble_rewards": _assemble_rewards,
+        "estimate_advantages": _estimate_advantages,
+        "loss": _loss,
+    }
+    return made[path.rpartition(".")[2]](rng)
+
+
+# ---------------------------------------------------------------- pure functions
+
+
+def ragged(rng: torch.Generator, *lengths: int) -> tuple[Tensor, Tensor]:
+    """Numbers (B, T) and a mask of rows of these lengths."""
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    return torch.randn(mask.shape, generator=rng, dtype=torch.float64), mask
+
+
+def tokens(mask: Tensor) -> list[tuple[int, int]]:
+    """(row, column) of each True entry."""
+    return [(b, t) for b, row in enumerate(mask.tolist()) for t, real in enumerate(row) if real]
+
+
+def surrogate(ratio, advantage: float, clip: float) -> tuple:
+    """(loss of one token, whether the clip stops its gradient): case by case, without a minimum."""
+    if advantage > 0 and ratio > 1 + clip:
+        return -(1 + clip) * advantage, True
+    if advantage < 0 and ratio < 1 - clip:
+        return -(1 - clip) * advantage, True
+    return -ratio * advantage, False
+
+
+def oracle_policy_loss(logp, logp_old, advantages, mask, clip, sequence=False) -> tuple:
+    if not logp.shape == logp_old.shape == advantages.shape == mask.shape:
+        raise ValueError(WRONG_SHAPES)
+    loss, clipped, ratios = torch.zeros(mask.shape, dtype=torch.float64), torch.zeros_like(mask), []
+    for b, t in tokens(mask):
+        columns = [s for s in range(mask.shape[1]) if mask[b, s]] if sequence else [t]
+        power = math.fsum(float(logp[b, s]) - float(logp_old[b, s]) for s in columns) / len(columns)
+        ratios.append(math.exp(power))
+        loss[b, t], clipped[b, t] = surrogate(ratios[-1], float(advantages[b, t]), clip)
+    return "loss", loss, "clipped", clipped, "ratio of the sampled tokens", f64(ratios)
+
+
+def _seen(function, logp, logp_old, advantages, mask, *more) -> tuple:
+    loss, seen = function(logp, logp_old, advantages, mask, *more)
+    return "loss", loss, "clipped", seen["clipped"], "ratio of the sampled tokens", seen["ratio"][mask]
+
+
+def _policy_loss(rng: torch.Generator) -> list[Case]:
+    case = partial(Case, oracle=oracle_policy_loss, call=_seen)
+    one, found = torch.ones(1, 1, dtype=torch.bool), []
+    for advantage in (2.0, -2.0):
+        for ratio in (0.5, 0.9, 1.1, 1.5):
+            about = f"one token, A = {advantage:g}, ratio {ratio:g}, clip 0.2"
+            found.append(case(about, (f64([[math.log(ratio)]]), f64([[0.0]]), f64([[advantage]]), one, 0.2)))
+    (draw, mask), (advantages, _) = ragged(rng, 4, 1, 2), ragged(rng, 4, 1, 2)
+    logp, step = -draw.abs() - 0.1, f64([[0.5, -0.45, 0.06, 0.3], [-0.6] * 4, [0.31, 0.4, 0, 0]])
+    for sequence in (False, True):
+        told = ", one ratio a row" if sequence else ""
+        for garbage in GARBAGE:
+            fill = lambda x, g=garbage: torch.where(mask, x, g)
+            args = (fill(logp), fill(logp - step), fill(advantages), mask, 0.2, sequence)
+            found.append(case(f"three rows, {garbage} in the padding{told}", args))
+            # A gradient by logp alone: `ratio` is for the log, its gradient is not asked for.
+            alone = lambda *a: oracle_policy_loss(*a)[1]
+            about = f"the gradient by logp of three rows, {garbage} in the padding{told}"
+            found.append(Case(about, args, alone, gradient=True, call=lambda function, *a: function(*a)[0]))
+    found += [
+        case("another clip, 0.5", (logp, logp - step, advantages, mask, 0.5)),
+        case("logp (B, 1) instead of (B, T)", (logp[:, :1], logp, advantages, mask, 0.2)),
+        case("advantages (B, 1) instead of (B, T)", (logp, logp, advantages[:, :1], mask, 0.2)),
+    ]
+    return found
+
+
+def square(v, old: float, target: float, clip: float) -> tuple:
+    """(half the squared error of one token, whether the clipped branch was larger)."""
+    plain, now = (v - target) ** 2 / 2, torch.as_tensor(v).item()
+    if abs(now - old) <= clip:
+        return plain, False
+    limited = (old + math.copysign(clip, now - old) - target) ** 2 / 2
+    return (limited, True) if limited > (now - target) ** 2 / 2 else (plain, False)
+
+
+def oracle_value_loss(values, values_old, returns, mask, clip) -> tuple[Tensor, Tensor]:
+    if not values.shape == values_old.shape == returns.shape == mask.shape:
+        raise ValueError(WRONG_SHAPES)
+    loss, clipped = torch.zeros(mask.shape, dtype=torch.float64), torch.zeros_like(mask)
+    for b, t in tokens(mask):
+        numbers = (float(x[b, t]) for x in (values, values_old, returns))
+        loss[b, t], clipped[b, t] = square(*numbers, clip)
+    return loss, clipped
+
+
+def _value_loss(rng: torch.Generator) -> list[Case]:
+    case = partial(Case, oracle=oracle_value_loss)
+    one, found = torch.ones(1, 1, dtype=torch.bool), []
+    for v, target in ((0.5, 1.0), (0.5, -1.0), (0.1, 1.0), (-0.5, -1.0)):
+        about = f"one token, V = {v:g}, V_old = 0, R = {target:g}, clip 0.2"
+        found.append(case(about, (f64([[v]]), f64([[0.0]]), f64([[target]]), one, 0.2)))
+    about = "one token inside the clip, V = 0.1, V_old = -0.2, R = 0, clip 0.5"
+    found.append(case(about, (f64([[0.1]]), f64([[-0.2]]), f64([[0.0]]), one, 0.5)))
+    (values, mask), (old, _), (returns, _) = (ragged(rng, 4, 1, 2) for _ in range(3))
+    for garbage in GARBAGE:
+        fill = lambda x, g=garbage: torch.where(mask, x, g)
+        about = f"three rows, {garbage} in the padding of the values"
+        found.append(case(about, (fill(values), old, returns, mask, 0.4), gradient=True))
+        about = f"three rows, {garbage} in all padding"
+        found.append(case(about, (fill(values), fill(old), fill(returns), mask, 0.4), gradient=True))
+    found.append(case("returns (B, 1) instead of (B, T)", (values, old, returns[:, :1], mask, 0.4)))
+    return found
+
+
+def variance(numbers: list[float]) -> float:
+    mean = math.fsum(numbers) / len(numbers)
+    return math.fsum((x - mean) ** 2 for x in numbers) / len(numbers)
+
+
+def oracle_explained(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    pairs = [(float(values[i]), float(returns[i])) for i in tokens(mask)]
+    return f64(1 - variance([r - v for v, r in pairs]) / max(variance([r for _, r in pairs]), 1e-8))
+
+
+def _explained_variance(rng: torch.Generator) -> list[Case]:
+    returns, mask = f64([[1, 2, 3, -6]]), torch.ones(1, 4, dtype=torch.bool)
+    case = partial(Case, oracle=oracle_explained)
+    found = [
+        case("values = returns / 2", (returns / 2, returns, mask)),
+        case("values = returns", (returns.clone(), returns, mask)),
+        case("values = returns + 10", (returns + 10, returns, mask)),
+        case("values all 4", (torch.full_like(returns, 4), returns, mask)),
+        case("values = -returns", (-returns, returns, mask)),
+        case("values and returns all 4", (torch.full_like(returns, 4), torch.full_like(returns, 4), mask)),
+    ]
+    (values, mask), (returns, _) = ragged(rng, 4, 1, 2), ragged(rng, 4, 1, 2)
+    for garbage in GARBAGE:
+        fill = lambda x, g=garbage: torch.where(mask, x, g)
+        found.append(case(f"three rows, {garbage} in the padding", (fill(values), fill(returns), mask)))
+    return found
+
+
+def oracle_coef(coef: float, kl: float, target: float, horizon: float, steps: float) -> float:
+    error = (kl - target) / target
+    error = 0.2 if error > 0.2 else -0.2 if error < -0.2 else error
+    return coef + coef * error * steps / horizon
+
+
+def _adaptive_kl_coef(rng: torch.Generator) -> list[Case]:
+    told = ((4.4, "above it"), (3.6, "below it"), (4.0, "equal to it"), (400.0, "far above it"), (0.0, "far below it"))
+    found = [
+        Case(f"coef 10, target 4, kl {kl:g}: {how}", (10.0, kl, 4.0, 640.0, 64.0), oracle_coef) for kl, how in told
+    ]
+    return [*found, Case("another horizon", (0.1, 6.5, 6.0, 10_000.0, 128), oracle_coef)]
+
+
+# ---------------------------------------------------------------- rows for the policy and the trainer
+
+
+def trainer(score=None, family: str = "llama", **options) -> PPOTrainer:
+    """A trainer far from its reference, with a value head that is not zero."""
+    lm, reference = (random_lm(family, seed=seed, spread=0.3) for seed in (1, 2))
+    config = PPOConfig(iterations=1, **({"batch_size": 4, "num_minibatches": 1, "ppo_epochs": 1} | options))
+    made = PPOTrainer(lm, reference, Letters(), score or (lambda xs, ys: [0.0] * len(xs)), config)
+    with torch.no_grad():
+        made.policy.value_head.weight.copy_(torch.linspace(-1, 1, lm.config.d_model))
+        made.policy.value_head.bias.fill_(0.3)
+    return made
+
+
+def batch(rows: list[Row], **numbers: Tensor) -> Rollout:
+    """These rows as the trainer has them: prompts left-padded, completions right-padded with a letter."""
+    P, T = (max(len(row[i]) for row in rows) for i in (0, 1))
+    ids = torch.full((len(rows), P + T), 7)
+    mask = torch.zeros(len(rows), P + T, dtype=torch.bool)
+    for b, (prompt, new, _) in enumerate(rows):
+        real = slice(P - len(prompt), P + len(new))
+        ids[b, real], mask[b, real] = torch.tensor(prompt + new), True
+    letters, blank = Letters(), torch.zeros(len(rows), T)
+    texts = [[letters.decode(row[i]) for row in rows] for i in (0, 1)]
+    finished = torch.tensor([row[2] for row in rows])
+    made = Rollout(*texts, finished, ids, mask, ids[:, P:], mask[:, P:], *(blank.clone() for _ in range(5)))
+    for name, value in numbers.items():
+        setattr(made, name, value.clone() if isinstance(value, Tensor) else value)
+    return made
+
+
+def filled(rows: list[Row], x: Tensor, garbage: float) -> Tensor:
+    """x (B, T) with garbage in the padding of these rows."""
+    return torch.where(batch(rows).action, x, garbage)
+
+
+def states_alone(lm: Transformer, row: Row) -> Tensor:
+    """(n, D): the states that predict the sampled tokens of one row, which goes through the model alone."""
+    prompt, new, _ = row
+    first = len(prompt) - 1  # token 0 is predicted from the prompt's last state
+    return lm.hidden(torch.tensor([prompt + new]))[0, first : first + len(new)]
+
+
+def _states(rng: torch.Generator) -> list[Case]:
+    found = []
+    for family, train_layers, rows in (("llama", 0, ONE), ("llama", 0, ROWS), ("gpt2", 0, ROWS), ("llama", 1, ROWS)):
+        lm, other = (random_lm(family, seed=seed, spread=0.3) for seed in (3, 4))
+        part = batch(rows)
+        T = part.action.shape[1]
+
+        def call(function, policy, lm, features, mask, T, action=part.action):
+            found = function(policy, lm, features, mask, T)
+            return f"shape {tuple(found.shape)}, states of the sampled tokens", found[action]
+
+        def oracle(policy, lm, features, mask, T, rows=rows):
+            alone = [states_alone(lm, row) for row in rows]
+            return f"shape {(len(rows), T, alone[0].shape[1])}, states of the sampled tokens", torch.cat(alone)
+
+        for asked, told in ((lm, "its own model"), (other, "another model")):
+            args = (Policy(lm, train_layers), asked, asked.trunk(part.features, part.mask, train_layers), part.mask, T)
+            about = f"{len(rows)} row(s), {family}, {told}, train_layers {train_layers}"
+            found.append(Case(about, args, torch.no_grad()(oracle), call=torch.no_grad()(call), tolerance=1e-4))
+    return found
+
+
+# ---------------------------------------------------------------- scores, rewards, advantages
+
+
+def oracle_scores(t: PPOTrainer, rollout: Rollout) -> tuple[Tensor, str]:
+    found = t.score(rollout.prompts, rollout.completions)
+    if torch.as_tensor(found).shape != (len(rollout.prompts),):
+        raise UserError(WRONG_SHAPES)
+    numbers = [float(x) for x in found]
+    if not all(map(math.isfinite, numbers)):
+        raise FloatingPointError("not finite")
+    return f64(numbers), str(rollout.logp.dtype)
+
+
+def _scores(rng: torch.Generator) -> list[Case]:
+    length = lambda xs, ys: [len(y) - 10.0 * len(x) for x, y in zip(xs, ys)]
+    kinds = [
+        ("a list of floats", length),
+        ("a list of integers", lambda xs, ys: [int(s) for s in length(xs, ys)]),
+        ("a float64 tensor", lambda xs, ys: f64(length(xs, ys))),
+        ("scores (B, 1)", lambda xs, ys: f64(length(xs, ys))[:, None]),
+        ("one score for all", lambda xs, ys: torch.zeros(())),
+        ("scores of too few completions", lambda xs, ys: torch.zeros(len(xs) - 1)),
+        ("a score that is NaN", lambda xs, ys: [math.nan, *length(xs, ys)[1:]]),
+        ("a score that is infinite", lambda xs, ys: [*length(xs, ys)[1:], -math.inf]),
+    ]
+
+    def call(function, t, rollout):
+        found = function(t, rollout)
+        return found, str(found.dtype)
+
+    made = lambda score: (trainer(score), batch(ROWS))
+    return [Case(about, partial(made, score), oracle_scores, call=call) for about, score in kinds]
+
+
+def estimate(d, kind: str):
+    """k1, k2 or k3 of one token from d = logp - logp_ref."""
+    if kind == "k3":
+        return (torch.exp(-d) if isinstance(d, Tensor) else math.exp(-d)) - 1 + d
+    return d * d / 2 if kind == "k2" else d
+
+
+def oracle_rewards(t: PPOTrainer, rollout: Rollout) -> Tensor:
+    kl = torch.zeros(rollout.action.shape, dtype=torch.float64)
+    for i in tokens(rollout.action):
+        kl[i] = estimate(float(rollout.logp[i]) - float(rollout.logp_ref[i]), t.config.kl_estimator)
+    ends = zip(rollout.scores.tolist(), rollout.finished.tolist())
+    scores = f64([s if finished else s - t.config.missing_eos_penalty for s, finished in ends])
+    return oracle_assemble(scores, kl, rollout.action, t.kl_coef if t.config.kl_placement == "reward" else 0.0)
+
+
+def _assemble_rewards(rng: torch.Generator) -> list[Case]:
+    def case(about: str, rows: list[Row], garbage: float = 0.0, coef: float | None = None, **options) -> Case:
+        draw = lambda *shape: torch.randn(*shape, generator=rng, dtype=torch.float64)
+        shape = batch(rows).action.shape
+        numbers = {name: filled(rows, draw(*shape), garbage) for name in ("logp", "logp_ref")}
+        numbers["scores"] = draw(len(rows))
+
+        def args() -> tuple:
+            t = trainer(**options)
+            t.kl_coef = t.kl_coef if coef is None else coef
+            return t, batch(rows, **numbers)
+
+        return Case(about, args, oracle_rewards)
+
+    truncated = [([1, 4, 2], [5, 6], False)]
+    found = [
+        case("one token", ONE),
+        case("one row that ended without EOS", truncated, missing_eos_penalty=2.5),
+        case("kl_placement loss", ONE, kl_placement="loss", kl_coef=0.7),
+        case("an adapted coefficient: kl_coef of the trainer 0.9, of the config 0.1", ONE, coef=0.9),
+        case("four rows", ROWS, kl_coef=0.4),
+    ]
+    found += [case(f"four rows, {kind}", ROWS, kl_estimator=kind, kl_coef=0.4) for kind in ("k2", "k3")]
+    return found + [case(f"four rows, {g} in the padding", ROWS, g, kl_coef=0.4) for g in GARBAGE]
+
+
+def oracle_advantages(t: PPOTrainer, rollout: Rollout, rewards: Tensor) -> tuple:
+    c, mask, returns = t.config, rollout.action, "left out"
+    if c.advantage == "gae":
+        raw, returns = oracle_gae(rewards, rollout.values, mask, c.gamma, c.gae_lambda)
+    else:
+        rows = [[r for r, real in zip(*row) if real] for row in zip(rewards.tolist(), mask.tolist())]
+        raw = torch.zeros(mask.shape, dtype=torch.float64)
+        for (b, i), a in zip(tokens(mask), critic_free(c.advantage, rows, c.rewrites_per_request)):
+            raw[b, i] = a
+    kept = [float(raw[i]) for i in tokens(mask)]
+    spread, mean = math.sqrt(variance(kept)), math.fsum(kept) / len(kept)
+    advantages = raw
+    if c.whiten_advantages and c.advantage not in GROUPED:
+        advantages = torch.where(mask, (raw - mean) / math.sqrt(spread**2 + 1e-8), 0.0)
+    return "advantages", advantages, "returns", returns, "advantage_std", spread
+
+
+def critic_free(kind: str, rows: list[list[float]], group: int) -> list[float]:
+    """The advantage of each token of these rows of rewards, row by row."""
+    totals, found = [math.fsum(row) for row in rows], []
+    for b, row in enumerate(rows):
+        if kind == "reinforce++":
+            found += [math.fsum(row[t:]) for t in range(len(row))]
+            continue
+        first = 0 if kind == "reinforce" else b - b % group
+        together = totals if kind == "reinforce" else totals[first : first + group]
+        others = [x for i, x in enumerate(together, first) if i != b]
+        mean = math.fsum(together) / len(together)
+        if kind in ("reinforce", "rloo"):
+            a = totals[b] - math.fsum(others) / len(others)
+        else:
+            spread = math.sqrt(math.fsum((x - mean) ** 2 for x in together) / (len(together) - 1))
+            a = (totals[b] - mean) / (spread + 1e-4 if kind == "grpo" else 1)
+        found += [a] * len(row)
+    return found
+
+
+def _estimated(function, t: PPOTrainer, rollout: Rollout, rewards: Tensor) -> tuple:
+    """What the method left in the rollout and the trainer."""
+    function(t, rollout, rewards)
+    returns = "left out" if rollout.returns is None else rollout.returns
+    return "advantages", rollout.advantages, "returns", returns, "advantage_std", t.advantage_std
+
+
+def _estimate_advantages(rng: torch.Generator) -> list[Case]:
+    def case(about: str, rows: list[Row], garbage: float = 0.0, **options) -> Case:
+        shape = batch(rows).action.shape
+        draw = lambda fill: filled(rows, torch.randn(shape, generator=rng, dtype=torch.float64), fill)
+        rewards, values = draw(0.0), draw(garbage)
+        args = lambda: (trainer(**options), batch(rows, values=values), rewards.clone())
+        return Case(about, args, oracle_advantages, call=_estimated)
+
+    two = [([1, 4, 2], [5, 3], True)]
+    found = [
+        case("one row of two tokens, not whitened", two, whiten_advantages=False),
+        case("one row of two tokens, whitened", two),
+        case("four rows, not whitened", ROWS, whiten_advantages=False, gamma=0.9, gae_lambda=0.6),
+    ]
+    found += [case(f"four rows, whitened, {g} in the padding", ROWS, g, gamma=0.9, gae_lambda=0.6) for g in GARBAGE]
+    for kind in ("reinforce", "reinforce++", *GROUPED):
+        found.append(case(f"four rows, {kind}", ROWS, advantage=kind, rewrites_per_request=2))
+    return [*found, case("four rows, reinforce, not whitened", ROWS, advantage="reinforce", whiten_advantages=False)]
+
+
+# ---------------------------------------------------------------- the loss
+
+
+def weights(t: PPOTrainer) -> list[Tensor]:
+    """Two small weights whose gradients are compared: one below both losses, one of the value head alone."""
+    return [t.policy.lm.norm.weight, t.policy.value_head.weight]
+
+
+def with_gradients(total: Tensor, parts: dict[str, float], t: PPOTrainer) -> tuple:
+    """The loss, what is logged, and the gradients of two weights; each after its name."""
+    names = sorted(parts)
+    found = torch.autograd.grad(total, weights(t), allow_unused=True) if total.requires_grad else (None, None)
+    gradients = [torch.zeros_like(w) if g is None else g for g, w in zip(found, weights(t))]
+    logged = f64([float(parts[name]) for name in names])
+    told = ("gradient of the last norm", gradients[0], "gradient of the value head", gradients[1])
+    return "loss", total.detach(), f"logged ({', '.join(names)})", logged, *told
+
+
+def oracle_loss(t: PPOTrainer, part: Rollout, rows: list[Row]) -> tuple:
+    c, total = t.config, torch.zeros((), dtype=torch.float64)
+    sums = dict.fromkeys(["policy_loss", "clip_fraction", "approx_kl", "ratio_max"], 0.0)
+    if c.advantage == "gae":
+        sums |= {"value_loss": 0.0, "value_clip_fraction": 0.0}
+    scale = 1.0
+    if c.whiten_advantages and c.advantage not in GROUPED:
+        scale = 1 / max(t.advantage_std, 1e-4)
+    for b, row in enumerate(rows):
+        logp, values = alone(t, row)
+        step = [new - float(part.logp[b, i]) for i, new in enumerate(logp)]
+        for i, d in enumerate(step):
+            ratio = torch.exp(sum(step) / len(step) if c.ratio == "sequence" else d)
+            loss, clipped = surrogate(ratio, float(part.advantages[b, i]), c.clip_range)
+            total = total + loss
+            sums["policy_loss"] += torch.as_tensor(loss).item()
+            sums["clip_fraction"] += clipped
+            sums["ratio_max"] = max(sums["ratio_max"], ratio.item())
+            sums["approx_kl"] += math.exp(d.item()) - 1 - d.item()
+            if c.advantage == "gae":
+                numbers = float(part.values[b, i]), float(part.returns[b, i])
+                loss, clipped = square(values[i], *numbers, c.value_clip_range)
+                total = total + c.vf_coef * loss
+                sums["value_loss"] += torch.as_tensor(loss).item()
+                sums["value_clip_fraction"] += clipped
+            if c.kl_placement == "loss":
+                kl = estimate(logp[i] - float(part.logp_ref[b, i]), c.kl_estimator)
+                total = total + scale * t.kl_coef * kl
+    return with_gradients(total, sums, t)
+
+
+def alone(t: PPOTrainer, row: Row) -> tuple[list[Tensor], list[Tensor]]:
+    """Log-probability and value of each sampled token of one row, which goes through the model alone."""
+    states = states_alone(t.policy.lm, row)  # (n, D)
+    logits = t.policy.lm.unembed(states).double() / t.config.temperature  # (n, V)
+    values = states.double() @ t.policy.value_head.weight[0].double() + t.policy.value_head.bias.double()  # (n,)
+    return [z[token] - torch.logsumexp(z, 0) for z, token in zip(logits, row[1])], list(values)
+
+
+def _loss(rng: torch.Generator) -> list[Case]:
+    # How far the policy has moved since the rollout: ratios below, inside and above the clip of 0.2.
+    moved = torch.tensor([[0.6, -0.5, 0.06, 0.5], [-0.6] * 4, [0.4, 0.31, 0, 0], [-0.1, 0.1, 0.05, 0]])
+    drift = torch.tensor([[0.7, -0.9, 0.1, -0.1], [0.5] * 4, [-0.2, -0.8, 0, 0], [0.6, 0.3, -0.6, 0]])
+
+    def case(about: str, rows: list[Row], garbage=0.0, std=1.0, falls=False, coef: float | None = None, **options):
+        shape = batch(rows).action.shape
+        draw = lambda: torch.randn(shape, generator=rng)
+        t = trainer(**options)
+        logp, values = torch.zeros(shape), torch.zeros(shape)
+        for b, row in enumerate(rows):
+            with torch.no_grad():
+                ours = alone(t, row)
+            logp[b, : len(row[1])], values[b, : len(row[1])] = (torch.stack(x).float() for x in ours)
+        step = moved[: shape[0], : shape[1]]
+        numbers = {
+            "logp": logp - (-step.abs() if falls else step),
+            "logp_ref": logp - 0.5 * draw(),
+            "values": values - drift[: shape[0], : shape[1]],
+            "advantages": draw(),
+            "returns": values + draw(),
+        }
+        numbers = {name: filled(rows, x, garbage) for name, x in numbers.items()}
+        if t.config.advantage != "gae":
+            del numbers["returns"]
+
+        def args() -> tuple:
+            made = trainer(**options)
+            made.advantage_std, made.kl_coef = std, made.kl_coef if coef is None else coef
+            part = batch(rows, **numbers)
+            part.features = made.policy.lm.trunk(part.features, part.mask, made.config.train_layers)
+            return made, part
+
+        call = lambda function, t, part: with_gradients(*function(t, part), t)
+        return Case(about, args, partial(oracle_loss, rows=rows), call=call, tolerance=2e-4)
+
+    in_loss = {"kl_placement": "loss", "kl_coef": 0.7}
+    found = [
+        case("one row of one token", ONE),
+        case("one row of one token, vf_coef 0.5", ONE, vf_coef=0.5),
+        case("one row of one token, temperature 0.7", ONE, temperature=0.7),
+        case("four rows", ROWS),
+        case("four rows, GPT-2, temperature 1.6", ROWS, family="gpt2", temperature=1.6),
+        case("four rows, only the top block trains", ROWS, train_layers=1),
+        case("four rows, all ratios below 1", ROWS, falls=True),
+        case("four rows, rloo", ROWS, advantage="rloo", rewrites_per_request=2),
+        case("four rows, one ratio a row", ROWS, advantage="reinforce", ratio="sequence"),
+        case("four rows, clip ranges 0.45 and 0.15", ROWS, clip_range=0.45, value_clip_range=0.15),
+    ]
+    found += [case(f"four rows, {g} in the padding", ROWS, g) for g in GARBAGE]
+    for kind in ("k1", "k2", "k3"):
+        about = f"four rows, {kind} in the loss"
+        found += [
+            case(f"{about}, not whitened", ROWS, math.nan, 0.25, whiten_advantages=False, kl_estimator=kind, **in_loss),
+            case(f"{about}, advantage_std 0.25", ROWS, math.inf, 0.25, kl_estimator=kind, **in_loss),
+        ]
+    about = "four rows, k2 in the loss, an adapted coefficient: kl_coef of the trainer 0.9, of the config 0.7"
+    found.append(case(about, ROWS, 0.0, 1.0, coef=0.9, kl_estimator="k2", **in_loss))
+    group = {"advantage": "grpo", "rewrites_per_request": 2, "kl_estimator": "k2", **in_loss}
+    found += [
+        case("four rows, k2 in the loss, grpo", ROWS, 0.0, 0.25, **group),
+        case("four rows, k2 in the loss, advantage_std 0", ROWS, 0.0, 0.0, kl_estimator="k2", **in_loss),
+    ]
+    return found
+
+
+# ---------------------------------------------------------------- all together
+
+
+def whole(rng: torch.Generator) -> None:
+    """A rollout and the loss on it, row by row; then some iterations that must raise the score."""
+    score = lambda xs, ys: [float(y.count("a")) for y in ys]
+    options = {"batch_size": 32, "max_new_tokens": 4, "missing_eos_penalty": 0.0, "kl_coef": 0.01, "ppo_epochs": 2}
+    t = trainer(score, **options, lr=1e-2)
+    t.generator, t.lr = rng, 1e-2
+    prompts = ["a", "bcdefgh", "hh", "gab"] * 8
+    rollout = t.rollout(prompts)
+    rollout.scores = t.scores(rollout)
+    rewards = t.assemble_rewards(rollout)
+    _near(rewards, oracle_rewards(t, rollout))
+    t.estimate_advantages(rollout, rewards)
+    lengths = rollout.action.sum(1).tolist()
+    rows = [(t.tokenizer.chat(x), new[:n], True) for x, new, n in zip(prompts, rollout.tokens.tolist(), lengths)]
+    mine, right = with_gradients(*t.loss(rollout), t), oracle_loss(t, rollout, rows)
+    for name, a, wanted, b in zip(mine[::2], mine[1::2], right[::2], right[1::2]):
+        assert name == wanted, f"{name}; expected: {wanted}"
+        _near(a, b)
+    before = t.step(prompts)["score_mean"]
+    for _ in range(12):
+        after = t.step(prompts)["score_mean"]
+    assert after > before + 0.5, f"the score did not rise: {before:.2f} before, {after:.2f} after 12 iterations"
+
+
+def _near(found: Tensor, want: Tensor) -> None:
+    torch.testing.assert_close(found.double(), want.double(), rtol=1e-3, atol=1e-3)

@@ -1,0 +1,362 @@
+"""Checks of a8: sums written out in Python, resamples whose end points are certain, and an evaluator with given rewards.
+
+Shape legend:  N inputs   K rewrites of an input   M answers to a rewrite
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alignpro_mini.lab.config import EvalConfig
+from alignpro_mini.lab.evaluation import Arm, Evaluator
+from checks.a5 import f64
+from checks.base import WRONG_SHAPES, Case, sentences
+
+PARTS = ("between_inputs", "between_rewrites", "within")
+ROOM = (*PARTS, "icc", "best_rewrite_gain")
+RESAMPLES = 8000
+
+
+def cases(path: str, rng: torch.Generator) -> list[Case]:
+    """The cases of a function, the smallest first."""
+    made = {
+        "kl": _kl,
+        "optimal_prompter": _optimal_prompter,
+        "regularised_value": _regularised_value,
+        "variance_parts": _variance_parts,
+        "bootstrap_interval": _bootstrap_interval,
+        "win_shares": _win_shares,
+        "headroom": _headroom,
+    }
+    return made[path.rpartition(".")[2]](rng)
+
+
+# ---------------------------------------------------------------- the optimum
+
+
+def kl_of(p: list[float], q: list[float]) -> float:
+    """One KL, term by term."""
+    total = 0.0
+    for a, b in zip(p, q):
+        if a > 0:
+            total += math.inf if b == 0 else a * math.log(a / b)
+    return total
+
+
+def oracle_kl(p, q) -> tuple[Tensor, str]:
+    p, q = f64(p) if isinstance(p, list) else p, f64(q) if isinstance(q, list) else q
+    rows = zip(p.reshape(-1, p.shape[-1]).tolist(), q.reshape(-1, q.shape[-1]).tolist())
+    return f64([kl_of(*row) for row in rows]).view(p.shape[:-1]), "torch.float64"
+
+
+def _typed(function, *args) -> tuple:
+    found = function(*args)
+    return found, str(getattr(found, "dtype", type(found)))
+
+
+def simplex(rng: torch.Generator, *shape: int) -> Tensor:
+    """Distributions over the last axis, no entry near 0."""
+    x = torch.rand(*shape, generator=rng, dtype=torch.float64) + 0.1
+    return x / x.sum(-1, keepdim=True)
+
+
+def _kl(rng: torch.Generator) -> list[Case]:
+    case = partial(Case, oracle=oracle_kl, call=_typed)
+    return [
+        case("the example of the docstring", ([0.5, 0.5], [0.25, 0.75])),
+        case("p with a 0", ([0.0, 1.0], [0.5, 0.5])),
+        case("a 0 in both", ([0.0, 0.25, 0.75], [0.0, 0.5, 0.5])),
+        case("q with a 0 where p has none", ([0.5, 0.5], [1.0, 0.0])),
+        case("p = q", ([[0.5, 0.5]], [[0.5, 0.5]])),
+        case("one row of three", (simplex(rng, 3), simplex(rng, 3))),
+        case("2 x 3 rows of four", (simplex(rng, 2, 3, 4), simplex(rng, 2, 3, 4))),
+        case("numpy arrays", (simplex(rng, 2, 4).numpy(), simplex(rng, 2, 4).numpy())),
+    ]
+
+
+def checked(lam: float, R, *tables) -> list[list[list[float]]]:
+    """R and tables as lists of rows. Raises ValueError as the docstring says."""
+    R, *tables = (torch.as_tensor(x, dtype=torch.float64) for x in (R, *tables))
+    if not lam > 0 or R.dim() != 2 or any(t.shape != R.shape for t in tables):
+        raise ValueError(WRONG_SHAPES)
+    for row in [row for table in tables for row in table.tolist()]:
+        if abs(math.fsum(row) - 1) > 1e-6 or min(row) < 0:
+            raise ValueError("a row is not a distribution")
+    return [table.tolist() for table in (R, *tables)]
+
+
+def oracle_optimum(rho_sft, R, lam: float) -> tuple[Tensor, str]:
+    rows = []
+    for rewards, start in zip(*checked(lam, R, rho_sft)):
+        top = max(r for r, p in zip(rewards, start) if p > 0)  # exp of what may be 1e6 otherwise
+        weight = [p * math.exp((r - top) / lam) if p > 0 else 0.0 for r, p in zip(rewards, start)]
+        rows.append([w / math.fsum(weight) for w in weight])
+    return f64(rows), "torch.float64"
+
+
+def _optimal_prompter(rng: torch.Generator) -> list[Case]:
+    case = partial(Case, oracle=oracle_optimum, call=_typed)
+    log3, R = math.log(3), torch.randn(3, 4, generator=rng, dtype=torch.float64)
+    half = [[0.5, 0.5]]
+    return [
+        case("the example of the docstring", (half, [[0.0, log3]], 1.0)),
+        case("lam 0.5", (half, [[0.0, log3]], 0.5)),
+        case("rho_sft (0.2, 0.8), equal rewards", ([[0.2, 0.8]], [[1.0, 1.0]], 1.0)),
+        case("a rewrite that rho_sft never offers", ([[0.0, 0.25, 0.75]], [[9.0, 1.0, 2.0]], 1.0)),
+        case("a small lam, 0.001", ([[0.3, 0.7]], [[1000.0, 1000.001]], 1e-3)),
+        case("two inputs, rewards as integers", ([[0.2, 0.8], [0.5, 0.5]], [[1, 0], [0, 3]], 2.0)),
+        case("three inputs of four rewrites", (simplex(rng, 3, 4), R, 0.3)),
+        case("numpy arrays", (simplex(rng, 3, 4).numpy(), R.numpy(), 3.0)),
+        case("lam 0", (half, [[0.0, 1.0]], 0.0)),
+        case("lam -1", (half, [[0.0, 1.0]], -1.0)),
+        case("a row of rho_sft that sums to 1.1", ([[0.5, 0.5], [0.5, 0.6]], [[0.0, 1.0]] * 2, 1.0)),
+        case("a row of rho_sft with -0.5", ([[1.5, -0.5]], [[0.0, 1.0]], 1.0)),
+        case("R (1, 3), rho_sft (1, 2)", (half, [[0.0, 1.0, 2.0]], 1.0)),
+        case("R (2, 1), rho_sft (2, 2)", (half * 2, [[0.0], [1.0]], 1.0)),
+        case("R (2,), rho_sft (2,)", ([0.5, 0.5], [0.0, 1.0], 1.0)),
+    ]
+
+
+def oracle_value(rho, rho_sft, R, lam: float) -> Tensor:
+    R, rho, rho_sft = (torch.as_tensor(x, dtype=torch.float64).tolist() for x in (R, rho, rho_sft))
+    each = [
+        math.fsum(p * r for p, r in zip(ours, rewards)) - lam * kl_of(ours, start)
+        for ours, start, rewards in zip(rho, rho_sft, R)
+    ]
+    return f64(sum(each) / len(each))
+
+
+def _regularised_value(rng: torch.Generator) -> list[Case]:
+    case = partial(Case, oracle=oracle_value)
+    half = [[0.5, 0.5]]
+    R = torch.randn(3, 4, generator=rng, dtype=torch.float64)
+    return [
+        case("rho = rho_sft", (half, half, [[0.0, 1.0]], 1.0)),
+        case("rho (0.25, 0.75), rho_sft (0.5, 0.5), lam 1", ([[0.25, 0.75]], half, [[0.0, 1.0]], 1.0)),
+        case("the same, lam 0.1", ([[0.25, 0.75]], half, [[0.0, 1.0]], 0.1)),
+        case("all on one rewrite", ([[0.0, 1.0]], half, [[0.0, 3.0]], 0.5)),
+        case("a rewrite that neither offers", ([[0.0, 0.25, 0.75]], [[0.0, 0.5, 0.5]], [[9.0, 0.0, 1.0]], 0.5)),
+        case("a rewrite that rho_sft never offers", (half, [[1.0, 0.0]], [[0.0, 1.0]], 0.5)),
+        case("two inputs", ([[0.25, 0.75], [0.5, 0.5]], half * 2, [[0, 1], [0, 3]], 1.0)),
+        case("three inputs of four rewrites", (simplex(rng, 3, 4), simplex(rng, 3, 4), R, 0.3)),
+        case("the gradient by rho", (simplex(rng, 3, 4), simplex(rng, 3, 4), R, 0.3), gradient=True),
+        case("numpy arrays", (simplex(rng, 3, 4).numpy(), simplex(rng, 3, 4).numpy(), R.numpy(), 2.0)),
+    ]
+
+
+# ---------------------------------------------------------------- the statistics
+
+
+def mean(numbers) -> float:
+    numbers = list(numbers)
+    return math.fsum(numbers) / len(numbers)
+
+
+def spread(numbers) -> float:
+    """Sum of squared distances to the mean."""
+    numbers = [float(x) for x in numbers]
+    return math.fsum((x - mean(numbers)) ** 2 for x in numbers)
+
+
+def oracle_parts(rewards: np.ndarray) -> tuple[float, float, float]:
+    """From sums of squares: each level's own spread, less what the level below it puts there."""
+    N, K, M = rewards.shape
+    if N < 2 or K * M < 2:
+        raise ValueError("nothing to part")
+    rewrite = [[mean(rewards[i, k].tolist()) for k in range(K)] for i in range(N)]
+    level = spread([mean(row) for row in rewrite]) / (N - 1)  # of the inputs' means
+    if M == 1:
+        within = sum(spread(row) for row in rewrite) / (N * (K - 1))
+        return level - within / K, 0.0, within
+    within = sum(spread(rewards[i, k]) for i in range(N) for k in range(K)) / (N * K * (M - 1))
+    if K == 1:
+        return level - within / M, 0.0, within
+    between = sum(spread(row) for row in rewrite) / (N * (K - 1))  # of a rewrite's mean
+    return level - between / K, between - within / M, within
+
+
+def _parted(function, rewards: np.ndarray) -> tuple:
+    return tuple(function(rewards)[name] for name in PARTS)
+
+
+def nested(rng: torch.Generator, N: int, K: int, M: int, *scales: float) -> np.ndarray:
+    """(N, K, M) rewards about 3; the scales are of inputs, rewrites and answers."""
+    shapes = ((N, 1, 1), (N, K, 1), (N, K, M))
+    drawn = [s * torch.randn(*shape, generator=rng, dtype=torch.float64) for s, shape in zip(scales, shapes)]
+    return (3 + sum(drawn)).numpy()
+
+
+def _variance_parts(rng: torch.Generator) -> list[Case]:
+    case = lambda about, rewards: Case(about, lambda: (rewards.copy(),), oracle_parts, call=_parted)
+    array = lambda rows: np.array(rows, dtype=float)
+    noisy = nested(rng, 3, 4, 4, 0.0, 0.0, 1.0)
+    noisy += 2 - noisy.mean(2, keepdims=True)  # all rewrites have one mean: what is found between them is negative
+    return [
+        case("two inputs, two rewrites, two answers", array([[[0, 2], [2, 4]], [[5, 7], [7, 9]]])),
+        case("rewrites with equal means", noisy),
+        case("5 inputs, 3 rewrites, 4 answers", nested(rng, 5, 3, 4, 1.4, 1.0, 0.7)),
+        case("4 inputs, 2 rewrites, 3 answers, far from 0", 1000 + nested(rng, 4, 2, 3, 1.0, 2.0, 0.7)),
+        case("K = 1", nested(rng, 5, 1, 4, 1.4, 1.0, 0.7)),
+        case("M = 1", nested(rng, 5, 4, 1, 1.4, 1.0, 0.7)),
+        case("one input", nested(rng, 1, 3, 3, 1.0, 1.0, 1.0)),
+        case("K = M = 1", nested(rng, 5, 1, 1, 1.0, 1.0, 1.0)),
+    ]
+
+
+def _bootstrap_interval(rng: torch.Generator) -> list[Case]:
+    """How the resamples are drawn is free, so the end points must be certain: an end point of the 95 % interval lies
+    well inside the values that one mean takes in more than 1 % of the resamples."""
+
+    def sure(values: list[float], low: float, high: float) -> Case:
+        about = f"the values {values}, {RESAMPLES} resamples"
+        return Case(about, lambda: (np.array(values), RESAMPLES), lambda *_: f64([low, high]))
+
+    def properties(about: str, values: np.ndarray, resamples: int, judge) -> Case:
+        call = lambda function, *args: judge(*(float(x) for x in function(*args)))
+        return Case(about, lambda: (values.copy(), resamples), lambda *_: sentences(), call=call)
+
+    values = torch.randn(100, generator=rng, dtype=torch.float64).numpy() + 5
+    deviation = math.sqrt(spread(values)) / len(values)  # of the mean of a resample
+
+    def normal(low: float, high: float) -> str:
+        a, b = ((x - mean(values)) / deviation for x in (low, high))
+        return sentences(
+            (a < b, "the lower end comes first"),
+            (abs(a + b) < 0.5, "the interval is not about the mean"),
+            (b - a > 3.6, "the interval is too narrow for 95 %"),
+            (b - a < 4.4, "the interval is too wide for 95 %"),
+        )
+
+    return [
+        sure([2.5, 2.5, 2.5], 2.5, 2.5),
+        sure([0.0, 1.0], 0.0, 1.0),  # a resample's mean is 0 in 1/4 of them, 1 in 1/4
+        sure([0.0, 1.0, 1.0], 0.0, 1.0),  # 0 in 1/27 = 3.7 %
+        sure([0.0, 0.0, 1.0, 1.0], 0.0, 1.0),  # 0 in 1/16 = 6.3 %
+        sure([0.0, 0.0, 0.0, 1.0, 1.0, 1.0], 1 / 6, 5 / 6),  # 0 in 1/64 = 1.6 %, at most 1/6 in 11 %
+        properties("one resample of 100 values", values, 1, lambda a, b: sentences((a == b, "one mean has no width"))),
+        properties(f"100 normal values, {RESAMPLES} resamples", values, RESAMPLES, normal),
+    ]
+
+
+def oracle_wins(judged: np.ndarray, baseline: np.ndarray) -> tuple[Tensor, Tensor]:
+    wins, ties = [], []
+    for ours, theirs in zip(judged.tolist(), baseline.tolist()):
+        a, b = [r for row in ours for r in row], [r for row in theirs for r in row]
+        pairs = [(r, b[j % len(b)]) for j, r in enumerate(a)]
+        tied = [abs(r - s) <= 1e-9 for r, s in pairs]
+        ties.append(sum(tied) / len(a))
+        wins.append(sum(0.5 if tie else float(r > s) for (r, s), tie in zip(pairs, tied)) / len(a))
+    return f64(wins), f64(ties)
+
+
+def _win_shares(rng: torch.Generator) -> list[Case]:
+    case = lambda about, *arms: Case(about, lambda: tuple(np.array(a, dtype=float) for a in arms), oracle_wins)
+    drawn = lambda *shape: torch.randint(3, shape, generator=rng).double().numpy()
+    return [
+        case("one input, one answer: a win", [[[1.0]]], [[[0.0]]]),
+        case("a loss", [[[0.0]]], [[[1.0]]]),
+        case("a tie", [[[1.0]]], [[[1.0]]]),
+        case("a tie but for 1e-12", [[[1.0, 1.0]]], [[[1.0 + 1e-12, 1.0 - 1e-12]]]),
+        case("differences of 0.001 about a million", [[[1e6 + 0.001, 1e6]]], [[[1e6, 1e6 + 0.001]]]),
+        case("differences of 1e-6", [[[1.0, 1.0 + 1e-6]]], [[[1.0 + 1e-6, 1.0]]]),
+        case("two answers against one", [[[0.0, 2.0]]], [[[1.0]]]),
+        case("one answer against two", [[[1.0]]], [[[0.0], [2.0]]]),
+        case("two inputs", [[[1.0, 2.0], [3.0, 4.0]], [[5.0, 5.0], [0.0, 1.0]]], [[[0, 2, 9, 4]], [[5, 6, 0, 0]]]),
+        case("five inputs, 2 x 3 answers against 6", drawn(5, 2, 3), drawn(5, 1, 6)),
+        case("five inputs, 2 x 3 answers against 4", drawn(5, 2, 3), drawn(5, 1, 4)),
+    ]
+
+
+# ---------------------------------------------------------------- headroom
+
+
+@dataclass(slots=True)
+class Given(Evaluator):
+    """An evaluator whose prompter earns what `table` (N, K, M) says: no model."""
+
+    table: np.ndarray | None = None
+
+    def prompter(self, prompter, reference) -> Arm:
+        if prompter != "rho_sft" or reference is not None:
+            raise ValueError("prompter(rho_sft, None) was expected")
+        N, K, M = len(self.requests), self.config.rewrites, self.config.answers
+        if any(asked > there for asked, there in zip((N, K, M), self.table.shape)):
+            raise ValueError(f"{N} requests, {K} rewrites and {M} answers were asked for")
+        return Arm(self.table[:N, :K, :M].copy(), None, np.zeros((N, K)), x=self.requests)
+
+
+def oracle_headroom(evaluator: Given, rho_sft: str, K: int = 8, M: int = 4) -> tuple:
+    N = min(evaluator.config.headroom_inputs, len(evaluator.requests))
+    rewards = evaluator.table[:N, :K, :M]
+    parts = oracle_parts(rewards)
+    rewrites = max(parts[1], 0.0)
+    found = []
+    for table in rewards.tolist():
+        first = [mean(answers[: M // 2]) for answers in table]
+        found.append(mean(table[first.index(max(first))][M // 2 :]))
+    gain = mean(found) - mean(rewards.flatten().tolist())
+    icc = rewrites / (rewrites + parts[2]) if rewrites + parts[2] > 1e-12 else 0.0
+    return _told((*parts, icc, gain), evaluator)
+
+
+def _room(function, evaluator: Given, *args) -> tuple:
+    found = function(evaluator, *args)
+    return _told([found[name] for name in ROOM], evaluator)
+
+
+def _told(numbers, evaluator: Given) -> tuple:
+    after = [len(evaluator.requests), evaluator.config.rewrites]
+    return ", ".join(ROOM), f64([float(x) for x in numbers]), "requests and rewrites of the evaluator afterwards", after
+
+
+def _headroom(rng: torch.Generator) -> list[Case]:
+    def case(about: str, table: np.ndarray, *sizes: int, most: int = 64) -> Case:
+        N = len(table)
+        config = EvalConfig(inputs=N, rewrites=2, answers=3, headroom_inputs=most)
+        requests, unused = [f"request {i}" for i in range(N)], torch.Generator()
+        args = lambda: (Given(list(requests), None, None, None, config, unused, table.copy()), "rho_sft", *sizes)
+        return Case(about, args, oracle_headroom, call=_room)
+
+    hand = np.array([[[1, 3, 0, 2], [2, 4, 4, 6]], [[6, 8, 3, 1], [5, 7, 9, 7]]], dtype=float)
+    unlucky = nested(rng, 3, 3, 4, 0.0, 0.0, 1.0)
+    unlucky += 2 - unlucky.mean(2, keepdims=True)
+    return [
+        case("two inputs, two rewrites, four answers", hand, 2, 4),
+        case("rewrites with equal means", unlucky, 3, 4),
+        case("constant rewards", np.full((2, 2, 2), 1.5), 2, 2),
+        case("five inputs of which headroom_inputs are 3", nested(rng, 5, 3, 4, 1.0, 1.0, 0.7), 3, 4, most=3),
+        case("three answers", nested(rng, 5, 3, 3, 1.0, 0.7, 0.7), 3, 3),
+        case("K and M left out", nested(rng, 6, 8, 4, 2.0, 1.0, 1.0)),
+    ]
+
+
+# ---------------------------------------------------------------- all together
+
+
+def whole(rng: torch.Generator) -> None:
+    """The master identity, the optimum's gain, and headroom with an interval about it."""
+    from alignpro_mini import theory
+    from alignpro_mini.lab import evaluation, statistics
+
+    rho_sft, mu, lam = simplex(rng, 3, 5), simplex(rng, 3, 5), 0.4
+    R = torch.randn(3, 5, generator=rng, dtype=torch.float64)
+    star = theory.optimal_prompter(rho_sft, R, lam)
+    gap = theory.regularised_value(star, rho_sft, R, lam) - theory.regularised_value(mu, rho_sft, R, lam)
+    torch.testing.assert_close(gap, lam * theory.kl(mu, star).mean(), rtol=1e-6, atol=1e-9)
+    assert abs(theory.closeness(star, rho_sft, R, lam)["attainable_gain_share"] - 1) < 1e-9
+    table = nested(rng, 40, 8, 4, 1.0, 1.0, 0.5)
+    config = EvalConfig(inputs=40, rewrites=2, answers=2)
+    given = Given([f"request {i}" for i in range(40)], None, None, None, config, rng, table)
+    found = evaluation.headroom(given, "rho_sft")
+    assert 0.4 < found["icc"] < 0.95 and found["best_rewrite_gain"] > 0.5
+    per_input = table.mean((1, 2))
+    low, high = statistics.bootstrap_interval(per_input, 500)
+    assert low < per_input.mean() < high
+    wins, ties = statistics.win_shares(table + 1, table)
+    assert wins.min() == 1 and ties.max() == 0
