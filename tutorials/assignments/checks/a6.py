@@ -197,9 +197,13 @@ def _adaptive_kl_coef(rng: torch.Generator) -> list[Case]:
 # ---------------------------------------------------------------- rows for the policy and the trainer
 
 
+def tiny(family: str, seed: int) -> Transformer:
+    return random_lm(family, seed=seed, spread=0.3, d_model=8, n_heads=2)
+
+
 def trainer(score=None, family: str = "llama", **options) -> PPOTrainer:
     """A trainer far from its reference, with a value head that is not zero."""
-    lm, reference = (random_lm(family, seed=seed, spread=0.3) for seed in (1, 2))
+    lm, reference = (tiny(family, seed) for seed in (1, 2))
     config = PPOConfig(iterations=1, **({"batch_size": 4, "num_minibatches": 1, "ppo_epochs": 1} | options))
     made = PPOTrainer(lm, reference, Letters(), score or (lambda xs, ys: [0.0] * len(xs)), config)
     with torch.no_grad():
@@ -240,7 +244,7 @@ def states_alone(lm: Transformer, row: Row) -> Tensor:
 def _states(rng: torch.Generator) -> list[Case]:
     found = []
     for family, train_layers, rows in (("llama", 0, ONE), ("llama", 0, ROWS), ("gpt2", 0, ROWS), ("llama", 1, ROWS)):
-        lm, other = (random_lm(family, seed=seed, spread=0.3) for seed in (3, 4))
+        lm, other = (tiny(family, seed) for seed in (3, 4))
         part = batch(rows)
         T = part.action.shape[1]
 

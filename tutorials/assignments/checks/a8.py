@@ -311,8 +311,8 @@ def _room(function, evaluator: Given, *args) -> tuple:
 
 
 def _told(numbers, evaluator: Given) -> tuple:
-    after = [len(evaluator.requests), evaluator.config.rewrites]
-    return ", ".join(ROOM), f64([float(x) for x in numbers]), "requests and rewrites of the evaluator afterwards", after
+    after = f"the evaluator afterwards: {len(evaluator.requests)} requests, {evaluator.config.rewrites} rewrites"
+    return ", ".join(ROOM), f64([float(x) for x in numbers]), after
 
 
 def _headroom(rng: torch.Generator) -> list[Case]:
