@@ -1,15 +1,42 @@
-"""Small fakes shared by the tests: one for each interface, so that the test of an option takes milliseconds."""
+"""Small fakes shared by the tests, one for each interface, so that the test of an option takes milliseconds; and `ahead`."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 # Before torch is imported: OpenMP threads that spin while they wait slow each other down on a busy machine.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
+import pytest
 import torch
 
 from alignpro_mini.experiments.gradient import Letters, random_lm  # noqa: F401
 from alignpro_mini.training import SilentStage
 from alignpro_mini.transformer import Transformer, TransformerConfig
+
+POOL, JOB = pytest.StashKey(), pytest.StashKey()
+
+
+def pytest_collection_finish(session):
+    """Start what the tests marked `ahead(run=function)` wait for, in their order: processes for the second core.
+
+    function(**the test's parameters) runs in a thread, beside the other tests; the fixture `ahead` is what it returns.
+    """
+    if session.config.option.collectonly:
+        return
+    pool = session.config.stash[POOL] = ThreadPoolExecutor(max_workers=1)
+    for item in session.items:
+        if mark := item.get_closest_marker("ahead"):
+            item.stash[JOB] = pool.submit(mark.kwargs["run"], **item.callspec.params)
+
+
+def pytest_sessionfinish(session):
+    if pool := session.config.stash.get(POOL, None):
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture
+def ahead(request):
+    return request.node.stash[JOB].result()
 
 
 def lookup_lm(rows: dict[int, dict[int, float]], vocabulary: int = 12, max_len: int = 40) -> Transformer:

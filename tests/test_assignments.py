@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -14,6 +15,7 @@ PLACE = ROOT / "tutorials" / "assignments"
 sys.path[:0] = [str(PLACE), str(ROOT / "tests")]
 
 import catalogue  # noqa: E402
+import child  # noqa: E402
 import cut  # noqa: E402
 import grade  # noqa: E402
 from checks import base  # noqa: E402
@@ -64,47 +66,86 @@ def test_the_stub_is_cut_from_the_package(key):
     assert sum(assignment.functions.values()) + assignment.whole == 100
 
 
+def graded(sources: list[str], key: str, seed: int = 0, limit_s: float = grade.LIMIT_S) -> dict[str, dict]:
+    with tempfile.TemporaryDirectory() as place:
+        return grade.run_checks(key, submission(Path(place), *sources), seed, limit_s)
+
+
+@pytest.mark.ahead(run=lambda key: graded(reference(key), key, seed=3))
 @pytest.mark.parametrize("key", KEYS)
-def test_the_reference_gets_every_point(key, tmp_path):
-    found = grade.run_checks(key, submission(tmp_path, *reference(key)), seed=3)
-    assert all(result["ok"] for result in found.values()), found
+def test_the_reference_gets_every_point(key, ahead):
+    assert all(result["ok"] for result in ahead.values()), ahead
 
 
+@pytest.mark.ahead(
+    run=lambda key: grade.run_checks(key, PLACE / catalogue.ASSIGNMENTS[key].folder / "submission.py", 0)
+)
 @pytest.mark.parametrize("key", KEYS)
-def test_an_untouched_stub_and_a_call_of_our_own_function_get_nothing(key, tmp_path):
-    assignment = catalogue.ASSIGNMENTS[key]
-    found = grade.run_checks(key, PLACE / assignment.folder / "submission.py", seed=0)
-    assert not any(result["ok"] for result in found.values())
-    assert all("not written yet" in found[path]["message"] for path in assignment.functions)
-    lines = []
-    for path in assignment.functions:
-        module, (name,) = cut.split(path)
-        lines.append(f"from alignpro_mini.{module} import {name} as _{name}")
-        lines.append(f"def {name}(*args, **kwargs):\n    return _{name}(*args, **kwargs)")
-    assert not any(r["ok"] for r in grade.run_checks(key, submission(tmp_path, *lines), seed=0).values())
+def test_an_untouched_stub_gets_nothing(key, ahead):
+    assert not any(result["ok"] for result in ahead.values())
+    assert all("not written yet" in ahead[path]["message"] for path in catalogue.ASSIGNMENTS[key].functions)
 
 
-CONSTANTS = {
-    "zeros": lambda like: torch.zeros_like(like),
-    "ones": lambda like: torch.ones_like(like),
-    "NaN": lambda like: torch.full_like(like, torch.nan),
-}
+def calls_of_our_own(key: str) -> list[str]:
+    assignment, imports, written = catalogue.ASSIGNMENTS[key], [], {}
+    for i, path in enumerate(assignment.functions):
+        module, names = cut.split(path)
+        imports.append(f"from alignpro_mini.{module} import {names[0]} as _own{i}")
+        ours = ".".join([f"_own{i}", *names[1:]])
+        written[path] = f"def {names[-1]}(*args, **kwargs):\n    return {ours}(*args, **kwargs)\n"
+    return [*assignment.imports, *imports, *cut.blocks(written)]
 
 
+@pytest.mark.ahead(run=lambda key: graded(calls_of_our_own(key), key))
 @pytest.mark.parametrize("key", KEYS)
-def test_constants_and_the_first_argument_fail_every_function(key):
-    for path in catalogue.ASSIGNMENTS[key].functions:
-        cases = checks_of(key).cases(path, torch.Generator().manual_seed(0))
-        wanted = [base.outcome(case.oracle, case, numeric=True) for case in cases]
-        shapes = {case.about: want[1] for case, want in zip(cases, wanted) if want[0] == "value"}
-        assert shapes, path
+def test_a_call_of_our_own_function_gets_nothing(ahead, key):
+    assert not any(result["ok"] for result in ahead.values()), ahead
 
-        for name, make in CONSTANTS.items():  # the right shapes, one value: what a careless check would let through
-            like = [shapes.get(case.about, next(iter(shapes.values()))) for case in cases]
-            found = [("value", [make(x) for x in outputs], None) for outputs in like]
-            assert not all(map(base.same, found, wanted)), (path, name)
-        first = [base.outcome(lambda *args: args[0], case) for case in cases]
-        assert not all(base.same(a, b) for a, b in zip(first, wanted)), path
+
+def constant(like, value: float):
+    """`like` with one value in it: the right type and shape, nothing else."""
+    if isinstance(like, torch.Tensor):
+        return torch.full_like(like, value if like.is_floating_point() or value == value else 0)
+    if isinstance(like, (tuple, list)) and len(like) and not isinstance(like[0], (str, list)):
+        return type(like)(constant(x, value) for x in like)
+    if isinstance(like, (bool, int, float)):
+        return type(like)(value if isinstance(like, float) or value == value else 0)
+    return {str: "", list: [], dict: {}}.get(type(like))
+
+
+@pytest.mark.parametrize("path", [path for key in KEYS for path in catalogue.ASSIGNMENTS[key].functions])
+def test_the_reference_passes_and_constants_and_the_first_argument_fail(path):
+    """In this process: the package's own function first, which also tells what a careless check would let through."""
+    key = next(key for key in KEYS if path in catalogue.ASSIGNMENTS[key].functions)
+    graft = child.Graft([path], cut)
+    ours, returned, now = graft.current[path], {}, None
+
+    def passes(function, exceptions: bool = True) -> bool:
+        """Every case; without `exceptions` those only in which the function must return something."""
+        nonlocal now
+        graft.put(path, function)
+        try:
+            for case in checks_of(key).cases(path, torch.Generator().manual_seed(0)):
+                now = case.about
+                found, wanted = base.outcome(function, case), base.outcome(case.oracle, case, numeric=True)
+                if (exceptions or wanted[0] == "value") and not base.same(found, wanted, case.tolerance):
+                    return False
+        finally:
+            graft.put(path, ours)
+        return True
+
+    def recorded(*args, **kwargs):
+        returned[now] = ours(*args, **kwargs)
+        return returned[now]
+
+    assert passes(recorded)
+    if any(x is not None for x in returned.values()):
+        some = next(iter(returned.values()))
+        for value in (0.0, 1.0, float("nan")):
+            filled = lambda *args, value=value, **kwargs: constant(returned.get(now, some), value)
+            assert not passes(filled, exceptions=False), value
+    assert not passes(lambda *args, **kwargs: None)
+    assert not passes(lambda *args, **kwargs: args[0])
 
 
 def test_a_wrong_attempt_gets_its_points_its_counterexample_and_its_hint(tmp_path):
@@ -127,10 +168,12 @@ def test_a_wrong_attempt_gets_its_points_its_counterexample_and_its_hint(tmp_pat
     )
 
 
+HELPER = cut.definition(cut.source_of("rl_math"), ["_same_shape"])
 LOOP = "def assemble_rewards(*args):\n    while True:\n        pass"
 RIGHT_GAE = cut.definition(cut.source_of("rl_math"), ["gae"])
 
 
+@pytest.mark.ahead(run=lambda sources, told, gae_is_right: graded([HELPER, *sources], "a5", limit_s=2.0))
 @pytest.mark.parametrize(
     ("sources", "told", "gae_is_right"),
     [
@@ -148,14 +191,11 @@ RIGHT_GAE = cut.definition(cut.source_of("rl_math"), ["gae"])
     ],
     ids=["endless loop", "os._exit", "sys.exit", "missing", "syntax", "exit at import", "garbage"],
 )
-def test_what_a_submission_may_do(sources, told, gae_is_right, tmp_path, monkeypatch):
+def test_what_a_submission_may_do(sources, told, gae_is_right, ahead):
     """One function's trouble is that function's: the other one is graded all the same."""
-    monkeypatch.setattr(grade, "LIMIT_S", 2.0)
-    helper = cut.definition(cut.source_of("rl_math"), ["_same_shape"])
-    found = grade.run_checks("a5", submission(tmp_path, helper, *sources), seed=0)
-    assert not found["rl_math.assemble_rewards"]["ok"] and not found["whole"]["ok"]
-    assert told in found["rl_math.assemble_rewards"]["message"], found
-    assert found["rl_math.gae"]["ok"] == gae_is_right, found
+    assert not ahead["rl_math.assemble_rewards"]["ok"] and not ahead["whole"]["ok"]
+    assert told in ahead["rl_math.assemble_rewards"]["message"], ahead
+    assert ahead["rl_math.gae"]["ok"] == gae_is_right, ahead
 
 
 def known() -> list[tuple[str, str, dict]]:
@@ -169,26 +209,27 @@ def known() -> list[tuple[str, str, dict]]:
 
 def test_every_hint_is_that_of_a_mutant_inside_an_assigned_function():
     assert {mistake["name"] for _, _, mistake in known()} == set(HINTS)
-    inside = set()
-    for assignment in catalogue.ASSIGNMENTS.values():
-        for path in assignment.functions:
-            module, names = cut.split(path)
-            for mutant in MUTANTS:
-                if mutant.file == f"alignpro_mini/{module}.py":
-                    source = grade.mutated(mutant)
-                    if cut.definition(source, names) != cut.definition(cut.source_of(module), names):
-                        inside.add(mutant.name)
+    inside, assigned = set(), [cut.split(path) for each in catalogue.ASSIGNMENTS.values() for path in each.functions]
+    for mutant in MUTANTS:
+        for module, names in assigned:
+            if mutant.file == f"alignpro_mini/{module.replace('.', '/')}.py":
+                if cut.definition(grade.mutated(mutant), names) != cut.definition(cut.source_of(module), names):
+                    inside.add(mutant.name)
     assert inside == set(HINTS), "a mutant inside an assigned function has a hint"
 
 
+def graded_with(key: str, path: str, mistake: dict) -> dict:
+    wrong = cut.definition(mistake["source"], cut.split(path)[1])
+    return graded(reference(key, {path: wrong}), key, seed=1)[path]
+
+
+@pytest.mark.ahead(run=graded_with)
 @pytest.mark.parametrize(
     ("key", "path", "mistake"),
     [pytest.param(*m, id=m[2]["name"], marks=[] if m[2]["name"] in SAMPLE else [pytest.mark.slow]) for m in known()],
 )
-def test_a_known_mistake_fails_and_gets_its_own_hint(key, path, mistake, tmp_path):
-    wrong = cut.definition(mistake["source"], cut.split(path)[1])
-    found = grade.run_checks(key, submission(tmp_path, *reference(key, {path: wrong})), seed=1)[path]
-    assert not found["ok"] and found["hint"] == mistake["hint"], found
+def test_a_known_mistake_fails_and_gets_its_own_hint(key, path, mistake, ahead):
+    assert not ahead["ok"] and ahead["hint"] == mistake["hint"], ahead
 
 
 def test_the_handout_says_what_is_needed():

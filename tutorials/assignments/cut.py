@@ -9,6 +9,7 @@ import ast
 import shutil
 import textwrap
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +34,9 @@ def name_of(path: str) -> str:
     return ".".join(split(path)[1])
 
 
+parsed = lru_cache(maxsize=None)(ast.parse)  # the same text is asked for many functions; nobody changes a tree
+
+
 def find(tree: ast.Module, names: list[str]) -> ast.FunctionDef:
     """The definition of a function or method. Raises LookupError when it is not there."""
     body: list = tree.body
@@ -46,7 +50,7 @@ def find(tree: ast.Module, names: list[str]) -> ast.FunctionDef:
 
 def definition(source: str, names: list[str]) -> str:
     """The text of a function, decorators included, without indentation."""
-    node = find(ast.parse(source), names)
+    node = find(parsed(source), names)
     first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
     lines = source.splitlines()[first - 1 : node.end_lineno]
     return textwrap.dedent("\n".join(lines)) + "\n"
@@ -54,7 +58,7 @@ def definition(source: str, names: list[str]) -> str:
 
 def without_bodies(source: str, wanted: Iterable[list[str]]) -> str:
     """The module with `raise NotImplementedError` for the bodies of these functions; docstrings stay."""
-    tree, lines = ast.parse(source), source.splitlines()
+    tree, lines = parsed(source), source.splitlines()
     for node in sorted((find(tree, names) for names in wanted), key=lambda n: -n.lineno):
         documented = ast.get_docstring(node) is not None
         first = node.body[0]

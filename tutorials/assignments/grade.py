@@ -59,7 +59,7 @@ def mutated(mutant) -> str:
     return mutate(mutant, (cut.ROOT / mutant.file).read_text(encoding="utf-8"))
 
 
-def run_checks(key: str, submission: Path, seed: int) -> dict[str, dict]:
+def run_checks(key: str, submission: Path, seed: int, limit_s: float = LIMIT_S) -> dict[str, dict]:
     """{check: {"ok", "message", "hint"}} for the import, every function, and all together ("whole")."""
     wanted = [*ASSIGNMENTS[key].functions, "whole"]
     everything = [path for each in ASSIGNMENTS.values() for path in each.functions]
@@ -74,7 +74,7 @@ def run_checks(key: str, submission: Path, seed: int) -> dict[str, dict]:
             file = place / "spec.json"
             file.write_text(json.dumps(spec | {"only": missing}), encoding="utf-8")
             (place / "results.jsonl").write_text("", encoding="utf-8")
-            stopped = _watch(file, place / "results.jsonl", place, results)
+            stopped = _watch(file, place / "results.jsonl", place, results, limit_s)
             if not results.get("import", {"ok": True})["ok"]:
                 return results | {check: results["import"] for check in wanted}
             if stopped is None:
@@ -86,7 +86,7 @@ def run_checks(key: str, submission: Path, seed: int) -> dict[str, dict]:
     return found
 
 
-def _watch(spec: Path, out: Path, place: Path, results: dict[str, dict]) -> str | None:
+def _watch(spec: Path, out: Path, place: Path, results: dict[str, dict], limit_s: float) -> str | None:
     """Run child.py until it ends or a check takes too long; the check that was stopped, None if none was."""
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen([sys.executable, str(HERE / "child.py"), str(spec)], cwd=place, **quiet)
@@ -111,7 +111,7 @@ def _watch(spec: Path, out: Path, place: Path, results: dict[str, dict]) -> str 
         now = read()
         if now != running:
             running, since = now, time.monotonic()
-        limit = LIMIT_S if running not in ("import", "between") else IMPORT_LIMIT_S
+        limit = limit_s if running not in ("import", "between") else IMPORT_LIMIT_S
         if time.monotonic() - since > limit:
             process.kill()
             process.wait()
