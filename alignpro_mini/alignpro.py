@@ -31,7 +31,7 @@ SAMPLE = ("x", "x_prime", "y", "reward", "kl")  # what a logged sample holds
 def usable_rewrites(
     requests: Sequence[str], rewrites: Sequence[str], fits: Callable[[str], bool]
 ) -> tuple[list[str], int]:
-    """Rewrites that can be sent: an empty one, or one too long for the frozen LM, becomes x. Also how many did."""
+    """Rewrites that can be sent: an empty one, or one too long for the frozen LM, becomes x. Also how many texts changed."""
     sent = [x_prime if x_prime.strip() and fits(x_prime) else x for x, x_prime in zip(requests, rewrites, strict=True)]
     return sent, sum(a != b for a, b in zip(sent, rewrites))
 
@@ -61,6 +61,7 @@ class PromptScore:
         self.r = torch.zeros(0)
 
     def __call__(self, requests: Sequence[str], rewrites: Sequence[str]) -> Tensor:
+        """Requests x and rewrites x', B each -> scores (B,), float32; sets what the class says that it keeps."""
         self.x_prime, self.fallbacks = usable_rewrites(requests, rewrites, self.frozen.fits)
         asked = [x_prime for x_prime in self.x_prime for _ in range(self.answers)]  # (B*M)
         self.x = [x for x in requests for _ in range(self.answers)]  # (B*M)

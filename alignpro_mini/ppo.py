@@ -177,7 +177,7 @@ class PPOTrainer:
             getattr(rollout, name)[where] = value
 
     def scores(self, rollout: Rollout) -> Tensor:
-        """The score of each completion, (B,). Raises UserError for another shape."""
+        """The score of each completion, (B,). Raises UserError for another shape, FloatingPointError for inf or NaN."""
         scores = torch.as_tensor(self.score(rollout.prompts, rollout.completions)).to(rollout.logp)  # (B,)
         if scores.shape != rollout.finished.shape:
             wanted = f"one reward per completion is {tuple(rollout.finished.shape)}"
@@ -232,7 +232,7 @@ class PPOTrainer:
         return {name: value / steps for name, value in sums.items()} | {"ratio_max": ratio_max}
 
     def loss(self, part: Rollout) -> tuple[Tensor, dict[str, float]]:
-        """Sum over the tokens of policy loss + vf_coef x value loss, and the sums of what is logged."""
+        """Sum over the tokens of policy loss + vf_coef x value loss, and the sums of what is logged (counts of the clipped)."""
         c = self.config
         logits, values = self.policy(part.features, part.mask, part.action)  # (n, V), (b, T)
         chosen = sampling_logprobs(logits, c.temperature).gather(1, part.tokens[part.action][:, None])[:, 0]  # (n,)

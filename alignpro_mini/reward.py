@@ -167,7 +167,7 @@ def split_by_prompt(pairs: Sequence[Preference], share: float, generator: torch.
     """(train, held out): all pairs of a prompt are on the same side; otherwise the held-out accuracy is too high.
 
     No mismatched pair is held out: they are easy, and would raise the accuracy too. Those of a held-out prompt are
-    dropped.
+    dropped. At least one prompt is held out.
     """
     prompts = sorted({p.prompt for p in pairs if not p.mismatched})
     order = torch.randperm(len(prompts), generator=generator).tolist()

@@ -222,7 +222,10 @@ def value_loss(values: Tensor, values_old: Tensor, returns: Tensor, mask: Tensor
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) over the mask: 1 perfect, 0 no better than a constant."""
+    """1 - Var(returns - values) / Var(returns) over the mask: 1 perfect, 0 no better than a constant.
+
+    A variance of the returns below 1e-8 counts as 1e-8.
+    """
     return 1 - masked_var(returns - values, mask) / masked_var(returns, mask).clamp(min=1e-8)
 
 

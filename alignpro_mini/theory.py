@@ -118,7 +118,8 @@ def value(rho, R) -> Tensor:
 def regularised_value(rho, rho_sft, R, lam: float) -> Tensor:
     """J_lam(rho) = J(rho) - lam E_x KL(rho || rho_sft), averaged over inputs: three (N, K) tables -> scalar.
 
-    Differentiable in rho. -inf where rho offers what rho_sft cannot.
+    Differentiable in rho. -inf where rho offers what rho_sft cannot. Raises ValueError as
+    `optimal_prompter` does.
     """
     R, rho, rho_sft = _tables(lam, R, rho=rho, rho_sft=rho_sft)
     return (rho * R).sum(-1).mean() - lam * _kl_logs(rho, rho_sft.log()).mean()

@@ -276,7 +276,7 @@ class Transformer(nn.Module):
         return x
 
     def _positions(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
-        """(B, T) index of each token among the real tokens of its row; padding gets 0 (it is never attended to)."""
+        """(B, T) index of each token among the real tokens of its row; padding before the first of them gets 0."""
         B, T = x.shape[:2]
         if cache is not None:
             return (cache.mask[:, : cache.length + T].cumsum(1) - 1).clamp(min=0)[:, cache.length :]
@@ -285,7 +285,10 @@ class Transformer(nn.Module):
         return (mask.cumsum(1) - 1).clamp(min=0)
 
     def _allowed(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor | None:
-        """(B, 1, T, S), True where query t may look at key s: s real and not later; None means plain causal."""
+        """(B, 1, T, S), True where query t may look at key s: s real and not later; None means plain causal.
+
+        A padded query sees itself, too: a row of the softmax without any key would be NaN.
+        """
         T = x.shape[1]
         if cache is not None:
             S = cache.length + T
@@ -297,7 +300,6 @@ class Transformer(nn.Module):
             return None
         query = torch.arange(S - T, S, device=x.device)[:, None]  # (T, 1)
         key = torch.arange(S, device=x.device)[None, :]  # (1, S)
-        # A padded query would have no key at all, and softmax over nothing is NaN: it may look at itself.
         return (real & (key <= query)) | (key == query)  # (B, 1, T, S)
 
     def _rope(self, positions: Tensor) -> Tensor:

@@ -19,11 +19,14 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
 
 class Transformer:
     def _positions(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
-        """(B, T) index of each token among the real tokens of its row; padding gets 0 (it is never attended to)."""
+        """(B, T) index of each token among the real tokens of its row; padding before the first of them gets 0."""
         raise NotImplementedError
 
     def _allowed(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor | None:
-        """(B, 1, T, S), True where query t may look at key s: s real and not later; None means plain causal."""
+        """(B, 1, T, S), True where query t may look at key s: s real and not later; None means plain causal.
+
+        A padded query sees itself, too: a row of the softmax without any key would be NaN.
+        """
         raise NotImplementedError
 
 

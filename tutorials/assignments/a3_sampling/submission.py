@@ -26,7 +26,7 @@ def sampling_logprobs(logits: Tensor, temperature: float = 1.0, top_p: float = 1
 def _draw(logp: Tensor, uniform: Tensor) -> Tensor:
     """Inverse-CDF sampling without leaving the device: log-probs (B, V), uniforms (B,) in [0, 1) -> ids (B,).
 
-    Takes the first token whose cumulative mass exceeds u, so a token of probability 0 is never taken.
+    Takes the first token whose cumulative mass exceeds u, so a token of probability 0 is never taken, nor for a u of 1.
     """
     raise NotImplementedError
 
@@ -55,6 +55,7 @@ def sequence_logprobs(
     """log p(completion | prompt) under the sampling of `generate`, summed over the completion: (N,) on the CPU.
 
     Both are lists of token ids; whether an EOS counts is up to the completion. -inf where top_p rules a token out.
-    Raises UserError for an empty prompt: then nothing predicts the first token.
+    At most max_batch sequences at a time. Raises UserError for an empty prompt: then nothing predicts the first token;
+    ValueError where there are not as many completions as prompts.
     """
     raise NotImplementedError

@@ -37,7 +37,10 @@ def value_loss(values: Tensor, values_old: Tensor, returns: Tensor, mask: Tensor
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) over the mask: 1 perfect, 0 no better than a constant."""
+    """1 - Var(returns - values) / Var(returns) over the mask: 1 perfect, 0 no better than a constant.
+
+    A variance of the returns below 1e-8 counts as 1e-8.
+    """
     raise NotImplementedError
 
 
@@ -58,7 +61,7 @@ class Policy:
 
 class PPOTrainer:
     def scores(self, rollout: Rollout) -> Tensor:
-        """The score of each completion, (B,). Raises UserError for another shape."""
+        """The score of each completion, (B,). Raises UserError for another shape, FloatingPointError for inf or NaN."""
         raise NotImplementedError
 
     def assemble_rewards(self, rollout: Rollout) -> Tensor:
@@ -73,5 +76,5 @@ class PPOTrainer:
         raise NotImplementedError
 
     def loss(self, part: Rollout) -> tuple[Tensor, dict[str, float]]:
-        """Sum over the tokens of policy loss + vf_coef x value loss, and the sums of what is logged."""
+        """Sum over the tokens of policy loss + vf_coef x value loss, and the sums of what is logged (counts of the clipped)."""
         raise NotImplementedError

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 
 def checksum(model: nn.Module) -> str:
-    """SHA-256 over every parameter and buffer: names, dtypes, shapes and bytes. Equal means bit for bit equal."""
+    """SHA-256 over every entry of the state_dict (parameters, persistent buffers): names, dtypes, shapes and bytes. Equal means bit for bit equal."""
     raise NotImplementedError
 
 
 def usable_rewrites(
     requests: Sequence[str], rewrites: Sequence[str], fits: Callable[[str], bool]
 ) -> tuple[list[str], int]:
-    """Rewrites that can be sent: an empty one, or one too long for the frozen LM, becomes x. Also how many did."""
+    """Rewrites that can be sent: an empty one, or one too long for the frozen LM, becomes x. Also how many texts changed."""
     raise NotImplementedError
 
 
@@ -29,4 +29,5 @@ class FrozenLM:
 
 class PromptScore:
     def __call__(self, requests: Sequence[str], rewrites: Sequence[str]) -> Tensor:
+        """Requests x and rewrites x', B each -> scores (B,), float32; sets what the class says that it keeps."""
         raise NotImplementedError

@@ -33,7 +33,8 @@ def optimal_prompter(rho_sft, R, lam: float) -> Tensor:
 def regularised_value(rho, rho_sft, R, lam: float) -> Tensor:
     """J_lam(rho) = J(rho) - lam E_x KL(rho || rho_sft), averaged over inputs: three (N, K) tables -> scalar.
 
-    Differentiable in rho. -inf where rho offers what rho_sft cannot.
+    Differentiable in rho. -inf where rho offers what rho_sft cannot. Raises ValueError as
+    `optimal_prompter` does.
     """
     raise NotImplementedError
 
@@ -44,7 +45,7 @@ def variance_parts(rewards: np.ndarray) -> dict[str, float]:
         Var(r) = between inputs + between rewrites of an input + within a rewrite (the LM's own sampling)
         within = MSW,  between_rewrites = (MSP - MSW) / M,  between_inputs = (MSX - MSP) / (K M)
     Unbiased, so a part whose true value is near 0 can come out slightly negative. With K = 1 there is nothing between
-    rewrites and between_inputs = (MSX - MSW) / M. Raises ValueError for fewer than 2 inputs, or K = M = 1.
+    rewrites and between_inputs = (MSX - MSW) / M; with M = 1 `within` is MSP, both parts together. Raises ValueError for fewer than 2 inputs, or K = M = 1.
     """
     raise NotImplementedError
 
