@@ -53,7 +53,12 @@ def run_it(path: Path) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
 def test_a_tutorial_runs_in_seconds(path, ahead):
     assert ahead.returncode == 0, ahead.stderr[-3000:]
-    assert ahead.stdout.strip(), "it says nothing"
+    notebook = json.loads(path.with_suffix(".ipynb").read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        if re.search(r"^source\(", "".join(cell["source"]), flags=re.MULTILINE):
+            shown = "".join("".join(output.get("text", [])) for output in cell["outputs"])
+            function = re.search(r"^( *)(@|def ).*\n(\1[ )].*\n|\s*\n|\1def .*\n)*", shown, flags=re.MULTILINE)
+            assert function[0].strip() in ahead.stdout, f"the package changed: tutorials/build.py {path.name[:2]}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
