@@ -80,8 +80,10 @@ def hint(path: str, function: Callable, case, cases: list, graft: Graft, mutants
     Where several do, the one that agrees with the submission on most of the other cases.
     """
     agrees = lambda known, on: base.same(base.outcome(known, on), base.outcome(function, on), on.tolerance)
+    # A submission that draws may be right at the second call: a mistake must be one here, too.
+    wrong = lambda known: not base.same(base.outcome(known, case), base.outcome(case.oracle, case, True), case.tolerance)
     compiled = [(mutant["hint"], graft.compiled(path, mutant["source"])) for mutant in mutants]
-    matching = [(told, known) for told, known in compiled if agrees(known, case)]
+    matching = [(told, known) for told, known in compiled if agrees(known, case) and wrong(known)]
     if len(matching) > 1:
         matching.sort(key=lambda match: -sum(agrees(match[1], other) for other in cases))
     return matching[0][0] if matching else ""
