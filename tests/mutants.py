@@ -225,6 +225,11 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{PADDING}[assemble_rewards-0.0]",
     ),
     _rl(
+        "the-score-replaces-the-penalty",
+        ("rewards.scatter_add(1, last[:, None]", "rewards.scatter(1, last[:, None]"),
+        "test_the_score_lands_on_the_last_sampled_token",
+    ),
+    _rl(
         "score-in-the-last-column",
         ("scatter_add(1, last[:, None]", "scatter_add(1, torch.full_like(last[:, None], T - 1)"),
         "test_the_score_lands_on_the_last_sampled_token",

@@ -69,7 +69,9 @@ def check_function(path: str, function: Callable, cases: list, graft: Graft, mut
             continue
         if found == ("raised", "NotImplementedError"):
             return {"ok": False, "message": "not written yet (NotImplementedError)", "hint": ""}
-        message = f"on {case.about}: expected {base.told(want)}, got {base.told(found)}"
+        message = f"on {case.about}: {base.difference(found, want, case.tolerance)}"
+        if told := base.call_of(case):
+            message += f"\nthe call: {graft.cut.name_of(path)}{told}"
         return {"ok": False, "message": message, "hint": hint(path, function, case, cases, graft, mutants, base)}
     return {"ok": True, "message": f"{len(cases)} cases", "hint": ""}
 
@@ -77,16 +79,26 @@ def check_function(path: str, function: Callable, cases: list, graft: Graft, mut
 def hint(path: str, function: Callable, case, cases: list, graft: Graft, mutants: list, base) -> str:
     """The hint of the known mistake that gives the same wrong outcome on this case; "" if none does.
 
-    Where several do, the one that agrees with the submission on most of the other cases.
+    On a row of one token many mistakes look the same: a mistake is left out if it is wrong where the submission is right,
+    and of several the one that agrees with the submission on most cases counts.
     """
-    agrees = lambda known, on: base.same(base.outcome(known, on), base.outcome(function, on), on.tolerance)
-    # A submission that draws may be right at the second call: a mistake must be one here, too.
-    wrong = lambda known: not base.same(base.outcome(known, case), base.outcome(case.oracle, case, True), case.tolerance)
-    compiled = [(mutant["hint"], graft.compiled(path, mutant["source"])) for mutant in mutants]
-    matching = [(told, known) for told, known in compiled if agrees(known, case) and wrong(known)]
-    if len(matching) > 1:
-        matching.sort(key=lambda match: -sum(agrees(match[1], other) for other in cases))
-    return matching[0][0] if matching else ""
+    first = cases.index(case)
+    tried = [case, *cases[:first], *cases[first + 1 :]]
+    same = lambda a, b: [base.same(x, y, on.tolerance) for x, y, on in zip(a, b, tried)]
+    right = [base.outcome(on.oracle, on, numeric=True) for on in tried]
+    mine = [base.outcome(function, on) for on in tried]
+    passed = same(mine, right)
+    best, told = 0, ""
+    for mutant in mutants:
+        known = graft.compiled(path, mutant["source"])
+        if not base.same(base.outcome(known, case), mine[0], case.tolerance):
+            continue
+        agrees = same([base.outcome(known, on) for on in tried], mine)
+        possible = all(a for a, p in zip(agrees, passed) if p)
+        # A submission that draws may be right at this second call: then it agrees with mistakes that are none here.
+        if not passed[0] and possible and sum(agrees) > best:
+            best, told = sum(agrees), mutant["hint"]
+    return told
 
 
 def main(spec: dict) -> None:

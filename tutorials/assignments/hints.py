@@ -130,6 +130,7 @@ HINTS = {
     "kl-bonus-for-penalty": "the KL is a penalty: its sign is minus",
     "k1-not-in-the-reward": "the KL penalty is missing: each token pays lam * kl",
     "score-one-after-eos": "you shifted the score one place past the last sampled token (EOS is sampled, too)",
+    "the-score-replaces-the-penalty": "the last sampled token pays its KL penalty, too: add the score to it",
     "score-in-the-last-column": "the score belongs to the last True of each row's mask, not to the last column",
     "score-of-an-empty-row": "a row without a sampled token has no place for its score: raise ValueError",
     "no-shape-check-of-scores": "scores (B, 1) would broadcast: raise ValueError unless scores is (B,)",

@@ -112,12 +112,30 @@ def _alike(x, y, tolerance: float) -> bool:
     return torch.allclose(x.double(), y.double(), rtol=tolerance, atol=tolerance / 100, equal_nan=True)
 
 
-def told(found: tuple) -> str:
-    """An outcome for a person."""
-    if found[0] == "raised":
-        return f"{found[1]} was raised"
-    outputs = ", ".join(map(_short, found[1]))
-    return outputs if found[2] is None else f"{outputs} with gradient {_short(found[2])}"
+def difference(found: tuple, wanted: tuple, tolerance: float) -> str:
+    """Two outcomes for a person: only the outputs that differ, each with its name where the one before it is a name."""
+    parts = [found[1], wanted[1]]
+    if found[0] == wanted[0] == "value" and len(found[1]) == len(wanted[1]):
+        wrong = {i for i, (x, y) in enumerate(zip(*parts)) if not _alike(x, y, tolerance)}
+        shown = sorted(wrong | {i - 1 for i in wrong if i and isinstance(found[1][i - 1], str)})
+        parts = [[outputs[i] for i in shown] for outputs in parts]
+    got, expected = (_told(kind, part, gradient) for (kind, _, gradient), part in zip((found, wanted), parts))
+    return f"expected {expected}, got {got}"
+
+
+def _told(kind: str, outputs, gradient) -> str:
+    if kind == "raised":
+        return f"{outputs} was raised"
+    said = ", ".join(map(_short, outputs))
+    return said if gradient is None else f"{said} with gradient {_short(gradient)}".strip()
+
+
+def call_of(case: Case) -> str:
+    """The arguments for a person, "(a, b)"; "" where they are objects, or too many numbers to read."""
+    plain = lambda x: isinstance(x, (Tensor, bool, int, float, str)) and (not isinstance(x, Tensor) or x.numel() <= 24)
+    args = case.made()
+    said = f"({', '.join(map(_short, args))})" if all(map(plain, args)) else ""
+    return said if len(said) <= 240 else ""
 
 
 def _short(x) -> str:
