@@ -67,7 +67,7 @@ def check_function(path: str, function: Callable, cases: list, graft: Graft, mut
         found, want = base.outcome(function, case), base.outcome(case.oracle, case, numeric=True)
         if base.same(found, want, case.tolerance):
             continue
-        if found == ("raised", "NotImplementedError"):
+        if found[:2] == ("raised", "NotImplementedError"):
             return {"ok": False, "message": "not written yet (NotImplementedError)", "hint": ""}
         message = f"on {case.about}: {base.difference(found, want, case.tolerance)}"
         if told := base.call_of(case):

@@ -36,14 +36,14 @@ class Case:
 
 
 def outcome(function: Callable, case: Case, numeric: bool = False) -> tuple:
-    """("value", outputs, gradient or None) or ("raised", the exception's class). `numeric`: the function is the oracle."""
+    """("value", outputs, gradient or None) or ("raised", the exception's class, None). `numeric`: the function is the oracle."""
     args = case.made()
     if case.gradient and not numeric:
         args[0].requires_grad_()
     try:
         outputs = _outputs(function(*args) if numeric or case.call is None else case.call(function, *args))
     except Exception as error:
-        return ("raised", type(error).__name__)
+        return ("raised", type(error).__name__, None)
     gradient = None
     if case.gradient:
         gradient = _numeric(case) if numeric else _gradient(outputs, args[0])
