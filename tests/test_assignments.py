@@ -21,19 +21,9 @@ import grade  # noqa: E402
 from checks import base  # noqa: E402
 from hints import HINTS  # noqa: E402
 from mutants import MUTANTS  # noqa: E402
+from submissions import reference  # noqa: E402
 
 KEYS = list(catalogue.ASSIGNMENTS)
-
-
-HELPERS = {  # what the package's functions call besides: a student writes such helpers too
-    "a1": "from alignpro_mini.rl_math import KL_KINDS, _same_shape",
-    "a3": "from alignpro_mini.generation import _refuse_empty",
-    "a4": "from alignpro_mini.rl_math import _same_shape",
-    "a5": "from alignpro_mini.rl_math import _same_shape",
-    "a6": "from alignpro_mini.rl_math import _same_shape, masked_mean, masked_var",
-    "a8": "from alignpro_mini.theory import _kl_logs, _log_optimum, _tables\n"
-    "from alignpro_mini.lab.statistics import interval, resampled_moments",
-}
 
 
 def checks_of(key: str):
@@ -45,13 +35,6 @@ def submission(tmp_path: Path, *sources: str, name: str = "mine.py") -> Path:
     head = () if sources[:1] == catalogue.TORCH[:1] else catalogue.TORCH
     path.write_text("\n".join([*head, "", *sources]))
     return path
-
-
-def reference(key: str, changed: dict[str, str] | None = None) -> list[str]:
-    """The package's own functions as a student would write them: helpers of the module come along as helpers."""
-    source = lambda path: cut.definition(cut.source_of(cut.split(path)[0]), cut.split(path)[1])
-    written = {path: source(path) for path in catalogue.ASSIGNMENTS[key].functions} | (changed or {})
-    return [*catalogue.ASSIGNMENTS[key].imports, HELPERS.get(key, ""), *cut.blocks(written)]
 
 
 @pytest.mark.parametrize("key", KEYS)

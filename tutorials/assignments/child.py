@@ -13,19 +13,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from graft import Places, submitted
 
-class Graft:
-    """The stripped package in this process, and what stands in the place of each assigned function."""
+
+class Graft(Places):
+    """The stripped package in this process, with functions made from the text of the package."""
 
     def __init__(self, functions: list[str], cut) -> None:
-        self.cut, self.places, self.current = cut, {}, {}
-        for path in functions:
-            module, names = cut.split(path)
-            owner = importlib.import_module(f"alignpro_mini.{module}")
-            for name in names[:-1]:
-                owner = getattr(owner, name)
-            self.places[path] = (owner, names[-1])
-            self.current[path] = vars(owner)[names[-1]]
+        super().__init__({path: cut.split(path) for path in functions})
+        self.cut = cut
 
     def compiled(self, path: str, source: str) -> Callable:
         """The function of `path` from this text of its module, with the stripped module's globals."""
@@ -39,26 +35,6 @@ class Graft:
 
     def reference(self, path: str) -> Callable:
         return self.compiled(path, self.cut.source_of(self.cut.split(path)[0]))
-
-    def put(self, path: str, function: Callable) -> None:
-        """Put it where the package has the old one: also under names that other modules imported."""
-        owner, name = self.places[path]
-        old, self.current[path] = self.current[path], function
-        for module in [m for n, m in sys.modules.items() if n.split(".")[0] == "alignpro_mini"]:
-            for key, value in list(vars(module).items()):
-                if value is old:
-                    setattr(module, key, function)
-        setattr(owner, name, function)
-
-
-def submitted(module, name: str) -> Callable:
-    """The student's function, "gae" or "PPOTrainer.loss". Raises LookupError when it is not there."""
-    found = module
-    for part in name.split("."):
-        found = vars(found).get(part) if found is not None else None
-    if not callable(found):
-        raise LookupError(f"{name} is not defined in your file")
-    return found
 
 
 def check_function(path: str, function: Callable, cases: list, graft: Graft, mutants: list, base) -> dict:
@@ -82,8 +58,7 @@ def hint(path: str, function: Callable, case, cases: list, graft: Graft, mutants
     On a row of one token many mistakes look the same: a mistake is left out if it is wrong where the submission is right,
     and of several the one that agrees with the submission on most cases counts.
     """
-    first = cases.index(case)
-    tried = [case, *cases[:first], *cases[first + 1 :]]
+    tried = [case, *(on for on in cases if on is not case)]
     same = lambda a, b: [base.same(x, y, on.tolerance) for x, y, on in zip(a, b, tried)]
     right = [base.outcome(on.oracle, on, numeric=True) for on in tried]
     mine = [base.outcome(function, on) for on in tried]

@@ -1,9 +1,14 @@
 """Grade one assignment.
 
-    python tutorials/assignments/grade.py a5 my_gae.py                  # points, the smallest counterexample, a hint
-    python tutorials/assignments/grade.py a5 my_gae.py --json out.json  # Gradescope's form
-    python tutorials/assignments/grade.py a5 my_gae.py --seed 7         # other hidden inputs
-    python tutorials/assignments/grade.py --stubs                       # write all submission.py anew
+    python tutorials/assignments/grade.py a5 my_gae.py                    # points, the smallest counterexample, a hint
+    python tutorials/assignments/grade.py a5 my_gae.py --json out.json    # Gradescope's form; --classroom50: that form
+    python tutorials/assignments/grade.py a5 my_gae.py --seed 7           # other hidden inputs
+    python tutorials/assignments/grade.py a5 --bundle a5.zip --seed 7     # the autograder to upload to Gradescope
+    python tutorials/assignments/grade.py a9 my_tests.py                  # the bug hunt: see bug_hunt.py
+    python tutorials/assignments/grade.py --graft my_work --out my_copy   # a10: a package with your functions
+    python tutorials/assignments/grade.py a10 my_copy/runs                # a10: points of its five runs
+    python tutorials/assignments/grade.py --strip student                 # a copy for students; it cannot grade
+    python tutorials/assignments/grade.py --stubs                         # write all submission.py anew
 
 How it works: the package is copied without the bodies of *all* assigned functions, and the submission's functions are
 put in their place, one at a time over the reference (partial credit), then all together. So a function that only calls
@@ -19,25 +24,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "tests")]
 
 import cut  # noqa: E402
-from catalogue import ASSIGNMENTS, Assignment  # noqa: E402
-from hints import HINTS  # noqa: E402
+import outputs  # noqa: E402
+import own_run  # noqa: E402
+from catalogue import ASSIGNMENTS  # noqa: E402
+from watch import watch  # noqa: E402
 
 LIMIT_S = 20.0  # for one check
-IMPORT_LIMIT_S = 60.0  # torch, on half a core
 
 
 def known_mistakes(functions: list[str]) -> dict[str, list[dict]]:
     """{function: [{"name", "hint", "source": the module's text with the mistake}]} from tests/mutants.py."""
+    from hints import HINTS
     from mutants import MUTANTS
 
     found: dict[str, list[dict]] = {path: [] for path in functions}
@@ -74,77 +79,15 @@ def run_checks(key: str, submission: Path, seed: int, limit_s: float = LIMIT_S) 
             file = place / "spec.json"
             file.write_text(json.dumps(spec | {"only": missing}), encoding="utf-8")
             (place / "results.jsonl").write_text("", encoding="utf-8")
-            stopped = _watch(file, place / "results.jsonl", place, results, limit_s)
+            stopped = watch(HERE / "child.py", file, place / "results.jsonl", results, limit_s)
             if not results.get("import", {"ok": True})["ok"]:
                 return results | {check: results["import"] for check in wanted}
             if stopped is None:
                 break
     ended = {"ok": False, "message": "the process ended here", "hint": ""}
     found = {check: results.get(check, ended) for check in wanted}
-    if found["whole"]["ok"] and not all(result["ok"] for result in found.values()):
+    if not all(found[path]["ok"] for path in ASSIGNMENTS[key].functions):
         found["whole"] = {"ok": False, "message": "not before every function is right", "hint": ""}
-    return found
-
-
-def _watch(spec: Path, out: Path, place: Path, results: dict[str, dict], limit_s: float) -> str | None:
-    """Run child.py until it ends or a check takes too long; the check that was stopped, None if none was."""
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen([sys.executable, str(HERE / "child.py"), str(spec)], cwd=place, **quiet)
-    running, since = "import", time.monotonic()
-
-    def read() -> str:
-        now = "import"
-        for line in out.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # being written
-            if "start" in row:
-                now = row["start"]
-            elif "done" in row:
-                results[row["done"]] = {key: row[key] for key in ("ok", "message", "hint")}
-                now = "between"
-        return now
-
-    while process.poll() is None:
-        time.sleep(0.05)
-        now = read()
-        if now != running:
-            running, since = now, time.monotonic()
-        limit = limit_s if running not in ("import", "between") else IMPORT_LIMIT_S
-        if time.monotonic() - since > limit:
-            process.kill()
-            process.wait()
-            read()
-            results[running] = {"ok": False, "message": f"no end after {limit:.0f} s", "hint": "does a loop ever stop?"}
-            return running
-    now = read()
-    if now not in ("between", "import") or (now == "import" and "import" not in results):
-        results[now] = {"ok": False, "message": "it ended the process", "hint": ""}
-        return now
-    return None
-
-
-def scored(assignment: Assignment, results: dict[str, dict]) -> list[dict]:
-    """Gradescope's tests: name, score, max_score, status, output."""
-    points = assignment.functions | {"whole": assignment.whole}
-    found = []
-    for check, most in points.items():
-        result = results[check]
-        output = result["message"] + (f"\nhint: {result['hint']}" if result["hint"] else "")
-        status = "passed" if result["ok"] else "failed"
-        name = "all together" if check == "whole" else cut.name_of(check)
-        score = most if result["ok"] else 0
-        found.append(
-            {
-                "name": name,
-                "score": score,
-                "max_score": most,
-                "status": status,
-                "output": output,
-                "visibility": "visible",
-            }
-        )
     return found
 
 
@@ -155,31 +98,63 @@ def write_stubs() -> None:
         place.write_text(cut.stubs(assignment.functions, assignment.imports, assignment.title), encoding="utf-8")
 
 
+def graded(key: str, place: Path, seed: int) -> outputs.Report:
+    """The points of a submission: of one file, or in a10 of a folder with finished runs."""
+    if key == "a10":
+        return own_run.graded(place)
+    if not (HERE / "checks").is_dir():
+        sys.exit("grade.py: error: a student copy has no grader and nothing to compare with; see tutorials/STUDENT.md")
+    told = {"ok": False, "message": f"there is no file {place.name}: hand it in under this name", "hint": ""}
+    if key == "a9":
+        import bug_hunt  # it reads tests/mutants.py, which a student copy has not
+
+        results = bug_hunt.run_checks(place, seed) if place.is_file() else dict.fromkeys(bug_hunt.CHECKS, told)
+        return outputs.Report(bug_hunt.TITLE, bug_hunt.scored(results))
+    assignment = ASSIGNMENTS[key]
+    wanted = [*assignment.functions, "whole"]
+    results = run_checks(key, place, seed) if place.is_file() else dict.fromkeys(wanted, told)
+    return outputs.Report(assignment.title, outputs.scored(assignment, results))
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="grade one assignment")
-    parser.add_argument("assignment", nargs="?", choices=list(ASSIGNMENTS), help="a1, a5, ...")
-    parser.add_argument("file", nargs="?", type=Path, help="the submission")
-    parser.add_argument("--json", type=Path, help="also write Gradescope's results.json here")
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\nHow it works")[0], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("assignment", nargs="?", choices=[*ASSIGNMENTS, "a9", "a10"], help="a1, a5, ...")
+    parser.add_argument("place", nargs="?", type=Path, help="the submission: a file; for a10 the folder of the runs")
     parser.add_argument("--seed", type=int, default=0, help="of the hidden inputs")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="also write Gradescope's results.json here")
+    parser.add_argument("--classroom50", type=Path, metavar="OUT", help="also write Classroom 50's result.json here")
+    parser.add_argument("--bundle", type=Path, metavar="OUT", help="write the zip file for Gradescope, of a1 to a9")
+    parser.add_argument("--graft", type=Path, metavar="FOLDER", help="a10: a package with the functions of FOLDER")
+    parser.add_argument("--out", type=Path, metavar="OUT", help="where --graft writes")
+    strip = "write a copy for students without the assigned functions and without the grader: it cannot grade"
+    parser.add_argument("--strip", type=Path, metavar="OUT", help=strip)
     parser.add_argument("--stubs", action="store_true", help="write every submission.py anew, from the package")
     args = parser.parse_args()
     if args.stubs:
         return write_stubs()
-    if args.assignment is None or args.file is None:
+    if args.strip:
+        return print(outputs.strip(args.strip))
+    if args.graft:
+        if args.out is None:
+            parser.error("--graft FOLDER needs --out OUT")
+        return print(own_run.graft(args.graft, args.out))
+    if args.assignment and args.bundle:
+        if args.assignment == "a10":
+            parser.error("a10 is graded from its runs: there is no bundle")
+        return print(outputs.bundle(args.assignment, args.bundle, args.seed))
+    if args.assignment is None or args.place is None:
         parser.error("give an assignment and a file, such as a5 my_gae.py")
-    if not args.file.is_file():
-        parser.error(f"{args.file}: no such file")
-    tests = scored(ASSIGNMENTS[args.assignment], run_checks(args.assignment, args.file, args.seed))
+    there = args.place.is_dir() if args.assignment == "a10" else args.place.is_file()
+    if not there and not (args.json or args.classroom50):  # in a report for a machine it is a submission without points
+        parser.error(f"{args.place}: no such {'folder' if args.assignment == 'a10' else 'file'}")
+    report = graded(args.assignment, args.place, args.seed)
     if args.json:
-        args.json.write_text(json.dumps({"tests": tests}, indent=2), encoding="utf-8")
-    for test in tests:
-        print(f"{test['score']:3} / {test['max_score']:3}  {test['name']}")
-        if test["status"] == "failed":
-            print("           " + test["output"].replace("\n", "\n           "))
-    total, most = (sum(test[key] for test in tests) for key in ("score", "max_score"))
-    print(
-        f"{total:3} / {most:3}  {ASSIGNMENTS[args.assignment].title}" + ("" if total < most else ": all checks passed")
-    )
+        outputs.write_gradescope(report, args.json)
+    if args.classroom50:
+        outputs.write_classroom50(report, args.assignment, args.classroom50)
+    print(outputs.screen(report))
 
 
 if __name__ == "__main__":
