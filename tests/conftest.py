@@ -16,6 +16,11 @@ from alignpro_mini.transformer import Transformer, TransformerConfig
 POOL, JOB = pytest.StashKey(), pytest.StashKey()
 
 
+def pytest_collection_modifyitems(items):
+    """Tests that wait for a process come last: until then the process has the time of all others."""
+    items.sort(key=lambda item: item.get_closest_marker("ahead") is not None)  # a stable sort
+
+
 def pytest_collection_finish(session):
     """Start what the tests marked `ahead(run=function)` wait for, in their order: processes for the second core.
 
