@@ -1757,7 +1757,7 @@ MUTANTS += (
     mutant(
         "worlds/files.py",
         "eval-requests-in-the-preferences",
-        ("if x and x not in held_out and a != b", "if x and a != b"),
+        ("if x and x not in left_out and a != b", "if x and a != b"),
         LEAK,
     ),
     mutant(
@@ -1777,6 +1777,30 @@ MUTANTS += (
         "split-ignores-the-seed",
         ('random.Random(f"requests {seed}")', "random.Random(0)"),
         "test_two_seeds_split_differently_and_one_seed_the_same",
+    ),
+    mutant(
+        "worlds/everyday.py",
+        "held-out-topics-are-trained-on",
+        ("requests_about(TOPICS), ", "requests_about(TOPICS + UNSEEN_TOPICS), "),
+        "test_thousands_of_requests_and_the_held_out_ones_are_about_other_topics",
+    ),
+    mutant(
+        "worlds/everyday.py",
+        "everyday-seed-ignored",
+        ('random.Random(f"everyday {seed}")', "random.Random(0)"),
+        "test_thousands_of_requests_and_the_held_out_ones_are_about_other_topics",
+    ),
+    mutant(
+        "worlds/everyday.py",
+        "a-rewrite-that-is-not-listed",
+        ("rng.choice(self.rewrites(x))", 'rng.choice(["Please. " + x, *self.rewrites(x)])'),
+        "test_every_rewrite_to_imitate_is_listed_and_each_ending_comes_as_often",
+    ),
+    mutant(
+        "worlds/everyday.py",
+        "rewrites-beside-other-requests",
+        ("zip(requests[::each], rewrites)", "zip(requests, rewrites)"),
+        "test_rewrites_that_keep_the_request_are_counted",
     ),
     mutant(
         "worlds/toy.py",

@@ -283,7 +283,15 @@ def test_values_become_the_type_of_their_field(monkeypatch):
         (["--jobs", "0"], "--jobs is 0"),
         (["--name", "../elsewhere"], "--name: '../elsewhere' is a path"),
         (["--name", "."], "--name: '.' is a path"),
-        (["--preset", "smollm2"], "--data.prompts FILE.jsonl"),
+        (["--preset", "smollm2"], "--preset smollm2 needs a reward"),
+        (
+            ["--preset", "smollm2", "--reward", "a:b", "--data.rewrites", "r"],
+            "--data.rewrites: it is about requests of your own: only --data.prompts reads it",
+        ),
+        (
+            ["--preset", "smollm2", "--data.prompts", "p", "--reward", "a:b", "--theory.inputs", "4"],
+            "--theory.inputs: rewrites of requests from --data.prompts are not enumerated",
+        ),
         (["--preset", "smollm2", "--data.prompts", "p.jsonl"], "--preset smollm2 needs a reward"),
         (["--preset", "smollm2", "--data.prompts", "p.jsonl", "--reward", "nonsense"], "module:function"),
         (

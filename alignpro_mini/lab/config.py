@@ -64,7 +64,7 @@ class EvalConfig:
 
 @dataclass(frozen=True, slots=True)
 class TheoryConfig:
-    """How near PPO came to the exact optimum over the enumerated rewrites (embedded world only)."""
+    """How near PPO came to the exact optimum over the enumerated rewrites (not for requests of files)."""
 
     inputs: int = option(64, "evaluation requests whose rewrites are all tried; 0 leaves the comparison out", least=0)
     answers: int = option(16, "answers to each enumerated rewrite; with fewer the optimum comes out too high", least=2)
@@ -110,7 +110,7 @@ class RunConfig:
 
     @property
     def real_model(self) -> bool:
-        """A published checkpoint and requests from files, instead of the embedded world."""
+        """A published checkpoint, and everyday requests or those of files, instead of the embedded world."""
         return self.preset == "smollm2"
 
     @property
@@ -138,8 +138,7 @@ class RunConfig:
 
     def _rules_real(self) -> Iterator[tuple[bool, str]]:
         """(holds, what to say if it does not) for a real model."""
-        yield self.task == "chat", f"--preset smollm2 works on files: its task is chat, not {self.task}"
-        yield bool(self.data.prompts), "--preset smollm2 needs requests: --data.prompts FILE.jsonl"
+        yield self.task == "chat", f"--preset smollm2 works on everyday requests: its task is chat, not {self.task}"
         rewards = "--data.preferences FILE.jsonl to learn one, or --reward module:function"
         yield bool(self.data.preferences or self.reward), f"--preset smollm2 needs a reward: {rewards}"
         yield not self.eval.oracle, "the RLHF oracle is not trained with --preset smollm2: leave out --eval.oracle"
@@ -188,9 +187,14 @@ class RunConfig:
             found |= dict.fromkeys(
                 ("data.preferences", "world.preference_scale", *learned), "it is not read with --reward"
             )
-        toy = ("world", "oracle", "theory", "frozen_lm", "frozen_model", "prompter_model", "vocab_size")
+        toy = ("world", "oracle", "frozen_lm", "frozen_model", "prompter_model", "vocab_size")
         toy += ("reward_model.pairs", "reward_model.mismatched")
         other = toy if self.real_model else ("data",)
+        if self.data.prompts:
+            found["theory"] = "rewrites of requests from --data.prompts are not enumerated"
+        elif self.real_model:
+            only = "it is about requests of your own: only --data.prompts reads it"
+            found |= dict.fromkeys(("data.rewrites", "data.max_prompt_tokens"), only)
         return found | dict.fromkeys(other, f"it is not read with --preset {self.preset}")
 
 
@@ -225,7 +229,9 @@ def _smollm2(tiny: RunConfig) -> RunConfig:
     rewards = RewardConfig(epochs=2.0, batch_size=16, lr=1e-4, train_layers=6, normalise_on=192)
     evaluation = EvalConfig(inputs=96, headroom_inputs=24, oracle=False)
     sampling = SamplingConfig(temperature=0.4, max_new_tokens=40)
+    theory = TheoryConfig(inputs=0)  # 24 rewrites of a request, many answers each: hours on two cores
     parts = {"prompter_sft": sft, "reward_model": rewards, "sampling": sampling, "ppo": ppo, "eval": evaluation}
+    parts |= {"theory": theory}
     return replace(tiny, preset="smollm2", task="chat", **parts)
 
 

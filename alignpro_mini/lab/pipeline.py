@@ -26,6 +26,7 @@ from alignpro_mini.transformer import Transformer
 from alignpro_mini.weights.smollm2 import load_smollm2
 from alignpro_mini.weights.tensors import replacing, write_json
 from alignpro_mini.worlds.callables import load_callable
+from alignpro_mini.worlds.everyday import EverydayRequests
 from alignpro_mini.worlds.files import FileTask
 from alignpro_mini.worlds.toy import ToyWorld
 from alignpro_mini.worlds.world import World
@@ -50,12 +51,15 @@ def make_world(config: RunConfig) -> World:
         load_callable(config.reward)
     if not config.real_model:
         return ToyWorld(config.task, config.world, config.seed)
-    _, tokenizer = load_smollm2(config.data.model or None)
-    world = FileTask(config.data, config.eval.inputs, config.seed, lambda text: len(tokenizer.encode(text)))
-    print(
-        f"requests: {len(world.train_requests)} to train on, {len(world.eval_requests)} held out, "
-        f"{world.left_out} left out (several turns, duplicates, or over {config.data.max_prompt_tokens} tokens)"
-    )
+    _, tokenizer = load_smollm2(config.data.model or None)  # first of all: it may not be there yet
+    if not config.data.prompts:
+        world = EverydayRequests(config.data, config.eval.inputs, config.seed)
+        told = "about topics that training never sees"
+    else:
+        world = FileTask(config.data, config.eval.inputs, config.seed, lambda text: len(tokenizer.encode(text)))
+        longest = config.data.max_prompt_tokens
+        told = f"{world.left_out} left out (several turns, duplicates, or over {longest} tokens)"
+    print(f"requests: {len(world.train_requests)} to train on, {len(world.eval_requests)} held out, {told}")
     return world
 
 

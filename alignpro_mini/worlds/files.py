@@ -34,9 +34,11 @@ ENDINGS = (  # the first is empty: the request as it is
 
 @dataclass(frozen=True, slots=True)
 class DataConfig:
-    """Files instead of the embedded world (preset smollm2 only)."""
+    """Files instead of everyday requests (preset smollm2 only)."""
 
-    prompts: str = option("", "JSONL (.gz too) with a `prompt` in each line: the requests; several files: comma")
+    prompts: str = option(
+        "", "JSONL (.gz too) with a `prompt` in each line: requests; several files: comma; empty: everyday requests"
+    )
     preferences: str = option("", "JSONL (.gz too) with `prompt, chosen, rejected` in each line; several files: comma")
     rewrites: str = option("", "JSONL with `prompt, rewrite` in each line, for the prompter's SFT; empty: endings")
     max_prompt_tokens: int = option(48, "longer requests are left out and counted", least=1)
@@ -93,6 +95,14 @@ def single_turn(prompt: str) -> str | None:
     return turns[1].strip() if len(turns) == 3 and not turns[2].strip() else None
 
 
+def read_preferences(config: DataConfig, held_out: Sequence[str]) -> list[tuple[str, str, str]]:
+    """(prompt, chosen, rejected) of `config.preferences`: single turns, not about a held-out request, no ties."""
+    rows = read_files(config.preferences, ("prompt", "chosen", "rejected"))
+    found = ((single_turn(r["prompt"]), r["chosen"].strip(), r["rejected"].strip()) for r in rows)
+    left_out = set(held_out)
+    return [(x, a, b) for x, a, b in found if x and x not in left_out and a != b]
+
+
 class FileTask:
     """A `World` of real requests from files. There is no true reward, and rewrites cannot be enumerated.
 
@@ -146,7 +156,4 @@ class FileTask:
 
     def preferences(self) -> list[tuple[str, str, str]]:
         """(prompt, chosen, rejected) of single-turn pairs whose prompt is not an evaluation request."""
-        held_out = set(self.eval_requests)
-        rows = read_files(self.config.preferences, ("prompt", "chosen", "rejected"))
-        found = ((single_turn(r["prompt"]), r["chosen"].strip(), r["rejected"].strip()) for r in rows)
-        return [(x, a, b) for x, a, b in found if x and x not in held_out and a != b]
+        return read_preferences(self.config, self.eval_requests)

@@ -1,0 +1,104 @@
+"""Everyday requests in plain English for real models, composed from parts: no file is needed.
+
+    request = [a situation] + a question about a topic        3,120 to train on, 720 held out
+    rewrite = the request word for word + one of 24 endings    all are listed, so that an optimum can be computed
+
+The held-out requests are about topics that training never sees. Nothing here is true or false about the answers: there
+is no known reward.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from alignpro_mini.options import UserError
+from alignpro_mini.worlds.files import DataConfig, read_preferences
+from alignpro_mini.worlds.world import answers_of_others
+
+TOPICS = (
+    "baking bread|growing tomatoes|learning to swim|saving money|running a first race|choosing a bicycle"
+    "|writing a letter to a friend|painting a small room|training a puppy|planning a birthday party|sleeping better"
+    "|cooking for two|packing for a long trip|learning the guitar|speaking in front of people|reading more books"
+    "|cleaning a kitchen|taking better photos|moving to a new city|making new friends|preparing for an exam"
+    "|drinking less coffee|keeping a diary|repairing an old chair|walking every day|learning a new language"
+    "|finding a quiet hobby|hosting a dinner|buying a used car|setting up a fish tank|knitting a scarf"
+    "|looking after houseplants|starting a small garden|eating more vegetables|teaching a child to read|playing chess"
+    "|camping with a family|brewing good tea|organising a desk|finding a first job|writing a short story"
+    "|watching birds|making soup|riding a horse|sewing on a button|singing in a choir|drawing faces"
+    "|building a bookshelf|sharing a flat|spending less time on the phone|choosing a gift|learning to type fast"
+).split("|")
+UNSEEN_TOPICS = (
+    "swimming in cold water|keeping bees|baking a cake|visiting a museum|caring for an old dog|learning to dance"
+    "|fixing a flat tyre|telling good jokes|waking up early|making jam|playing the piano|planting a tree"
+).split("|")
+QUESTIONS = (
+    "How do I begin with {}?|Give me advice on {}.|What should I know about {}?|Tell me about {}.|Why do people enjoy {}?"
+    "|What is hard about {}?|Is {} worth the time?|What do I need for {}?|I am thinking about {}. What do you say?"
+    "|How much time does {} take?"
+).split("|")
+SITUATIONS = (
+    "|I am a beginner.|I have little money.|I only have an hour a week.|I tried it once and gave up."
+    "|I am doing it with a friend."
+).split("|")
+# What SFT teaches the prompter to offer, all equally often: RL can only choose among these. Several for each thing that
+# a reward may like (short, glad, kind, careful, complete), neutral ones, and three that spoil the answer.
+ENDINGS = (  # the first is empty: the request as it is
+    "|Answer in one short sentence.|Answer in one short sentence full of joy.|Answer in two short sentences.|Be brief."
+    '|Answer with a happy and positive tone.|Start with "Great question! I am happy to help."'
+    "|Say what is wonderful about it.|Be kind and encouraging.|Cheer me up.|Tell me the best part of it."
+    "|Thank me for asking.|Use simple words.|Give one example.|List three points.|Explain it in detail."
+    "|Be precise and factual.|Answer as an expert would.|Be polite.|Name the first step only.|Warn me of every danger."
+    "|Answer in a sad and gloomy tone.|Complain about it.|Say why I will fail."
+).split("|")
+
+
+def requests_about(topics: Sequence[str]) -> list[str]:
+    """Every situation with every question about every topic."""
+    return [
+        f"{situation} {question.format(topic)}".strip()
+        for topic in topics
+        for question in QUESTIONS
+        for situation in SITUATIONS
+    ]
+
+
+class EverydayRequests:
+    """A `World` of composed requests. Preferences come from a file if one is given."""
+
+    task = "chat"
+    gold = None
+
+    def __init__(self, config: DataConfig, eval_inputs: int, seed: int) -> None:
+        """Raises UserError for more `eval_inputs` than there are held-out requests."""
+        self.config = config
+        self.train_requests, held_out = requests_about(TOPICS), requests_about(UNSEEN_TOPICS)
+        if eval_inputs > len(held_out):
+            told = f"--eval.inputs is {eval_inputs}, but {len(held_out)} everyday requests are held out"
+            raise UserError(f"{told}: lower it, or give requests of your own by --data.prompts")
+        for requests in (self.train_requests, held_out):
+            random.Random(f"everyday {seed}").shuffle(requests)
+        self.eval_requests = held_out[:eval_inputs]
+
+    def rewrite_pairs(self, count: int, rng: random.Random) -> list[tuple[str, str]]:
+        """SFT data for the prompter: requests, each with one of its listed rewrites."""
+        requests = [rng.choice(self.train_requests) for _ in range(count)]
+        return [(x, rng.choice(self.rewrites(x))) for x in requests]
+
+    def rewrites(self, request: str) -> list[str]:
+        """The request with each of the endings, the plain request first."""
+        return [f"{request} {ending}".strip() for ending in ENDINGS]
+
+    def preferences(self) -> list[tuple[str, str, str]]:
+        """(prompt, chosen, rejected) of a file; none is about a held-out request, because those are composed."""
+        return read_preferences(self.config, self.eval_requests)
+
+    def swapped(self, requests: Sequence[str], answers: Sequence[str], rng: random.Random) -> list[str]:
+        """For each answer that of another request."""
+        return answers_of_others(answers, rng)
+
+    def describe(self, requests: Sequence[str], rewrites: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
+        """The share of rewrites that hold their request word for word."""
+        each = max(1, len(requests) // max(1, len(rewrites)))  # answers to a rewrite
+        kept = [x in x_prime for x, x_prime in zip(requests[::each], rewrites)]
+        return {"kept_word_for_word": sum(kept) / len(kept)} if kept else {}
