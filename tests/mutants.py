@@ -1779,6 +1779,39 @@ MUTANTS += (
         "test_two_seeds_split_differently_and_one_seed_the_same",
     ),
     mutant(
+        "experiments/listing.py",
+        "described-by-the-half-that-chose",
+        ("under(optimum(chose, lam), rates)", "under(optimum(rates, lam), rates)"),
+        "test_the_half_that_chose_does_not_describe",
+    ),
+    mutant(
+        "experiments/listing.py",
+        "rated-against-the-rewrite",
+        (
+            'asked = [row["x"] for row in rows for _ in row["y"]]',
+            'asked = [row["rewrites"][0] + "!" for row in rows for _ in row["y"]]',
+        ),
+        "test_answers_are_rated_against_the_request_and_keep_their_missing_end",
+    ),
+    mutant(
+        "experiments/listing.py",
+        "the-missing-end-is-forgotten",
+        ("[Answer(y, cut).text for row", "[y for row"),
+        "test_answers_are_rated_against_the_request_and_keep_their_missing_end",
+    ),
+    mutant(
+        "experiments/listing.py",
+        "a-resumed-listing-draws-again",
+        ("world.train_requests[len(rows) : count]", "world.train_requests[:count]"),
+        "test_a_listing_that_was_killed_goes_on_and_ends_the_same",
+    ),
+    mutant(
+        "experiments/listing.py",
+        "one-draw-for-all-requests",
+        ('run.generator(f"listing {len(rows)}")', 'run.generator("listing")'),
+        "test_every_request_has_draws_of_its_own",
+    ),
+    mutant(
         "worlds/everyday.py",
         "held-out-topics-are-trained-on",
         ("requests_about(TOPICS), ", "requests_about(TOPICS + UNSEEN_TOPICS), "),

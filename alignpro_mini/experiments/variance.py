@@ -67,7 +67,7 @@ def predicted(listing: Listing, lam: float) -> dict[str, float]:
     found: dict[str, float] = {}
     for chose, rates in (listing.halves, listing.halves[::-1]):
         rho = theory.optimal_prompter(listing.rho_sft, chose, lam)
-        for key, value in _moments(rho, rates, 2 * listing.V / listing.answers, listing.V).items():
+        for key, value in moments(rho, rates, 2 * listing.V / listing.answers, listing.V).items():
             found[key] = found.get(key, 0.0) + value / 2
     return found
 
@@ -75,10 +75,10 @@ def predicted(listing: Listing, lam: float) -> dict[str, float]:
 def plain(listing: Listing) -> dict[str, float]:
     """The same without a prompter: all probability on the plain request, which is the first rewrite."""
     only_x = torch.zeros_like(listing.rho_sft).index_fill_(1, torch.tensor(0), 1.0)
-    return _moments(only_x, listing.R, listing.V / listing.answers, listing.V)
+    return moments(only_x, listing.R, listing.V / listing.answers, listing.V)
 
 
-def _moments(rho: Tensor, R: Tensor, error2: Tensor, V: Tensor) -> dict[str, float]:
+def moments(rho: Tensor, R: Tensor, error2: Tensor, V: Tensor) -> dict[str, float]:
     """Mean of r under rho, and its variance over requests, rewrites and answers; all (N, K), error2 that of R."""
     each = (rho * R).sum(1)  # (N,)
     noise = (rho * (1 - rho) * error2).sum(1).mean()  # what the noise of R adds to the spread between rewrites
