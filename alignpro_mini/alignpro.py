@@ -31,7 +31,7 @@ SAMPLE = ("x", "x_prime", "y", "reward", "kl")  # what a logged sample holds
 def usable_rewrites(
     requests: Sequence[str], rewrites: Sequence[str], fits: Callable[[str], bool]
 ) -> tuple[list[str], int]:
-    """Rewrites that can be sent: an empty one, or one too long for the frozen LM, becomes x. Also how many texts changed."""
+    """Rewrites that can be sent: an empty one, or one too long for the frozen LM, becomes x. And how many changed."""
     sent = [x_prime if x_prime.strip() and fits(x_prime) else x for x, x_prime in zip(requests, rewrites, strict=True)]
     return sent, sum(a != b for a, b in zip(sent, rewrites))
 

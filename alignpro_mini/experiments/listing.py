@@ -4,7 +4,7 @@
     python -m alignpro_mini.experiments.listing --preset smollm2 --reward mine:first --also mine:second --resume
 
 Some *training* requests, each with every listed ending, are answered several times by the frozen model. The answers are
-kept (answers.jsonl), and any number of rewards rates the same ones. In the embedded world without --reward: the gold one.
+kept (answers.jsonl), and any number of rewards rates the same ones. The embedded world has a gold reward of its own.
 
     units      each reward is shifted and scaled as PPO does it: mean 0, variance 1 over answers to all endings, equally
                often, which is what SFT teaches the prompter. lambda is in these units

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 
 def checksum(model: nn.Module) -> str:
-    """SHA-256 over every entry of the state_dict (parameters, persistent buffers): names, dtypes, shapes and bytes. Equal means bit for bit equal."""
+    """SHA-256 over the state_dict (parameters, persistent buffers): names, dtypes, shapes, bytes. Equal: bit for bit."""
     raise NotImplementedError
 
 
 def usable_rewrites(
     requests: Sequence[str], rewrites: Sequence[str], fits: Callable[[str], bool]
 ) -> tuple[list[str], int]:
-    """Rewrites that can be sent: an empty one, or one too long for the frozen LM, becomes x. Also how many texts changed."""
+    """Rewrites that can be sent: an empty one, or one too long for the frozen LM, becomes x. And how many changed."""
     raise NotImplementedError
 
 
