@@ -171,7 +171,7 @@ def figure(rewards: dict[str, dict], path: Path) -> None:
             ax.plot(x, [p[part] for p in found["smooth"]], color=colour, label=part.replace("_", " "))
         ax.axhline(found["plain"]["total"], color="#999999", linestyle="--", label="plain request, total")
         ax.set(title=name, xscale="log", xlabel="1 / λ", ylabel="variance, units of the reward's own")
-    fig.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    fig.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     fig.savefig(path)
 
 
