@@ -1779,6 +1779,30 @@ MUTANTS += (
         "test_two_seeds_split_differently_and_one_seed_the_same",
     ),
     mutant(
+        "worlds/sentences.py",
+        "an-end-is-invented",
+        ("Truncated(text[: ends[-1]]) if ends", "text[: ends[-1]] if ends"),
+        "test_where_the_last_whole_sentence_ends",
+    ),
+    mutant(
+        "worlds/sentences.py",
+        "a-list-number-ends-a-sentence",
+        (r"(?:(?<!\s\d)(?<!^\d)\.|[!?])", "[.!?]"),
+        "test_where_the_last_whole_sentence_ends",
+    ),
+    mutant(
+        "worlds/sentences.py",
+        "rewards-beside-other-requests",
+        ("score([prompts[i] for i in kept],", "score(list(prompts)[: len(kept)],"),
+        "test_each_answer_keeps_its_request",
+    ),
+    mutant(
+        "worlds/sentences.py",
+        "an-empty-answer-is-unfinished",
+        ("if y or not isinstance(y, Truncated)]", "if y]"),
+        "test_a_text_without_a_whole_sentence_gets_the_low_reward",
+    ),
+    mutant(
         "experiments/listing.py",
         "described-by-the-half-that-chose",
         ("under(optimum(chose, lam), rates)", "under(optimum(rates, lam), rates)"),

@@ -117,7 +117,21 @@ def test_answers_are_rated_against_the_request_and_keep_their_missing_end():
         assert prompts == ["a"] * 4 and [isinstance(y, Truncated) for y in completions] == [False, True, False, False]
         return [float(y) for y in completions]
 
-    assert listing.rated(rows, reward).tolist() == [[[1.0, 2.0], [3.0, 4.0]]]
+    assert listing.rated(rows, reward, False).tolist() == [[[1.0, 2.0], [3.0, 4.0]]]
+
+
+def test_a_real_models_answers_are_rated_up_to_their_last_whole_sentence():
+    rows = [
+        {
+            "x": "a",
+            "rewrites": ["a", "a b"],
+            "y": ["Yes. No", "no", "Ab", "Ab."],
+            "truncated": [True, True, False, False],
+        }
+    ]
+    found = listing.rated(rows, lambda prompts, completions: [float(len(y)) for y in completions], True)
+    low = 2 + 0.05 * 2 * 1  # rewards 2, 3, 4: the 5 % quantile lies a tenth of the way from 2 to 3
+    assert found.flatten().tolist() == pytest.approx([4, low, 2, 3])
 
 
 def test_the_command_from_end_to_end_and_another_reward_of_the_same_answers(tmp_path, small, monkeypatch, capsys):  # noqa: F811

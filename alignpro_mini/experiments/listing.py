@@ -42,6 +42,7 @@ from alignpro_mini.options import UserError, require
 from alignpro_mini.training import Score
 from alignpro_mini.weights.tensors import write_json
 from alignpro_mini.worlds.callables import load_callable
+from alignpro_mini.worlds.sentences import by_sentences, low_reward
 from alignpro_mini.worlds.world import World
 
 PROG = "alignpro_mini.experiments.listing"
@@ -69,10 +70,12 @@ def answered(run: Run, world: World, pi_f: FrozenModel, count: int, each: int) -
     return rows[:count]
 
 
-def rated(rows: Sequence[dict], reward: Score) -> Tensor:
-    """Rewards (N, K, M) float64 of kept answers; each row's requests, not its rewrites, go with them."""
+def rated(rows: Sequence[dict], reward: Score, real_model: bool) -> Tensor:
+    """Rewards (N, K, M) float64 of kept answers, against the requests; a real model's as `worlds.sentences` does it."""
     texts = [Answer(y, cut).text for row in rows for y, cut in zip(row["y"], row["truncated"])]
     asked = [row["x"] for row in rows for _ in row["y"]]
+    if real_model:
+        reward = by_sentences(reward, low_reward(reward, asked, texts))
     r = torch.as_tensor(reward(asked, texts), dtype=torch.float64)
     return r.view(len(rows), len(rows[0]["rewrites"]), -1)
 
@@ -190,7 +193,9 @@ def run_listing(config: RunConfig, resume: bool, also: Sequence[str], count: int
     rows = answered(run, world, pi_f, count, each)
     endings = [x_prime.replace(rows[0]["x"], "…") for x_prime in rows[0]["rewrites"]]
     truncated = torch.tensor([row["truncated"] for row in rows]).view(count, len(endings), each)
-    found = {name: describe(rated(rows, reward), truncated, endings) for name, reward in rewards.items()}
+    found = {
+        name: describe(rated(rows, reward, config.real_model), truncated, endings) for name, reward in rewards.items()
+    }
     results = {"preset": config.preset, "task": config.task, "seed": config.seed, "requests": count, "answers": each}
     results |= {"temperature": config.sampling.temperature, "rewards": found}
     write_json(run.path / "results.json", results)

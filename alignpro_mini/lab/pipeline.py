@@ -28,6 +28,7 @@ from alignpro_mini.weights.tensors import replacing, write_json
 from alignpro_mini.worlds.callables import load_callable
 from alignpro_mini.worlds.everyday import EverydayRequests
 from alignpro_mini.worlds.files import FileTask
+from alignpro_mini.worlds.sentences import by_sentences, low_reward
 from alignpro_mini.worlds.toy import ToyWorld
 from alignpro_mini.worlds.world import World
 
@@ -135,10 +136,16 @@ def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -
     c = run.config
     if c.reward:
         score = load_callable(c.reward)
-        moments = lambda stage: reward_.moments(score(*_answers_to_rewrites(run, world, pi_f, rho_sft)))
-        m = run.json("reward_scale", moments)
+
+        def scale(stage: RunStage) -> dict[str, float]:
+            sample = _answers_to_rewrites(run, world, pi_f, rho_sft)
+            low = {"low": low_reward(score, *sample)} if c.real_model else {}
+            return reward_.moments(by_sentences(score, **low)(*sample) if low else score(*sample)) | low
+
+        m = run.json("reward_scale", scale)
         assert_frozen(pi_f, "reward_scale")
-        return Reward(score, lambda x, y: (score(x, y) - m["mean"]) / m["std"])
+        report = by_sentences(score, m["low"]) if c.real_model else score
+        return Reward(report, lambda x, y: (report(x, y) - m["mean"]) / m["std"])
     start = with_weights(pi_f, "a learned reward")  # the reward model starts from the LM: it knows the language already
     model = reward_.RewardModel(copy_of(start.model), start.tokenizer, c.reward_model.train_layers)
 
@@ -146,7 +153,10 @@ def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -
         g = run.generator("preferences")
         pairs = _preferences(run, world, pi_f, rho_sft, g)
         facts = reward_.train_reward_model(model, pairs, c.reward_model, stage, g)
-        model.normalise(*_answers_to_rewrites(run, world, pi_f, rho_sft))
+        sample = _answers_to_rewrites(run, world, pi_f, rho_sft)
+        model.normalise(*sample)
+        if c.real_model:
+            facts["low"] = low_reward(model.score, *sample)
         held_out = world.eval_requests[: c.eval.inputs]
         answers = sample_answers(pi_f, rho_sft, held_out, g)
         swapped = world.swapped(held_out, answers, random.Random(f"swaps {c.seed}"))
@@ -161,7 +171,8 @@ def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -
     write_json(run.path / "checkpoints" / "reward_model.json", facts)
     print("\n".join(reward_model_lines(facts)))
     assert_frozen(pi_f, "reward_model")
-    return Reward(model.score, model.score)
+    score = by_sentences(model.score, facts["low"]) if c.real_model else model.score
+    return Reward(score, score)
 
 
 def _preferences(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter, g: torch.Generator) -> list:
