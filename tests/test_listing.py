@@ -67,7 +67,7 @@ def test_what_is_told_of_a_reward():
     assert last["ratio_ci95"][0] <= last["ratio"] <= last["ratio_ci95"][1] < 0.4 and last["gain_ci95"][0] > 0
     assert found["icc"] == pytest.approx(1 / (1 + (1 + 0.25 + 4) / 3), abs=0.08)  # variance of the means, 1; of answers
     assert "good 1.00" in listing.table("mine", found)
-    with pytest.raises(UserError, match="every one of 12 answers got the reward 3: nothing"):
+    with pytest.raises(UserError, match="every one of 12 answers got the reward 3: there is nothing"):
         listing.describe(torch.full((2, 3, 2), 3.0), truncated[:2, :, :2], ["a", "b", "c"])
 
 

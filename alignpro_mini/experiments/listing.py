@@ -38,7 +38,8 @@ from alignpro_mini.lab.plots import new_figure
 from alignpro_mini.lab.run import Run
 from alignpro_mini.lab.statistics import interval, variance_parts
 from alignpro_mini.lab.tables import aligned, num
-from alignpro_mini.options import UserError, require
+from alignpro_mini.options import require
+from alignpro_mini.reward import moments as moments_of
 from alignpro_mini.training import Score
 from alignpro_mini.weights.tensors import write_json
 from alignpro_mini.worlds.callables import load_callable
@@ -74,9 +75,8 @@ def rated(rows: Sequence[dict], reward: Score, real_model: bool) -> Tensor:
     """Rewards (N, K, M) float64 of kept answers, against the requests; a real model's as `worlds.sentences` does it."""
     texts = [Answer(y, cut).text for row in rows for y, cut in zip(row["y"], row["truncated"])]
     asked = [row["x"] for row in rows for _ in row["y"]]
-    if real_model:
-        reward = by_sentences(reward, low_reward(reward, asked, texts))
-    r = torch.as_tensor(reward(asked, texts), dtype=torch.float64)
+    low = low_reward(reward, asked, texts) if real_model else None
+    r = torch.as_tensor(by_sentences(reward, low)(asked, texts), dtype=torch.float64)
     return r.view(len(rows), len(rows[0]["rewrites"]), -1)
 
 
@@ -112,9 +112,8 @@ def _plain(r: Tensor) -> dict[str, float]:
 
 def describe(r: Tensor, truncated: Tensor, names: Sequence[str], lams: Sequence[float] = LAMBDAS) -> dict:
     """All that is told of one reward: r (N, K, M) in its own units, truncated (N, K, M) of 0 and 1, K names."""
-    if not float(r.std()) > 1e-9:
-        raise UserError(f"every one of {r.numel()} answers got the reward {float(r.mean()):.4g}: nothing can be listed")
-    z = (r - r.mean()) / r.std()
+    scale = moments_of(r.flatten())  # UserError where the rewards do not vary
+    z = (r - scale["mean"]) / scale["std"]
     halves = (z[::2], z[1::2])
     draw = np.random.default_rng(0)
     resampled = [tuple(half[draw.integers(len(half), size=len(half))] for half in halves) for _ in range(RESAMPLES)]
@@ -128,19 +127,14 @@ def describe(r: Tensor, truncated: Tensor, names: Sequence[str], lams: Sequence[
         curve.append(point | {"endings": _favourites(optimum(z, lam), names)})
     parts, start = variance_parts(z.numpy()), _plain(z)
     between, within = max(parts["between_rewrites"], 0.0), parts["within"]
-    one = torch.eye(z.shape[1], dtype=torch.float64)
-    endings = [
-        {
-            "ending": name,
-            "gain": under(one[j], z)["mean"] - start["mean"],
-            "ratio": _ratio(under(one[j], z), start),
-            "truncated": float(truncated[:, j].double().mean()),
-        }
-        for j, name in enumerate(names)
-    ]
+    endings = []
+    for name, only, cut in zip(names, torch.eye(len(names), dtype=torch.float64), truncated.double().mean((0, 2))):
+        alone = under(only, z)
+        against = {"gain": alone["mean"] - start["mean"], "ratio": _ratio(alone, start)}
+        endings.append({"ending": name, **against, "truncated": float(cut)})
     grid = np.geomspace(10 * max(lams), min(lams), 25).tolist()
     smooth = [{"lam": lam, **at(halves, lam)} for lam in grid]
-    told = {"mean": float(r.mean()), "sd": float(r.std()), "icc": between / (between + within), "plain": start}
+    told = {"mean": scale["mean"], "sd": scale["std"], "icc": between / (between + within), "plain": start}
     return told | {"curve": curve, "smooth": smooth, "endings": sorted(endings, key=lambda e: -e["gain"])}
 
 

@@ -139,12 +139,12 @@ def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -
 
         def scale(stage: RunStage) -> dict[str, float]:
             sample = _answers_to_rewrites(run, world, pi_f, rho_sft)
-            low = {"low": low_reward(score, *sample)} if c.real_model else {}
-            return reward_.moments(by_sentences(score, **low)(*sample) if low else score(*sample)) | low
+            low = low_reward(score, *sample) if c.real_model else None
+            return reward_.moments(by_sentences(score, low)(*sample)) | {"low": low}
 
         m = run.json("reward_scale", scale)
         assert_frozen(pi_f, "reward_scale")
-        report = by_sentences(score, m["low"]) if c.real_model else score
+        report = by_sentences(score, m["low"])
         return Reward(report, lambda x, y: (report(x, y) - m["mean"]) / m["std"])
     start = with_weights(pi_f, "a learned reward")  # the reward model starts from the LM: it knows the language already
     model = reward_.RewardModel(copy_of(start.model), start.tokenizer, c.reward_model.train_layers)
@@ -155,8 +155,7 @@ def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -
         facts = reward_.train_reward_model(model, pairs, c.reward_model, stage, g)
         sample = _answers_to_rewrites(run, world, pi_f, rho_sft)
         model.normalise(*sample)
-        if c.real_model:
-            facts["low"] = low_reward(model.score, *sample)
+        facts["low"] = low_reward(model.score, *sample) if c.real_model else None
         held_out = world.eval_requests[: c.eval.inputs]
         answers = sample_answers(pi_f, rho_sft, held_out, g)
         swapped = world.swapped(held_out, answers, random.Random(f"swaps {c.seed}"))
@@ -171,7 +170,7 @@ def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -
     write_json(run.path / "checkpoints" / "reward_model.json", facts)
     print("\n".join(reward_model_lines(facts)))
     assert_frozen(pi_f, "reward_model")
-    score = by_sentences(model.score, facts["low"]) if c.real_model else model.score
+    score = by_sentences(model.score, facts["low"])
     return Reward(score, score)
 
 

@@ -33,13 +33,14 @@ def low_reward(score: Score, prompts: Sequence[str], completions: Sequence[str])
     """The reward of an answer without a whole sentence, from a sample of answers. Raises UserError if all are such."""
     rewards = _rated(score, prompts, completions)[1]
     if not len(rewards):
-        told = f"none of {len(completions)} answers has a whole sentence: raise --sampling.max_new_tokens"
-        raise UserError(told)
+        raise UserError(f"none of {len(completions)} answers has a whole sentence: raise --sampling.max_new_tokens")
     return float(torch.as_tensor(rewards, dtype=torch.float64).quantile(LOW))
 
 
-def by_sentences(score: Score, low: float) -> Score:
-    """`score` of the whole sentences; `low` where there are none."""
+def by_sentences(score: Score, low: float | None) -> Score:
+    """`score` of the whole sentences; `low` where there are none. With None (no real model): `score` of all as it is."""
+    if low is None:
+        return score
 
     def rated(prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
         kept, rewards = _rated(score, prompts, completions)
