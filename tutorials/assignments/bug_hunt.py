@@ -19,6 +19,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1] / "tests")]
 
 import cut  # noqa: E402
 from mutants import MUTANTS, Mutant, mutate  # noqa: E402
+from outputs import entry  # noqa: E402
 from watch import watch  # noqa: E402
 
 KEY, TITLE = "a9", "Bug hunt"
@@ -183,10 +184,6 @@ def run_tests(place: Path, bug: Mutant | None, submission: Path, tests: list[str
 
 
 def scored(results: dict[str, dict]) -> list[dict]:
-    """Gradescope's tests: name, score, max_score, status, output."""
-    found = []
-    for name, result in results.items():
-        most, status = (ALONE if name.endswith("alone") else SEEN), "passed" if result["ok"] else "failed"
-        row = {"name": name, "score": most if result["ok"] else 0, "max_score": most, "status": status}
-        found.append(row | {"output": result["message"], "visibility": "visible"})
-    return found
+    """Gradescope's tests, see outputs.entry."""
+    most = lambda name: ALONE if name.endswith("alone") else SEEN
+    return [entry(name, most(name), result["ok"], result["message"]) for name, result in results.items()]
