@@ -61,7 +61,7 @@ class FrozenModel(Protocol):
 
 
 def checksum(model: nn.Module) -> str:
-    """SHA-256 over the state_dict (parameters, persistent buffers): names, dtypes, shapes, bytes. Equal: bit for bit."""
+    """SHA-256 over the state_dict (parameters, persistent buffers): names, dtypes, shapes, bytes. Equal: bitwise."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -1,4 +1,4 @@
-"""Small fakes shared by the tests, one for each interface, so that the test of an option takes milliseconds; and `ahead`."""
+"""What the tests share: small fakes, one for each interface, so that a test takes milliseconds; the fixture `ahead`."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor

@@ -33,8 +33,8 @@ UNSEEN_TOPICS = (
     "|fixing a flat tyre|telling good jokes|waking up early|making jam|playing the piano|planting a tree"
 ).split("|")
 QUESTIONS = (
-    "How do I begin with {}?|Give me advice on {}.|What should I know about {}?|Tell me about {}.|Why do people enjoy {}?"
-    "|What is hard about {}?|Is {} worth the time?|What do I need for {}?|I am thinking about {}. What do you say?"
+    "How do I begin with {}?|Give me advice on {}.|What should I know about {}?|Tell me about {}."
+    "|Why do people enjoy {}?|What is hard about {}?|Is {} worth the time?|What do I need for {}?|I am thinking about {}. What do you say?"
     "|How much time does {} take?"
 ).split("|")
 SITUATIONS = (

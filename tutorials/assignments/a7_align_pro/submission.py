@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def checksum(model: nn.Module) -> str:
-    """SHA-256 over the state_dict (parameters, persistent buffers): names, dtypes, shapes, bytes. Equal: bit for bit."""
+    """SHA-256 over the state_dict (parameters, persistent buffers): names, dtypes, shapes, bytes. Equal: bitwise."""
     raise NotImplementedError
 
 

@@ -45,8 +45,8 @@ def variance_parts(rewards: np.ndarray) -> dict[str, float]:
         Var(r) = between inputs + between rewrites of an input + within a rewrite (the LM's own sampling)
         within = MSW,  between_rewrites = (MSP - MSW) / M,  between_inputs = (MSX - MSP) / (K M)
     Unbiased, so a part whose true value is near 0 can come out slightly negative. With K = 1 there is nothing between
-    rewrites and between_inputs = (MSX - MSW) / M; with M = 1 `within` is MSP, both parts together. Raises ValueError for
-    fewer than 2 inputs, or K = M = 1.
+    rewrites and between_inputs = (MSX - MSW) / M; with M = 1 `within` is MSP, both parts together. Raises ValueError
+    for fewer than 2 inputs, or K = M = 1.
     """
     raise NotImplementedError
 
