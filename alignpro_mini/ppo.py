@@ -232,7 +232,7 @@ class PPOTrainer:
         return {name: value / steps for name, value in sums.items()} | {"ratio_max": ratio_max}
 
     def loss(self, part: Rollout) -> tuple[Tensor, dict[str, float]]:
-        """Sum over the tokens of policy loss + vf_coef x value loss, and the sums of what is logged (clipped: number)."""
+        """Sum over the tokens of policy loss + vf_coef x value loss, and the sums that are logged (clipped: counts)."""
         c = self.config
         logits, values = self.policy(part.features, part.mask, part.action)  # (n, V), (b, T)
         chosen = sampling_logprobs(logits, c.temperature).gather(1, part.tokens[part.action][:, None])[:, 0]  # (n,)

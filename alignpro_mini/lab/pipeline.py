@@ -144,7 +144,7 @@ def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -
 
         m = run.json("reward_scale", scale)
         assert_frozen(pi_f, "reward_scale")
-        report = by_sentences(score, m["low"])
+        report = by_sentences(score, m.get("low"))  # absent in a run of an earlier version
         return Reward(report, lambda x, y: (report(x, y) - m["mean"]) / m["std"])
     start = with_weights(pi_f, "a learned reward")  # the reward model starts from the LM: it knows the language already
     model = reward_.RewardModel(copy_of(start.model), start.tokenizer, c.reward_model.train_layers)
@@ -170,7 +170,7 @@ def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -
     write_json(run.path / "checkpoints" / "reward_model.json", facts)
     print("\n".join(reward_model_lines(facts)))
     assert_frozen(pi_f, "reward_model")
-    score = by_sentences(model.score, facts["low"])
+    score = by_sentences(model.score, facts.get("low"))
     return Reward(score, score)
 
 

@@ -76,5 +76,5 @@ class PPOTrainer:
         raise NotImplementedError
 
     def loss(self, part: Rollout) -> tuple[Tensor, dict[str, float]]:
-        """Sum over the tokens of policy loss + vf_coef x value loss, and the sums of what is logged (clipped: number)."""
+        """Sum over the tokens of policy loss + vf_coef x value loss, and the sums that are logged (clipped: counts)."""
         raise NotImplementedError
