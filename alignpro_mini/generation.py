@@ -44,7 +44,9 @@ def sampling_logprobs(logits: Tensor, temperature: float = 1.0, top_p: float = 1
     """
     if temperature < 0 or not 0 < top_p <= 1:
         raise ValueError(f"temperature {temperature} must be >= 0 and top_p {top_p} in (0, 1]")
-    logits = logits.float() / (temperature or 1.0)
+    logits = logits.float()
+    if temperature not in (0.0, 1.0):
+        logits = logits / temperature
     if top_p < 1.0 and temperature > 0:
         ordered, index = logits.sort(dim=-1, descending=True)  # (..., V)
         before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # (..., V) mass of the better tokens

@@ -9,6 +9,7 @@ Shape legend:  B rows   n sampled tokens of all rows   P longest prompt   T long
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -140,7 +141,7 @@ class PPOTrainer:
         """Sample one completion per prompt, with the log-probs, values, exact KL and entropy of every token."""
         chats = [self.tokenizer.chat(p) for p in prompts]
         how = {"temperature": self.config.temperature, "eos_id": self.tokenizer.eos_id, "generator": self.generator}
-        completions = generate(self.policy.lm, chats, self.config.max_new_tokens, **how)
+        completions = generate(self._sampler(), chats, self.config.max_new_tokens, **how)
         device = self.policy.lm.device
         prompt_ids, prompt_mask = pad_left(chats, self.tokenizer.pad_id, device)  # (B, P)
         tokens, action = pad_right([c.tokens for c in completions], self.tokenizer.pad_id, device)  # (B, T)
@@ -157,6 +158,16 @@ class PPOTrainer:
             self._annotate(rollout, index)
         return rollout
 
+    @property
+    def _coarse(self) -> bool:
+        """Whether the model computes in bfloat16, where two ways to the same log-prob differ by more than rounding."""
+        return self.policy.lm.embed.weight.dtype != torch.float32
+
+    def _sampler(self) -> Transformer:
+        """The policy; above a trunk in bfloat16 a copy of it in one dtype, so that no step converts weights again."""
+        lm = self.policy.lm
+        return copy.deepcopy(lm).to(lm.embed.weight.dtype) if self._coarse else lm
+
     def _annotate(self, rollout: Rollout, index: Tensor) -> None:
         """Fill in values, reference log-probs, exact KL and entropy of the rows of `index`."""
         part = rollout.rows(index)
@@ -165,12 +176,15 @@ class PPOTrainer:
         ours = sampling_logprobs(logits, self.config.temperature)  # (n, V)
         reference = sampling_logprobs(self.reference.unembed(states[part.action]), self.config.temperature)  # (n, V)
         taken = part.tokens[part.action][:, None]  # (n, 1)
-        for name, value in (
-            ("logp_ref", reference.gather(1, taken)[:, 0]),
-            ("kl_exact", rl_math.exact_kl(ours, reference)),
-            ("entropy", rl_math.entropy(ours)),
-            ("values", values[part.action]),
-        ):
+        found = {
+            "logp_ref": reference.gather(1, taken)[:, 0],
+            "kl_exact": rl_math.exact_kl(ours, reference),
+            "entropy": rl_math.entropy(ours),
+            "values": values[part.action],
+        }
+        if self._coarse:
+            found["logp"] = ours.gather(1, taken)[:, 0]
+        for name, value in found.items():
             where = torch.zeros_like(rollout.action)  # (B, T)
             where[index, : part.action.shape[1]] = part.action
             # Boolean indexing runs in row order, so the rows of `index` must be in ascending order too.

@@ -35,7 +35,9 @@ from alignpro_mini.transformer import Transformer
 class RewardConfig:
     """The reward model and its preferences."""
 
-    pairs: int = option(3000, "preference pairs drawn in the embedded world (files bring their own)", least=1)
+    pairs: int = option(3000, "preference pairs of the frozen LM's answers (files bring their own)", least=1)
+    answers_per_request: int = option(2, "answers to a request, each compared with each of the others", least=2)
+    preference_scale: float = option(2.0, "P(a over b) = sigmoid(scale x gold difference); larger is cleaner", above=0)
     mismatched: float = option(1.5, "further pairs with an answer to another request, for each of `pairs`", least=0)
     heldout_share: float = option(0.1, "share of the prompts whose pairs are kept out to measure accuracy")
     epochs: float = option(3.0, "passes over the pairs", above=0)
@@ -51,7 +53,8 @@ class RewardConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         require(0 < self.heldout_share < 1, f"heldout_share is {self.heldout_share}; it is a share in (0, 1)")
-        require(self.mismatched <= 2, f"mismatched is {self.mismatched}; a pair has two answers, so 2 is the most")
+        most = 2 / (self.answers_per_request - 1)  # as many as there are answers
+        require(self.mismatched <= most, f"mismatched is {self.mismatched}; each answer serves once, {most:g} at most")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,7 @@ class RewardModel(nn.Module):
     def __init__(self, lm: Transformer, tokenizer: Tokenizer, train_layers: int = 0) -> None:
         super().__init__()
         self.lm, self.tokenizer = lm, tokenizer
+        training.trainable(lm, train_layers)  # their dtype, also where finished weights are loaded
         # No bias: Bradley-Terry sees only differences of rewards, so its gradient would be rounding noise.
         self.head = nn.Linear(lm.config.d_model, 1, bias=False, device=lm.device)
         # Zero: the first preferences are then fifty-fifty, and the first gradient comes from the trunk's features.
@@ -101,7 +105,8 @@ class RewardModel(nn.Module):
         # Right padding needs no mask: a causal query never reaches it, and it is not read.
         hidden = self.lm.top(features, None, self.train_layers)  # (B, T, D)
         last = mask.sum(1) - 1  # (B,)
-        return self.head(hidden[torch.arange(len(last), device=last.device), last]).squeeze(-1).float()  # (B,)
+        ends = hidden[torch.arange(len(last), device=last.device), last]  # (B, D)
+        return self.head(ends.to(self.head.weight.dtype)).squeeze(-1).float()  # (B,)
 
     @torch.no_grad()
     def raw(self, prompts: Sequence[str], completions: Sequence[str], batch: int = 64) -> Tensor:
@@ -269,11 +274,11 @@ class TrunkCache:
         self.ids = [model.encode(p.prompt, y) for p in pairs for y in (p.chosen, p.rejected)]
         self.kept: list[Tensor] = []
         if model.train_layers:
-            found: dict[int, Tensor] = {}
-            for part in by_length([len(row) for row in self.ids], 16):
-                features, mask = model.trunk([self.ids[i] for i in part])  # (16, T, D)
-                found |= {i: features[j, : len(self.ids[i])].clone() for j, i in enumerate(part)}
-            self.kept = [found[i] for i in range(len(self.ids))]
+            distinct, found = list(dict.fromkeys(map(tuple, self.ids))), {}
+            for part in by_length([len(row) for row in distinct], 16):
+                features, _ = model.trunk([distinct[i] for i in part])  # (16, T, D)
+                found |= {distinct[i]: features[j, : len(distinct[i])].clone() for j, i in enumerate(part)}
+            self.kept = [found[tuple(row)] for row in self.ids]  # an answer of several pairs is kept once
 
     def length(self, pair: int) -> int:
         """Tokens of the longer of a pair's two rows."""

@@ -32,7 +32,8 @@ class Policy(nn.Module):
     def forward(self, features: Tensor, mask: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (n, V) of the n sampled tokens, in row order, and values (B, T)."""
         states = self.states(self.lm, features, mask, action.shape[1])  # (B, T, D)
-        return self.lm.unembed(states[action]).float(), self.value_head(states).squeeze(-1).float()
+        values = self.value_head(states.to(self.value_head.weight.dtype)).squeeze(-1)  # (B, T)
+        return self.lm.unembed(states[action]).float(), values.float()
 
     def states(self, lm: Transformer, features: Tensor, mask: Tensor, T: int) -> Tensor:
         """The hidden states (B, T, D) that the completion's tokens are predicted from: one column to their left."""

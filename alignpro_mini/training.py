@@ -59,6 +59,7 @@ class SilentStage:
 def trainable(model: Transformer, train_layers: int) -> list[nn.Parameter]:
     """Freeze all but the top `train_layers` blocks and the last norm (0: train everything); returns what trains.
 
+    What trains gets float32 weights: a small step would be lost in the rounding of bfloat16. The rest stays as it is.
     Raises UserError for more layers than the model has.
     """
     if train_layers > model.config.n_layers:
@@ -67,7 +68,11 @@ def trainable(model: Transformer, train_layers: int) -> list[nn.Parameter]:
     if train_layers:
         for module in (*model.blocks[-train_layers:], model.norm):
             module.requires_grad_(True)
-    return [p for p in model.parameters() if p.requires_grad]
+    found = [p for p in model.parameters() if p.requires_grad]
+    for p in found:
+        if p.dtype in (torch.bfloat16, torch.float16):
+            p.data = p.data.float()
+    return found
 
 
 def make_optimizer(parameters: Sequence[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.AdamW:

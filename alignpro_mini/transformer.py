@@ -15,6 +15,7 @@ same positions, and therefore the same logits, as the row alone.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -149,9 +150,11 @@ class Attention(nn.Module):
             q, k = rotate(q, rope), rotate(k, rope)
         if cache is not None:
             k, v = cache.append(layer, k, v)  # (B, G, S, E)
-        y = F.scaled_dot_product_attention(  # (B, H, T, E)
+            if T == 1:  # the H/G queries that share a key head go as rows of one product: no copies of k and v
+                q = q.reshape(B, self.kv_heads, -1, self.head_dim)  # (B, G, H/G, E)
+        y = F.scaled_dot_product_attention(
             q, k, v, attn_mask=allowed, is_causal=allowed is None, enable_gqa=self.kv_heads != self.heads
-        )
+        ).reshape(B, self.heads, T, self.head_dim)  # (B, H, T, E)
         return self.out(y.transpose(1, 2).reshape(B, T, D))
 
 
@@ -251,7 +254,8 @@ class Transformer(nn.Module):
         x = self._run(x, mask, depth, self.config.n_layers, cache)
         if cache is not None:
             cache.length += x.shape[1]
-        return self.norm(x)
+        with self._precision():
+            return self.norm(x).to(x.dtype)
 
     def trunk(self, ids: Tensor, mask: Tensor | None, train_layers: int) -> Tensor:
         """What lies below the top `train_layers` blocks, without gradients: (B, T, D); the ids if all train (0)."""
@@ -271,9 +275,20 @@ class Transformer(nn.Module):
             return x
         rope = self._rope(self._positions(x, mask, cache)) if self.config.family == "llama" else None
         allowed = self._allowed(x, mask, cache)
-        for layer in range(start, stop):
-            x = self.blocks[layer](x, rope, allowed, cache, layer)
+        with self._precision():
+            for layer in range(start, stop):
+                x = self.blocks[layer](x, rope, allowed, cache, layer)
         return x
+
+    def _precision(self) -> AbstractContextManager:
+        """Blocks that train have float32 weights, also above a frozen trunk in bfloat16; they compute as the trunk does.
+
+        Without autocast's cache of converted weights: it would outlive the optimiser's step.
+        """
+        dtype = self.embed.weight.dtype
+        if dtype == self.blocks[-1].norm1.weight.dtype:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype, cache_enabled=False)
 
     def _positions(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         """(B, T) index of each token among the real tokens of its row; padding before the first of them gets 0."""

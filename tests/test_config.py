@@ -264,7 +264,7 @@ def test_values_become_the_type_of_their_field(monkeypatch):
         (["--ppo.adaptive_kl_horizon", "0"], "--ppo.adaptive_kl_horizon is 0.0; it must be above 0"),
         (["--ppo.kl_coef", "nan"], "--ppo.kl_coef is nan; it must be a finite number"),
         (["--oracle.lr", "inf"], "--oracle.lr is inf; it must be a finite number"),
-        (["--world.preference_scale", "-1"], "--world.preference_scale is -1.0; it must be above 0"),
+        (["--reward_model.preference_scale", "-1"], "--reward_model.preference_scale is -1.0; it must be above 0"),
         (["--theory.answers", "0"], "--theory.answers is 0; it must be at least 2"),
         (["--sampling.max_new_tokens", "0"], "--sampling.max_new_tokens is 0; it must be at least 1"),
         (
@@ -283,7 +283,15 @@ def test_values_become_the_type_of_their_field(monkeypatch):
         (["--jobs", "0"], "--jobs is 0"),
         (["--name", "../elsewhere"], "--name: '../elsewhere' is a path"),
         (["--name", "."], "--name: '.' is a path"),
-        (["--preset", "smollm2"], "--preset smollm2 needs a reward"),
+        (["--gold", "a:b"], "--gold is for a real model: the embedded world of --preset tiny has its own"),
+        (["--preset", "smollm2", "--gold", "nonsense"], "gold is 'nonsense'; write it as module:function"),
+        (
+            ["--preset", "smollm2", "--data.preferences", "p", "--reward_model.pairs", "64"],
+            "--reward_model.pairs: it is about pairs of the frozen LM's answers: not read with --data.preferences",
+        ),
+        (["--reward_model.answers_per_request", "6"], "mismatched is 1.5; each answer serves once, 0.4 at most"),
+        (["--preset", "smollm2", "--theory.more_answers", "8"], "get equally many answers: raise --theory.answers"),
+        (["--preset", "smollm2", "--eval.inputs", "32"], "--theory.inputs is 64, but it takes them from the 32"),
         (
             ["--preset", "smollm2", "--reward", "a:b", "--data.rewrites", "r"],
             "--data.rewrites: it is about requests of your own: only --data.prompts reads it",
@@ -292,15 +300,10 @@ def test_values_become_the_type_of_their_field(monkeypatch):
             ["--preset", "smollm2", "--data.prompts", "p", "--reward", "a:b", "--theory.inputs", "4"],
             "--theory.inputs: rewrites of requests from --data.prompts are not enumerated",
         ),
-        (["--preset", "smollm2", "--data.prompts", "p.jsonl"], "--preset smollm2 needs a reward"),
         (["--preset", "smollm2", "--data.prompts", "p.jsonl", "--reward", "nonsense"], "module:function"),
         (
             ["--preset", "smollm2", "--data.prompts", "p", "--reward", "a:b", "--task", "quality"],
             "its task is chat, not quality",
-        ),
-        (
-            ["--preset", "smollm2", "--data.prompts", "p", "--reward", "a:b", "--eval.oracle", "yes"],
-            "oracle is not trained",
         ),
         (["--seed", "0-1", "--name", "mine"], "--name names one run"),
         (["--task", "quality,reasoning", "--name", "mine"], "--name names one run"),
@@ -341,10 +344,7 @@ def test_values_become_the_type_of_their_field(monkeypatch):
         (["--ppo.kl_estimator", "k2", "--ppo.kl_coef", "0"], "--ppo.kl_estimator: it is not read with --ppo.kl_coef 0"),
         (["--ppo.ratio", "sequence"], "--ppo.ratio is sequence; advantage gae differs from token to token"),
         (["--ppo.advantage", "rlo"], "'rlo' is not one of gae, reinforce, reinforce++, rloo"),
-        (
-            ["--reward_model.mismatched", "3"],
-            "--reward_model.mismatched is 3.0; a pair has two answers, so 2 is the most",
-        ),
+        (["--reward_model.mismatched", "3"], "--reward_model.mismatched is 3.0; each answer serves once, 2 at most"),
         (["--theory.answers", "8", "--theory.inputs", "0"], "--theory.answers: it is not read with --theory.inputs 0"),
         (
             ["--theory.samples", "8", "--eval.oracle", "false"],
@@ -357,8 +357,8 @@ def test_values_become_the_type_of_their_field(monkeypatch):
         (["--theory.answers", "8", "--ppo.adaptive_kl_target", "3"], "--ppo.adaptive_kl_target"),
         (["--sampling.top_p", "0.9", "--sampling.temperature", "0"], "--sampling.top_p: it is not read with"),
         (
-            ["--reward", "a:b", "--world.preference_scale", "3"],
-            "--world.preference_scale: it is not read with --reward",
+            ["--reward", "a:b", "--reward_model.preference_scale", "3"],
+            "--reward_model.preference_scale: it is not read with --reward",
         ),
     ],
 )
@@ -384,13 +384,17 @@ ppo oracle | kl_horizon adaptive_kl_horizon gae_lam gae_lambda clip clip_range v
 ppo oracle | value_coef vf_coef whiten whiten_advantages
 eval | best_of best_of_n
 """
-FORMER_NAMES = {
-    f"{section}.{old}": f"{section}.{new}"
-    for line in FORMER.splitlines()
-    for sections, names in [line.split(" | ")]
-    for section in sections.split()
-    for old, new in zip(names.split()[::2], names.split()[1::2])
-} | {"data.rewrite_pairs": "prompter_sft.examples"}
+FORMER_NAMES = (
+    {"world.preference_scale": "reward_model.preference_scale"}
+    | {
+        f"{section}.{old}": f"{section}.{new}"
+        for line in FORMER.splitlines()
+        for sections, names in [line.split(" | ")]
+        for section in sections.split()
+        for old, new in zip(names.split()[::2], names.split()[1::2])
+    }
+    | {"data.rewrite_pairs": "prompter_sft.examples"}
+)
 
 
 def test_every_former_name_is_an_error_that_names_the_present_one(capsys):
@@ -422,7 +426,9 @@ def test_options_that_became_commands_name_the_command(capsys, argv, now):
 
 def test_smollm2_with_its_files_is_accepted():
     (c,) = parse("--preset", "smollm2", "--data.prompts", "p.jsonl", "--data.preferences", "f.jsonl.gz")
-    assert c.task == "chat" and not c.eval.oracle and c.run_name == "smollm2-chat-seed0"
+    assert c.task == "chat" and c.eval.oracle and c.run_name == "smollm2-chat-seed0"
+    assert c.oracle.kl_coef == c.ppo.kl_coef and c.oracle.temperature == c.sampling.temperature
+    assert c.oracle.max_new_tokens == c.sampling.max_new_tokens
 
 
 def test_all_tasks_and_five_seeds_are_fifteen_runs():

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from alignpro_mini.lab.glossary import ARMS
 from alignpro_mini.options import UserError
 from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.transformer import Transformer, TransformerConfig
@@ -64,48 +66,84 @@ def test_preferences_of_a_file_leave_the_held_out_requests_out(tmp_path):
     assert everyday(preferences=str(tmp_path / "p.jsonl")).preferences() == [("Why?", "good", "bad")]
 
 
-def test_the_presets_command_runs_from_end_to_end_without_a_file_of_requests(tmp_path):
-    """A tiny model in the place of the published one; every stage, the exact optimum over the listed endings too."""
+MINE = """
+def length(prompts, completions):
+    return [len(y) % 7 for y in completions]
+
+def shared(prompts, completions):
+    return [len(set(x.split()) & set(y.split())) + len(y) % 5 for x, y in zip(prompts, completions)]
+"""
+OPTIONS = {
+    "preset": "smollm2", "data.model": "model", "device": "cpu",
+    "prompter_sft.steps": 4, "prompter_sft.examples": 40, "prompter_sft.heldout_examples": 4,
+    "prompter_sft.train_layers": 1, "sampling.max_new_tokens": 16, "reward_model.normalise_on": 200,
+    "ppo.iterations": 2, "ppo.batch_size": 4, "ppo.rewrites_per_request": 2, "ppo.max_new_tokens": 24,
+    "ppo.train_layers": 1, "oracle.train_layers": 1, "eval.inputs": 4, "eval.headroom_inputs": 2, "theory.inputs": 4,
+    "theory.answers": 2,
+}  # fmt: skip
+LEARNED = {
+    "gold": "mine:shared", "reward_model.pairs": 24, "reward_model.answers_per_request": 3,
+    "reward_model.batch_size": 8, "reward_model.train_layers": 1, "name": "learned",
+}  # fmt: skip
+
+
+def command(folder: Path, what: list[str], options: dict) -> str:
+    """What a command on a tiny model prints; the model stands in the place of the published one."""
     g = torch.Generator().manual_seed(0)
     tokenizer = Tokenizer.train(everyday().train_requests[:300] + list(ENDINGS), vocab_size=400)
     shape = TransformerConfig(tokenizer.vocab_size, d_model=32, n_layers=2, n_heads=2, max_len=128)
-    save_pretrained(Transformer(shape, g), tmp_path / "model", tokenizer)
-    (tmp_path / "mine.py").write_text(
-        "def length(prompts, completions):\n    return [len(y) % 7 for y in completions]\n"
-    )
-    options = {
-        "preset": "smollm2", "data.model": "model", "reward": "mine:length", "device": "cpu",
-        "prompter_sft.steps": 4, "prompter_sft.examples": 40, "prompter_sft.heldout_examples": 4,
-        "prompter_sft.train_layers": 1, "sampling.max_new_tokens": 16, "reward_model.normalise_on": 200,
-        "ppo.iterations": 2, "ppo.batch_size": 4, "ppo.micro_batch_size": 4, "ppo.max_new_tokens": 24,
-        "ppo.train_layers": 1, "eval.inputs": 4, "eval.headroom_inputs": 2, "theory.inputs": 2,
-        "theory.answers": 2, "theory.more_answers": 0,
-    }  # fmt: skip
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        *(word for k, v in options.items() for word in (f"--{k}", str(v))),
-    ]
+    if not (folder / "model").exists():
+        save_pretrained(Transformer(shape, g), folder / "model", tokenizer)
+        (folder / "mine.py").write_text(MINE)
+    arguments = [word for k, v in options.items() for word in (f"--{k}", str(v))]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *what, *arguments], cwd=folder, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "3120 to train on, 4 held out, about topics that training never sees" in done.stdout
-    results = json.loads((tmp_path / "runs" / "smollm2-chat-seed0" / "results.json").read_text())
-    assert list(results["arms"]) == ["no_finetuning", "untrained_prompter", "best_of_n", "align_pro", "closed_form"]
-    assert results["arms"]["no_finetuning"]["kept_word_for_word"] == 1.0
-    low = json.loads((tmp_path / "runs" / "smollm2-chat-seed0" / "checkpoints" / "reward_scale.json").read_text())[
-        "low"
-    ]
-    rows = map(json.loads, (tmp_path / "runs" / "smollm2-chat-seed0" / "samples.jsonl").read_text().splitlines())
+    return done.stdout
+
+
+def test_the_presets_command_runs_from_end_to_end_without_a_file_of_requests(tmp_path):
+    """Every stage with a reward function: the oracle, and the exact optimum over the listed endings too."""
+    told = command(tmp_path, [str(ROOT / "train.py")], OPTIONS | {"reward": "mine:length"})
+    assert "3120 to train on, 4 held out, about topics that training never sees" in told
+    place = tmp_path / "runs" / "smollm2-length-seed0"
+    results = json.loads((place / "results.json").read_text())
+    assert list(results["arms"]) == [*ARMS]
+    assert (
+        results["arms"]["no_finetuning"]["kept_word_for_word"] == 1.0
+        and results["arms"]["align_pro"]["gold_mean"] is None
+    )
+    low = json.loads((place / "checkpoints" / "reward_scale.json").read_text())["low"]
+    rows = map(json.loads, (place / "samples.jsonl").read_text().splitlines())
     unfinished = [row["reward"] for row in rows if row.get("arm") == "no_finetuning" and not set(".!?") & set(row["y"])]
     assert low in [pytest.approx(reward) for reward in unfinished]  # the tiny model babbles: most answers are cut
     assert results["theory"]["regularised_gap"] == pytest.approx(results["theory"]["lambda_kl_to_optimum"], abs=1e-6)
+    assert load_file(place / "checkpoints" / "align_pro" / "model.safetensors").popitem()[1].dtype == torch.bfloat16
+
+
+def test_a_reward_learned_from_the_models_own_answers_is_listed_first_and_trained_on_then(tmp_path):
+    """Without --reward: pairs of the frozen LM's answers, judged by --gold; the listing leaves its stages to the run."""
+    listing = ["-m", "alignpro_mini.experiments.listing"]
+    told = command(tmp_path, listing, OPTIONS | LEARNED)
+    place = tmp_path / "runs" / "learned"
+    assert list(json.loads((place / "listing.json").read_text())["rewards"]) == ["learned", "gold"]
+    assert "[reward_model] done" in told
+    told = command(tmp_path, [str(ROOT / "train.py"), "--resume"], OPTIONS | LEARNED)
+    assert "[reward_model] already done" in told and "[listing] request" not in told, "the answers are shared"
+    results = json.loads((place / "results.json").read_text())
+    facts = results["reward_model"]
+    assert 0 <= facts["swap_accuracy"] <= 1 and facts["train_pairs"] + facts["heldout_pairs"] <= 24 + 4
+    assert results["judge"] == "gold" and results["gold_variance_ratio_ci95"] is not None
+    assert {"truncated", "gold_mean", "kept_word_for_word"} <= results["arms"]["rlhf_oracle"].keys()
+    assert "trun-" in told and "x in" in told
 
 
 def test_a_model_that_is_not_fetched_is_told_before_the_runs_folder_is_made(tmp_path):
     (tmp_path / "mine.py").write_text("def length(prompts, completions):\n    return [0.0]\n")
-    command = [sys.executable, str(ROOT / "train.py"), "--preset", "smollm2", "--reward", "mine:length"]
+    argv = [sys.executable, str(ROOT / "train.py"), "--preset", "smollm2", "--reward", "mine:length"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode and "run: python -m alignpro_mini.weights.smollm2" in done.stderr
     assert not (tmp_path / "runs").exists()

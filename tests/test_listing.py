@@ -2,7 +2,9 @@
 
 import json
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from test_grid import (
@@ -12,8 +14,10 @@ from test_grid import (
 
 from alignpro_mini.experiments import listing
 from alignpro_mini.frozen import Answer
-from alignpro_mini.lab.config import RunConfig
-from alignpro_mini.lab.run import Run
+from alignpro_mini.lab import assess
+from alignpro_mini.lab.cli import with_options
+from alignpro_mini.lab.config import EvalConfig, RunConfig, TheoryConfig, preset
+from alignpro_mini.lab.optimum import RatedRewrites
 from alignpro_mini.options import UserError
 from alignpro_mini.training import Truncated
 
@@ -92,22 +96,35 @@ class World:
         return [request, f"{request} please", f"{request} now"]
 
 
+def answers(place, count: int = 4, each: int = 2, calls: int = 99) -> list[dict]:
+    config = RunConfig(out=str(place), theory=TheoryConfig(inputs=count, answers=each))
+    return assess.listed_answers(config, World(), Fake(calls))
+
+
 def test_a_listing_that_was_killed_goes_on_and_ends_the_same(tmp_path):
-    config = RunConfig(out=str(tmp_path))
-    whole = listing.answered(Run(config), World(), Fake(), 4, 2)
-    other = RunConfig(out=str(tmp_path / "other"))
+    whole, other = answers(tmp_path), tmp_path / "other"
     with pytest.raises(RuntimeError, match="killed"):
-        listing.answered(Run(other), World(), Fake(2), 4, 2)
-    assert listing.answered(Run(other, resume=True), World(), Fake(2), 4, 2) == whole
+        answers(other, calls=2)
+    assert answers(other, calls=2) == whole
     assert [row["x"] for row in whole] == ["a", "b", "c", "d"] and all(len(row["y"]) == 6 for row in whole)
-    with pytest.raises(UserError, match="has 2 answers to a rewrite, not 3"):
-        listing.answered(Run(other, resume=True), World(), Fake(), 4, 3)
 
 
 def test_every_request_has_draws_of_its_own(tmp_path):
-    rows = listing.answered(Run(RunConfig(out=str(tmp_path))), World(), Fake(), 5, 8)
-    digits = [[y.split()[-1] for y in row["y"]] for row in rows]
+    digits = [[y.split()[-1] for y in row["y"]] for row in answers(tmp_path, 5, 8)]
     assert len({tuple(d) for d in digits}) == 5
+
+
+def test_the_answers_of_a_real_model_serve_every_reward_but_no_other_sampling(tmp_path):
+    """What is trained differs, the reward too: the same answers. Another temperature: told, with the folder."""
+    first = replace(preset("smollm2"), out=str(tmp_path), theory=TheoryConfig(inputs=4, answers=2))
+    rows = assess.listed_answers(first, World(), Fake())
+    other = with_options(first, {"reward": "a:b", "name": "n", "ppo.lr": 0.1, "eval.inputs": 7, "theory.inputs": 5})
+    again = assess.listed_answers(other, World(), Fake(1))
+    assert again[:4] == rows and len(again) == 5
+    with pytest.raises(UserError, match=r"listing-smollm2-chat-seed0 was started .*sampling.temperature was 0.7"):
+        assess.listed_answers(with_options(first, {"sampling.temperature": 0.4}), World(), Fake())
+    with pytest.raises(UserError, match="has 2 answers to a rewrite, not 3"):
+        assess.listed_answers(with_options(first, {"theory.answers": 3}), World(), Fake())
 
 
 def test_answers_are_rated_against_the_request_and_keep_their_missing_end():
@@ -117,47 +134,86 @@ def test_answers_are_rated_against_the_request_and_keep_their_missing_end():
         assert prompts == ["a"] * 4 and [isinstance(y, Truncated) for y in completions] == [False, True, False, False]
         return [float(y) for y in completions]
 
-    assert listing.rated(rows, reward, False).tolist() == [[[1.0, 2.0], [3.0, 4.0]]]
+    assert assess.rated(rows, reward).tolist() == [[[1.0, 2.0], [3.0, 4.0]]]
 
 
 def test_a_real_models_answers_are_rated_up_to_their_last_whole_sentence():
-    rows = [
-        {
-            "x": "a",
-            "rewrites": ["a", "a b"],
-            "y": ["Yes. No", "no", "Ab", "Ab."],
-            "truncated": [True, True, False, False],
-        }
-    ]
-    found = listing.rated(rows, lambda prompts, completions: [float(len(y)) for y in completions], True)
+    cut = [True, True, False, False]
+    rows = [{"x": "a", "rewrites": ["a", "a b"], "y": ["Yes. No", "no", "Ab", "Ab."], "truncated": cut}]
+    length = lambda prompts, completions: torch.tensor([float(len(y)) for y in completions])
+    found = assess.rated(rows, listing._by_sentences(length, rows))
     low = 2 + 0.05 * 2 * 1  # rewards 2, 3, 4: the 5 % quantile lies a tenth of the way from 2 to 3
     assert found.flatten().tolist() == pytest.approx([4, low, 2, 3])
 
 
+def test_pooled_answers_make_one_table_for_all_requests():
+    """R of an ending is its mean over requests; the halves hold every other request."""
+    r = torch.arange(24, dtype=torch.float64).view(4, 3, 2)
+    found = RatedRewrites(list("abcd"), [["x", "y", "z"]] * 4, r).pooled()
+    assert found.r.shape == (4, 3, 8) and found.answers.unique().tolist() == [8]
+    assert all(torch.equal(row, r.mean((0, 2))) for row in found.R)
+    assert torch.allclose(found.V[0], r.transpose(0, 1).reshape(3, 8).var(1))
+    assert torch.equal(found.halves[0][1], r[::2].mean((0, 2))) and torch.equal(
+        found.halves[1][2], r[1::2].mean((0, 2))
+    )
+
+
 def test_the_command_from_end_to_end_and_another_reward_of_the_same_answers(tmp_path, small, monkeypatch, capsys):  # noqa: F811
-    config = small_grid(tmp_path, name="l")
-    first = listing.run_listing(config, False, [], count=4, each=2)
-    place = tmp_path / "listing-l"
-    kept = (place / "answers.jsonl").read_text()
-    assert json.loads((place / "results.json").read_text()) == json.loads(json.dumps(first))
-    assert list(first["rewards"]) == ["gold"] and len(first["rewards"]["gold"]["endings"]) == 24
-    assert (place / "listing.png").stat().st_size > 1000 and "gold: mean" in capsys.readouterr().out
+    config = with_options(small_grid(tmp_path, name="l"), {"theory.inputs": 4, "theory.answers": 2})
+    first = listing.tell([config], listing.run_listing(config, False, []))
+    kept = (tmp_path / "listing-tiny-quality-seed0" / "answers.jsonl").read_text()
+    assert json.loads((tmp_path / "l" / "listing.json").read_text()) == json.loads(json.dumps(first))
+    assert list(first["rewards"]) == ["learned", "gold"] and len(first["rewards"]["gold"]["endings"]) == 24
+    assert (tmp_path / "l" / "listing.png").stat().st_size > 1000 and "gold: mean" in capsys.readouterr().out
     (tmp_path / "mine.py").write_text("def length(prompts, completions):\n    return [len(y) for y in completions]\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
-    again = listing.run_listing(config, True, ["mine:length"], count=4, each=2)
-    assert (place / "answers.jsonl").read_text() == kept and list(again["rewards"]) == ["gold", "mine:length"]
+    again = listing.tell([config], listing.run_listing(config, True, ["mine:length"]))
+    assert "[reward_model] already done" in capsys.readouterr().out
+    assert (tmp_path / "listing-tiny-quality-seed0" / "answers.jsonl").read_text() == kept
+    assert list(again["rewards"]) == ["learned", "mine:length", "gold"]
     assert again["rewards"]["gold"] == first["rewards"]["gold"]
+
+
+def test_several_seeds_are_described_together_each_reward_in_its_own_units():
+    r = two_endings(6) + torch.arange(6.0).double()[:, None, None]
+    cut = torch.zeros(6, 2, 2)
+    found = listing.pooled([{"learned": (r, cut, ["a", "b"])}, {"learned": (100 - 7 * r, cut, ["a", "b"])}])
+    z, truncated, names = found["learned"]
+    assert z.shape == truncated.shape == (12, 2, 2) and names == ["a", "b"]
+    for part in (z[:6], z[6:]):
+        assert float(part.mean()) == pytest.approx(0, abs=1e-12) and float(part.std()) == pytest.approx(1)
+    assert torch.allclose(z[:6], -z[6:])
+
+
+def test_a_later_measurement_of_a_known_ratio():
+    """Plain answers have the variance 1, those with the ending 0.25: a large evaluation measures 0.25."""
+    g = torch.Generator().manual_seed(0)
+    z = torch.tensor([1.0, 0.5])[:, None].double() * torch.randn(400, 2, 50, generator=g).double()
+    only = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    draw = np.random.default_rng(0)
+    many, few = ([listing.measured_again(z, only, EvalConfig(inputs=n), draw) for _ in range(200)] for n in (2000, 20))
+    assert np.mean(many) == pytest.approx(0.25, abs=0.005)
+    assert np.std(few) / np.std(many) == pytest.approx(10, rel=0.4), "noise falls with the root of the requests"
+
+
+def test_the_prediction_interval_is_wider_than_the_listings_own_and_holds_the_noise_of_the_evaluation():
+    g = torch.Generator().manual_seed(0)
+    r = torch.tensor([1.0, 0.5])[:, None].double() * torch.randn(400, 2, 8, generator=g).double()
+    r[:, 1] += 1.0
+    last = lambda n: listing.describe(r, torch.zeros(400, 2, 8), ["a", "b"], (0.01,), EvalConfig(inputs=n))["curve"][0]
+    width = lambda interval: interval[1] - interval[0]
+    few, many = last(30), last(3000)
+    assert width(many["ratio_ci95"]) < width(many["ratio_pi95"]) < 1.5 * width(many["ratio_ci95"])
+    assert width(few["ratio_pi95"]) > 3 * width(few["ratio_ci95"]) and few["ratio_ci95"] == many["ratio_ci95"]
 
 
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["--requests", "3"], "--requests is 3; two halves take at least 4"),
-        (["--answers", "1"], "--answers is 1; a variance within"),
+        (["--theory.inputs", "3"], "--theory.inputs is 3; it takes at least 4"),
         (["--also", "nonsense"], "--also: ['nonsense'] is no module:function"),
-        (["--seed", "0-1"], "one listing at a time"),
-        (["--requests", "99999"], "--requests is 99999; there are"),
+        (["--task", "all"], "one task at a time"),
     ],
 )
 def test_what_cannot_be_listed_is_told_in_one_line(argv, told, monkeypatch, tmp_path):

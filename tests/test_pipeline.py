@@ -67,7 +67,7 @@ def test_preferences_are_between_answers_that_ppo_would_get(tmp_path):
 def test_a_mismatched_pair_holds_an_answer_and_what_it_is_for_another_town(tmp_path, share, count):
     """The second answer is the first one's text with another town; the same noisy judge labels the pair."""
     options = {"reward_model.pairs": 40, "reward_model.batch_size": 8, "reward_model.mismatched": share}
-    config = with_options(preset("tiny"), options | {"out": str(tmp_path), "world.preference_scale": 50.0})
+    config = with_options(preset("tiny"), options | {"out": str(tmp_path), "reward_model.preference_scale": 50.0})
     run, world = Run(config), pipeline.make_world(config)
 
     class Names(Echo):

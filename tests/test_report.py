@@ -44,6 +44,7 @@ def arm(mean: float, variance: float, parts=(0.3, 0.1, 0.6), **more) -> dict:
         "difference": None,
         "rewrite_length": 12.3,
         "answer_length": 45.6,
+        "truncated": 0.07,
         "fallback_rate": 0.0,
     } | more
 
@@ -180,7 +181,7 @@ def test_final_table_prints_each_arms_numbers_in_its_row():
     means, variances, _ = text.split("\n\n")
     rows = {line[:14].strip(): line[14:].split() for line in means.splitlines()[2:]}
     assert list(rows) == ["no fine-tuning", "SFT prompter", "Align-Pro", "oracle"]
-    assert rows["Align-Pro"] == "1.800 [1.750, 1.850] 0.900 1.25 0.62 [0.580, 0.660] 0.11 12.3 45.6".split()
+    assert rows["Align-Pro"] == "1.800 [1.750, 1.850] 0.900 1.25 0.62 [0.580, 0.660] 0.11 12.3 45.6 0.07".split()
     assert rows["no fine-tuning"][4:6] == ["0.00", "–"] and rows["no fine-tuning"][8] == "–"
     rows = {line[:14].strip(): line[14:].split() for line in variances.splitlines()[2:]}
     assert rows["Align-Pro"] == "1.000 0.350 0.050 0.600 [0.900, 1.100] 0.500 [0.400, 0.600]".split()

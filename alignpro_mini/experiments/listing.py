@@ -1,10 +1,11 @@
 """What can a prompter do to a reward's mean and variance? Every listed rewrite answered, before any training.
 
     python -m alignpro_mini.experiments.listing --preset smollm2 --reward tutorials.vader_reward:sentiment
-    python -m alignpro_mini.experiments.listing --preset smollm2 --reward mine:first --also mine:second --resume
+    python -m alignpro_mini.experiments.listing --preset smollm2 --also mine:second     # the learned reward, and gold
 
-Some *training* requests, each with every listed ending, are answered several times by the frozen model. The answers are
-kept (answers.jsonl), and any number of rewards rates the same ones. The embedded world has a gold reward of its own.
+Some *training* requests (--theory.inputs), each with every listed ending, are answered several times
+(--theory.answers) by the frozen model. The answers are kept, and any number of rewards rates the same ones. Without
+--reward, the stages of `train.py` before PPO are done first, and `train.py --resume` goes on from there.
 
     units      each reward is shifted and scaled as PPO does it: mean 0, variance 1 over answers to all endings, equally
                often, which is what SFT teaches the prompter. lambda is in these units
@@ -14,7 +15,9 @@ kept (answers.jsonl), and any number of rewards rates the same ones. The embedde
                the plain request's. Chosen on one half of the requests, described on the other, both ways
     intervals  95 %, 500 resamples of requests within each half
 
-    <out>/listing-<run>/answers.jsonl, results.json, listing.png
+    seeds      with --seed 0-2 the requests of all seeds, each with its own learned reward, are described together
+
+    <out>/<run>/listing.json, listing.png       <out>/listing-<preset>-<task>-seed<k>/answers.jsonl
 """
 
 from __future__ import annotations
@@ -30,10 +33,10 @@ from torch import Tensor
 
 from alignpro_mini import theory
 from alignpro_mini.experiments.variance import PARTS, moments
-from alignpro_mini.frozen import Answer, FrozenModel
-from alignpro_mini.lab import pipeline
+from alignpro_mini.frozen import Answer
+from alignpro_mini.lab import assess, pipeline
 from alignpro_mini.lab.cli import one_line_errors, parse_command_line
-from alignpro_mini.lab.config import RunConfig
+from alignpro_mini.lab.config import EvalConfig, RunConfig
 from alignpro_mini.lab.plots import new_figure
 from alignpro_mini.lab.run import Run
 from alignpro_mini.lab.statistics import interval, variance_parts
@@ -44,40 +47,10 @@ from alignpro_mini.training import Score
 from alignpro_mini.weights.tensors import write_json
 from alignpro_mini.worlds.callables import load_callable
 from alignpro_mini.worlds.sentences import by_sentences, low_reward
-from alignpro_mini.worlds.world import World
 
 PROG = "alignpro_mini.experiments.listing"
-LAMBDAS = (0.3, 0.1, 0.03, 0.01)  # those of the table
+LAMBDAS = (0.3, 0.1, 0.05, 0.03, 0.01)  # those of the table
 RESAMPLES = 500
-
-
-def answered(run: Run, world: World, pi_f: FrozenModel, count: int, each: int) -> list[dict]:
-    """A row a request: {"x", "rewrites": K texts, "y": K*M texts, "truncated": K*M}; those of an earlier try stay.
-
-    Raises UserError where these had another number of answers.
-    """
-    file = "answers.jsonl"
-    rows = run.rows(file) if (run.path / file).exists() else []
-    for x in world.train_requests[len(rows) : count]:
-        rewrites = world.rewrites(x)
-        asked = [x_prime for x_prime in rewrites for _ in range(each)]
-        found = pi_f.answer(asked, run.generator(f"listing {len(rows)}"))
-        row = {"x": x, "rewrites": rewrites, "y": [a.text for a in found], "truncated": [a.truncated for a in found]}
-        run.append(file, [row])
-        rows.append(row)
-        print(f"[listing] request {len(rows)} of {count}", flush=True)
-    kept = len(rows[0]["y"]) // len(rows[0]["rewrites"])
-    require(kept == each, f"{run.path / file} has {kept} answers to a rewrite, not {each}: leave --answers at {kept}")
-    return rows[:count]
-
-
-def rated(rows: Sequence[dict], reward: Score, real_model: bool) -> Tensor:
-    """Rewards (N, K, M) float64 of kept answers, against the requests; a real model's as `worlds.sentences` does it."""
-    texts = [Answer(y, cut).text for row in rows for y, cut in zip(row["y"], row["truncated"])]
-    asked = [row["x"] for row in rows for _ in row["y"]]
-    low = low_reward(reward, asked, texts) if real_model else None
-    r = torch.as_tensor(by_sentences(reward, low)(asked, texts), dtype=torch.float64)
-    return r.view(len(rows), len(rows[0]["rewrites"]), -1)
 
 
 def under(rho: Tensor, r: Tensor) -> dict[str, float]:
@@ -110,8 +83,30 @@ def _plain(r: Tensor) -> dict[str, float]:
     return under(torch.eye(r.shape[1], dtype=torch.float64)[0], r)  # the first rewrite is the plain request
 
 
-def describe(r: Tensor, truncated: Tensor, names: Sequence[str], lams: Sequence[float] = LAMBDAS) -> dict:
-    """All that is told of one reward: r (N, K, M) in its own units, truncated (N, K, M) of 0 and 1, K names."""
+def measured_again(z: Tensor, rho: Tensor, later: EvalConfig, draw: np.random.Generator) -> float:
+    """A variance ratio as an evaluation under rho (K,) would measure it: `later` says on how many requests and answers.
+
+    Requests and answers are drawn from those of z (N, K, M), with replacement.
+    """
+    (N, K, M), shape = z.shape, (later.inputs, later.rewrites, later.answers)
+    who = draw.integers(N, size=later.inputs)[:, None, None]
+    endings = draw.choice(K, p=(rho / rho.sum()).numpy(), size=shape[:2])[:, :, None]
+    ours, plain = (z[who, which, draw.integers(M, size=shape)] for which in (endings, 0))
+    return float(ours.var() / plain.var())
+
+
+def describe(
+    r: Tensor,
+    truncated: Tensor,
+    names: Sequence[str],
+    lams: Sequence[float] = LAMBDAS,
+    later: EvalConfig = EvalConfig(),
+) -> dict:
+    """All that is told of one reward: r (N, K, M) in its own units, truncated (N, K, M) of 0 and 1, K names.
+
+    `ratio_pi95` is the 95 % prediction interval for the ratio that `later` measures at this lambda, if the prompter
+    gets to rho*: the listing's own uncertainty times the noise of that measurement.
+    """
     scale = moments_of(r.flatten())  # UserError where the rewards do not vary
     z = (r - scale["mean"]) / scale["std"]
     halves = (z[::2], z[1::2])
@@ -124,6 +119,9 @@ def describe(r: Tensor, truncated: Tensor, names: Sequence[str], lams: Sequence[
         for key in ("gain", "ratio"):
             values = [other[key] for other in again]
             point[f"{key}_ci95"] = None if None in values else interval(np.array(values))
+        if point["ratio_ci95"]:
+            noise = np.array([measured_again(z, optimum(z, lam), later, draw) for _ in range(RESAMPLES)])
+            point["ratio_pi95"] = interval(np.array([other["ratio"] for other in again]) * noise / noise.mean())
         curve.append(point | {"endings": _favourites(optimum(z, lam), names)})
     parts, start = variance_parts(z.numpy()), _plain(z)
     between, within = max(parts["between_rewrites"], 0.0), parts["within"]
@@ -146,13 +144,15 @@ def _favourites(rho: Tensor, names: Sequence[str]) -> list[list]:
 
 def table(name: str, found: dict) -> str:
     """One reward for the screen: along lambda, then the endings from best to worst."""
-    rows = [["λ", "gain, sd", "variance ratio", "between inputs", "rewrites", "within", "likeliest endings"]]
+    heads = ["λ", "gain, sd", "variance ratio", "as measured later", "between inputs", "rewrites", "within"]
+    rows = [[*heads, "likeliest endings"]]
     for p in found["curve"]:
         best = "; ".join(f"{told} {share:.2f}" for told, share in p["endings"][:2])
         told = [f"{num(p[key], 2)} {num(p[f'{key}_ci95'], 2)}" for key in ("gain", "ratio")]
+        told.append(num(p.get("ratio_pi95"), 2))
         rows.append([f"{p['lam']:g}", *told, *(num(p[part], 2) for part, _ in PARTS[:3]), best])
     start = found["plain"]
-    rows.insert(1, ["plain", "0", "1", *(num(start[part], 2) for part, _ in PARTS[:3]), ""])
+    rows.insert(1, ["plain", "0", "1", "", *(num(start[part], 2) for part, _ in PARTS[:3]), ""])
     each = [["ending", "gain, sd", "variance ratio", "truncated"]]
     each += [[e["ending"], num(e["gain"], 2), num(e["ratio"], 2), num(e["truncated"], 2)] for e in found["endings"]]
     head = f"{name}: mean {num(found['mean'], 3)}, standard deviation {num(found['sd'], 3)}, ICC {num(found['icc'], 2)}"
@@ -172,31 +172,61 @@ def figure(rewards: dict[str, dict], path: Path) -> None:
     fig.savefig(path)
 
 
-def run_listing(config: RunConfig, resume: bool, also: Sequence[str], count: int, each: int) -> dict:
-    """Answer, rate, tell; returns what is written to results.json."""
+def run_listing(config: RunConfig, resume: bool, also: Sequence[str]) -> dict[str, tuple]:
+    """Answer and rate: {reward: (r (N, K, M), truncated (N, K, M), K names)} of one seed."""
     world = pipeline.make_world(config)
     require(bool(world.rewrites(world.train_requests[0])), "these rewrites cannot be listed: leave out --data.prompts")
-    names = [*([config.reward] if config.reward else ["gold"]), *also]
-    require(
-        "gold" not in names or world.gold is not None, "--also gold: the true reward is known in the embedded world"
-    )
-    rewards = {name: world.gold if name == "gold" else load_callable(name) for name in names}
-    require(count <= len(world.train_requests), f"--requests is {count}; there are {len(world.train_requests)}")
-    run = Run(replace(config, reward="", name=f"listing-{config.run_name}"), resume)  # answers serve all rewards
-    _, pi_f = pipeline.frozen_lm(run, world)
-    rows = answered(run, world, pi_f, count, each)
+    require("gold" not in also or world.gold is not None, "--also gold: the true reward is not known here")
+    given = {name: load_callable(name, "also") for name in also if name != "gold"}
+    run, found = Run(config, resume), {}
+    tokenizer, pi_f = pipeline.frozen_lm(run, world)
+    if config.reward:
+        given = {config.reward: load_callable(config.reward)} | given
+        rows = assess.listed_answers(config, world, pi_f)
+    else:
+        rho_sft = pipeline.prompter_sft(run, world, tokenizer, pi_f)
+        reward = pipeline.reward_model(run, world, pi_f, rho_sft)
+        rows = assess.listed_answers(config, world, pi_f)
+        shared = assess.listed_rewards(run, world, pi_f, reward) if config.real_model else None  # `train.py` reads them
+        found["learned"] = assess.rated(rows, reward.train) if shared is None else shared
+    for name, score in given.items():
+        found[name] = assess.rated(rows, _by_sentences(score, rows) if config.real_model else score)
+    if world.gold is not None:
+        found["gold"] = assess.rated(rows, world.gold)
     endings = [x_prime.replace(rows[0]["x"], "…") for x_prime in rows[0]["rewrites"]]
-    truncated = torch.tensor([row["truncated"] for row in rows]).view(count, len(endings), each)
-    found = {
-        name: describe(rated(rows, reward, config.real_model), truncated, endings) for name, reward in rewards.items()
-    }
-    results = {"preset": config.preset, "task": config.task, "seed": config.seed, "requests": count, "answers": each}
-    results |= {"temperature": config.sampling.temperature, "rewards": found}
-    write_json(run.path / "results.json", results)
-    figure(found, run.path / "listing.png")
+    truncated = torch.tensor([row["truncated"] for row in rows]).view(len(rows), len(endings), -1)
+    return {name: (r, truncated, endings) for name, r in found.items()}
+
+
+def pooled(listings: Sequence[dict[str, tuple]]) -> dict[str, tuple]:
+    """The same of several seeds: all their requests, each seed's reward in its own units."""
+    found = {}
+    for name in listings[0]:
+        units = [moments_of(listing[name][0].flatten()) for listing in listings]
+        z = [(listing[name][0] - u["mean"]) / u["std"] for listing, u in zip(listings, units)]
+        found[name] = torch.cat(z), torch.cat([listing[name][1] for listing in listings]), listings[0][name][2]
+    return found
+
+
+def tell(configs: Sequence[RunConfig], listed: dict[str, tuple]) -> dict:
+    """Table, figure and listing.json: in the run's folder, of several seeds in that of all runs."""
+    c, place = configs[0], Path(configs[0].out) / (configs[0].run_name if len(configs) == 1 else "")
+    later = replace(c.eval, inputs=len(configs) * c.eval.inputs)
+    found = {name: describe(*each, later=later) for name, each in listed.items()}
+    results = {"preset": c.preset, "task": c.task, "seeds": [config.seed for config in configs], "rewards": found}
+    results |= {"requests": len(configs) * c.theory.inputs, "answers": c.theory.answers}
+    results |= {"temperature": c.sampling.temperature, "evaluated_later": later.inputs}
+    write_json(place / "listing.json", results)
+    figure(found, place / "listing.png")
     print("\n\n".join(table(name, told) for name, told in found.items()))
-    print(f"\nfigure: {run.path / 'listing.png'}, numbers: {run.path / 'results.json'}")
+    print(f"\nfigure: {place / 'listing.png'}, numbers: {place / 'listing.json'}")
     return results
+
+
+def _by_sentences(reward: Score, rows: Sequence[dict]) -> Score:
+    """The reward of truncated answers as `worlds.sentences` does it, by these answers."""
+    texts = [Answer(y, cut).text for row in rows for y, cut in zip(row["y"], row["truncated"])]
+    return by_sentences(reward, low_reward(reward, [row["x"] for row in rows for _ in row["y"]], texts))
 
 
 def main() -> None:
@@ -204,18 +234,17 @@ def main() -> None:
 
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--also", default="", help="further rewards of the same answers, module:function, comma")
-        parser.add_argument("--requests", type=int, default=48, help="training requests (default: %(default)s)")
-        parser.add_argument("--answers", type=int, default=4, help="answers to each rewrite (default: %(default)s)")
 
     configs, how = parse_command_line(prog=PROG, add=add)
     with one_line_errors(PROG):
-        require(len(configs) == 1, "one listing at a time: give one task and one seed")
-        require(how.requests >= 4, f"--requests is {how.requests}; two halves take at least 4")
-        require(how.answers >= 2, f"--answers is {how.answers}; a variance within a rewrite takes at least 2")
+        c = configs[0]
+        require(len({config.task for config in configs}) == 1, "one task at a time: give one --task")
+        require(c.theory.inputs >= 4, f"--theory.inputs is {c.theory.inputs}; it takes at least 4")
         also = [name.strip() for name in how.also.split(",") if name.strip()]
         wrong = [name for name in also if name.count(":") != 1 and name != "gold"]
         require(not wrong, f"--also: {wrong[:1]} is no module:function")
-        run_listing(configs[0], how.resume, also, how.requests, how.answers)
+        listings = [run_listing(config, how.resume, also) for config in configs]
+        tell(configs, listings[0] if len(listings) == 1 else pooled(listings))
 
 
 if __name__ == "__main__":

@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from alignpro_mini.alignpro import Prompter
-from alignpro_mini.frozen import FrozenLM, FrozenModel
+from alignpro_mini.frozen import Answer, FrozenLM, FrozenModel
 from alignpro_mini.lab import evaluation, optimum, report
+from alignpro_mini.lab.config import RunConfig, preset
 from alignpro_mini.lab.evaluation import Arm, Evaluator
 from alignpro_mini.lab.glossary import ARMS
 from alignpro_mini.lab.optimum import Listing, OracleSamples, RatedRewrites
 from alignpro_mini.lab.pipeline import Reward, assert_frozen, with_weights
 from alignpro_mini.lab.run import Run, RunStage
+from alignpro_mini.options import require
 from alignpro_mini.theory import optimal_prompter
+from alignpro_mini.training import Score
 from alignpro_mini.weights.tensors import write_json
+from alignpro_mini.worlds.files import DataConfig
 from alignpro_mini.worlds.world import World
 
 MakeArm = Callable[[Evaluator], Arm]
@@ -31,14 +37,19 @@ MakeArm = Callable[[Evaluator], Arm]
 def rate_rewrites(run: Run, world: World, pi_f: FrozenModel, reward: Reward) -> RatedRewrites | None:
     """The stage "listing": all enumerated rewrites of the first evaluation requests, and their rewards.
 
-    None where there is no exact optimum: rewrites that cannot be enumerated (real requests), no single KL coefficient
-    above 0, or `--theory.inputs 0`.
+    A real model's answers come from `listed_answers`, and the reward of an ending is its mean over these requests
+    (`RatedRewrites.pooled`): the few answers that one request can get would tell nothing of R(x, x').
+    None where there is no exact optimum: rewrites that cannot be enumerated (requests of files), no single KL
+    coefficient above 0, or `--theory.inputs 0`.
     """
     c = run.config
     requests = world.eval_requests[: c.theory.inputs]
     rewrites = [world.rewrites(x) for x in requests]
     if not all(rewrites) or not requests or c.ppo.kl_coef == 0 or c.ppo.adaptive_kl_target > 0:
         return None
+
+    if c.real_model:
+        return RatedRewrites(requests, rewrites, listed_rewards(run, world, pi_f, reward)).pooled()
 
     def make(stage: RunStage) -> tuple[dict, dict]:
         g = run.generator("listing")
@@ -48,6 +59,47 @@ def rate_rewrites(run: Run, world: World, pi_f: FrozenModel, reward: Reward) -> 
     tensors, _ = run.tensors("listing", make)
     assert_frozen(pi_f, "listing")
     return RatedRewrites(requests, rewrites, tensors["r"])
+
+
+def listed_answers(config: RunConfig, world: World, pi_f: FrozenModel) -> list[dict]:
+    """Answers of the frozen model to all listed rewrites of the first *training* requests, kept for every later use.
+
+    A row a request: {"x", "rewrites": K texts, "y": K*M texts, "truncated": K*M}, in `<out>/listing-.../answers.jsonl`.
+    They depend on nothing but the frozen model, its sampling and the seed. So all runs share them, and a listing that
+    was stopped goes on. Raises UserError where that folder's answers were sampled in another way.
+    """
+    c = config
+    if c.real_model:
+        plain, model = preset(c.preset), DataConfig(c.data.prompts, model=c.data.model)
+        c = replace(plain, seed=c.seed, device=c.device, dtype=c.dtype, sampling=c.sampling, data=model, out=c.out)
+    place = Run(replace(c, reward="", gold="", name=f"listing-{c.preset}-{c.task}-seed{c.seed}"), resume=True)
+    count, each, file = config.theory.inputs, config.theory.answers, "answers.jsonl"
+    rows = place.rows(file)
+    for x in world.train_requests[len(rows) : count]:
+        rewrites = world.rewrites(x)
+        asked = [x_prime for x_prime in rewrites for _ in range(each)]
+        found = pi_f.answer(asked, place.generator(f"listing {len(rows)}"))
+        row = {"x": x, "rewrites": rewrites, "y": [a.text for a in found], "truncated": [a.truncated for a in found]}
+        place.append(file, [row])
+        rows.append(row)
+        print(f"[listing] request {len(rows)} of {count}", flush=True)
+    kept = len(rows[0]["y"]) // len(rows[0]["rewrites"])
+    told = f"{place.path / file} has {kept} answers to a rewrite, not {each}"
+    require(kept == each, f"{told}: leave --theory.answers at {kept}, or move the folder away")
+    return rows[:count]
+
+
+def listed_rewards(run: Run, world: World, pi_f: FrozenModel, reward: Reward) -> Tensor:
+    """The stage "listing" of a real model: what PPO sees of `listed_answers`, (N, K, M)."""
+    make = lambda stage: ({"r": rated(listed_answers(run.config, world, pi_f), reward.train)}, {})
+    return run.tensors("listing", make)[0]["r"]
+
+
+def rated(rows: Sequence[dict], reward: Score) -> Tensor:
+    """Rewards (N, K, M) float64 of listed answers, each against its request."""
+    texts = [Answer(y, cut).text for row in rows for y, cut in zip(row["y"], row["truncated"])]
+    r = torch.as_tensor(reward([row["x"] for row in rows for _ in row["y"]], texts), dtype=torch.float64)
+    return r.view(len(rows), len(rows[0]["rewrites"]), -1)
 
 
 def sample_oracle(

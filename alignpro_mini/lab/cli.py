@@ -26,7 +26,8 @@ _RENAMED = """batch batch_size micro_batch micro_batch_size grad_clip max_grad_n
 minibatches num_minibatches warmup warmup_ratio kl_target adaptive_kl_target kl_horizon adaptive_kl_horizon
 gae_lam gae_lambda clip clip_range value_clip value_clip_range value_coef vf_coef whiten whiten_advantages
 best_of best_of_n data.rewrite_pairs prompter_sft.examples frozen_lm.heldout frozen_lm.heldout_examples
-prompter_sft.heldout prompter_sft.heldout_examples reward_model.heldout reward_model.heldout_share""".split()
+prompter_sft.heldout prompter_sft.heldout_examples reward_model.heldout reward_model.heldout_share
+world.preference_scale reward_model.preference_scale""".split()
 RENAMED = dict(zip(_RENAMED[::2], _RENAMED[1::2]))
 COMMANDS = {  # options that became commands
     "grid": "python -m alignpro_mini.experiments.grid --cells",

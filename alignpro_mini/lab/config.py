@@ -66,7 +66,7 @@ class EvalConfig:
 class TheoryConfig:
     """How near PPO came to the exact optimum over the enumerated rewrites (not for requests of files)."""
 
-    inputs: int = option(64, "evaluation requests whose rewrites are all tried; 0 leaves the comparison out", least=0)
+    inputs: int = option(64, "requests whose rewrites are all tried; 0 leaves the comparison out", least=0)
     answers: int = option(16, "answers to each enumerated rewrite; with fewer the optimum comes out too high", least=2)
     more_answers: int = option(80, "further answers to the best third of a request's rewrites", least=0)
     samples: int = option(4, "answers to each request for the total variations in the bounds", least=1)
@@ -86,8 +86,9 @@ class RunConfig:
     device: str = option("auto", "auto, cpu, cuda, cuda:1 ...; auto takes a GPU when there is one")
     dtype: str = option("float32", "dtype of the frozen LM's weights; what is trained stays in float32", tuple(DTYPES))
     reward: str = option("", "module:function(prompts, completions) -> rewards instead of the learned reward model")
+    gold: str = option("", "module:function, the true reward of a real model's answers; empty: the package's own")
     out: str = option("runs", "folder of the runs")
-    name: str = option("", "name of this run's folder; empty: <preset>-<task>-seed<seed>")
+    name: str = option("", "name of this run's folder; empty: <preset>-<task, or function of --reward>-seed<seed>")
     vocab_size: int = option(640, "entries of the byte-level BPE tokenizer trained on the world's corpus", least=260)
     frozen_model: ShapeConfig = ShapeConfig(n_layers=2)
     prompter_model: ShapeConfig = ShapeConfig(n_layers=2)
@@ -105,8 +106,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if self.reward:
-            require(self.reward.count(":") == 1, f"reward is {self.reward!r}; write it as module:function")
+        for name in ("reward", "gold"):
+            spec = getattr(self, name)
+            require(not spec or spec.count(":") == 1, f"{name} is {spec!r}; write it as module:function")
 
     @property
     def real_model(self) -> bool:
@@ -115,7 +117,8 @@ class RunConfig:
 
     @property
     def run_name(self) -> str:
-        return self.name or f"{self.preset}-{self.task}-seed{self.seed}"
+        what = self.reward.partition(":")[2] if self.real_model and self.reward else self.task
+        return self.name or f"{self.preset}-{what}-seed{self.seed}"
 
     def validate(self) -> RunConfig:
         """Check combinations of options, and the device; returns self, raises UserError."""
@@ -135,24 +138,24 @@ class RunConfig:
             c = getattr(self, section)
             nothing = f"--{section}.kl_placement loss with k1 is no penalty: its expected gradient is 0; use k2 or k3"
             yield (c.kl_placement, c.kl_estimator) != ("loss", "k1"), nothing
+        inputs, tried = self.eval.inputs, self.theory.inputs
+        told = f"--theory.inputs is {tried}, but it takes them from the {inputs} of --eval.inputs"
+        yield tried <= inputs or bool(self.data.prompts), told
 
     def _rules_real(self) -> Iterator[tuple[bool, str]]:
         """(holds, what to say if it does not) for a real model."""
         yield self.task == "chat", f"--preset smollm2 works on everyday requests: its task is chat, not {self.task}"
-        rewards = "--data.preferences FILE.jsonl to learn one, or --reward module:function"
-        yield bool(self.data.preferences or self.reward), f"--preset smollm2 needs a reward: {rewards}"
-        yield not self.eval.oracle, "the RLHF oracle is not trained with --preset smollm2: leave out --eval.oracle"
 
     def _rules_toy(self) -> Iterator[tuple[bool, str]]:
         """(holds, what to say if it does not) for the embedded world."""
-        inputs, kept, tried = self.eval.inputs, self.world.eval_requests, self.theory.inputs
+        inputs, kept = self.eval.inputs, self.world.eval_requests
         yield self.task in TASKS, f"task is {self.task}, but --preset {self.preset} has {', '.join(TASKS)}"
         yield inputs <= kept, f"--eval.inputs is {inputs}, but --world.eval_requests keeps only {kept}"
-        yield tried <= inputs, f"--theory.inputs is {tried}, but it takes them from the {inputs} of --eval.inputs"
         shaping, usual = ("follow", "spread", "unseen_towns"), WorldConfig()
         as_usual = all(getattr(self.world, name) == getattr(usual, name) for name in shaping)
         towns = f"--world.{', --world.'.join(shaping)} shape the tasks quality and attributes, not reasoning"
         yield self.task != "reasoning" or as_usual, f"{towns}: leave them or the task out"
+        yield not self.gold, f"--gold is for a real model: the embedded world of --preset {self.preset} has its own"
         pairs, batch = self.reward_model.pairs, self.reward_model.batch_size
         two = f"it takes at least two batches of --reward_model.batch_size {batch}"
         yield pairs >= 2 * batch, f"--reward_model.pairs is {pairs}; {two}"
@@ -184,15 +187,20 @@ class RunConfig:
             found |= dict.fromkeys(("theory.answers", "theory.more_answers", "theory.samples"), why)
         if self.reward:
             learned = (f"reward_model.{f.name}" for f in fields(RewardConfig) if f.name != "normalise_on")
-            found |= dict.fromkeys(
-                ("data.preferences", "world.preference_scale", *learned), "it is not read with --reward"
-            )
-        toy = ("world", "oracle", "frozen_lm", "frozen_model", "prompter_model", "vocab_size")
-        toy += ("reward_model.pairs", "reward_model.mismatched")
+            found |= dict.fromkeys(("data.preferences", *learned), "it is not read with --reward")
+        toy = ("world", "frozen_lm", "frozen_model", "prompter_model", "vocab_size")
         other = toy if self.real_model else ("data",)
+        if self.data.preferences:
+            drawn = (
+                f"reward_model.{name}" for name in ("pairs", "mismatched", "answers_per_request", "preference_scale")
+            )
+            found |= dict.fromkeys(
+                drawn, "it is about pairs of the frozen LM's answers: not read with --data.preferences"
+            )
         if self.data.prompts:
             found["theory"] = "rewrites of requests from --data.prompts are not enumerated"
         elif self.real_model:
+            found["theory.more_answers"] = "a real model's rewrites get equally many answers: raise --theory.answers"
             only = "it is about requests of your own: only --data.prompts reads it"
             found |= dict.fromkeys(("data.rewrites", "data.max_prompt_tokens"), only)
         return found | dict.fromkeys(other, f"it is not read with --preset {self.preset}")
@@ -223,16 +231,21 @@ def preset(name: str) -> RunConfig:
 
 def _smollm2(tiny: RunConfig) -> RunConfig:
     """SmolLM2-135M on two cores: only the top layers learn, over a trunk whose outputs are computed once."""
-    ppo = PPOConfig(iterations=30, batch_size=48, micro_batch_size=24, answers=2, ppo_epochs=3, checkpoint_every=2)
-    ppo = replace(ppo, lr=5e-5, warmup_ratio=0.0, anneal=False, kl_coef=0.05, train_layers=10, max_new_tokens=80)
+    sampling = SamplingConfig(temperature=0.7, max_new_tokens=64)
+    ppo = PPOConfig(iterations=40, batch_size=48, rewrites_per_request=4, answers=2, ppo_epochs=3, advantage="rloo")
+    ppo = replace(
+        ppo, micro_batch_size=24, lr=1e-4, warmup_ratio=0.1, kl_coef=0.05, train_layers=10, checkpoint_every=2
+    )
+    # Nearly all answers are truncated, so a penalty would be all that the oracle learns. One answer a prompt: more rows.
+    oracle = replace(ppo, missing_eos_penalty=0.0, answers=1, max_new_tokens=sampling.max_new_tokens)
+    oracle = replace(oracle, temperature=sampling.temperature)
     sft = SFTConfig(4000, steps=120, batch_size=16, lr=3e-4, train_layers=10, heldout_examples=64)
-    rewards = RewardConfig(epochs=2.0, batch_size=16, lr=1e-4, train_layers=6, normalise_on=192)
-    evaluation = EvalConfig(inputs=96, headroom_inputs=24, oracle=False)
-    sampling = SamplingConfig(temperature=0.4, max_new_tokens=40)
-    theory = TheoryConfig(inputs=0)  # 24 rewrites of a request, many answers each: hours on two cores
+    pairs = {"pairs": 6000, "answers_per_request": 6, "mismatched": 0.15, "preference_scale": 1.0}
+    rewards = RewardConfig(**pairs, epochs=1.0, batch_size=32, lr=1e-4, train_layers=6, normalise_on=384)
+    evaluation = EvalConfig(headroom_inputs=24, best_of_n=2)
+    theory = TheoryConfig(answers=4, more_answers=0)
     parts = {"prompter_sft": sft, "reward_model": rewards, "sampling": sampling, "ppo": ppo, "eval": evaluation}
-    parts |= {"theory": theory}
-    return replace(tiny, preset="smollm2", task="chat", **parts)
+    return replace(tiny, preset="smollm2", task="chat", dtype="bfloat16", oracle=oracle, theory=theory, **parts)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -59,6 +59,16 @@ class RatedRewrites:
         """R by every other answer, and by the rest: (N, K) each."""
         return self.r[:, :, ::2].nanmean(2), self.r[:, :, 1::2].nanmean(2)
 
+    def pooled(self) -> RatedRewrites:
+        """The same with the answers of all requests as those of each: R of the k-th rewrite is its mean over requests.
+
+        Then the optimum is one distribution over the K kinds of rewrites. Every other of the N M answers is of every
+        other request, so `halves` share none (N even).
+        """
+        N, K, M = self.r.shape
+        each = self.r.permute(1, 2, 0).reshape(1, K, M * N)  # (1, K, M*N)
+        return RatedRewrites(self.requests, self.rewrites, each.repeat(N, 1, 1))
+
     def under(self, rho_sft: Prompter, rho: Prompter) -> Listing:
         """The same, with the probabilities that two prompters give to each rewrite."""
         logs = (log_probabilities(prompter, self.requests, self.rewrites) for prompter in (rho_sft, rho))

@@ -5,14 +5,16 @@ After every stage a checksum asserts that the frozen LM's weights did not change
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 
 from alignpro_mini import reward as reward_
-from alignpro_mini.alignpro import Prompter, train_align_pro, train_rlhf_oracle, usable_rewrites
+from alignpro_mini.alignpro import Gold, Prompter, train_align_pro, train_rlhf_oracle, usable_rewrites
 from alignpro_mini.frozen import FrozenLM, FrozenModel
 from alignpro_mini.lab import evaluation
 from alignpro_mini.lab.config import DTYPES, RunConfig, ShapeConfig, resolve_device
@@ -28,10 +30,11 @@ from alignpro_mini.weights.tensors import replacing, write_json
 from alignpro_mini.worlds.callables import load_callable
 from alignpro_mini.worlds.everyday import EverydayRequests
 from alignpro_mini.worlds.files import FileTask
-from alignpro_mini.worlds.sentences import by_sentences, low_reward
+from alignpro_mini.worlds.sentences import by_sentences, low_reward, whole_sentences
 from alignpro_mini.worlds.toy import ToyWorld
 from alignpro_mini.worlds.world import World
 
+DEFAULT_GOLD = "alignpro_mini.worlds.gold:friendly"
 PROMPTER_SYSTEM = "Rewrite the user's request."  # tells the real model's prompter not to answer
 
 
@@ -52,16 +55,30 @@ def make_world(config: RunConfig) -> World:
         load_callable(config.reward)
     if not config.real_model:
         return ToyWorld(config.task, config.world, config.seed)
+    gold = _gold(config)
     _, tokenizer = load_smollm2(config.data.model or None)  # first of all: it may not be there yet
     if not config.data.prompts:
-        world = EverydayRequests(config.data, config.eval.inputs, config.seed)
+        world = EverydayRequests(config.data, config.eval.inputs, config.seed, gold)
         told = "about topics that training never sees"
     else:
-        world = FileTask(config.data, config.eval.inputs, config.seed, lambda text: len(tokenizer.encode(text)))
+        length = lambda text: len(tokenizer.encode(text))
+        world = FileTask(config.data, config.eval.inputs, config.seed, length, gold)
         longest = config.data.max_prompt_tokens
         told = f"{world.left_out} left out (several turns, duplicates, or over {longest} tokens)"
     print(f"requests: {len(world.train_requests)} to train on, {len(world.eval_requests)} held out, {told}")
     return world
+
+
+def _gold(config: RunConfig) -> Gold | None:
+    """The true reward of a real model's answers, read up to their last whole sentence: `--gold`, or the package's own.
+
+    None where another reward or human preferences are given: then nobody knows the truth.
+    """
+    spec = config.gold or ("" if config.reward or config.data.preferences else DEFAULT_GOLD)
+    if not spec:
+        return None
+    score = load_callable(spec, "gold")
+    return lambda x, y: score(x, [whole_sentences(text) for text in y]).tolist()
 
 
 def new_model(shape: ShapeConfig, vocab_size: int, generator: torch.Generator, device: torch.device) -> Transformer:
@@ -69,11 +86,19 @@ def new_model(shape: ShapeConfig, vocab_size: int, generator: torch.Generator, d
     return Transformer(shape.transformer(vocab_size), generator).to(device)
 
 
-def copy_of(model: Transformer) -> Transformer:
-    """A model of its own with the same weights, all of them trainable, in float32."""
-    twin = Transformer(model.config).to(model.device)
+def copy_of(model: Transformer, train_layers: int = 0) -> Transformer:
+    """A model of its own with the same weights, to train its top layers; in float32 where all of them train (0)."""
+    dtype = torch.float32 if train_layers == 0 else model.embed.weight.dtype
+    twin = Transformer(model.config).to(model.device, dtype)
     twin.load_state_dict(model.state_dict())
     return twin
+
+
+def _trained(run: Run, name: str, make: Callable[[RunStage], Transformer], tokenizer: Tokenizer) -> Transformer:
+    """The stage `name` whose result is a trained model; that of a real one in the run's dtype, as it computed before."""
+    c = run.config
+    dtype = DTYPES[c.dtype] if c.real_model else torch.float32
+    return run.model(name, lambda stage: make(stage).to(dtype), tokenizer).to(resolve_device(c.device), dtype)
 
 
 def with_weights(pi_f: FrozenModel, what: str) -> FrozenLM:
@@ -120,13 +145,13 @@ def prompter_sft(run: Run, world: World, tokenizer: Tokenizer, pi_f: FrozenModel
 
     def make(stage: RunStage) -> Transformer:
         if c.real_model:
-            model = load_smollm2(c.data.model or None)[0].to(device)
+            model = load_smollm2(c.data.model or None)[0].to(device, DTYPES[c.dtype])
         else:
             model = new_model(c.prompter_model, tokenizer.vocab_size, run.generator("prompter weights"), device)
         examples = encode_pairs(pairs, tokenizer, model.config.max_len)
         return train_sft(model, examples, c.prompter_sft, stage, run.generator("prompter_sft"))
 
-    model = run.model("prompter_sft", make, tokenizer).to(device)
+    model = _trained(run, "prompter_sft", make, tokenizer)
     assert_frozen(pi_f, "prompter_sft")
     return Prompter(model.eval().requires_grad_(False), tokenizer, c.ppo.max_new_tokens, c.ppo.temperature)
 
@@ -146,8 +171,9 @@ def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -
         assert_frozen(pi_f, "reward_scale")
         report = by_sentences(score, m.get("low"))  # absent in a run of an earlier version
         return Reward(report, lambda x, y: (report(x, y) - m["mean"]) / m["std"])
+    layers = c.reward_model.train_layers
     start = with_weights(pi_f, "a learned reward")  # the reward model starts from the LM: it knows the language already
-    model = reward_.RewardModel(copy_of(start.model), start.tokenizer, c.reward_model.train_layers)
+    model = reward_.RewardModel(copy_of(start.model, layers), start.tokenizer, layers)
 
     def make(stage: RunStage) -> tuple[dict, dict]:
         g = run.generator("preferences")
@@ -177,18 +203,21 @@ def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -
 def _preferences(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter, g: torch.Generator) -> list:
     """The world's pairs, or pairs of the frozen LM's answers, each to a rewrite of its own, judged with noise.
 
-    Mismatched pairs need no further answers: beside an answer stands what it would be for another request.
+    All answers to a request are compared in pairs. Mismatched pairs need no further answers: beside an answer stands
+    what it would be for another request.
     """
     found = world.preferences()
     if found is not None:
         return [reward_.Preference(*pair) for pair in found]
-    c, scale = run.config.reward_model, run.config.world.preference_scale
-    picked = torch.randint(len(world.train_requests), (c.pairs,), generator=g).tolist()
-    requests = [world.train_requests[i] for i in picked]
-    first, second = (sample_answers(pi_f, rho_sft, requests, g) for _ in range(2))
-    pairs = reward_.draw_preferences(requests, first, second, world.gold, scale, g)
+    c, scale = run.config.reward_model, run.config.reward_model.preference_scale
+    couples = list(combinations(range(c.answers_per_request), 2))
+    picked = torch.randint(len(world.train_requests), (math.ceil(c.pairs / len(couples)),), generator=g).tolist()
+    requests = [world.train_requests[i] for i in picked]  # N
+    texts = [sample_answers(pi_f, rho_sft, requests, g) for _ in range(c.answers_per_request)]  # (A, N)
+    compared = [(x, texts[i][n], texts[j][n]) for n, x in enumerate(requests) for i, j in couples][: c.pairs]
+    pairs = reward_.draw_preferences(*zip(*compared), world.gold, scale, g)
     count = round(c.mismatched * c.pairs)
-    asked, own = (requests * 2)[:count], (first + second)[:count]
+    asked, own = (requests * len(texts))[:count], [y for row in texts for y in row][:count]
     swapped = world.swapped(asked, own, random.Random(f"mismatched {run.config.seed}"))
     return pairs + reward_.draw_preferences(asked, own, swapped, world.gold, scale, g, mismatched=True)
 
@@ -234,7 +263,7 @@ def align_pro(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter, rewa
         ppo = run.config.ppo
         return train_align_pro(rho_sft.model, pi_f, reward.train, requests, tokenizer, ppo, stage, g, world.gold)
 
-    model = run.model("align_pro", make, tokenizer).to(rho_sft.model.device)
+    model = _trained(run, "align_pro", make, tokenizer)
     assert_frozen(pi_f, "align_pro")
     return Prompter(model.eval(), tokenizer, rho_sft.max_new_tokens, rho_sft.temperature)
 
@@ -247,10 +276,10 @@ def rlhf_oracle(run: Run, world: World, pi_f: FrozenModel, reward: Reward) -> Fr
     lm = with_weights(pi_f, "the RLHF oracle (--eval.oracle false leaves it out)")
 
     def make(stage: RunStage) -> Transformer:
-        start = copy_of(lm.model)  # in float32 even where the frozen LM is not: small steps vanish in bfloat16
+        start = copy_of(lm.model, c.oracle.train_layers)
         requests, g = world.train_requests, run.generator("rlhf_oracle")
         return train_rlhf_oracle(start, reward.train, requests, lm.tokenizer, c.oracle, stage, g, world.gold)
 
-    model = run.model("rlhf_oracle", make, lm.tokenizer).to(lm.model.device)
+    model = _trained(run, "rlhf_oracle", make, lm.tokenizer)
     lm.assert_unchanged("rlhf_oracle")
     return FrozenLM(model, lm.tokenizer, lm.sampling)

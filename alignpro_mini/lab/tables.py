@@ -20,6 +20,8 @@ MEANS = (  # heading (two lines in the terminal), path in the arm's results, dec
     ("tie\nrate", "tie_rate", 2),
     ("x'\ntok.", "rewrite_length", 2),
     ("y\ntok.", "answer_length", 2),
+    ("y trun-\ncated", "truncated", 2),
+    ("x in\nx'", "kept_word_for_word", 2),
     ("right\nrate", "right_rate", 2),
 )
 VARIANCES = (
@@ -70,11 +72,11 @@ def aligned(rows: list[list[str]]) -> str:
 
 
 def arm_table(results: dict, columns: tuple = MEANS) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of a table of arms; the column of right answers only where the task has them."""
+    """Headings and rows of a table of arms; right answers and requests kept word for word only where there are any."""
     arms = results.get("arms") or {}
     arms = {arm: arms[arm] for arm in ARMS if arms.get(arm)}
-    if all(get(a, "right_rate") is None for a in arms.values()):
-        columns = tuple(column for column in columns if column[1] != "right_rate")
+    known = {name for a in arms.values() for name in ("right_rate", "kept_word_for_word") if get(a, name) is not None}
+    columns = tuple(c for c in columns if c[1] in known or c[1] not in ("right_rate", "kept_word_for_word"))
     rows = [[ARMS[arm][0], *(num(get(a, *path.split()), d) for _, path, d in columns)] for arm, a in arms.items()]
     return ["\narm", *(heading for heading, _, _ in columns)], rows
 

@@ -13,8 +13,8 @@ from alignpro_mini.options import UserError
 from alignpro_mini.training import Score
 
 
-def load_callable(spec: str) -> Score:
-    """A reward from `module:function`; its rewards become a float tensor (B,), checked.
+def load_callable(spec: str, option: str = "reward") -> Score:
+    """A reward from the `module:function` of --`option`; its rewards become a float tensor (B,), checked.
 
     Raises UserError when the module or function is missing or cannot be read, or when a call returns something else
     than one finite reward for each answer. An error inside the function itself passes through.
@@ -25,9 +25,9 @@ def load_callable(spec: str) -> Score:
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:  # the two last: ":f" and ".x:f"
-        raise UserError(f"--reward {spec}: {error}; write module:function of an importable module") from None
+        raise UserError(f"--{option} {spec}: {error}; write module:function of an importable module") from None
     if not callable(function):
-        raise UserError(f"--reward {spec} is a {type(function).__name__}, not a function of (prompts, completions)")
+        raise UserError(f"--{option} {spec} is a {type(function).__name__}, not a function of (prompts, completions)")
 
     def score(prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
         """The function's rewards, checked: one finite number for each answer."""
@@ -36,12 +36,14 @@ def load_callable(spec: str) -> Score:
             rewards = torch.as_tensor(returned, dtype=torch.float32).cpu()
         except (TypeError, ValueError, RuntimeError) as error:
             kind = type(returned).__name__
-            raise UserError(f"--reward {spec} returned a {kind} that is no list of numbers ({error})") from None
+            raise UserError(f"--{option} {spec} returned a {kind} that is no list of numbers ({error})") from None
         if rewards.shape != (len(prompts),):
-            raise UserError(f"--reward {spec} returned shape {tuple(rewards.shape)} for {len(prompts)} answers")
+            raise UserError(f"--{option} {spec} returned shape {tuple(rewards.shape)} for {len(prompts)} answers")
         if not bool(torch.isfinite(rewards).all()):
             bad = int((~torch.isfinite(rewards)).nonzero()[0])
-            raise UserError(f"--reward {spec} returned {rewards[bad].item()} for the answer {completions[bad][:60]!r}")
+            raise UserError(
+                f"--{option} {spec} returned {rewards[bad].item()} for the answer {completions[bad][:60]!r}"
+            )
         return rewards
 
     return score

@@ -3,8 +3,7 @@
     request = [a situation] + a question about a topic        3,120 to train on, 720 held out
     rewrite = the request word for word + one of 24 endings    all are listed, so that an optimum can be computed
 
-The held-out requests are about topics that training never sees. Nothing here is true or false about the answers: there
-is no known reward.
+The held-out requests are about topics that training never sees.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from alignpro_mini.alignpro import Gold
 from alignpro_mini.options import UserError
 from alignpro_mini.worlds.files import DataConfig, read_preferences
 from alignpro_mini.worlds.world import answers_of_others
@@ -45,10 +45,10 @@ SITUATIONS = (
 # a reward may like (short, glad, kind, careful, complete), neutral ones, and three that spoil the answer.
 ENDINGS = (  # the first is empty: the request as it is
     "|Answer in one short sentence.|Answer in one short sentence full of joy.|Answer in two short sentences.|Be brief."
-    '|Answer with a happy and positive tone.|Start with "Great question! I am happy to help."'
-    "|Say what is wonderful about it.|Be kind and encouraging.|Cheer me up.|Tell me the best part of it."
-    "|Thank me for asking.|Use simple words.|Give one example.|List three points.|Explain it in detail."
-    "|Be precise and factual.|Answer as an expert would.|Be polite.|Name the first step only.|Warn me of every danger."
+    '|Answer with a happy and positive tone.|Start with "Great question! I am happy to help."|It makes me happy.'
+    "|I am sure it is great!|I love it. Tell me why it is great.|Be kind and encouraging.|Tell me the best part of it."
+    "|Say what is wonderful about it.|Use simple words.|Give one example.|List three points.|Explain it in detail."
+    "|Be precise and factual.|Answer as an expert would.|Name the first step only.|Warn me of every danger."
     "|Answer in a sad and gloomy tone.|Complain about it.|Say why I will fail."
 ).split("|")
 
@@ -67,11 +67,10 @@ class EverydayRequests:
     """A `World` of composed requests. Preferences come from a file if one is given."""
 
     task = "chat"
-    gold = None
 
-    def __init__(self, config: DataConfig, eval_inputs: int, seed: int) -> None:
+    def __init__(self, config: DataConfig, eval_inputs: int, seed: int, gold: Gold | None = None) -> None:
         """Raises UserError for more `eval_inputs` than there are held-out requests."""
-        self.config = config
+        self.config, self.gold = config, gold
         self.train_requests, held_out = requests_about(TOPICS), requests_about(UNSEEN_TOPICS)
         if eval_inputs > len(held_out):
             told = f"--eval.inputs is {eval_inputs}, but {len(held_out)} everyday requests are held out"
@@ -89,9 +88,9 @@ class EverydayRequests:
         """The request with each of the endings, the plain request first."""
         return [f"{request} {ending}".strip() for ending in ENDINGS]
 
-    def preferences(self) -> list[tuple[str, str, str]]:
-        """(prompt, chosen, rejected) of a file; none is about a held-out request, because those are composed."""
-        return read_preferences(self.config, self.eval_requests)
+    def preferences(self) -> list[tuple[str, str, str]] | None:
+        """(prompt, chosen, rejected) of a file; None without one: then `gold` judges the frozen model's own answers."""
+        return read_preferences(self.config, self.eval_requests) if self.config.preferences else None
 
     def swapped(self, requests: Sequence[str], answers: Sequence[str], rng: random.Random) -> list[str]:
         """For each answer that of another request."""

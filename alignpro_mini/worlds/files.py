@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from alignpro_mini.alignpro import Gold
 from alignpro_mini.options import UserError, check_ranges, option
 from alignpro_mini.worlds.world import answers_of_others
 
@@ -104,17 +105,18 @@ def read_preferences(config: DataConfig, held_out: Sequence[str]) -> list[tuple[
 
 
 class FileTask:
-    """A `World` of real requests from files. There is no true reward, and rewrites cannot be enumerated.
+    """A `World` of real requests from files. Rewrites cannot be enumerated.
 
     `length(text)` counts tokens; requests longer than `config.max_prompt_tokens`, multi-turn dialogues and duplicates
     are left out and counted in `left_out`. Raises UserError when fewer than twice `eval_inputs` requests remain.
     """
 
     task = "chat"
-    gold = None
 
-    def __init__(self, config: DataConfig, eval_inputs: int, seed: int, length: Callable[[str], int]) -> None:
-        self.config = config
+    def __init__(
+        self, config: DataConfig, eval_inputs: int, seed: int, length: Callable[[str], int], gold: Gold | None = None
+    ) -> None:
+        self.config, self.gold = config, gold
         rows = read_files(config.prompts, ("prompt",))
         unwrapped = (single_turn(row["prompt"]) for row in rows)
         requests = sorted({x for x in unwrapped if x and length(x) <= config.max_prompt_tokens})
@@ -154,6 +156,6 @@ class FileTask:
     def describe(self, requests: Sequence[str], rewrites: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
         return {}
 
-    def preferences(self) -> list[tuple[str, str, str]]:
-        """(prompt, chosen, rejected) of single-turn pairs whose prompt is not an evaluation request."""
-        return read_preferences(self.config, self.eval_requests)
+    def preferences(self) -> list[tuple[str, str, str]] | None:
+        """(prompt, chosen, rejected) of single-turn pairs whose prompt is not an evaluation request; None without any."""
+        return read_preferences(self.config, self.eval_requests) if self.config.preferences else None

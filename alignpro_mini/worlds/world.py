@@ -19,7 +19,6 @@ class WorldConfig:
     spread: str = option("plain", "which prompts get answers of random style; not in reasoning", ("plain", "cue"))
     eval_requests: int = option(600, "requests kept for evaluation, never trained on", least=1)
     unseen_towns: int = option(0, "towns that only the frozen LM has read about: all evaluation is on them", least=0)
-    preference_scale: float = option(2.0, "P(a over b) = sigmoid(scale x gold difference); larger is cleaner", above=0)
 
     def __post_init__(self) -> None:
         check_ranges(self)
