@@ -47,6 +47,9 @@ class RewardConfig:
     weight_decay: float = option(0.05, "AdamW's decoupled weight decay", least=0)
     max_grad_norm: float = option(1.0, MAX_GRAD_NORM, above=0)
     train_layers: int = option(0, TRAIN_LAYERS, least=0)
+    read: str = option(
+        "last", "state that the reward is read off: the last token's, or the row's mean", ("last", "mean")
+    )
     normalise_on: int = option(1000, "answers to SFT rewrites that set the reward's mean and scale", least=2)
     max_tokens: int = option(256, "pairs longer than this, prompt and answer, are left out and counted", least=1)
 
@@ -136,6 +139,18 @@ class RewardModel(nn.Module):
         found = moments(self.raw(prompts, completions))
         self.mean.fill_(found["mean"])
         self.std.fill_(found["std"])
+
+
+class MeanRewardModel(RewardModel):
+    """The same, read off the mean of the row's states: a truncated answer has no token that sums it up."""
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        hidden = self.lm.top(features, None, self.train_layers)  # (B, T, D)
+        mean = (hidden * mask[..., None]).float().sum(1) / mask.sum(1, keepdim=True)  # (B, D)
+        return self.head(mean.to(self.head.weight.dtype)).flatten().float()  # (B,)
+
+
+READS = {"last": RewardModel, "mean": MeanRewardModel}
 
 
 def moments(rewards: Tensor) -> dict[str, float]:

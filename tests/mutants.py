@@ -1856,6 +1856,24 @@ MUTANTS += (
     ),
     mutant(
         "reward.py",
+        "a-mean-over-padding",
+        ("(hidden * mask[..., None]).float().sum(1) / mask", "hidden.float().sum(1) / mask"),
+        "test_the_mean_of_the_rows_states_whoever_shares_the_batch[1]",
+    ),
+    mutant(
+        "experiments/summary.py",
+        "each-seeds-level-enters",
+        ("run[name] - centre * run[name].mean()", "run[name]"),
+        "test_the_ratio_is_that_of_the_mean_variances_and_no_seeds_level_enters",
+    ),
+    mutant(
+        "experiments/summary.py",
+        "a-share-of-no-gain",
+        ("if np.quantile(resampled[1], 0.025) > 0:", "if True:"),
+        "test_a_share_of_an_oracle_that_gains_nothing_is_none",
+    ),
+    mutant(
+        "reward.py",
         "loaded-weights-are-rounded",
         ("        training.trainable(lm, train_layers)  # their dtype, also where finished weights are loaded\n", ""),
         "test_precision.py::test_a_reward_model_rates_the_same_after_it_is_loaded",

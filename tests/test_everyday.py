@@ -87,8 +87,8 @@ LEARNED = {
 }  # fmt: skip
 
 
-def command(folder: Path, what: list[str], options: dict) -> str:
-    """What a command on a tiny model prints; the model stands in the place of the published one."""
+def command(folder: Path, what: list[str], options: dict, fails: bool = False) -> str:
+    """What a command on a tiny model prints, or its error; the model stands in the place of the published one."""
     g = torch.Generator().manual_seed(0)
     tokenizer = Tokenizer.train(everyday().train_requests[:300] + list(ENDINGS), vocab_size=400)
     shape = TransformerConfig(tokenizer.vocab_size, d_model=32, n_layers=2, n_heads=2, max_len=128)
@@ -100,8 +100,8 @@ def command(folder: Path, what: list[str], options: dict) -> str:
     done = subprocess.run(
         [sys.executable, *what, *arguments], cwd=folder, env=environment, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    assert (done.returncode != 0) == fails, done.stderr[-3000:]
+    return done.stderr.strip() if fails else done.stdout
 
 
 def test_the_presets_command_runs_from_end_to_end_without_a_file_of_requests(tmp_path):
@@ -138,6 +138,29 @@ def test_a_reward_learned_from_the_models_own_answers_is_listed_first_and_traine
     assert results["judge"] == "gold" and results["gold_variance_ratio_ci95"] is not None
     assert {"truncated", "gold_mean", "kept_word_for_word"} <= results["arms"]["rlhf_oracle"].keys()
     assert "trun-" in told and "x in" in told
+    # What comes after the run: the prediction (here too late) beside the measurement, and other temperatures.
+    summary = ["-m", "alignpro_mini.experiments.summary", "--as", "mine", "--to", "real"]
+    refused = command(tmp_path, summary, OPTIONS | LEARNED, fails=True)
+    assert (
+        refused
+        == "alignpro_mini.experiments.summary: error: real/prediction.json: no such file: give --predict before the runs"
+    )
+    command(tmp_path, [*summary, "--predict"], OPTIONS | LEARNED)
+    told = command(tmp_path, summary, OPTIONS | LEARNED)
+    found = json.loads((tmp_path / "real" / "summary.json").read_text())["mine"]
+    assert json.loads((tmp_path / "real" / "mine-seed0.json").read_text()) == results
+    assert found["variance_ratio"] == pytest.approx(results["variance_ratio"])
+    assert found["mean_gain"] == pytest.approx(results["arms"]["align_pro"]["difference"]["mean"])
+    assert found["prediction"]["kl_coef"] == 0.05 and "variance_ratio_pi95" in found["prediction"]
+    assert f"variance ratio {found['variance_ratio']:.3f}"[:19] in told
+    other = ["-m", "alignpro_mini.experiments.temperature", "--temperatures", "0.5,0.7", "--requests", "3"]
+    told = command(tmp_path, other, OPTIONS | LEARNED)
+    assert "0.7 (trained)" in told and (place / "temperature.png").stat().st_size > 1000
+    points = json.loads((place / "temperature.json").read_text())["temperatures"]
+    assert [p["temperature"] for p in points] == [0.5, 0.7]
+    assert points[0]["arms"]["align_pro"]["mean"] != points[1]["arms"]["align_pro"]["mean"]
+    assert "[align_pro] already done" in told and "[arms] done" in told
+    assert "[arms] already done" in command(tmp_path, other, OPTIONS | LEARNED)
 
 
 def test_a_model_that_is_not_fetched_is_told_before_the_runs_folder_is_made(tmp_path):

@@ -13,6 +13,7 @@ from alignpro_mini.frozen import Answer, checksum
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.run import Run, RunStage
 from alignpro_mini.reward import (
+    MeanRewardModel,
     Preference,
     RewardConfig,
     RewardModel,
@@ -74,6 +75,22 @@ def test_a_truncated_answer_is_read_at_its_last_token_without_an_eos():
     assert truncated == pytest.approx(want.item(), abs=1e-4) and abs(truncated - ended) > 0.01
     cut, whole = (Answer("hh", truncated=end, tokens=[11, 11]) for end in (True, False))
     assert isinstance(cut.text, Truncated) and cut.text == "hh" and type(whole.text) is str
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("train_layers", [0, 1])
+def test_the_mean_of_the_rows_states_whoever_shares_the_batch(train_layers):
+    model = MeanRewardModel(random_lm(), Letters(), train_layers)
+    torch.nn.init.normal_(model.head.weight, generator=rng(8))
+    answers = [Truncated(ANSWERS[0]), *ANSWERS[1:]]
+    rows = [
+        [1, *Letters().encode(x), 2, *Letters().encode(y), *[3][isinstance(y, Truncated) :]]
+        for x, y in zip(PROMPTS, answers)
+    ]
+    want = torch.stack([model.lm.hidden(torch.tensor([row]))[0].mean(0) @ model.head.weight[0] for row in rows])
+    assert want.std() > 0.05
+    for batch in (1, 64):
+        torch.testing.assert_close(model.raw(PROMPTS, answers, batch), want, rtol=1e-4, atol=1e-4)
 
 
 def test_rewards_are_float32():

@@ -150,14 +150,14 @@ def best_of_n(listing: Listing, seed: int, draws: int = 4000) -> list[dict[str, 
     return found
 
 
-def lambdas(text: str) -> list[float]:
-    """'0.1,0.2' -> [0.1, 0.2]. Raises UserError for anything but numbers above 0."""
+def lambdas(text: str, option: str = "lambdas") -> list[float]:
+    """'0.1,0.2' -> [0.1, 0.2]. Raises UserError, naming the option, for anything but numbers above 0."""
     try:
         found = list({f"{float(lam):g}": float(lam) for lam in text.split(",")}.values())  # a folder each, named by %g
     except ValueError:
         found = [math.nan]
     good = all(0 < lam < math.inf for lam in found)
-    require(good, f"--lambdas: {text!r} is not a list of numbers above 0, such as 0.05,0.1,0.2")
+    require(good, f"--{option}: {text!r} is not a list of numbers above 0, such as 0.05,0.1,0.2")
     return found
 
 

@@ -17,7 +17,8 @@ Some *training* requests (--theory.inputs), each with every listed ending, are a
 
     seeds      with --seed 0-2 the requests of all seeds, each with its own learned reward, are described together
 
-    <out>/<run>/listing.json, listing.png       <out>/listing-<preset>-<task>-seed<k>/answers.jsonl
+    <out>/<run>/listing.json, listing.png (of several seeds: <out>/<run without seed>-listing/)
+    <out>/listing-<preset>-<task>-seed<k>/answers.jsonl
 """
 
 from __future__ import annotations
@@ -119,6 +120,7 @@ def describe(
         for key in ("gain", "ratio"):
             values = [other[key] for other in again]
             point[f"{key}_ci95"] = None if None in values else interval(np.array(values))
+        point["ratio_pi95"] = None
         if point["ratio_ci95"]:
             noise = np.array([measured_again(z, optimum(z, lam), later, draw) for _ in range(RESAMPLES)])
             point["ratio_pi95"] = interval(np.array([other["ratio"] for other in again]) * noise / noise.mean())
@@ -208,11 +210,19 @@ def pooled(listings: Sequence[dict[str, tuple]]) -> dict[str, tuple]:
     return found
 
 
+def pooled_folder(configs: Sequence[RunConfig]) -> Path:
+    """Where the listing of these seeds is told: in the run's folder, of several seeds in one beside their runs."""
+    first = Path(configs[0].out) / configs[0].run_name
+    return first if len(configs) == 1 else first.with_name(f"{first.name.rpartition('-')[0]}-listing")
+
+
 def tell(configs: Sequence[RunConfig], listed: dict[str, tuple]) -> dict:
-    """Table, figure and listing.json: in the run's folder, of several seeds in that of all runs."""
-    c, place = configs[0], Path(configs[0].out) / (configs[0].run_name if len(configs) == 1 else "")
+    """Table, figure and listing.json in `pooled_folder`."""
+    c, place = configs[0], pooled_folder(configs)
+    place.mkdir(parents=True, exist_ok=True)
+    lams = sorted({*LAMBDAS, *({c.ppo.kl_coef} - {0})}, reverse=True)
     later = replace(c.eval, inputs=len(configs) * c.eval.inputs)
-    found = {name: describe(*each, later=later) for name, each in listed.items()}
+    found = {name: describe(*each, lams=lams, later=later) for name, each in listed.items()}
     results = {"preset": c.preset, "task": c.task, "seeds": [config.seed for config in configs], "rewards": found}
     results |= {"requests": len(configs) * c.theory.inputs, "answers": c.theory.answers}
     results |= {"temperature": c.sampling.temperature, "evaluated_later": later.inputs}

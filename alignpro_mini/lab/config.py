@@ -239,9 +239,9 @@ def _smollm2(tiny: RunConfig) -> RunConfig:
     # Nearly all answers are truncated, so a penalty would be all that the oracle learns. One answer a prompt: more rows.
     oracle = replace(ppo, missing_eos_penalty=0.0, answers=1, max_new_tokens=sampling.max_new_tokens)
     oracle = replace(oracle, temperature=sampling.temperature)
-    sft = SFTConfig(4000, steps=120, batch_size=16, lr=3e-4, train_layers=10, heldout_examples=64)
+    sft = SFTConfig(4000, steps=200, batch_size=16, lr=3e-4, train_layers=10, heldout_examples=64)
     pairs = {"pairs": 6000, "answers_per_request": 6, "mismatched": 0.15, "preference_scale": 1.0}
-    rewards = RewardConfig(**pairs, epochs=1.0, batch_size=32, lr=1e-4, train_layers=6, normalise_on=384)
+    rewards = RewardConfig(**pairs, epochs=1.0, batch_size=32, lr=3e-4, train_layers=6, read="mean", normalise_on=384)
     evaluation = EvalConfig(headroom_inputs=24, best_of_n=2)
     theory = TheoryConfig(answers=4, more_answers=0)
     parts = {"prompter_sft": sft, "reward_model": rewards, "sampling": sampling, "ppo": ppo, "eval": evaluation}

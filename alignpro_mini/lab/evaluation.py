@@ -162,8 +162,8 @@ def summarise(arms: dict[str, Arm], config: EvalConfig) -> dict:
     table = {name: _measured(name, arm, base, count) for name, arm in arms.items()}
     pro, oracle = arms["align_pro"], arms.get("rlhf_oracle")
     found = {"arms": table, "judge": "gold" if base.gold is not None else "reward"}
-    found |= _ratio("variance_ratio", pro.reward, base.reward, count)
-    found |= _ratio("gold_variance_ratio", pro.gold, base.gold, count)
+    found |= ratio_of_variances("variance_ratio", pro.reward, base.reward, count)
+    found |= ratio_of_variances("gold_variance_ratio", pro.gold, base.gold, count)
     found |= dict.fromkeys(("gap_closed", "gap_closed_ci95", "difference_to_oracle"))
     if oracle is not None:
         found["difference_to_oracle"] = paired(pro, oracle, count)
@@ -200,7 +200,7 @@ def _measured(name: str, arm: Arm, base: Arm, count: int) -> dict:
     return found | arm.extra
 
 
-def _ratio(name: str, ours: np.ndarray | None, base: np.ndarray | None, count: int) -> dict:
+def ratio_of_variances(name: str, ours: np.ndarray | None, base: np.ndarray | None, count: int) -> dict:
     """The ratio of two arms' variances over the same requests, and its interval."""
     if base is None or not base.var() > 0:
         return {name: None, f"{name}_ci95": None}

@@ -173,7 +173,7 @@ def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -
         return Reward(report, lambda x, y: (report(x, y) - m["mean"]) / m["std"])
     layers = c.reward_model.train_layers
     start = with_weights(pi_f, "a learned reward")  # the reward model starts from the LM: it knows the language already
-    model = reward_.RewardModel(copy_of(start.model, layers), start.tokenizer, layers)
+    model = reward_.READS[c.reward_model.read](copy_of(start.model, layers), start.tokenizer, layers)
 
     def make(stage: RunStage) -> tuple[dict, dict]:
         g = run.generator("preferences")

@@ -1,0 +1,132 @@
+"""A real model's runs of several seeds: what the listing predicted before any PPO, and what came out.
+
+    python -m alignpro_mini.experiments.summary --preset smollm2 --seed 0-2 --predict     # after experiments.listing
+    python -m alignpro_mini.experiments.summary --preset smollm2 --seed 0-2               # after the runs of train.py
+
+    --as NAME     the reward's name in the files (learned, or the function's name of --reward)
+    --to FOLDER   prediction.json: {NAME: ...}; summary.json: {NAME: ...}; NAME-seed0.json ...: each run's results
+
+Give the options of the runs: they name the folders. All requests of all seeds count together, each seed's rewards less
+their mean: the ratio is that of the mean variances. Intervals resample requests (95 %), paired between arms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from alignpro_mini.experiments.listing import pooled_folder
+from alignpro_mini.lab.cli import one_line_errors, parse_command_line
+from alignpro_mini.lab.config import RunConfig
+from alignpro_mini.lab.evaluation import ratio_of_variances
+from alignpro_mini.lab.statistics import bootstrap_interval, interval, resampled_moments
+from alignpro_mini.lab.tables import num
+from alignpro_mini.options import UserError
+from alignpro_mini.weights.tensors import load_state, write_json
+
+PROG = "alignpro_mini.experiments.summary"
+
+
+def read(path: Path, mend: str) -> dict:
+    """A JSON file. Raises UserError with the mend where it is missing."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file: {mend}")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def prediction(configs: Sequence[RunConfig], reward: str) -> dict:
+    """What the listing says of these runs' KL coefficient: gain (in the reward's standard deviations) and ratio."""
+    place = pooled_folder(configs)
+    listed = read(place / "listing.json", f"run experiments.listing with the same options, into {place}")
+    found = listed["rewards"].get(reward)
+    if found is None:
+        raise UserError(f"{place / 'listing.json'} rated {', '.join(listed['rewards'])}, not {reward}")
+    lam = configs[0].ppo.kl_coef
+    (point,) = [p for p in found["curve"] if p["lam"] == lam]
+    names = {"gain": "gain_sd", "gain_ci95": "gain_sd_ci95", "ratio": "variance_ratio", "ratio_ci95": "listing_ci95"}
+    told = {new: point[old] for old, new in names.items()} | {"variance_ratio_pi95": point["ratio_pi95"]}
+    return told | {"kl_coef": lam, "requests": listed["requests"], "evaluated_later": listed["evaluated_later"]}
+
+
+def arms(config: RunConfig) -> dict[str, np.ndarray]:
+    """The rewards (N, K, M) of a finished run's arms."""
+    found = {}
+    for stage in ("evaluation_plain", "evaluation"):
+        path = Path(config.out) / config.run_name / "checkpoints" / f"{stage}.safetensors"
+        if not path.exists():
+            raise UserError(f"{path}: no such file: train this seed first (train.py with the same options)")
+        tensors, _ = load_state(path)
+        found |= {key.removesuffix(".reward"): t.numpy() for key, t in tensors.items() if key.endswith(".reward")}
+    return found
+
+
+def measured(runs: Sequence[dict[str, np.ndarray]], count: int) -> dict:
+    """Gain, variance ratio and share of the gap to the oracle over the requests of all runs (`arms` of each)."""
+    joint = lambda name, centre: np.concatenate([run[name] - centre * run[name].mean() for run in runs])
+    by_request = {name: joint(name, 0).mean((1, 2)) for name in runs[0] if name != "closed_form"}
+    gain = by_request["align_pro"] - by_request["no_finetuning"]
+    found = ratio_of_variances("variance_ratio", joint("align_pro", 1), joint("no_finetuning", 1), count)
+    found |= {"mean_gain": gain.mean(), "mean_gain_ci95": bootstrap_interval(gain, count)}
+    found |= dict.fromkeys(("gap_closed", "gap_closed_ci95"))
+    if "rlhf_oracle" in by_request:
+        best = by_request["rlhf_oracle"] - by_request["no_finetuning"]
+        resampled = [resampled_moments(d[:, None, None], count)[0] for d in (gain, best)]
+        if np.quantile(resampled[1], 0.025) > 0:  # a share of a gain that was not shown is none
+            found |= {"gap_closed": gain.mean() / best.mean(), "gap_closed_ci95": interval(resampled[0] / resampled[1])}
+    return {key: value if value is None or isinstance(value, list) else float(value) for key, value in found.items()}
+
+
+def merge(path: Path, name: str, entry: dict) -> None:
+    """Set one entry of a JSON file, and keep the others."""
+    whole = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    write_json(path, whole | {name: entry})
+    print(f"{path}: {name}")
+
+
+def summarise(configs: Sequence[RunConfig], name: str, to: Path) -> dict:
+    """summary.json's entry of these runs, and each run's results beside it."""
+    predicted = read(to / "prediction.json", "give --predict before the runs").get(name)
+    found = measured([arms(config) for config in configs], configs[0].eval.bootstrap)
+    shares = []
+    for config in configs:
+        results = read(Path(config.out) / config.run_name / "results.json", "train this seed first")
+        shares.append(results["theory"] and results["theory"]["attainable_gain_share"])
+        write_json(to / f"{name}-seed{config.seed}.json", results)
+    known = [share for share in shares if share is not None]
+    found["attainable_gain_share"] = float(np.mean(known)) if known else None
+    found["prediction"] = predicted
+    merge(to / "summary.json", name, found)
+    said = (predicted or {}).get("variance_ratio_pi95")
+    inside = "" if said is None else f", predicted {num(said)}"
+    print(f"mean gain {num(found['mean_gain'])} {num(found['mean_gain_ci95'])}")
+    print(f"variance ratio {num(found['variance_ratio'])} {num(found['variance_ratio_ci95'])}{inside}")
+    print(f"gap closed {num(found['gap_closed'])} {num(found['gap_closed_ci95'])}")
+    print(f"share of the attainable gain, mean over seeds: {num(found['attainable_gain_share'])}")
+    return found
+
+
+def main() -> None:
+    """The command at the top of this module."""
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--predict", action="store_true", help="write the prediction, before the runs")
+        parser.add_argument("--as", dest="called", default="", help="the reward's name in the files")
+        parser.add_argument("--to", default="real", help="folder of the files (default: %(default)s)")
+
+    configs, how = parse_command_line(prog=PROG, add=add)
+    with one_line_errors(PROG):
+        reward = configs[0].reward or "learned"
+        name, to = how.called or reward.rpartition(":")[2], Path(how.to)
+        to.mkdir(parents=True, exist_ok=True)
+        if how.predict:
+            merge(to / "prediction.json", name, prediction(configs, reward))
+        else:
+            summarise(configs, name, to)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Does the result hold at other temperatures of the frozen model? A finished run, evaluated again at some of them.
+
+    python -m alignpro_mini.experiments.temperature --preset smollm2 --temperatures 0.4,0.7,1 --requests 256
+
+Give the options of the run: its folder is found by them, and its stages are loaded. The prompter was trained at one
+temperature; nothing is trained here. At each temperature the arms without fine-tuning, with the SFT prompter and with
+the trained one answer the same held-out requests anew. Intervals resample requests (95 %).
+
+    <run>/temperature-0.4/ ...      the arms, finished ones are loaded again
+    <run>/temperature.json, .png
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from alignpro_mini.alignpro import Prompter
+from alignpro_mini.experiments.frontier import lambdas
+from alignpro_mini.frozen import FrozenLM
+from alignpro_mini.lab import evaluation, pipeline
+from alignpro_mini.lab.cli import one_line_errors, parse_command_line
+from alignpro_mini.lab.config import RunConfig
+from alignpro_mini.lab.evaluation import Arm, Evaluator
+from alignpro_mini.lab.plots import new_figure
+from alignpro_mini.lab.run import Run, RunStage
+from alignpro_mini.lab.tables import aligned, num
+from alignpro_mini.options import require
+from alignpro_mini.weights.tensors import write_json
+from alignpro_mini.worlds.world import World
+
+PROG = "alignpro_mini.experiments.temperature"
+
+
+def at(run: Run, world: World, pi_f: FrozenLM, rho_sft: Prompter, rho: Prompter, reward: pipeline.Reward) -> dict:
+    """The figures at the temperature of run.config.sampling: each arm alone, gain and variance ratio."""
+    config = run.config.eval
+
+    def make(stage: RunStage) -> tuple[dict, dict]:
+        requests = world.eval_requests[: config.inputs]
+        evaluator = Evaluator(requests, pi_f, reward.report, None, config, run.generator("temperature"))
+        prompters = {"untrained_prompter": rho_sft, "align_pro": rho}
+        arms = {"no_finetuning": evaluator.plain()}
+        arms |= {name: evaluator.prompter(p, rho_sft) for name, p in prompters.items()}
+        parts = {f"{name}.{part}": getattr(arm, part) for name, arm in arms.items() for part in ("reward", "kl")}
+        return {key: torch.from_numpy(value.copy()) for key, value in parts.items()}, {
+            n: a.extra for n, a in arms.items()
+        }
+
+    tensors, extras = run.tensors("arms", make)
+    n = {key: value.numpy() for key, value in tensors.items()}
+    arms = {name: Arm(n[f"{name}.reward"], None, n[f"{name}.kl"], extra) for name, extra in extras.items()}
+    return {"temperature": run.config.sampling.temperature} | evaluation.summarise(arms, config)
+
+
+def run_temperatures(config: RunConfig, temperatures: Sequence[float], requests: int) -> dict:
+    """All temperatures of one run; returns what is written to temperature.json."""
+    world, run = pipeline.make_world(config), Run(config, resume=True)
+    require(
+        "align_pro" in run.stages, f"{run.path} holds no trained prompter: run train.py with the same options first"
+    )
+    tokenizer, pi_f = pipeline.frozen_lm(run, world)
+    rho_sft = pipeline.prompter_sft(run, world, tokenizer, pi_f)
+    reward = pipeline.reward_model(run, world, pi_f, rho_sft)
+    rho = pipeline.align_pro(run, world, pi_f, rho_sft, reward)
+    found = []
+    for T in temperatures:
+        sampling, few = replace(config.sampling, temperature=T), replace(config.eval, inputs=requests)
+        place = replace(config, out=str(run.path), name=f"temperature-{T:g}", sampling=sampling, eval=few)
+        warm = FrozenLM(pi_f.model, pi_f.tokenizer, sampling)
+        found.append(at(Run(place, resume=True), world, warm, rho_sft, rho, reward))
+    results = {"trained_at": config.sampling.temperature, "requests": requests, "temperatures": found}
+    write_json(run.path / "temperature.json", results)
+    figure(results, run.path / "temperature.png")
+    return results
+
+
+def table(results: dict) -> str:
+    """A row a temperature."""
+    rows = [["temperature", "no fine-tuning", "Align-Pro", "gain", "95% CI", "variance ratio", "95% CI"]]
+    for point in results["temperatures"]:
+        gain = point["arms"]["align_pro"]["difference"]
+        means = [num(point["arms"][arm]["mean"]) for arm in ("no_finetuning", "align_pro")]
+        trained = " (trained)" if point["temperature"] == results["trained_at"] else ""
+        ratio = [num(point["variance_ratio"], 2), num(point["variance_ratio_ci95"], 2)]
+        rows.append([f"{point['temperature']:g}{trained}", *means, num(gain["mean"]), num(gain["ci95"]), *ratio])
+    return aligned(rows)
+
+
+def figure(results: dict, path: Path) -> None:
+    """Variance ratio and gain against temperature, with their intervals."""
+    fig, axes = new_figure(path, 1, 2, (8, 3.4))
+    points = results["temperatures"]
+    ratio = [(p["temperature"], p["variance_ratio"], p["variance_ratio_ci95"]) for p in points]
+    gains = [(p["temperature"], p["arms"]["align_pro"]["difference"]) for p in points]
+    gain = [(T, d["mean"], d["ci95"]) for T, d in gains]
+    labels = ("variance, Align-Pro / no fine-tuning", "mean reward, Align-Pro - no fine-tuning")
+    for ax, rows, label, level in zip(axes.flat, (ratio, gain), labels, (1, 0)):
+        for T, value, ci95 in rows:
+            if value is not None:
+                ax.errorbar(T, value, [[value - ci95[0]], [ci95[1] - value]], fmt="o", capsize=3, color="#0072b2")
+        ax.axhline(level, color="#999999", linestyle="--")
+        ax.set(xlabel="temperature of the frozen model", ylabel=label)
+    fig.savefig(path)
+
+
+def main() -> None:
+    """The command at the top of this module."""
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--temperatures", default="0.4,0.7,1", help="temperatures (default: %(default)s)")
+        parser.add_argument("--requests", type=int, default=256, help="held-out requests (default: %(default)s)")
+
+    configs, how = parse_command_line(prog=PROG, add=add)
+    with one_line_errors(PROG):
+        require(len(configs) == 1, "one run at a time: give one task and one seed")
+        most = configs[0].eval.inputs
+        require(
+            2 <= how.requests <= most, f"--requests is {how.requests}; it takes 2 to {most}, those of --eval.inputs"
+        )
+        temperatures = lambdas(how.temperatures, "temperatures")  # above 0: a greedy answer has no variance
+        print(table(run_temperatures(configs[0], temperatures, how.requests)))
+
+
+if __name__ == "__main__":
+    main()
