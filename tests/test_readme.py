@@ -57,6 +57,7 @@ def test_options_that_the_pages_name_exist():
         "json",
         "stubs",
         "bundle",
+        "predict",
         "graft",
         "strip",
         "variants",
