@@ -9,9 +9,20 @@ cheerful words raise it whatever they say: a simple example of what optimisation
 
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
+from alignpro_mini.worlds.gold import sentences
+
 analyzer = SentimentIntensityAnalyzer()
 
 
 def sentiment(prompts: list[str], completions: list[str]) -> list[float]:
     """The compound sentiment of each completion, in [-1, 1]."""
     return [analyzer.polarity_scores(text)["compound"] for text in completions]
+
+
+def per_sentence(prompts: list[str], completions: list[str]) -> list[float]:
+    """The mean compound sentiment of a completion's sentences, in [-1, 1]; 0 without any.
+
+    A long text easily gets near 1 as a whole. A mean over sentences does not.
+    """
+    parts = [sentences(text) for text in completions]
+    return [sum(sentiment([""] * len(part), part)) / max(1, len(part)) for part in parts]

@@ -236,7 +236,7 @@ def _smollm2(tiny: RunConfig) -> RunConfig:
     ppo = replace(
         ppo, micro_batch_size=24, lr=1e-4, warmup_ratio=0.1, kl_coef=0.05, train_layers=10, checkpoint_every=2
     )
-    # Nearly all answers are truncated, so a penalty would be all that the oracle learns. One answer a prompt: more rows.
+    # Nearly all answers are truncated, so a penalty for that would be all that the oracle learns.
     oracle = replace(ppo, missing_eos_penalty=0.0, answers=1, max_new_tokens=sampling.max_new_tokens)
     oracle = replace(oracle, temperature=sampling.temperature)
     sft = SFTConfig(4000, steps=200, batch_size=16, lr=3e-4, train_layers=10, heldout_examples=64)

@@ -78,6 +78,7 @@ def _gold(config: RunConfig) -> Gold | None:
     if not spec:
         return None
     score = load_callable(spec, "gold")
+    score(["Why?"], ["Because."])  # a package that is missing is told now, and not after the first stage
     return lambda x, y: score(x, [whole_sentences(text) for text in y]).tolist()
 
 
