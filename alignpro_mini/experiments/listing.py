@@ -169,7 +169,7 @@ def figure(rewards: dict[str, dict], path: Path) -> None:
             x = [1 / p["lam"] for p in found["smooth"]]
             ax.plot(x, [p[part] for p in found["smooth"]], color=colour, label=part.replace("_", " "))
         ax.axhline(found["plain"]["total"], color="#999999", linestyle="--", label="plain request, total")
-        ax.set(title=name, xscale="log", xlabel="1 / λ", ylabel="variance, units of the reward's own")
+        ax.set(title=name, xscale="log", xlabel="1 / λ", ylabel="variance (of all answers: 1)")
     fig.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     fig.savefig(path)
 
