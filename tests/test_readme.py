@@ -58,6 +58,8 @@ def test_options_that_the_pages_name_exist():
         "stubs",
         "bundle",
         "predict",
+        "also",
+        "temperatures",
         "graft",
         "strip",
         "variants",
