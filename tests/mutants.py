@@ -1900,8 +1900,8 @@ MUTANTS += (
         "lab/assess.py",
         "rated-against-the-rewrite",
         (
-            'reward([row["x"] for row in rows for _ in row["y"]]',
-            'reward([row["rewrites"][0] + "!" for row in rows for _ in row["y"]]',
+            'return [row["x"] for row in rows for _ in row["y"]]',
+            'return [row["rewrites"][0] + "!" for row in rows for _ in row["y"]]',
         ),
         "test_listing.py::test_answers_are_rated_against_the_request_and_keep_their_missing_end",
     ),

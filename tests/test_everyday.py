@@ -158,7 +158,11 @@ def test_a_reward_learned_from_the_models_own_answers_is_listed_first_and_traine
     assert "0.7 (trained)" in told and (place / "temperature.png").stat().st_size > 1000
     points = json.loads((place / "temperature.json").read_text())["temperatures"]
     assert [p["temperature"] for p in points] == [0.5, 0.7]
-    assert points[0]["arms"]["align_pro"]["mean"] != points[1]["arms"]["align_pro"]["mean"]
+    texts = [
+        [json.loads(line)["y"] for line in (place / f"temperature-{T}" / "samples.jsonl").read_text().splitlines()]
+        for T in (0.5, 0.7)
+    ]
+    assert len(texts[0]) == len(texts[1]) == 9 and texts[0] != texts[1]  # 3 requests, 3 arms, the same random numbers
     assert "[align_pro] already done" in told and "[arms] done" in told
     assert "[arms] already done" in command(tmp_path, other, OPTIONS | LEARNED)
 

@@ -34,7 +34,6 @@ from torch import Tensor
 
 from alignpro_mini import theory
 from alignpro_mini.experiments.variance import PARTS, moments
-from alignpro_mini.frozen import Answer
 from alignpro_mini.lab import assess, pipeline
 from alignpro_mini.lab.cli import one_line_errors, parse_command_line
 from alignpro_mini.lab.config import EvalConfig, RunConfig
@@ -184,13 +183,14 @@ def run_listing(config: RunConfig, resume: bool, also: Sequence[str]) -> dict[st
     tokenizer, pi_f = pipeline.frozen_lm(run, world)
     if config.reward:
         given = {config.reward: load_callable(config.reward)} | given
-        rows = assess.listed_answers(config, world, pi_f)
     else:
         rho_sft = pipeline.prompter_sft(run, world, tokenizer, pi_f)
         reward = pipeline.reward_model(run, world, pi_f, rho_sft)
-        rows = assess.listed_answers(config, world, pi_f)
-        shared = assess.listed_rewards(run, world, pi_f, reward) if config.real_model else None  # `train.py` reads them
-        found["learned"] = assess.rated(rows, reward.train) if shared is None else shared
+    rows = assess.listed_answers(config, world, pi_f)
+    if config.real_model and not config.reward:
+        found["learned"] = assess.listed_rewards(run, world, pi_f, reward)  # kept: `train.py` needs them too
+    elif not config.reward:
+        found["learned"] = assess.rated(rows, reward.train)
     for name, score in given.items():
         found[name] = assess.rated(rows, _by_sentences(score, rows) if config.real_model else score)
     if world.gold is not None:
@@ -235,8 +235,7 @@ def tell(configs: Sequence[RunConfig], listed: dict[str, tuple]) -> dict:
 
 def _by_sentences(reward: Score, rows: Sequence[dict]) -> Score:
     """The reward of truncated answers as `worlds.sentences` does it, by these answers."""
-    texts = [Answer(y, cut).text for row in rows for y, cut in zip(row["y"], row["truncated"])]
-    return by_sentences(reward, low_reward(reward, [row["x"] for row in rows for _ in row["y"]], texts))
+    return by_sentences(reward, low_reward(reward, *assess.asked_and_answered(rows)))
 
 
 def main() -> None:

@@ -17,62 +17,41 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from alignpro_mini.alignpro import Prompter
 from alignpro_mini.experiments.frontier import lambdas
 from alignpro_mini.frozen import FrozenLM
-from alignpro_mini.lab import evaluation, pipeline
+from alignpro_mini.lab import assess, evaluation, pipeline
 from alignpro_mini.lab.cli import one_line_errors, parse_command_line
 from alignpro_mini.lab.config import RunConfig
-from alignpro_mini.lab.evaluation import Arm, Evaluator
 from alignpro_mini.lab.plots import new_figure
-from alignpro_mini.lab.run import Run, RunStage
+from alignpro_mini.lab.run import Run
 from alignpro_mini.lab.tables import aligned, num
 from alignpro_mini.options import require
 from alignpro_mini.weights.tensors import write_json
-from alignpro_mini.worlds.world import World
 
 PROG = "alignpro_mini.experiments.temperature"
-
-
-def at(run: Run, world: World, pi_f: FrozenLM, rho_sft: Prompter, rho: Prompter, reward: pipeline.Reward) -> dict:
-    """The figures at the temperature of run.config.sampling: each arm alone, gain and variance ratio."""
-    config = run.config.eval
-
-    def make(stage: RunStage) -> tuple[dict, dict]:
-        requests = world.eval_requests[: config.inputs]
-        evaluator = Evaluator(requests, pi_f, reward.report, None, config, run.generator("temperature"))
-        prompters = {"untrained_prompter": rho_sft, "align_pro": rho}
-        arms = {"no_finetuning": evaluator.plain()}
-        arms |= {name: evaluator.prompter(p, rho_sft) for name, p in prompters.items()}
-        parts = {f"{name}.{part}": getattr(arm, part) for name, arm in arms.items() for part in ("reward", "kl")}
-        return {key: torch.from_numpy(value.copy()) for key, value in parts.items()}, {
-            n: a.extra for n, a in arms.items()
-        }
-
-    tensors, extras = run.tensors("arms", make)
-    n = {key: value.numpy() for key, value in tensors.items()}
-    arms = {name: Arm(n[f"{name}.reward"], None, n[f"{name}.kl"], extra) for name, extra in extras.items()}
-    return {"temperature": run.config.sampling.temperature} | evaluation.summarise(arms, config)
 
 
 def run_temperatures(config: RunConfig, temperatures: Sequence[float], requests: int) -> dict:
     """All temperatures of one run; returns what is written to temperature.json."""
     world, run = pipeline.make_world(config), Run(config, resume=True)
-    require(
-        "align_pro" in run.stages, f"{run.path} holds no trained prompter: run train.py with the same options first"
-    )
+    mend = "run train.py with the same options first"
+    require("align_pro" in run.stages, f"{run.path} holds no trained prompter: {mend}")
     tokenizer, pi_f = pipeline.frozen_lm(run, world)
     rho_sft = pipeline.prompter_sft(run, world, tokenizer, pi_f)
     reward = pipeline.reward_model(run, world, pi_f, rho_sft)
     rho = pipeline.align_pro(run, world, pi_f, rho_sft, reward)
-    found = []
+    makers: dict[str, assess.MakeArm] = {
+        "no_finetuning": lambda e: e.plain(),
+        "untrained_prompter": lambda e: e.prompter(rho_sft, rho_sft),
+        "align_pro": lambda e: e.prompter(rho, rho_sft),
+    }
+    found, few = [], replace(config.eval, inputs=requests)
     for T in temperatures:
-        sampling, few = replace(config.sampling, temperature=T), replace(config.eval, inputs=requests)
+        sampling = replace(config.sampling, temperature=T)
         place = replace(config, out=str(run.path), name=f"temperature-{T:g}", sampling=sampling, eval=few)
         warm = FrozenLM(pi_f.model, pi_f.tokenizer, sampling)
-        found.append(at(Run(place, resume=True), world, warm, rho_sft, rho, reward))
+        arms = assess.evaluate(Run(place, resume=True), "arms", world, warm, reward, makers)
+        found.append({"temperature": T} | evaluation.summarise(arms, few))
     results = {"trained_at": config.sampling.temperature, "requests": requests, "temperatures": found}
     write_json(run.path / "temperature.json", results)
     figure(results, run.path / "temperature.png")
@@ -119,9 +98,8 @@ def main() -> None:
     with one_line_errors(PROG):
         require(len(configs) == 1, "one run at a time: give one task and one seed")
         most = configs[0].eval.inputs
-        require(
-            2 <= how.requests <= most, f"--requests is {how.requests}; it takes 2 to {most}, those of --eval.inputs"
-        )
+        told = f"--requests is {how.requests}; it takes 2 to {most}, those of --eval.inputs"
+        require(2 <= how.requests <= most, told)
         temperatures = lambdas(how.temperatures, "temperatures")  # above 0: a greedy answer has no variance
         print(table(run_temperatures(configs[0], temperatures, how.requests)))
 

@@ -47,7 +47,6 @@ def rate_rewrites(run: Run, world: World, pi_f: FrozenModel, reward: Reward) -> 
     rewrites = [world.rewrites(x) for x in requests]
     if not all(rewrites) or not requests or c.ppo.kl_coef == 0 or c.ppo.adaptive_kl_target > 0:
         return None
-
     if c.real_model:
         return RatedRewrites(requests, rewrites, listed_rewards(run, world, pi_f, reward)).pooled()
 
@@ -92,14 +91,21 @@ def listed_answers(config: RunConfig, world: World, pi_f: FrozenModel) -> list[d
 def listed_rewards(run: Run, world: World, pi_f: FrozenModel, reward: Reward) -> Tensor:
     """The stage "listing" of a real model: what PPO sees of `listed_answers`, (N, K, M)."""
     make = lambda stage: ({"r": rated(listed_answers(run.config, world, pi_f), reward.train)}, {})
-    return run.tensors("listing", make)[0]["r"]
+    tensors, _ = run.tensors("listing", make)
+    assert_frozen(pi_f, "listing")
+    return tensors["r"]
 
 
 def rated(rows: Sequence[dict], reward: Score) -> Tensor:
     """Rewards (N, K, M) float64 of listed answers, each against its request."""
-    texts = [Answer(y, cut).text for row in rows for y, cut in zip(row["y"], row["truncated"])]
-    r = torch.as_tensor(reward([row["x"] for row in rows for _ in row["y"]], texts), dtype=torch.float64)
+    r = torch.as_tensor(reward(*asked_and_answered(rows)), dtype=torch.float64)
     return r.view(len(rows), len(rows[0]["rewrites"]), -1)
+
+
+def asked_and_answered(rows: Sequence[dict]) -> tuple[list[str], list[str]]:
+    """The request of each listed answer, and the answers; a truncated one is marked as such."""
+    answers = [Answer(y, cut).text for row in rows for y, cut in zip(row["y"], row["truncated"])]
+    return [row["x"] for row in rows for _ in row["y"]], answers
 
 
 def sample_oracle(
@@ -144,7 +150,7 @@ def evaluate_plain(
     arms: dict[str, MakeArm] = {"no_finetuning": lambda e: e.plain()}
     if oracle is not None:
         arms["rlhf_oracle"] = lambda e: e.oracle(oracle, pi_f)
-    return _arms(run, "evaluation_plain", world, pi_f, reward, arms)
+    return evaluate(run, "evaluation_plain", world, pi_f, reward, arms)
 
 
 def evaluate_prompters(
@@ -159,10 +165,10 @@ def evaluate_prompters(
     if listing is not None:
         star = optimal_prompter(listing.rho_sft, listing.R, run.config.ppo.kl_coef)
         arms["closed_form"] = lambda e: e.enumerated(listing.rewrites, star, listing.rho_sft)
-    return _arms(run, "evaluation", world, pi_f, reward, arms)
+    return evaluate(run, "evaluation", world, pi_f, reward, arms)
 
 
-def _arms(
+def evaluate(
     run: Run, name: str, world: World, pi_f: FrozenModel, reward: Reward, makers: dict[str, MakeArm]
 ) -> dict[str, Arm]:
     """A stage whose result is some arms, kept as `checkpoints/<name>.safetensors`; some texts become samples."""
