@@ -281,7 +281,7 @@ class Transformer(nn.Module):
         return x
 
     def _precision(self) -> AbstractContextManager:
-        """Blocks that train have float32 weights, also above a frozen trunk in bfloat16; they compute as the trunk does.
+        """Blocks that train have float32 weights, even above a frozen trunk in bfloat16, and compute as it does.
 
         Without autocast's cache of converted weights: it would outlive the optimiser's step.
         """

@@ -1832,7 +1832,7 @@ MUTANTS += (
     mutant(
         "worlds/gold.py",
         "long-sentences-are-good",
-        ('- z["length"]', '+ z["length"]'),
+        ('- z(m, "length")', '+ z(m, "length")'),
         "test_the_formula_with_equal_weights_and_its_scales",
     ),
     mutant("worlds/gold.py", "common-words-are-a-topic", (" if word not in COMMON}", "}"), "test_measures_by_hand"),

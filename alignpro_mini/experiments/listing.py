@@ -14,7 +14,6 @@ Some *training* requests (--theory.inputs), each with every listed ending, are a
     curve      mean and the three variance components under rho* along lambda, and the ratio of the total variance to
                the plain request's. Chosen on one half of the requests, described on the other, both ways
     intervals  95 %, 500 resamples of requests within each half
-
     seeds      with --seed 0-2 the requests of all seeds, each with its own learned reward, are described together
 
     <out>/<run>/listing.json, listing.png (of several seeds: <out>/<run without seed>-listing/)
@@ -95,13 +94,7 @@ def measured_again(z: Tensor, rho: Tensor, later: EvalConfig, draw: np.random.Ge
     return float(ours.var() / plain.var())
 
 
-def describe(
-    r: Tensor,
-    truncated: Tensor,
-    names: Sequence[str],
-    lams: Sequence[float] = LAMBDAS,
-    later: EvalConfig = EvalConfig(),
-) -> dict:
+def describe(r: Tensor, truncated: Tensor, names: Sequence[str], lams=LAMBDAS, later=EvalConfig()) -> dict:
     """All that is told of one reward: r (N, K, M) in its own units, truncated (N, K, M) of 0 and 1, K names.
 
     `ratio_pi95` is the 95 % prediction interval for the ratio that `later` measures at this lambda, if the prompter

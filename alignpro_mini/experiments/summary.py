@@ -23,8 +23,8 @@ from alignpro_mini.experiments.listing import pooled_folder
 from alignpro_mini.lab.cli import one_line_errors, parse_command_line
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.evaluation import ratio_of_variances
-from alignpro_mini.lab.statistics import bootstrap_interval, interval, resampled_moments
-from alignpro_mini.lab.tables import num
+from alignpro_mini.lab.statistics import bootstrap_interval, interval, resampled_moments, t_interval
+from alignpro_mini.lab.tables import get, num
 from alignpro_mini.options import UserError
 from alignpro_mini.weights.tensors import load_state, write_json
 
@@ -56,10 +56,7 @@ def arms(config: RunConfig) -> dict[str, np.ndarray]:
     """The rewards (N, K, M) of a finished run's arms."""
     found = {}
     for stage in ("evaluation_plain", "evaluation"):
-        path = Path(config.out) / config.run_name / "checkpoints" / f"{stage}.safetensors"
-        if not path.exists():
-            raise UserError(f"{path}: no such file: train this seed first (train.py with the same options)")
-        tensors, _ = load_state(path)
+        tensors, _ = load_state(Path(config.out) / config.run_name / "checkpoints" / f"{stage}.safetensors")
         found |= {key.removesuffix(".reward"): t.numpy() for key, t in tensors.items() if key.endswith(".reward")}
     return found
 
@@ -90,21 +87,17 @@ def merge(path: Path, name: str, entry: dict) -> None:
 def summarise(configs: Sequence[RunConfig], name: str, to: Path) -> dict:
     """summary.json's entry of these runs, and each run's results beside it."""
     predicted = read(to / "prediction.json", "give --predict before the runs").get(name)
-    found = measured([arms(config) for config in configs], configs[0].eval.bootstrap)
-    shares = []
-    for config in configs:
-        results = read(Path(config.out) / config.run_name / "results.json", "train this seed first")
-        shares.append(results["theory"] and results["theory"]["attainable_gain_share"])
+    mend = "train this seed first (train.py with the same options)"
+    runs = [read(Path(config.out) / config.run_name / "results.json", mend) for config in configs]
+    for config, results in zip(configs, runs):
         write_json(to / f"{name}-seed{config.seed}.json", results)
-    known = [share for share in shares if share is not None]
-    found["attainable_gain_share"] = float(np.mean(known)) if known else None
+    found = measured([arms(config) for config in configs], configs[0].eval.bootstrap)
+    found["attainable_gain_share"] = t_interval(get(run, "theory", "attainable_gain_share") for run in runs)[0]
     found["prediction"] = predicted
     merge(to / "summary.json", name, found)
-    said = (predicted or {}).get("variance_ratio_pi95")
-    inside = "" if said is None else f", predicted {num(said)}"
-    print(f"mean gain {num(found['mean_gain'])} {num(found['mean_gain_ci95'])}")
-    print(f"variance ratio {num(found['variance_ratio'])} {num(found['variance_ratio_ci95'])}{inside}")
-    print(f"gap closed {num(found['gap_closed'])} {num(found['gap_closed_ci95'])}")
+    for key in ("mean_gain", "variance_ratio", "gap_closed"):
+        print(f"{key.replace('_', ' ')} {num(found[key])} {num(found[f'{key}_ci95'])}")
+    print(f"predicted variance ratio {num(get(found, 'prediction', 'variance_ratio_pi95'))}")
     print(f"share of the attainable gain, mean over seeds: {num(found['attainable_gain_share'])}")
     return found
 

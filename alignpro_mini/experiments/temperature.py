@@ -75,8 +75,7 @@ def figure(results: dict, path: Path) -> None:
     fig, axes = new_figure(path, 1, 2, (8, 3.4))
     points = results["temperatures"]
     ratio = [(p["temperature"], p["variance_ratio"], p["variance_ratio_ci95"]) for p in points]
-    gains = [(p["temperature"], p["arms"]["align_pro"]["difference"]) for p in points]
-    gain = [(T, d["mean"], d["ci95"]) for T, d in gains]
+    gain = [(p["temperature"], *p["arms"]["align_pro"]["difference"].values()) for p in points]
     labels = ("variance, Align-Pro / no fine-tuning", "mean reward, Align-Pro - no fine-tuning")
     for ax, rows, label, level in zip(axes.flat, (ratio, gain), labels, (1, 0)):
         for T, value, ci95 in rows:

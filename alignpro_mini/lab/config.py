@@ -191,12 +191,9 @@ class RunConfig:
         toy = ("world", "frozen_lm", "frozen_model", "prompter_model", "vocab_size")
         other = toy if self.real_model else ("data",)
         if self.data.preferences:
-            drawn = (
-                f"reward_model.{name}" for name in ("pairs", "mismatched", "answers_per_request", "preference_scale")
-            )
-            found |= dict.fromkeys(
-                drawn, "it is about pairs of the frozen LM's answers: not read with --data.preferences"
-            )
+            why = "it is about pairs of the frozen LM's answers: not read with --data.preferences"
+            for name in ("pairs", "mismatched", "answers_per_request", "preference_scale"):
+                found[f"reward_model.{name}"] = why
         if self.data.prompts:
             found["theory"] = "rewrites of requests from --data.prompts are not enumerated"
         elif self.real_model:
@@ -232,13 +229,11 @@ def preset(name: str) -> RunConfig:
 def _smollm2(tiny: RunConfig) -> RunConfig:
     """SmolLM2-135M on two cores: only the top layers learn, over a trunk whose outputs are computed once."""
     sampling = SamplingConfig(temperature=0.7, max_new_tokens=64)
-    ppo = PPOConfig(iterations=40, batch_size=48, rewrites_per_request=4, answers=2, ppo_epochs=3, advantage="rloo")
-    ppo = replace(
-        ppo, micro_batch_size=24, lr=1e-4, warmup_ratio=0.1, kl_coef=0.05, train_layers=10, checkpoint_every=2
-    )
+    ppo = PPOConfig(iterations=40, batch_size=48, rewrites_per_request=4, answers=2, ppo_epochs=3, checkpoint_every=2)
+    ppo = replace(ppo, micro_batch_size=24, lr=1e-4, warmup_ratio=0.1, kl_coef=0.05, advantage="rloo", train_layers=10)
     # Nearly all answers are truncated, so a penalty for that would be all that the oracle learns.
-    oracle = replace(ppo, missing_eos_penalty=0.0, answers=1, max_new_tokens=sampling.max_new_tokens)
-    oracle = replace(oracle, temperature=sampling.temperature)
+    as_the_lm = {"temperature": sampling.temperature, "max_new_tokens": sampling.max_new_tokens}
+    oracle = replace(ppo, missing_eos_penalty=0.0, answers=1, **as_the_lm)
     sft = SFTConfig(4000, steps=200, batch_size=16, lr=3e-4, train_layers=10, heldout_examples=64)
     pairs = {"pairs": 6000, "answers_per_request": 6, "mismatched": 0.15, "preference_scale": 1.0}
     rewards = RewardConfig(**pairs, epochs=1.0, batch_size=32, lr=3e-4, train_layers=6, read="mean", normalise_on=384)

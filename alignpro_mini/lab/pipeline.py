@@ -96,7 +96,7 @@ def copy_of(model: Transformer, train_layers: int = 0) -> Transformer:
 
 
 def _trained(run: Run, name: str, make: Callable[[RunStage], Transformer], tokenizer: Tokenizer) -> Transformer:
-    """The stage `name` whose result is a trained model; that of a real one in the run's dtype, as it computed before."""
+    """The stage `name` whose result is a trained model; a real one is in the run's dtype, as it computed before."""
     c = run.config
     dtype = DTYPES[c.dtype] if c.real_model else torch.float32
     return run.model(name, lambda stage: make(stage).to(dtype), tokenizer).to(resolve_device(c.device), dtype)

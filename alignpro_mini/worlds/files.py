@@ -157,5 +157,5 @@ class FileTask:
         return {}
 
     def preferences(self) -> list[tuple[str, str, str]] | None:
-        """(prompt, chosen, rejected) of single-turn pairs whose prompt is not an evaluation request; None without any."""
+        """(prompt, chosen, rejected) of single-turn pairs whose prompt is not an evaluation request; or None."""
         return read_preferences(self.config, self.eval_requests) if self.config.preferences else None

@@ -69,9 +69,6 @@ def measures(request: str, answer: str) -> dict[str, float] | None:
 
 def friendly(requests: Sequence[str], answers: Sequence[str]) -> list[float]:
     """The gold reward of each answer, by the formula above."""
-    found = []
-    for x, y in zip(requests, answers, strict=True):
-        m = measures(x, y)
-        z = {name: (m[name] - mean) / sd for name, (mean, sd) in SCALES.items()} if m else {}
-        found.append(z["kind"] + z["topic"] - z["length"] if m else LOW)
-    return found
+    z = lambda m, name: (m[name] - SCALES[name][0]) / SCALES[name][1]
+    found = (measures(x, y) for x, y in zip(requests, answers, strict=True))
+    return [z(m, "kind") + z(m, "topic") - z(m, "length") if m else LOW for m in found]
