@@ -393,7 +393,7 @@ FORMER_NAMES = (
         for section in sections.split()
         for old, new in zip(names.split()[::2], names.split()[1::2])
     }
-    | {"data.rewrite_pairs": "prompter_sft.examples"}
+    | {"data.rewrite_pairs": "prompter_sft.examples", "data.model": "frozen"}
 )
 
 

@@ -18,8 +18,9 @@ MAY_IMPORT = {
     "": set(),
     "weights": set(),
     "worlds": set(),
-    "lab": {"weights", "worlds"},
-    "experiments": {"lab", "weights", "worlds"},
+    "remote": set(),
+    "lab": {"weights", "worlds", "remote"},
+    "experiments": {"lab", "weights", "worlds", "remote"},
 }
 
 
@@ -112,7 +113,7 @@ def test_the_core_is_small():
     assert len(lines) <= 14, sorted(lines)
     assert sum(lines.values()) <= 2900, f"the core has {sum(lines.values())} lines"
     total = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES)
-    assert total <= 8500, f"the package has {total} lines"
+    assert total <= 9700, f"the package has {total} lines"
 
 
 @pytest.mark.parametrize("path", [*MODULES, ROOT / "train.py"], ids=lambda p: str(p.relative_to(ROOT)))
@@ -143,7 +144,7 @@ def test_every_module_imports_without_extras_and_without_printing():
     names = [".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in MODULES]
     code = (
         "import importlib, sys\n"
-        "for hidden in ('gguf', 'vaderSentiment', 'transformers', 'trl'):\n"
+        "for hidden in ('gguf', 'vaderSentiment', 'transformers', 'trl', 'openai'):\n"
         "    sys.modules[hidden] = None\n"  # importing it now raises ImportError
         f"for name in {names!r}:\n"
         "    importlib.import_module(name)\n"

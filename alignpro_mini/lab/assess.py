@@ -22,9 +22,10 @@ from alignpro_mini.lab.config import RunConfig, preset
 from alignpro_mini.lab.evaluation import Arm, Evaluator
 from alignpro_mini.lab.glossary import ARMS
 from alignpro_mini.lab.optimum import Listing, OracleSamples, RatedRewrites
-from alignpro_mini.lab.pipeline import Reward, assert_frozen, with_weights
+from alignpro_mini.lab.pipeline import API_FILE, Reward, assert_frozen, with_weights
 from alignpro_mini.lab.run import Run, RunStage
 from alignpro_mini.options import require
+from alignpro_mini.remote.client import spent
 from alignpro_mini.theory import optimal_prompter
 from alignpro_mini.training import Score
 from alignpro_mini.weights.tensors import write_json
@@ -69,8 +70,9 @@ def listed_answers(config: RunConfig, world: World, pi_f: FrozenModel) -> list[d
     """
     c = config
     if c.real_model:
-        plain, model = preset(c.preset), DataConfig(c.data.prompts, model=c.data.model)
-        c = replace(plain, seed=c.seed, device=c.device, dtype=c.dtype, sampling=c.sampling, data=model, out=c.out)
+        same = ("seed", "device", "dtype", "frozen", "sampling", "out", "api")
+        how = {name: getattr(c, name) for name in same} | {"data": DataConfig(c.data.prompts)}
+        c = replace(preset(c.preset), **how)
     place = Run(replace(c, reward="", gold="", name=f"listing-{c.preset}-{c.task}-seed{c.seed}"), resume=True)
     count, each, file = config.theory.inputs, config.theory.answers, "answers.jsonl"
     rows = place.rows(file)
@@ -212,6 +214,8 @@ def conclude(run: Run, arms: dict[str, Arm]) -> dict:
     for extra in ("reward_model", "headroom", "theory"):
         path = run.path / "checkpoints" / f"{extra}.json"
         results[extra] = json.loads(path.read_text()) if path.exists() else None
+    if (run.path / API_FILE).exists():
+        results["api"] = spent(run.path / API_FILE, c.api)
     results["wall_s"] = {name: stage["seconds"] for name, stage in run.stages.items()}
     write_json(run.path / "results.json", results)
     return results

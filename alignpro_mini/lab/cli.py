@@ -27,7 +27,7 @@ minibatches num_minibatches warmup warmup_ratio kl_target adaptive_kl_target kl_
 gae_lam gae_lambda clip clip_range value_clip value_clip_range value_coef vf_coef whiten whiten_advantages
 best_of best_of_n data.rewrite_pairs prompter_sft.examples frozen_lm.heldout frozen_lm.heldout_examples
 prompter_sft.heldout prompter_sft.heldout_examples reward_model.heldout reward_model.heldout_share
-world.preference_scale reward_model.preference_scale""".split()
+world.preference_scale reward_model.preference_scale data.model frozen""".split()
 RENAMED = dict(zip(_RENAMED[::2], _RENAMED[1::2]))
 COMMANDS = {  # options that became commands
     "grid": "python -m alignpro_mini.experiments.grid --cells",
@@ -66,6 +66,8 @@ def with_options(config: RunConfig, options: dict[str, object]) -> RunConfig:
     known = leaves(config)
     tree: dict[str, dict] = {}
     top = {}
+    if str(options.get("frozen", config.frozen)).startswith("api:"):  # no weights, and every answer costs
+        options = {"eval.oracle": False, "theory.inputs": 0} | options
     for name, value in (options | _oracle_options(options)).items():
         if name not in known:
             raise UserError(f"unknown option --{name}{_hint(name, known)}")

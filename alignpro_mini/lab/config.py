@@ -13,6 +13,7 @@ import torch
 from alignpro_mini.frozen import SamplingConfig
 from alignpro_mini.options import UserError, check_ranges, option, require
 from alignpro_mini.ppo import PPOConfig
+from alignpro_mini.remote.client import ApiConfig
 from alignpro_mini.reward import RewardConfig
 from alignpro_mini.rl_math import GROUPED
 from alignpro_mini.sft import SFTConfig
@@ -85,7 +86,10 @@ class RunConfig:
     seed: int = option(0, "seed of everything: data, weights, sampling")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 ...; auto takes a GPU when there is one")
     dtype: str = option("float32", "dtype of the frozen LM's weights; what is trained stays in float32", tuple(DTYPES))
-    reward: str = option("", "module:function(prompts, completions) -> rewards instead of the learned reward model")
+    frozen: str = option("", "the frozen model: folder, hub name, or api:MODEL; empty: SmolLM2 (preset smollm2)")
+    prompter: str = option("", "what the prompter starts from: folder or hub name; empty: SmolLM2 (preset smollm2)")
+    reward_base: str = option("", "what a learned reward starts from: folder or hub name; empty: the frozen model")
+    reward: str = option("", "module:function(prompts, completions) -> rewards, or judge:MODEL; empty: learned")
     gold: str = option("", "module:function, the true reward of a real model's answers; empty: the package's own")
     out: str = option("runs", "folder of the runs")
     name: str = option("", "name of this run's folder; empty: <preset>-<task, or function of --reward>-seed<seed>")
@@ -103,12 +107,15 @@ class RunConfig:
     oracle: PPOConfig = PPOConfig(max_new_tokens=SamplingConfig().max_new_tokens)
     eval: EvalConfig = EvalConfig()
     theory: TheoryConfig = TheoryConfig()
+    api: ApiConfig = ApiConfig()
 
     def __post_init__(self) -> None:
         check_ranges(self)
         for name in ("reward", "gold"):
             spec = getattr(self, name)
-            require(not spec or spec.count(":") == 1, f"{name} is {spec!r}; write it as module:function")
+            written = not spec or spec.count(":") == 1 or (name == "reward" and self.judge)
+            require(bool(written), f"{name} is {spec!r}; write it as module:function")
+        require(self.frozen != "api:" and self.reward != "judge:", "no model after the colon; write api:MODEL")
 
     @property
     def real_model(self) -> bool:
@@ -116,8 +123,19 @@ class RunConfig:
         return self.preset == "smollm2"
 
     @property
+    def remote(self) -> str:
+        """The model behind an API that answers (`--frozen api:MODEL`), or ""."""
+        return self.frozen.removeprefix("api:") if self.frozen.startswith("api:") else ""
+
+    @property
+    def judge(self) -> str:
+        """The model behind an API that is the reward (`--reward judge:MODEL`), or ""."""
+        return self.reward.removeprefix("judge:") if self.reward.startswith("judge:") else ""
+
+    @property
     def run_name(self) -> str:
         what = self.reward.partition(":")[2] if self.real_model and self.reward else self.task
+        what = "judge" if self.judge else what
         return self.name or f"{self.preset}-{what}-seed{self.seed}"
 
     def validate(self) -> RunConfig:
@@ -145,6 +163,8 @@ class RunConfig:
     def _rules_real(self) -> Iterator[tuple[bool, str]]:
         """(holds, what to say if it does not) for a real model."""
         yield self.task == "chat", f"--preset smollm2 works on everyday requests: its task is chat, not {self.task}"
+        told = "--eval.oracle true needs the weights of the frozen model, and api:MODEL has none here: leave it out"
+        yield not (self.remote and self.eval.oracle), told
 
     def _rules_toy(self) -> Iterator[tuple[bool, str]]:
         """(holds, what to say if it does not) for the embedded world."""
@@ -187,9 +207,11 @@ class RunConfig:
             found |= dict.fromkeys(("theory.answers", "theory.more_answers", "theory.samples"), why)
         if self.reward:
             learned = (f"reward_model.{f.name}" for f in fields(RewardConfig) if f.name != "normalise_on")
-            found |= dict.fromkeys(("data.preferences", *learned), "it is not read with --reward")
+            found |= dict.fromkeys(("data.preferences", "reward_base", *learned), "it is not read with --reward")
+        if not (self.remote or self.judge):
+            found["api"] = "only --frozen api:MODEL and --reward judge:MODEL read it"
         toy = ("world", "frozen_lm", "frozen_model", "prompter_model", "vocab_size")
-        other = toy if self.real_model else ("data",)
+        other = toy if self.real_model else ("data", "api", "frozen", "prompter", "reward_base")
         if self.data.preferences:
             why = "it is about pairs of the frozen LM's answers: not read with --data.preferences"
             for name in ("pairs", "mismatched", "answers_per_request", "preference_scale"):

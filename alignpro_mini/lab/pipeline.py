@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import torch
@@ -21,11 +21,13 @@ from alignpro_mini.lab.config import DTYPES, RunConfig, ShapeConfig, resolve_dev
 from alignpro_mini.lab.run import Run, RunStage
 from alignpro_mini.lab.tables import reward_model_lines
 from alignpro_mini.options import UserError
+from alignpro_mini.remote.client import Client, check_access
+from alignpro_mini.remote.lm import Judge, RemoteLM
 from alignpro_mini.sft import encode_pairs, train_sft
 from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.training import Score
 from alignpro_mini.transformer import Transformer
-from alignpro_mini.weights.smollm2 import load_smollm2
+from alignpro_mini.weights.hub import load_model
 from alignpro_mini.weights.tensors import replacing, write_json
 from alignpro_mini.worlds.callables import load_callable
 from alignpro_mini.worlds.everyday import EverydayRequests
@@ -35,6 +37,7 @@ from alignpro_mini.worlds.toy import ToyWorld
 from alignpro_mini.worlds.world import World
 
 DEFAULT_GOLD = "alignpro_mini.worlds.gold:friendly"
+API_FILE = "api.jsonl"  # in a run's folder: every answer of an API
 PROMPTER_SYSTEM = "Rewrite the user's request."  # tells the real model's prompter not to answer
 
 
@@ -51,12 +54,14 @@ def make_world(config: RunConfig) -> World:
 
     Raises UserError for a `--reward` or a file that cannot be read: before the run's folder is made.
     """
-    if config.reward:
+    if config.reward and not config.judge:
         load_callable(config.reward)
     if not config.real_model:
         return ToyWorld(config.task, config.world, config.seed)
     gold = _gold(config)
-    _, tokenizer = load_smollm2(config.data.model or None)  # first of all: it may not be there yet
+    if config.remote or config.judge:
+        check_access(config.api)
+    _, tokenizer = load_model(config.prompter)  # first of all: it may not be there yet
     if not config.data.prompts:
         world = EverydayRequests(config.data, config.eval.inputs, config.seed, gold)
         told = "about topics that training never sees"
@@ -115,12 +120,14 @@ def assert_frozen(pi_f: FrozenModel, after: str) -> None:
         pi_f.assert_unchanged(after)
 
 
-def frozen_lm(run: Run, world: World) -> tuple[Tokenizer, FrozenLM]:
-    """Stage 1: the frozen LM, trained on the world's corpus (or loaded); its weights stay fixed from here on."""
+def frozen_lm(run: Run, world: World) -> tuple[Tokenizer, FrozenModel]:
+    """Stage 1: the frozen LM, trained on the world's corpus, loaded, or behind an API; fixed from here on."""
     c, device = run.config, resolve_device(run.config.device)
+    if c.remote:
+        return load_model(c.prompter)[1], RemoteLM(Client(c.api, run.path / API_FILE), c.remote, c.sampling)
     if c.real_model:
-        model, tokenizer = load_smollm2(c.data.model or None)
-        return tokenizer, FrozenLM(model.to(device, DTYPES[c.dtype]), tokenizer, c.sampling)
+        model, tokenizer = load_model(c.frozen, device, DTYPES[c.dtype])
+        return tokenizer, FrozenLM(model, tokenizer, c.sampling)
     corpus = world.corpus(c.frozen_lm.examples, random.Random(f"corpus {c.seed}"))
     path = run.path / "tokenizer.json"
     if "frozen_lm" not in run.stages:  # not "if there is no file": a failed start may have left another run's
@@ -142,11 +149,12 @@ def prompter_sft(run: Run, world: World, tokenizer: Tokenizer, pi_f: FrozenModel
     c, device = run.config, resolve_device(run.config.device)
     pairs = world.rewrite_pairs(c.prompter_sft.examples, random.Random(f"rewrites {c.seed}"))
     if c.real_model:
+        start, tokenizer = load_model(c.prompter, device, DTYPES[c.dtype])
         tokenizer = tokenizer.with_system(PROMPTER_SYSTEM)
 
     def make(stage: RunStage) -> Transformer:
         if c.real_model:
-            model = load_smollm2(c.data.model or None)[0].to(device, DTYPES[c.dtype])
+            model = start
         else:
             model = new_model(c.prompter_model, tokenizer.vocab_size, run.generator("prompter weights"), device)
         examples = encode_pairs(pairs, tokenizer, model.config.max_len)
@@ -161,7 +169,7 @@ def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -
     """Stage 3: the reward, learned from preferences or a callable, normalised on answers to rho_sft's rewrites."""
     c = run.config
     if c.reward:
-        score = load_callable(c.reward)
+        score = _judge(run, pi_f) if c.judge else load_callable(c.reward)
 
         def scale(stage: RunStage) -> dict[str, float]:
             sample = _answers_to_rewrites(run, world, pi_f, rho_sft)
@@ -173,8 +181,11 @@ def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -
         report = by_sentences(score, m.get("low"))  # absent in a run of an earlier version
         return Reward(report, lambda x, y: (report(x, y) - m["mean"]) / m["std"])
     layers = c.reward_model.train_layers
-    start = with_weights(pi_f, "a learned reward")  # the reward model starts from the LM: it knows the language already
-    model = reward_.READS[c.reward_model.read](copy_of(start.model, layers), start.tokenizer, layers)
+    if c.reward_base or c.remote:
+        base, vocabulary = load_model(c.reward_base, resolve_device(c.device), DTYPES[c.dtype])
+    else:  # the reward model starts from the LM: it knows the language already
+        base, vocabulary = (lm := with_weights(pi_f, "a learned reward")).model, lm.tokenizer
+    model = reward_.READS[c.reward_model.read](copy_of(base, layers), vocabulary, layers)
 
     def make(stage: RunStage) -> tuple[dict, dict]:
         g = run.generator("preferences")
@@ -199,6 +210,16 @@ def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -
     assert_frozen(pi_f, "reward_model")
     score = by_sentences(model.score, facts.get("low"))
     return Reward(score, score)
+
+
+def _judge(run: Run, pi_f: FrozenModel) -> Judge:
+    """The LLM judge of `--reward judge:MODEL`, which compares with the frozen model's greedy answers."""
+    c = run.config
+    greedy = replace(c.sampling, temperature=0.0)
+    if isinstance(pi_f, RemoteLM):
+        return Judge(pi_f.client, c.judge, RemoteLM(pi_f.client, pi_f.model, greedy))
+    lm = with_weights(pi_f, "a judge")
+    return Judge(Client(c.api, run.path / API_FILE), c.judge, FrozenLM(lm.model, lm.tokenizer, greedy))
 
 
 def _preferences(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter, g: torch.Generator) -> list:

@@ -107,6 +107,9 @@ def notes(results: dict) -> list[str]:
         found.append(f"Headroom (ICC): {num(room.get('icc'))}, best rewrite gains {num(room.get('best_rewrite_gain'))}")
     if rm := results.get("reward_model"):
         found += reward_model_lines(rm)
+    if api := results.get("api"):
+        cost = f", {api['usd']:g} US dollars" if api["usd"] else ""
+        found.append(f"API: {api['answers']:,} answers, {api['tokens']:,} tokens{cost}")
     if theory := results.get("theory"):
         found += _theory_notes(theory, get(results, "arms", "closed_form", "inputs"))
     return found

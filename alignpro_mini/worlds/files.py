@@ -43,7 +43,6 @@ class DataConfig:
     preferences: str = option("", "JSONL (.gz too) with `prompt, chosen, rejected` in each line; several files: comma")
     rewrites: str = option("", "JSONL with `prompt, rewrite` in each line, for the prompter's SFT; empty: endings")
     max_prompt_tokens: int = option(48, "longer requests are left out and counted", least=1)
-    model: str = option("", "folder of the chat model; empty: the one that alignpro_mini.weights.smollm2 writes")
 
     __post_init__ = check_ranges
 

@@ -1,0 +1,90 @@
+"""A frozen model behind an API, and an LLM judge as a reward."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from alignpro_mini.frozen import Answer, FrozenModel, SamplingConfig
+from alignpro_mini.remote.client import Client, Question
+
+JUDGE = """Two assistants answered the same request.
+
+[Request]
+{request}
+
+[Answer A]
+{a}
+
+[Answer B]
+{b}
+
+Which answer is better? Reply with one word: A, B or tie."""
+
+
+class RemoteLM:
+    """A `FrozenModel` whose weights nobody has: `model` behind the API of `client`.
+
+    It has no tokens, no weights and no checksum. So no oracle and no bounds can be computed with it.
+    """
+
+    def __init__(self, client: Client, model: str, sampling: SamplingConfig = SamplingConfig()) -> None:
+        self.client, self.model, self.sampling = client, model, sampling
+
+    def answer(self, prompts: Sequence[str], generator: torch.Generator | None = None) -> list[Answer]:
+        """One sampled answer for each prompt; repeated prompts get independent ones (greedy: the same one).
+
+        `generator` gives each answer its number, so a resumed run finds what it has paid for. Raises UserError as
+        `Client.ask` does.
+        """
+        c = self.sampling
+        draws = torch.randint(2**31, (len(prompts),), generator=generator).tolist()
+        how = (self.client.config.system, c.temperature, c.top_p, c.max_new_tokens)
+        asked = [Question(self.model, x, *how, draw if c.temperature > 0 else 0) for x, draw in zip(prompts, draws)]
+        return [Answer(row["text"], row["truncated"]) for row in self.client.ask(asked)]
+
+    def fits(self, prompt: str) -> bool:
+        """Whether the prompt is short enough to be sent (`--api.max_prompt_chars`)."""
+        return len(prompt) <= self.client.config.max_prompt_chars
+
+
+class Judge:
+    """An LLM judge as a reward in 0..1: is the answer better than the frozen model's greedy answer to the request?
+
+    Both orders are asked, because judges prefer a place: won twice 1, lost twice 0, a tie or a contradiction 1/2. A
+    reply without a verdict counts as a tie (`unclear` counts them). The raw replies stay in the client's file.
+    """
+
+    def __init__(self, client: Client, model: str, greedy: FrozenModel) -> None:
+        self.client, self.model, self.greedy, self.unclear = client, model, greedy, 0
+        self._plain: dict[str, str] = {}  # request -> the answer that others are compared with
+
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
+        """Requests x and answers y, B each -> rewards (B,), float32. Raises UserError as `Client.ask` does."""
+        new = [x for x in dict.fromkeys(prompts) if x not in self._plain]
+        self._plain |= {x: answer.text for x, answer in zip(new, self.greedy.answer(new) if new else ())}
+        both = [pair for x, y in zip(prompts, completions) for pair in ((y, self._plain[x]), (self._plain[x], y))]
+        texts = [JUDGE.format(request=prompts[i // 2], a=a, b=b) for i, (a, b) in enumerate(both)]  # (2B)
+        rows = self.client.ask([Question(self.model, text, temperature=0.0, max_tokens=16) for text in texts])
+        points = [self._points(row["text"], ours="AB"[i % 2]) for i, row in enumerate(rows)]
+        return torch.tensor(points, dtype=torch.float32).view(-1, 2).mean(1)
+
+    def _points(self, reply: str, ours: str) -> float:
+        """1 if the reply prefers our answer, 0 if the other one, 1/2 for a tie."""
+        found = verdict(reply)
+        self.unclear += found is None
+        return 0.5 if found in (None, "tie") else float(found == ours)
+
+
+def verdict(reply: str) -> str | None:
+    """ "A", "B" or "tie" by a judge's reply; None where it names neither, or both."""
+    words = re.findall(r"\w+", reply)
+    if len(words) == 1:
+        words = [words[0].upper()]
+    named = {word for word in words if word in ("A", "B")}
+    if "tie" in (word.lower() for word in words):
+        return "tie"  # "A tie." names no answer
+    return named.pop() if len(named) == 1 else None

@@ -1,0 +1,47 @@
+"""A model by what a user calls it: a folder, a name on the Hugging Face hub, or nothing, which is SmolLM2."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+from alignpro_mini.options import UserError
+from alignpro_mini.tokenizer import Tokenizer, one_line
+from alignpro_mini.transformer import Transformer
+from alignpro_mini.weights.pretrained import load_pretrained
+from alignpro_mini.weights.smollm2 import load_smollm2
+
+NAME = re.compile(r"[\w.-]+/[\w.-]+")
+FILES = ["*.json", "*.safetensors", "*.jinja"]  # of a published model, what is read here
+
+
+def load_model(
+    model: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[Transformer, Tokenizer]:
+    """Model and tokenizer: "" is the fetched SmolLM2, a folder is read, `owner/name` comes from the hub.
+
+    Raises FileNotFoundError for a folder that is not there, and UserError for one without a tokenizer or that does not
+    fit, and where the hub does not answer.
+    """
+    if not model:
+        return load_smollm2(None, device, dtype)
+    folder = Path(model)
+    if not folder.is_dir() and NAME.fullmatch(model):
+        folder = download(model)
+    loaded, tokenizer = load_pretrained(folder, device, dtype)
+    if tokenizer is None:
+        raise UserError(f"{folder}: no tokenizer.json; copy it from where the weights came from")
+    return loaded, tokenizer
+
+
+def download(name: str) -> Path:
+    """The folder of a model of the hub, fetched once. Raises UserError saying what to download where by hand."""
+    try:
+        import huggingface_hub  # comes with tokenizers
+
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=FILES))
+    except Exception as error:  # no such name, no network, no permission: the library has its own class for each
+        by_hand = "put its config.json, tokenizer.json and *.safetensors into a folder, and give that folder's path"
+        raise UserError(f"{name}: no such folder, and the hub gave no model ({one_line(error)}): {by_hand}") from None

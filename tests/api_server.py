@@ -1,0 +1,127 @@
+"""A stand-in for an OpenAI-compatible server, polite or hostile, on this machine's loopback.
+
+    with serving(faults=["429", "stall", ...]) as server: Client(ApiConfig(base_url=server.url), file)
+
+Each request takes the next fault of the list, then the server is polite. `server.answered` counts whole answers that
+were delivered, by (prompt, seed); `server.seen` counts all requests.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+STALL = 1.0  # seconds; the client's timeout in the tests is shorter
+
+
+def polite(prompt: str, body: dict) -> str:
+    """An answer that depends on the prompt and the draw, as a sampled one does."""
+    return f"You asked: {prompt} Draw {body.get('seed')}."
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, faults: Sequence[str], answer: Callable[[str, dict], str]) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.faults, self.answer, self.lock = list(faults), answer, threading.Lock()
+        self.answered: Counter = Counter()
+        self.seen: Counter = Counter()
+        self.bodies: list[dict] = []
+        self.keys: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def handle_error(self, request, client_address) -> None:
+        """A client that hung up is no error here."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        prompt, server = body["messages"][-1]["content"], self.server
+        with server.lock:
+            fault = server.faults.pop(0) if server.faults else ""
+            server.seen[fault] += 1
+            server.bodies.append(body)
+            server.keys.append(self.headers.get("Authorization", ""))
+        if fault in ("400", "401", "403", "404", "409", "429", "500", "503"):
+            return self.reply(int(fault), {"error": {"message": f"fault {fault}\nsecond line"}})
+        if fault == "overflow":
+            return self.reply(400, {"error": {"message": "maximum context length exceeded"}})
+        if fault == "drop":
+            return self.connection.close()
+        if fault == "stall":
+            time.sleep(STALL)
+        if fault == "late":  # answers come out of order
+            time.sleep(0.05)
+        if fault == "html":
+            return self.send(200, b"<html>welcome</html>", "text/html")
+        text = server.answer(prompt, body)
+        usage = {"prompt_tokens": len(prompt.split()), "completion_tokens": len(text.split())}
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        whole = {"id": "1", "object": "chat.completion", "model": body["model"], "choices": [choice], "usage": usage}
+        if fault == "no choices":
+            whole["choices"] = []
+        if fault == "no message":
+            whole["choices"] = [{"index": 0}]
+        if fault == "twice":
+            whole["choices"] = [choice, choice | {"index": 1}]
+        if fault == "no usage":
+            del whole["usage"]
+        if fault == "length":
+            choice["finish_reason"] = "length"
+        if fault == "truncated":
+            return self.send(200, json.dumps(whole).encode()[:-30], "application/json")
+        if fault == "cut":  # fewer bytes than promised
+            data = json.dumps(whole).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[:20])
+            return self.connection.close()
+        if self.reply(200, whole) and fault not in ("no choices", "no message", "stall"):
+            with server.lock:
+                server.answered[prompt, body.get("seed")] += 1
+
+    def reply(self, status: int, value: dict) -> bool:
+        return self.send(status, json.dumps(value).encode(), "application/json")
+
+    def send(self, status: int, data: bytes, kind: str) -> bool:
+        try:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(data)))
+            if status in (409, 429, 500, 503):
+                self.send_header("Retry-After-Ms", "5")
+            self.end_headers()
+            self.wfile.write(data)
+            return True
+        except OSError:  # the client did not wait
+            return False
+
+
+@contextmanager
+def serving(faults: Sequence[str] = (), answer: Callable[[str, dict], str] = polite) -> Iterator[Server]:
+    """A server for the length of the block."""
+    server = Server(faults, answer)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()

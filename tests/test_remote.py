@@ -1,0 +1,293 @@
+"""Models behind an API, against a server on this machine that is polite or hostile."""
+
+import json
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from api_server import polite, serving
+
+from alignpro_mini.alignpro import PromptScore
+from alignpro_mini.frozen import SamplingConfig
+from alignpro_mini.options import UserError
+from alignpro_mini.remote.client import ApiConfig, Client, Question, read_rows, spent
+from alignpro_mini.remote.lm import Judge, RemoteLM, verdict
+
+
+def client(server, tmp_path, **options) -> Client:
+    how = {"base_url": server.url, "timeout": 0.4, "concurrency": 16, "retries": 8} | options
+    return Client(ApiConfig(**how), tmp_path / "api.jsonl")
+
+
+def questions(count: int) -> list[Question]:
+    return [Question("m", f"prompt {i}", draw=i) for i in range(count)]
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_answers_come_in_the_order_of_the_questions_and_are_paid_for_once(tmp_path):
+    with serving(["late", "", "late", "", "late"]) as server:
+        asked = questions(30)
+        rows = client(server, tmp_path).ask(asked)
+        assert [row["text"] for row in rows] == [f"You asked: prompt {i} Draw {i}." for i in range(30)]
+        again = client(server, tmp_path).ask(asked[::-1])  # another process, the same file
+        assert again == rows[::-1]
+        assert sum(server.answered.values()) == 30 == sum(server.seen.values())
+        assert spent(tmp_path / "api.jsonl")["tokens"] == 30 * (2 + 6)
+
+
+def test_200_faults_lose_no_answer_and_none_is_paid_for_twice(tmp_path):
+    """No episode lost, none duplicated, no traceback: whatever goes wrong is tried again."""
+    kinds = ["429", "500", "503", "409", "drop", "truncated", "cut", "html", "no choices", "no message", "stall"]
+    faults = [kinds[i % len(kinds)] for i in range(180)] + ["late", "twice", "no usage", "length"] * 5
+    random.Random(0).shuffle(faults)
+    with serving(faults) as server:
+        asked = questions(120)
+        rows = client(server, tmp_path, retries=40).ask(asked)
+        assert len(faults) == 200 and sum(server.seen[kind] for kind in set(faults)) == 200
+        assert [row["prompt"] for row in rows] == [q.prompt for q in asked]
+        assert all(row["text"] == polite(q.prompt, {"seed": q.draw}) for row, q in zip(rows, asked))
+        assert set(server.answered.values()) == {1} and len(server.answered) == 120
+        assert len(read_rows(tmp_path / "api.jsonl")) == 120
+
+
+@pytest.mark.parametrize(
+    "fault, said",
+    [
+        ("401", "check OPENAI_API_KEY"),
+        ("403", "check OPENAI_API_KEY"),
+        ("404", "is 'm' a model of this server?"),
+        ("400", "see its message"),
+        ("overflow", "--api.max_prompt_chars"),
+        ("429", "--api.concurrency"),
+        ("500", "--resume"),
+        ("drop", "is the server running?"),
+        ("stall", "is the server running?"),
+        ("html", "is this an OpenAI-compatible API?"),
+        ("truncated", "is this an OpenAI-compatible API?"),
+        ("no choices", "is this an OpenAI-compatible API?"),
+    ],
+)
+def test_each_failure_that_stays_is_one_clear_line(tmp_path, fault, said):
+    with serving([fault] * 50) as server:
+        one = client(server, tmp_path, retries=1, concurrency=1)
+        with pytest.raises(UserError) as told:
+            one.ask(questions(3))
+        message = str(told.value)
+        assert said in message and server.url in message and "\n" not in message
+        assert sum(server.seen.values()) <= 3, "what follows a failure is not sent"
+
+
+def test_what_came_before_a_failure_is_kept(tmp_path):
+    with serving(["", "", "404"]) as server:
+        asked = questions(5)
+        with pytest.raises(UserError):
+            client(server, tmp_path, concurrency=1).ask(asked)
+        assert len(read_rows(tmp_path / "api.jsonl")) == 2
+        assert len(client(server, tmp_path, concurrency=1).ask(asked)) == 5
+        assert set(server.answered.values()) == {1}
+
+
+def test_no_server(tmp_path):
+    one = Client(ApiConfig(base_url="http://127.0.0.1:9/v1", retries=0), tmp_path / "api.jsonl")
+    with pytest.raises(UserError, match="http://127.0.0.1:9/v1.*is the server running"):
+        one.ask(questions(1))
+
+
+def test_the_token_budget_is_never_passed(tmp_path):
+    with serving() as server:
+        cost = questions(1)[0].most_tokens
+        one = client(server, tmp_path, token_budget=3 * cost, concurrency=4)
+        with pytest.raises(UserError, match=r"--api.token_budget \d+: \d+ tokens are used.*--resume"):
+            for i in range(200):
+                one.ask([Question("m", f"prompt {i % 10}", draw=i)])
+        used = spent(tmp_path / "api.jsonl")["tokens"]
+        assert 2 * cost < used <= 3 * cost
+        with pytest.raises(UserError, match="token_budget"):  # also in the next process
+            client(server, tmp_path, token_budget=3 * cost).ask([Question("m", "new")])
+        assert client(server, tmp_path, token_budget=6 * cost).ask([Question("m", "new")])
+
+
+def test_a_budget_holds_for_requests_under_way_together(tmp_path):
+    with serving(["late"] * 100) as server:
+        cost = questions(1)[0].most_tokens
+        one = client(server, tmp_path, token_budget=5 * cost, concurrency=16)
+        with pytest.raises(UserError, match="token_budget"):
+            one.ask(questions(16))
+        assert sum(server.seen.values()) <= 5
+
+
+def test_usage_that_is_not_told_counts_as_the_most_that_it_can_be(tmp_path):
+    with serving(["no usage"]) as server:
+        one = client(server, tmp_path)
+        one.ask(questions(1))
+        assert spent(one.file)["tokens"] == questions(1)[0].most_tokens
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "n"},
+        {"prompt": "q"},
+        {"system": "s"},
+        {"temperature": 0.5},
+        {"top_p": 0.5},
+        {"max_tokens": 3},
+        {"draw": 1},
+    ],
+)
+def test_everything_that_determines_an_answer_is_in_its_key(change):
+    q = Question("m", "p")
+    assert q.key("a") == Question("m", "p").key("a") != replace(q, **change).key("a")
+    assert q.key("a") != q.key("b")
+
+
+def test_a_line_that_a_kill_cut_swallows_no_answer(tmp_path):
+    with serving() as server:
+        file = tmp_path / "api.jsonl"
+        client(server, tmp_path).ask(questions(2))
+        file.write_bytes(file.read_bytes()[:-9])
+        assert len(read_rows(file)) == 1
+        client(server, tmp_path).ask(questions(3))
+        assert len(read_rows(file)) == 3 and max(server.answered.values()) == 2
+
+
+def test_the_key_comes_from_the_environment_and_stays_there(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(UserError, match="set the environment variable OPENAI_API_KEY"):
+        Client(ApiConfig(base_url="https://example.org/v1"), tmp_path / "api.jsonl")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    with serving(["401"], answer=lambda prompt, body: "sk") as server:
+        server.answer = lambda prompt, body: "fine"
+        one = client(server, tmp_path)
+        with pytest.raises(UserError) as told:
+            one.ask(questions(1))
+        one.ask(questions(1))
+        assert server.keys == ["Bearer sk-secret"] * 2
+        assert "sk-secret" not in str(told.value) + one.file.read_text()
+    with pytest.raises(UserError, match="password"):
+        ApiConfig(base_url="https://me:secret@example.org/v1")
+    with pytest.raises(UserError, match="address such as"):
+        ApiConfig(base_url="example.org")
+
+
+def test_a_server_that_repeats_the_key_does_not_get_it_printed(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "fault")  # the stand-in's message says "fault 401"
+    with serving(["401"]) as server:
+        with pytest.raises(UserError) as told:
+            client(server, tmp_path).ask(questions(1))
+        assert "fault" not in str(told.value) and "... 401" in str(told.value)
+
+
+def test_repeated_prompts_get_independent_answers_that_a_resumed_run_finds_again(tmp_path):
+    with serving() as server:
+        lm = RemoteLM(client(server, tmp_path), "m", SamplingConfig(max_new_tokens=5, temperature=0.7))
+        first = lm.answer(["Hi."] * 6 + ["Ho."], seeded(0))
+        assert len({a.text for a in first}) == 7 and all(a.tokens is None and not a.truncated for a in first)
+        more = lm.answer(["Hi."] * 6, seeded(1))
+        assert not {a.text for a in first} & {a.text for a in more}
+        resumed = RemoteLM(client(server, tmp_path), "m", SamplingConfig(max_new_tokens=5, temperature=0.7))
+        assert resumed.answer(["Hi."] * 6 + ["Ho."], seeded(0)) == first
+        assert sum(server.seen.values()) == 13
+        body = server.bodies[0]
+        assert (body["temperature"], body["top_p"], body["max_tokens"]) == (0.7, 1.0, 5)
+
+
+def test_greedy_answers_to_one_prompt_are_one_answer(tmp_path):
+    with serving() as server:
+        lm = RemoteLM(client(server, tmp_path), "m", SamplingConfig(temperature=0.0))
+        assert len({a.text for a in lm.answer(["Hi."] * 4)}) == 1 == sum(server.seen.values())
+
+
+def test_a_truncated_answer_is_marked(tmp_path):
+    with serving(["length"]) as server:
+        (answer,) = RemoteLM(client(server, tmp_path), "m").answer(["Hi."])
+        assert answer.truncated and type(answer.text).__name__ == "Truncated"
+
+
+def test_align_pros_score_works_on_a_remote_model(tmp_path):
+    with serving() as server:
+        lm = RemoteLM(client(server, tmp_path, max_prompt_chars=20), "m")
+        score = PromptScore(lm, lambda x, y: [float(len(text)) for text in y], seeded(0), answers=3)
+        found = score(["Hi.", "Ho."], ["Hi there.", "x" * 21])
+        assert found.shape == (2,) and score.fallbacks == 1 and score.x_prime == ["Hi there.", "Ho."]
+        assert len(score.y) == 6
+
+
+def test_the_systems_message_goes_along(tmp_path):
+    with serving() as server:
+        RemoteLM(client(server, tmp_path, system="Be brief."), "m").answer(["Hi."])
+        assert server.bodies[0]["messages"] == [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Hi."},
+        ]
+
+
+@pytest.mark.parametrize(
+    "reply, found",
+    [
+        ("A", "A"),
+        ("b.", "B"),
+        ("Answer B is better.", "B"),
+        ("Tie", "tie"),
+        ("It is a tie", "tie"),
+        ("A tie.", "tie"),
+        ("Both are good", None),
+        ("A or B", None),
+        ("", None),
+        ("**A**", "A"),
+        ("The answer is A", "A"),
+    ],
+)
+def test_a_judges_reply_is_read(reply, found):
+    assert verdict(reply) == found
+
+
+def judging(prompt: str, body: dict) -> str:
+    """A judge that prefers longer answers, and on equal ones always A; and a model that answers 'plain'."""
+    if "[Answer A]" not in prompt:
+        return "plain"
+    a, b = (prompt.split(f"[Answer {name}]\n")[1].split("\n")[0] for name in "AB")
+    return "A" if len(a) >= len(b) else "B"
+
+
+def test_a_judge_asks_both_orders_and_compares_with_the_plain_answer(tmp_path):
+    with serving(answer=judging) as server:
+        one = client(server, tmp_path)
+        judge = Judge(one, "judge", RemoteLM(one, "m", SamplingConfig(temperature=0.0)))
+        r = judge(["x", "x", "z"], ["longer than it", "no", "other"])
+        assert r.tolist() == [1.0, 0.0, 0.5]  # the third has the same length: A both times is a contradiction
+        asked = Counter(body["model"] for body in server.bodies)
+        assert asked == {"judge": 6, "m": 2}
+        judge(["x"], ["longer than it"])
+        assert sum(server.seen.values()) == 8
+        kept = [row for row in read_rows(one.file) if row["model"] == "judge"]
+        assert len(kept) == 6 and {row["text"] for row in kept} == {"A", "B"}
+
+
+def test_a_judge_without_a_verdict_is_a_tie_and_counted(tmp_path):
+    with serving(answer=lambda prompt, body: "I cannot say.") as server:
+        one = client(server, tmp_path)
+        judge = Judge(one, "judge", RemoteLM(one, "m"))
+        assert judge(["x"], ["y"]).tolist() == [0.5] and judge.unclear == 2
+
+
+def test_a_request_with_braces_and_headings_reaches_the_judge_as_it_is(tmp_path):
+    with serving(answer=lambda prompt, body: "tie") as server:
+        one = client(server, tmp_path)
+        Judge(one, "judge", RemoteLM(one, "m"))(["{a} {request}"], ["{b}"])
+        asked = [b["messages"][-1]["content"] for b in server.bodies if b["model"] == "judge"]
+        assert all("{a} {request}" in text and "{b}" in text for text in asked)
+
+
+def test_rows_are_json_lines_that_a_reader_can_use(tmp_path):
+    with serving() as server:
+        one = client(server, tmp_path)
+        one.ask([Question("m", "Tell me\nmore ü", draw=3)])
+        (row,) = [json.loads(line) for line in one.file.read_text(encoding="utf-8").splitlines()]
+        assert set(row) == {"key", "model", "prompt", "draw", "text", "truncated", "prompt_tokens", "completion_tokens"}
+        assert row["prompt"] == "Tell me\nmore ü"

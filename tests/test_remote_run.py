@@ -1,0 +1,120 @@
+"""`train.py` on a model behind an API: a whole run, killed and resumed, with each kind of reward."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import zlib
+from functools import partial
+
+import pytest
+from api_server import polite, serving
+from test_everyday import LEARNED, OPTIONS, ROOT, command
+
+from alignpro_mini.lab.cli import parse_command_line
+
+TRAIN = [str(ROOT / "train.py")]
+LOCAL = ("frozen", "oracle.train_layers", "theory.inputs", "theory.answers")
+REMOTE = {k: v for k, v in OPTIONS.items() if k not in LOCAL} | {"frozen": "api:m", "reward_model.normalise_on": 24}
+
+
+def of(server, **more) -> dict:
+    return REMOTE | {"api.base_url": server.url, "reward": "mine:length", "api.concurrency": 2} | more
+
+
+def start(folder, options: dict, *more: str) -> subprocess.Popen:
+    arguments = [word for k, v in options.items() for word in (f"--{k}", str(v))]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen([sys.executable, *TRAIN, *arguments, *more], cwd=folder, env=environment, **silent)
+
+
+def test_a_run_that_is_killed_three_times_pays_for_no_answer_twice(tmp_path):
+    with serving() as server:
+        told = command(tmp_path, TRAIN, of(server, name="whole"))
+        whole = json.loads((tmp_path / "runs" / "whole" / "results.json").read_text())
+        count = sum(server.answered.values())
+        assert list(whole["arms"]) == ["no_finetuning", "untrained_prompter", "best_of_n", "align_pro"]
+        assert whole["theory"] is None and whole["api"]["answers"] == count == len(server.answered)
+        assert f"API: {count} answers, {whole['api']['tokens']:,} tokens" in told
+        assert whole["api"]["tokens"] == sum(
+            len(p.split()) + len(polite(p, {"seed": d}).split()) for p, d in server.answered
+        )
+    with serving() as server:
+        at = [12, count // 2, count - 8]  # while the reward is scaled, in the middle, in the evaluation
+        for target in at:
+            process = start(tmp_path, of(server, name="killed"), "--resume")
+            server.answer = partial(_kill_at, server, process, target)
+            assert process.wait(120) == -signal.SIGKILL
+        server.answer = polite
+        command(tmp_path, [*TRAIN, "--resume"], of(server, name="killed"))
+        killed = json.loads((tmp_path / "runs" / "killed" / "results.json").read_text())
+        assert killed["arms"] == whole["arms"] and killed["api"] == whole["api"]
+        again = sum(server.answered.values()) - len(server.answered)
+        assert again <= 2 * len(at), "only what was under way when the process was killed"
+        assert len(server.answered) == count
+
+
+def _kill_at(server, process, target: int, prompt: str, body: dict) -> str:
+    if sum(server.seen.values()) >= target:
+        process.kill()
+    return polite(prompt, body)
+
+
+def better(prompt: str, body: dict) -> str:
+    """A judge whose verdict depends on the two answers alone."""
+    a, b = (zlib.crc32(prompt.split(f"[Answer {name}]\n")[1].split("\n\n[")[0].encode()) for name in "AB")
+    return "A" if a > b else "B" if b > a else "tie"
+
+
+def test_a_judge_behind_an_api_rewards_a_local_models_answers(tmp_path):
+    with serving(answer=better) as server:
+        short = {"api.base_url": server.url, "reward": "judge:big", "eval.oracle": "false", "theory.inputs": 0}
+        options = {k: v for k, v in OPTIONS.items() if k not in LOCAL[1:]} | short
+        command(tmp_path, TRAIN, options)
+        results = json.loads((tmp_path / "runs" / "smollm2-judge-seed0" / "results.json").read_text())
+        assert results["judge"] == "reward" and results["arms"]["align_pro"]["mean"] is not None
+        assert {body["model"] for body in server.bodies} == {"big"}
+        assert results["api"]["answers"] == sum(server.answered.values())
+
+
+def test_a_reward_is_learned_from_a_remote_models_answers(tmp_path):
+    learned = LEARNED | {"reward_base": "model", "reward_model.read": "last"}
+    with serving() as server:
+        options = of(server) | learned
+        del options["reward"]
+        command(tmp_path, TRAIN, options)
+        results = json.loads((tmp_path / "runs" / "learned" / "results.json").read_text())
+        assert 0 <= results["reward_model"]["swap_accuracy"] <= 1 and results["judge"] == "gold"
+
+
+def test_failures_are_one_line(tmp_path):
+    with serving(["404"]) as server:
+        told = command(tmp_path, TRAIN, of(server, name="lost"), fails=True).splitlines()[-1]
+        assert told.startswith("train.py: error: http://127.0.0.1") and "'m' a model of this server" in told
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"frozen": "api:m", "eval.oracle": "true"}, "--eval.oracle true needs the weights of the frozen model"),
+        ({"api.timeout": 3}, "--api.timeout: only --frozen api:MODEL and --reward judge:MODEL read it"),
+        ({"frozen": "api:"}, "no model after the colon"),
+        ({"frozen": "api:m", "api.base_url": "nowhere"}, "--api.base_url is 'nowhere'"),
+        ({"data.model": "x"}, "it is called --frozen now"),
+        ({"preset": "tiny", "frozen": "api:m"}, "--frozen: it is not read with --preset tiny"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_line(options, said, capsys):
+    options = {"preset": "smollm2", "reward": "mine:length"} | options
+    with pytest.raises(SystemExit):
+        parse_command_line([word for k, v in options.items() for word in (f"--{k}", str(v))])
+    assert said in capsys.readouterr().err
+
+
+def test_what_a_remote_model_leaves_out_is_implied_and_may_be_said():
+    argv = ["--preset", "smollm2", "--reward", "mine:length", "--frozen", "api:a/b:c"]
+    for more in ([], ["--eval.oracle", "false", "--theory.inputs", "0"]):
+        ((config,), _) = parse_command_line(argv + more)
+        assert (config.remote, config.eval.oracle, config.theory.inputs) == ("a/b:c", False, 0)
