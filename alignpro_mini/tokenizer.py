@@ -7,13 +7,14 @@ The control tokens that a vocabulary holds choose the shape of a conversation (`
               <|im_start|>assistant\\n  answer <|im_end|>
     GPT-2     prompt\\n\\n  answer <|endoftext|>
 
-Ids are put there by number, never by writing their names into the text: a user's "<|end|>" is
+A published chat template takes the place of these (`Around`; `weights/chat.py` reads it). Ids are put there by number, never by writing their names into the text: a user's "<|end|>" is
 encoded as ordinary text and does not end the turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import tokenizers
@@ -22,26 +23,44 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from alignpro_mini.options import UserError
 
 PAD, USER, ASSISTANT, END = SPECIAL = ("<|pad|>", "<|user|>", "<|assistant|>", "<|end|>")  # ids 0..3
+ENDS = (END, "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>", "</s>")  # the first there is ends answers
 SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What stands around the user's words: ids, text that is encoded together with them, and ids again."""
+
+    before: list[int]
+    lead: str
+    tail: str
+    after: list[int]
 
 
 class Tokenizer:
     """A byte-level BPE vocabulary; `encode`, `decode`, and the ids of a conversation.
 
-    Make one with `Tokenizer.train(texts, vocab_size)` or `Tokenizer.load("tokenizer.json")`.
+    Make one with `Tokenizer.train(texts, vocab_size)` or `Tokenizer.load("tokenizer.json")`. `around(system)` is a
+    published conversation's shape, `end` the token that ends its answers; without them the vocabulary decides.
     Raises UserError when the vocabulary has no token that ends an answer.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, system: str | None = None) -> None:
-        self.backend = backend
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        system: str | None = None,
+        around: Callable[[str | None], Around] | None = None,
+        end: int | None = None,
+    ) -> None:
+        self.backend, self.around, self._end = backend, around, end
         self.system = system  # what `chat` puts before every prompt by default
         backend.no_truncation()  # a tokenizer.json may carry both, and would truncate prompts silently
         backend.no_padding()
         backend.encode_special_tokens = True  # "encode them like any text": a typed "<|end|>" stays text
-        ends = [backend.token_to_id(name) for name in (END, "<|im_end|>", "<|endoftext|>")]
+        ends = [end, *(backend.token_to_id(name) for name in ENDS)]
         self.eos_id: int = next((i for i in ends if i is not None), -1)
         if self.eos_id < 0:
-            raise UserError(f"the vocabulary has none of {END}, <|im_end|>, <|endoftext|>: add one, it ends an answer")
+            raise UserError(f"the vocabulary has none of {', '.join(ENDS)}: add one, it ends an answer")
         pad = backend.token_to_id(PAD)
         self.pad_id: int = self.eos_id if pad is None else pad  # masks, not ids, tell padding
 
@@ -63,13 +82,17 @@ class Tokenizer:
         return cls(backend)
 
     @classmethod
-    def load(cls, path: str | Path) -> Tokenizer:
-        """Read a `tokenizer.json`. Raises FileNotFoundError, or UserError for a file that is not one."""
+    def load(cls, path: str | Path, end: str = "") -> Tokenizer:
+        """Read a `tokenizer.json`; `end` names the token that ends an answer, where it is none of `ENDS`.
+
+        Raises FileNotFoundError, or UserError for a file that is not one.
+        """
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; name a tokenizer.json, or train one with Tokenizer.train")
         try:
-            return cls(tokenizers.Tokenizer.from_file(str(path)))
+            backend = tokenizers.Tokenizer.from_file(str(path))
+            return cls(backend, end=backend.token_to_id(end))
         except Exception as error:  # the library raises bare Exception for a file that it cannot parse
             raise UserError(f"{path}: not a usable tokenizer.json ({one_line(error)}); copy it again") from None
 
@@ -79,7 +102,7 @@ class Tokenizer:
 
     def with_system(self, system: str) -> Tokenizer:
         """The same vocabulary with another default system prompt."""
-        return Tokenizer(self.backend, system)
+        return Tokenizer(self.backend, system, self.around, self._end)
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, none of them a control token's, whatever it says."""
@@ -104,6 +127,9 @@ class Tokenizer:
         """
         id_of = self.backend.token_to_id
         system = self.system if system is None else system
+        if self.around is not None:
+            shape = self.around(system)
+            return [*shape.before, *self.encode(f"{shape.lead}{prompt}{shape.tail}"), *shape.after]
         user, assistant = id_of(USER), id_of(ASSISTANT)
         start, end = id_of("<|im_start|>"), id_of("<|im_end|>")
         if user is None and start is not None and end is not None:

@@ -1,4 +1,4 @@
-"""One decoder-only transformer; GPT-2, Llama/SmolLM2 and Qwen2 are settings of it, not classes.
+"""One decoder-only transformer; GPT-2, Llama/SmolLM2, Qwen2 and Qwen3 are settings of it, not classes.
 
 Shape legend:  B rows   T new tokens   S tokens attended to (cache + new)   V vocabulary
                D width   H query heads   G key/value heads   E width of a head
@@ -36,6 +36,7 @@ class TransformerConfig:
     n_layers: int = 4
     n_heads: int = 4
     n_kv_heads: int = 0  # 0: as many as n_heads
+    head_dim: int = 0  # 0: d_model / n_heads
     d_ff: int = 0  # 0: 4 x d_model (GPT-2), or about 8/3 x d_model (Llama: three matrices instead of two)
     max_len: int = 256
     family: str = "llama"
@@ -43,6 +44,8 @@ class TransformerConfig:
     norm_eps: float = 1e-5
     tied: bool = True  # the output matrix is the embedding matrix
     qkv_bias: bool = False  # GPT-2 and Qwen2 have one, Llama has none
+    qk_norm: bool = False  # Qwen3: an RMSNorm on each head's q and k
+    rope_scaling: tuple[float, ...] = ()  # Llama 3: factor, low and high frequency factor, context before
 
     def __post_init__(self) -> None:
         set_ = lambda name, value: object.__setattr__(self, name, value)  # frozen: only here, once
@@ -55,8 +58,10 @@ class TransformerConfig:
         for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "max_len"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.d_model % self.n_heads:
-            raise UserError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
+        if self.head_dim == 0:
+            if self.d_model % self.n_heads:
+                raise UserError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
+            set_("head_dim", self.d_model // self.n_heads)
         if self.n_heads % self.n_kv_heads:
             raise UserError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
         if self.family == "llama" and self.head_dim % 2:
@@ -65,10 +70,6 @@ class TransformerConfig:
             if self.n_kv_heads != self.n_heads:
                 raise UserError("the GPT-2 family has no grouped heads: leave n_kv_heads out")
             set_("qkv_bias", True)
-
-    @property
-    def head_dim(self) -> int:
-        return self.d_model // self.n_heads
 
 
 class RMSNorm(nn.Module):
@@ -137,14 +138,16 @@ class Attention(nn.Module):
         self.heads, self.kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
         width = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
         self.qkv = nn.Linear(config.d_model, width, bias=config.qkv_bias)
-        self.out = nn.Linear(config.d_model, config.d_model, bias=config.family == "gpt2")
+        self.out = nn.Linear(config.n_heads * config.head_dim, config.d_model, bias=config.family == "gpt2")
+        norm = lambda: RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.q_norm, self.k_norm = norm(), norm()
 
     def forward(self, x: Tensor, rope, allowed: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
         """Causal self-attention, (B, T, D) -> (B, T, D); `layer` names this block's place in the cache."""
         B, T, D = x.shape
         q, k, v = self.qkv(x).split([n * self.head_dim for n in (self.heads, self.kv_heads, self.kv_heads)], dim=-1)
-        q = q.view(B, T, self.heads, self.head_dim).transpose(1, 2)  # (B, H, T, E)
-        k = k.view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)  # (B, G, T, E)
+        q = self.q_norm(q.view(B, T, self.heads, self.head_dim)).transpose(1, 2)  # (B, H, T, E)
+        k = self.k_norm(k.view(B, T, self.kv_heads, self.head_dim)).transpose(1, 2)  # (B, G, T, E)
         v = v.view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)  # (B, G, T, E)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
@@ -155,7 +158,7 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(
             q, k, v, attn_mask=allowed, is_causal=allowed is None, enable_gqa=self.kv_heads != self.heads
         ).reshape(B, self.heads, T, self.head_dim)  # (B, H, T, E)
-        return self.out(y.transpose(1, 2).reshape(B, T, D))
+        return self.out(y.transpose(1, 2).reshape(B, T, -1))
 
 
 class MLP(nn.Module):
@@ -320,7 +323,13 @@ class Transformer(nn.Module):
     def _rope(self, positions: Tensor) -> Tensor:
         half = self.config.head_dim // 2
         exponent = torch.arange(half, device=positions.device, dtype=torch.float32) / half
-        angles = positions[:, None, :, None].float() * self.config.rope_theta**-exponent  # (B, 1, T, E/2)
+        frequency = self.config.rope_theta**-exponent  # (E/2,)
+        if self.config.rope_scaling:  # a longer context: slow rotations get slower, fast ones stay
+            factor, low, high, before = self.config.rope_scaling
+            turns = before * frequency / (2 * torch.pi)  # within the former context
+            keep = ((turns - low) / (high - low)).clamp(0, 1)
+            frequency = frequency * (keep + (1 - keep) / factor)
+        angles = positions[:, None, :, None].float() * frequency  # (B, 1, T, E/2)
         return torch.polar(torch.ones_like(angles), angles)  # (B, 1, T, E/2)
 
     @property

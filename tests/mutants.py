@@ -717,7 +717,10 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _transformer(
         "tokens-cut-into-heads",
-        ("q = q.view(B, T, self.heads, self.head_dim).transpose(1, 2)", "q = q.view(B, self.heads, T, self.head_dim)"),
+        (
+            "self.q_norm(q.view(B, T, self.heads, self.head_dim)).transpose(1, 2)",
+            "self.q_norm(q.view(B, self.heads, T, self.head_dim))",
+        ),
         f"{LOGITS}[gpt2]",
         WRITTEN_OUT,
     ),

@@ -18,7 +18,9 @@ from alignpro_mini.weights.smollm2 import build_tokenizer
 from alignpro_mini.weights.tensors import load_state, save_state
 
 FIXTURES = Path(__file__).parent / "fixtures"
-FAMILIES = ("gpt2", "llama", "qwen2")
+FAMILIES = ("gpt2", "llama", "qwen2", "llama3", "qwen3")
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 16}
 IDS = torch.tensor([[1, 5, 2, 60, 7]])
 
 
@@ -74,7 +76,8 @@ def test_saving_writes_what_transformers_wrote(family, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     folders = (tmp_path / "new" / "deep", FIXTURES / family)
     config, their_config = (json.loads((folder / "config.json").read_text()) for folder in folders)
-    their_config["rope_theta"] = their_config.pop("rope_parameters", {}).get("rope_theta")
+    rope = their_config.pop("rope_parameters", {})
+    their_config |= {"rope_theta": rope.pop("rope_theta", None), "rope_scaling": rope}
     new = {"torch_dtype", "attn_pdrop", "embd_pdrop", "resid_pdrop"}  # the old name of dtype; we have no dropout
     assert {key: value for key, value in config.items() if key not in new} == {
         key: their_config[key] for key in config if key not in new
@@ -233,8 +236,11 @@ def test_a_tied_checkpoint_with_two_matrices(folder):
         (dict(num_hidden_layers="two"), "num_hidden_layers is 'two'"),
         (dict(num_hidden_layers=True), "num_hidden_layers is True"),
         (dict(num_key_value_heads=3), "not a multiple of n_kv_heads 3"),
-        (dict(head_dim=8), "head_dim is 8, but only 4"),
-        (dict(rope_scaling={"rope_type": "llama3", "factor": 8.0}), "rope_scaling"),
+        (
+            dict(rope_scaling={"rope_type": "llama3", "factor": 8.0}),
+            "it needs factor, low_freq_factor, high_freq_factor",
+        ),
+        (dict(rope_scaling=LLAMA3 | {"low_freq_factor": 0}), "rope_scaling is"),
         (dict(rope_scaling={"type": "linear", "factor": 2.0}), "rope_scaling"),
         (dict(rope_parameters={"rope_type": "yarn", "rope_theta": 500.0}), "rope_scaling"),
         (dict(partial_rotary_factor=0.5), "partial_rotary_factor is 0.5"),

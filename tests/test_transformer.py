@@ -13,11 +13,13 @@ from alignpro_mini.transformer import Attention, KVCache, RMSNorm, Transformer, 
 from alignpro_mini.weights.pretrained import load_pretrained
 
 FIXTURES = Path(__file__).parent / "fixtures"
-FAMILIES = ("gpt2", "llama", "qwen2")
+FAMILIES = ("gpt2", "llama", "qwen2", "llama3", "qwen3")
 SHAPES = {  # 3 layers, so that a layer in the middle exists
     "gpt2": dict(family="gpt2"),
     "llama": dict(family="llama", n_kv_heads=2, tied=False),
     "qwen2": dict(family="llama", n_kv_heads=1, qkv_bias=True),
+    "llama3": dict(family="llama", n_kv_heads=2, rope_scaling=(8.0, 1.0, 4.0, 16)),
+    "qwen3": dict(family="llama", n_kv_heads=2, head_dim=8, qk_norm=True),
 }
 
 

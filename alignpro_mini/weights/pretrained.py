@@ -1,6 +1,6 @@
 """Models in and out of folders in the Hugging Face layout, under their published names.
 
-    config.json          the shape, under Hugging Face's keys     model_type gpt2, llama or qwen2
+    config.json          the shape, under Hugging Face's keys     model_type gpt2, llama, qwen2 or qwen3
     model.safetensors    the weights, under the published names   h.0.attn.c_attn.weight, model.layers.0....
     tokenizer.json       the vocabulary, where there is one
 
@@ -26,10 +26,11 @@ from torch import Tensor
 from alignpro_mini.options import UserError
 from alignpro_mini.tokenizer import Tokenizer, one_line
 from alignpro_mini.transformer import Transformer, TransformerConfig
+from alignpro_mini.weights.chat import TOKENIZER_CONFIG, save_template, token_names, with_template
 from alignpro_mini.weights.tensors import read_tensors, write_tensors
 
 CONFIG, WEIGHTS, VOCABULARY, SYSTEM = "config.json", "model.safetensors", "tokenizer.json", "system_prompt"
-MODEL_TYPES = ("gpt2", "llama", "qwen2")
+MODEL_TYPES = ("gpt2", "llama", "qwen2", "qwen3")
 # Keys of config.json: ours, GPT-2's, Llama's.
 _KEYS = """
 vocab_size  vocab_size          vocab_size
@@ -41,6 +42,7 @@ n_kv_heads  -                   num_key_value_heads
 d_ff        n_inner             intermediate_size
 norm_eps    layer_norm_epsilon  rms_norm_eps
 rope_theta  -                   rope_theta
+head_dim    -                   head_dim
 """
 # Modules: ours, GPT-2's, Llama's; {} is the layer, q|k|v stand for three modules that are stacked in this order.
 _NAMES = """
@@ -52,6 +54,8 @@ norm1      h.{}.ln_1         model.layers.{}.input_layernorm
 norm2      h.{}.ln_2         model.layers.{}.post_attention_layernorm
 attn.qkv   h.{}.attn.c_attn  model.layers.{}.self_attn.q_proj|k_proj|v_proj
 attn.out   h.{}.attn.c_proj  model.layers.{}.self_attn.o_proj
+attn.q_norm  -               model.layers.{}.self_attn.q_norm
+attn.k_norm  -               model.layers.{}.self_attn.k_norm
 mlp.gate   -                 model.layers.{}.mlp.gate_proj
 mlp.up     h.{}.mlp.c_fc     model.layers.{}.mlp.up_proj
 mlp.down   h.{}.mlp.c_proj   model.layers.{}.mlp.down_proj
@@ -65,6 +69,7 @@ def _table(text: str) -> dict[str, dict[str, str]]:
 
 
 KEYS, NAMES = _table(_KEYS), _table(_NAMES)
+LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")  # of rope_scaling
 # Keys whose other values would load and then compute something else, and the values we compute.
 HONOURED = {"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "hidden_act": ("silu",)}
 HONOURED["quantization_config"] = ()
@@ -91,6 +96,7 @@ def save_pretrained(model: Transformer, directory: str | Path, tokenizer: Tokeni
     write_tensors(draft / WEIGHTS, to_published(model), {"format": "pt"})  # transformers refuses it without "format"
     if tokenizer is not None:
         tokenizer.save(draft / VOCABULARY)
+        save_template(tokenizer, draft)
     if directory.exists():
         directory.rmdir()  # an empty folder: not every system renames over one
     os.replace(draft, directory)
@@ -125,10 +131,15 @@ def load_pretrained(
     tensors = {name: tensor for part in parts for name, tensor in part.items()}
     model = from_published(config, tensors, str(weights), device, dtype)
     vocabulary = directory / VOCABULARY
-    tokenizer = Tokenizer.load(vocabulary) if vocabulary.exists() else None
+    file = directory / TOKENIZER_CONFIG
+    raw = _read_json(file) if file.exists() else {}
+    names = token_names(raw)
+    tokenizer = Tokenizer.load(vocabulary, names.get("eos_token", "")) if vocabulary.exists() else None
     system = _read_json(directory / CONFIG).get(SYSTEM)
     if tokenizer is not None and isinstance(system, str):
         tokenizer = tokenizer.with_system(system)
+    if tokenizer is not None and file.exists():
+        tokenizer = with_template(tokenizer, directory, raw, names)
     _check_fit(vocabulary, tokenizer, config)
     return model, tokenizer
 
@@ -160,7 +171,7 @@ def _rows(config: TransformerConfig, names: list[str], rows: int) -> list[int]:
 
 def _pairs_moved(config: TransformerConfig, name: str, rows: Tensor, layout: tuple[int, int]) -> Tensor:
     """The two rows of a rotary pair: (E/2, 2) within a head here, (2, E/2) as published; from `layout` to the other."""
-    heads = {"q_proj": config.n_heads, "k_proj": config.n_kv_heads}.get(name.split(".")[-2])
+    heads = {"q_proj": config.n_heads, "k_proj": config.n_kv_heads, "q_norm": 1, "k_norm": 1}.get(name.split(".")[-2])
     return rows.unflatten(0, (heads, *layout)).transpose(1, 2).flatten(0, 2) if heads else rows
 
 
@@ -232,10 +243,15 @@ def _take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], where: 
 
 def _published_config(model: Transformer, tokenizer: Tokenizer | None) -> dict:
     config = model.config
-    kind = "gpt2" if config.family == "gpt2" else "qwen2" if config.qkv_bias else "llama"
-    architecture = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}[kind]
+    other = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
+    kind = "gpt2" if config.family == "gpt2" else other
+    architecture = {"gpt2": "GPT2LMHeadModel"}.get(kind, f"{kind.title()}ForCausalLM")
     raw = {"model_type": kind, "architectures": [architecture], "tie_word_embeddings": config.tied}
+    if config.rope_scaling:
+        raw["rope_scaling"] = {"rope_type": "llama3"} | dict(zip(LLAMA3, config.rope_scaling))
     raw |= {key: getattr(config, field) for field, key in KEYS[config.family].items()}
+    if config.head_dim * config.n_heads == config.d_model:
+        raw.pop("head_dim", None)  # the default, and Qwen2 has no such key
     raw |= {"torch_dtype": str(model.embed.weight.dtype).removeprefix("torch.")}
     if kind == "gpt2":  # published defaults drop out, we do not
         raw |= dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
@@ -258,26 +274,45 @@ def _read_config(file: Path) -> TransformerConfig:
     rope = (raw.get("rope_parameters") or {}) | (raw.get("rope_scaling") or {})  # new and old name of the same thing
     raw |= {key: rope[key] for key in rope if key == "rope_theta"}
     family = "gpt2" if kind == "gpt2" else "llama"
-    optional = {"n_kv_heads": 0, "d_ff": 0, "rope_theta": 10_000.0, "norm_eps": 1e-5 if family == "gpt2" else 1e-6}
+    optional = {
+        "n_kv_heads": 0,
+        "d_ff": 0,
+        "head_dim": 0,
+        "rope_theta": 10_000.0,
+        "norm_eps": 1e-5 if family == "gpt2" else 1e-6,
+    }
     fields = {}
     for field, key in KEYS[family].items():
         value = raw[key] if raw.get(key) is not None else optional.get(field)
         if type(value) not in ((int, float) if field in ("norm_eps", "rope_theta") else (int,)):
             raise UserError(f"{file}: {key} is {value!r}; it must be a number: copy the file again")
         fields[field] = value
+    fields["rope_scaling"] = _rope_scaling(file, rope)
     tied = raw["tie_word_embeddings"] if raw.get("tie_word_embeddings") is not None else family == "gpt2"
     try:
-        config = TransformerConfig(**fields, family=family, tied=tied, qkv_bias=kind != "llama")
+        config = TransformerConfig(
+            **fields, family=family, tied=tied, qkv_bias=kind == "qwen2", qk_norm=kind == "qwen3"
+        )
     except ValueError as error:
         raise UserError(f"{file}: {one_line(error)}") from None
     _refuse_unsupported(file, raw, rope, config)
     return config
 
 
+def _rope_scaling(file: Path, rope: dict) -> tuple[float, ...]:
+    """Llama 3's four numbers, () without scaling. Raises UserError for one that is missing or useless."""
+    if "llama3" not in (rope.get("rope_type"), rope.get("type")):
+        return ()
+    found = tuple(rope.get(key) for key in LLAMA3)
+    if not all(type(value) in (int, float) and value > 0 for value in found) or found[1] == found[2]:
+        raise UserError(f"{file}: rope_scaling is {rope}; it needs {', '.join(LLAMA3)}: copy the file again")
+    return found
+
+
 def _refuse_unsupported(file: Path, raw: dict, rope: dict, config: TransformerConfig) -> None:
-    honoured = HONOURED | {"head_dim": (config.head_dim,), "partial_rotary_factor": (1,)}
+    honoured = HONOURED | {"partial_rotary_factor": (1,)}
     asked = {key: raw[key] for key in honoured if raw.get(key) is not None and raw[key] not in honoured[key]}
-    kinds = {rope.get("rope_type"), rope.get("type")} - {None, "default"}  # "type" is the older name
+    kinds = {rope.get("rope_type"), rope.get("type")} - {None, "default", "llama3"}  # "type" is the older name
     if kinds or rope.get("partial_rotary_factor", 1) != 1:
         asked["rope_scaling"] = rope
     if set(raw.get("layer_types") or ()) - {"full_attention"}:
