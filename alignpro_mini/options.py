@@ -24,6 +24,15 @@ def require(ok: bool, message: str) -> None:
         raise UserError(message)
 
 
+def unique(pairs: list[tuple[str, object]]) -> dict:
+    """For `json.loads(..., object_pairs_hook=unique)`: raises ValueError for a key that comes twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r:.60} comes twice")
+    return found
+
+
 def check_ranges(config) -> None:
     """Raises UserError, beginning with the field's name, for a number out of range or a word not of its choices."""
     for f in fields(config):

@@ -88,7 +88,10 @@ def with_template(tokenizer: Tokenizer, folder: Path, raw: dict, names: dict[str
     """
     text, file = raw.get("chat_template"), folder / TEMPLATE
     if file.exists():
-        text = file.read_text(encoding="utf-8")
+        try:
+            text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file}: not UTF-8 ({one_line(error)}); copy the file again") from None
     if isinstance(text, list):  # several named ones
         named = {one.get("name"): one.get("template") for one in text if isinstance(one, dict)}
         text = named.get("default")

@@ -23,13 +23,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from alignpro_mini.options import UserError
+from alignpro_mini.options import UserError, unique
 from alignpro_mini.tokenizer import Tokenizer, one_line
 from alignpro_mini.transformer import Transformer, TransformerConfig
 from alignpro_mini.weights.chat import TOKENIZER_CONFIG, save_template, token_names, with_template
 from alignpro_mini.weights.tensors import read_tensors, write_tensors
 
 CONFIG, WEIGHTS, VOCABULARY, SYSTEM = "config.json", "model.safetensors", "tokenizer.json", "system_prompt"
+LARGEST = 1 << 26  # any number of config.json
 MODEL_TYPES = ("gpt2", "llama", "qwen2", "qwen3")
 # Keys of config.json: ours, GPT-2's, Llama's.
 _KEYS = """
@@ -125,6 +126,9 @@ def load_pretrained(
         weights, shards = index, _read_json(index).get("weight_map")
         if not isinstance(shards, dict):
             raise UserError(f"{index}: no weight_map in it; copy the file again")
+        for shard in shards.values():
+            if not isinstance(shard, str) or Path(shard).name != shard:  # a file elsewhere is not this model's
+                raise UserError(f"{index}: {shard!r:.60} is no file of this folder; copy the index again")
         parts = [read_tensors(directory / shard)[0] for shard in sorted(set(shards.values()))]
     else:
         parts = [read_tensors(weights)[0]]
@@ -198,6 +202,10 @@ def from_published(
     Raises UserError for a tensor that is missing, unexpected, of another shape or not finite.
     """
     tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}  # GPT-2: with and without
+    if config.n_layers > len(tensors):
+        raise UserError(
+            f"{where}: {len(tensors)} tensors, but {CONFIG} asks for {config.n_layers} layers: copy both again"
+        )
     with torch.device("meta"):  # shapes without memory, and without drawing from anybody's random generator
         model = Transformer(config)
     state: dict[str, Tensor] = {}
@@ -271,7 +279,10 @@ def _read_config(file: Path) -> TransformerConfig:
     kind = raw.get("model_type")
     if kind not in MODEL_TYPES:
         raise UserError(f"{file}: model_type is {kind!r}; use a model of one of {', '.join(MODEL_TYPES)}")
-    rope = (raw.get("rope_parameters") or {}) | (raw.get("rope_scaling") or {})  # new and old name of the same thing
+    new, old = raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}  # two names of the same thing
+    if not isinstance(new, dict) or not isinstance(old, dict):
+        raise UserError(f"{file}: rope_scaling is {old or new!r:.60}; it must be an object: copy the file again")
+    rope = new | old
     raw |= {key: rope[key] for key in rope if key == "rope_theta"}
     family = "gpt2" if kind == "gpt2" else "llama"
     optional = {
@@ -285,7 +296,9 @@ def _read_config(file: Path) -> TransformerConfig:
     for field, key in KEYS[family].items():
         value = raw[key] if raw.get(key) is not None else optional.get(field)
         if type(value) not in ((int, float) if field in ("norm_eps", "rope_theta") else (int,)):
-            raise UserError(f"{file}: {key} is {value!r}; it must be a number: copy the file again")
+            raise UserError(f"{file}: {key} is {value!r:.60}; it must be a number: copy the file again")
+        if value > LARGEST:
+            raise UserError(f"{file}: {key} is {value}; no model is that large: copy the file again")
         fields[field] = value
     fields["rope_scaling"] = _rope_scaling(file, rope)
     tied = raw["tie_word_embeddings"] if raw.get("tie_word_embeddings") is not None else family == "gpt2"
@@ -327,8 +340,8 @@ def _read_json(file: Path) -> dict:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; the folder is incomplete, copy or save it again")
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # bad JSON, or bytes that are not UTF-8
+        raw = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:  # bad JSON, or bytes that are not UTF-8
         raise UserError(f"{file}: not JSON ({one_line(error)}); copy the file again") from None
     if not isinstance(raw, dict):
         raise UserError(f"{file}: holds a {type(raw).__name__}, not an object; copy the file again")

@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignpro_mini.alignpro import Gold
-from alignpro_mini.options import UserError, check_ranges, option
+from alignpro_mini.options import UserError, check_ranges, option, unique
+from alignpro_mini.tokenizer import one_line
 from alignpro_mini.worlds.world import answers_of_others
 
+LONGEST_LINE = 16 << 20  # bytes of a line of JSONL
 # What the SFT prompter of a real model learns to offer: the request, sometimes an opening, and one of these endings. RL
 # can only choose among what SFT offers, so they differ in tone, length, form and care.
 OPENINGS = ("", "", "", "Please help me with this. ", "Here is my question. ", "I would like your advice. ")
@@ -59,15 +61,18 @@ def read_rows(path: str | Path, fields: Sequence[str]) -> Iterator[tuple[dict, s
     number = 0
     try:
         with opener(path, "rb") as lines:  # bytes: a text file is decoded by the block, and its error names no line
-            for raw in lines:
+            while raw := lines.readline(LONGEST_LINE + 1):
+                if len(raw) > LONGEST_LINE:
+                    told = f"{path}:{number + 1}: a line of more than {LONGEST_LINE >> 20} MiB"
+                    raise UserError(f"{told}; is this JSONL, with one object in each line?")
                 where, line = f"{path}:{number + 1}", raw.decode("utf-8")
                 number += 1
                 if not line.strip():
                     continue
                 try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+                    row = json.loads(line, object_pairs_hook=unique)
+                except (ValueError, RecursionError) as error:
+                    raise UserError(f"{where}: not JSON ({one_line(error)})") from None
                 if not isinstance(row, dict):
                     raise UserError(f"{where}: a {type(row).__name__}, not an object with {', '.join(fields)}")
                 for field in fields:
