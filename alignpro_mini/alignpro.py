@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from alignpro_mini import guards
 from alignpro_mini.frozen import Answer, FrozenModel
 from alignpro_mini.generation import Completion, generate
 from alignpro_mini.ppo import PPOConfig, PPOTrainer, train_ppo
@@ -81,18 +82,22 @@ def train_align_pro(
     stage: Stage = SilentStage(),
     generator: torch.Generator | None = None,
     gold: Gold | None = None,
+    guard: bool = False,
 ) -> Transformer:
     """PPO on a copy of the prompter in front of the frozen LM; returns rho. rho_sft, the reference, does not change.
 
-    `gold`, the true reward where it is known, is logged and never trained on.
+    `gold`, the true reward where it is known, is logged and never trained on. With `guard` a rewrite to which
+    `guards.objection` objects is not sent: its score is that of the request.
     """
     score = PromptScore(frozen, reward, generator, config.answers)
-    trainer = PPOTrainer(copy.deepcopy(rho_sft), rho_sft, tokenizer, score, config, generator)
+    sent = (lambda x, x_prime: score(x, guards.kept(x, x_prime))) if guard else score
+    trainer = PPOTrainer(copy.deepcopy(rho_sft), rho_sft, tokenizer, sent, config, generator)
 
     def observe(trainer: PPOTrainer) -> tuple[dict, list[dict]]:
         kl = trainer.last_rollout.kl.tolist()
         texts = [a.text for a in score.y]
         extra = {"fallback_rate": score.fallbacks / len(kl), "answer_length": answer_length(score.y)}
+        extra["objection_rate"] = guards.objection_rate(trainer.last_rollout.prompts, trainer.last_rollout.completions)
         if gold is not None:
             extra["gold_mean"] = sum(gold(score.x, texts)) / len(texts)
         first = texts[:: config.answers]  # of each rewrite's answers

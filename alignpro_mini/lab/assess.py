@@ -177,7 +177,9 @@ def evaluate(
 
     def made(stage: RunStage) -> tuple[dict, dict]:
         requests = world.eval_requests[: run.config.eval.inputs]
-        evaluator = Evaluator(requests, pi_f, reward.report, world.gold, run.config.eval, run.generator(name))
+        evaluator = Evaluator(
+            requests, pi_f, reward.report, world.gold, run.config.eval, run.generator(name), run.config.guard
+        )
         steps = stage.progress(0, len(makers))
         arms = {arm: make(evaluator) for _, (arm, make) in zip(steps, makers.items())}
         rows = [_sample(arm, arms[arm], i) for i in range(8) for arm in arms if i < len(arms[arm].x)]
@@ -216,6 +218,7 @@ def conclude(run: Run, arms: dict[str, Arm]) -> dict:
         results[extra] = json.loads(path.read_text()) if path.exists() else None
     if (run.path / API_FILE).exists():
         results["api"] = spent(run.path / API_FILE, c.api)
+    results["stopped"] = {r["stage"]: r["stopped"] for r in run.rows("metrics.jsonl") if "stopped" in r}
     results["wall_s"] = {name: stage["seconds"] for name, stage in run.stages.items()}
     write_json(run.path / "results.json", results)
     return results

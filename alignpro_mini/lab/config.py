@@ -91,6 +91,8 @@ class RunConfig:
     reward_base: str = option("", "what a learned reward starts from: folder or hub name; empty: the frozen model")
     reward: str = option("", "module:function(prompts, completions) -> rewards, or judge:MODEL; empty: learned")
     gold: str = option("", "module:function, the true reward of a real model's answers; empty: the package's own")
+    guard: bool = option(False, "replace rewrites with an objection (guards.py) by the request; else only count them")
+    stop: bool = option(True, "end PPO when KL, entropy or length run away (guards.py)")
     out: str = option("runs", "folder of the runs")
     name: str = option("", "name of this run's folder; empty: <preset>-<task, or function of --reward>-seed<seed>")
     vocab_size: int = option(640, "entries of the byte-level BPE tokenizer trained on the world's corpus", least=260)

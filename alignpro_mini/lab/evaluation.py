@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from alignpro_mini import guards
 from alignpro_mini.alignpro import Gold, Prompter, answer_length, usable_rewrites
 from alignpro_mini.frozen import Answer, FrozenLM, FrozenModel
 from alignpro_mini.generation import Completion, sequence_logprobs
@@ -68,6 +69,7 @@ class Evaluator:
     gold: Gold | None
     config: EvalConfig
     generator: torch.Generator
+    guard: bool = False  # whether a rewrite with an objection is replaced by the request
 
     def _arm(
         self, model: FrozenModel, x_prime: list[list[str]], M: int, kl: np.ndarray, extra: dict
@@ -112,8 +114,10 @@ class Evaluator:
         """A rewrite for each request, as tokens and as the text that is sent; and the share that fell back to x."""
         completions = prompter.complete(asked, self.generator)
         texts = [prompter.tokenizer.decode(c.tokens) for c in completions]
+        objections = guards.objection_rate(asked, texts)
+        texts = guards.kept(asked, texts) if self.guard else texts
         texts, fallbacks = usable_rewrites(asked, texts, self.frozen.fits)
-        return completions, texts, {"fallback_rate": fallbacks / len(asked)}
+        return completions, texts, {"fallback_rate": fallbacks / len(asked), "objection_rate": objections}
 
     def enumerated(self, rewrites: list[list[str]], rho: torch.Tensor, rho_sft: torch.Tensor) -> Arm:
         """4K rewrites of each of the first requests, drawn from a table: rho, rho_sft (N', L) over L rewrites.

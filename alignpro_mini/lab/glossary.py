@@ -30,6 +30,7 @@ ratio_max approx_kl | largest probability ratio; KL of the old to the new policy
 explained_variance | 1 - Var(return - value) / Var(return) | climbs to 0.3 to 0.9 | below 0: worse than a constant
 grad_norm | gradient norm before clipping | steady | spikes: outlier batches, or learning rate too high
 missing_eos fallback_rate | share truncated at the token limit; share empty or too long, so x was sent | near 0 | high: rewrites ramble, or are empty
+objection_rate | share of rewrites to which the guards object: empty, long, repeats, language, content lost, answers | near 0 | high: x' is no rewrite of x
 truncated inputs | share of answers truncated at the token limit; requests of the arm | near 0 | high: the reward sees half an answer
 completion_length rewrite_length answer_length | mean tokens, EOS included: of PPO's completions, rewrites, answers | steady | at the limit: rambles; 1: collapsed
 lr kl_coef | learning rate; λ, the KL penalty coefficient | as scheduled; steady | λ runs off: KL target out of reach

@@ -282,8 +282,8 @@ def align_pro(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter, rewa
 
     def make(stage: RunStage) -> Transformer:
         g = run.generator("align_pro")
-        ppo = run.config.ppo
-        return train_align_pro(rho_sft.model, pi_f, reward.train, requests, tokenizer, ppo, stage, g, world.gold)
+        ppo, guard = run.config.ppo, run.config.guard
+        return train_align_pro(rho_sft.model, pi_f, reward.train, requests, tokenizer, ppo, stage, g, world.gold, guard)
 
     model = _trained(run, "align_pro", make, tokenizer)
     assert_frozen(pi_f, "align_pro")

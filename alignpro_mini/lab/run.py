@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from alignpro_mini.guards import runaway
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.options import UserError
 from alignpro_mini.tokenizer import Tokenizer
@@ -172,6 +173,8 @@ class RunStage:
         self._before = 0.0  # seconds spent before a kill
         self._clock = time.perf_counter()
         self._bar: tqdm | None = None
+        self._ppo: list[dict] = []  # its iterations so far
+        self._stopped = False
         print(f"[{name}]", flush=True)
 
     def seconds(self) -> float:
@@ -219,6 +222,8 @@ class RunStage:
                 thing.load_state_dict({"state": state, "param_groups": saved["groups"][str(i)]})
         self._before = saved["seconds"]
         self.run.forget_after(self.name, saved["step"])
+        self._ppo = [row for row in self.run.rows("metrics.jsonl") if row["stage"] == self.name and "kl_k1" in row]
+        self._stopped = any("stopped" in row for row in self._ppo)
         print(f"[{self.name}] goes on from step {saved['step']}")
         return saved["step"], saved["meta"]
 
@@ -230,6 +235,8 @@ class RunStage:
         self._bar = tqdm(range(start, stop), initial=start, total=stop, desc=self.name, disable=None, leave=False)
         begun = printed = time.perf_counter()
         for step in self._bar:
+            if self._stopped:
+                return
             yield step
             done, now = step + 1, time.perf_counter()
             if self._bar.disable and (done % math.ceil(stop / 10) == 0 or done == stop or now - printed >= 60):
@@ -248,7 +255,13 @@ class RunStage:
         if metrics.get("kl_k1", 0) < -1:
             told = f"{self.name} step {step}: the KL (k1) is {metrics['kl_k1']:.2f} nats; its mean cannot be below 0"
             warnings.warn(f"{told}: are tokens scored as they were sampled (temperature, mask)?", stacklevel=2)
-        self.run.append("metrics.jsonl", [{"stage": self.name, "step": step, **metrics}])
+        row = {"stage": self.name, "step": step, **metrics}
+        if self.run.config.stop and "kl_k1" in row:
+            self._ppo.append(row)
+            if why := runaway(self._ppo):
+                self._stopped, row["stopped"] = True, why
+                tqdm.write(f"[{self.name}] ends after step {step}: {why} (--stop false goes on)", file=sys.stdout)
+        self.run.append("metrics.jsonl", [row])
         self._latest = "".join(f", {k} {metrics[k]:.3f}" for k in SHOWN if metrics.get(k) is not None)
         if self._bar is not None:
             self._bar.set_postfix_str(self._latest[2:])

@@ -107,6 +107,9 @@ def notes(results: dict) -> list[str]:
         found.append(f"Headroom (ICC): {num(room.get('icc'))}, best rewrite gains {num(room.get('best_rewrite_gain'))}")
     if rm := results.get("reward_model"):
         found += reward_model_lines(rm)
+    if (objections := get(results, "arms", "align_pro", "objection_rate")) is not None:
+        found.append(f"Share of Align-Pro's rewrites to which the guards object: {num(objections)}")
+    found += [f"{stage} ended early: {why}" for stage, why in (results.get("stopped") or {}).items()]
     if api := results.get("api"):
         cost = f", {api['usd']:g} US dollars" if api["usd"] else ""
         found.append(f"API: {api['answers']:,} answers, {api['tokens']:,} tokens{cost}")
