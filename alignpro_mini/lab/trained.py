@@ -1,0 +1,117 @@
+"""A finished run in use: its prompter, and on demand its frozen model and its reward."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from alignpro_mini import guards
+from alignpro_mini.alignpro import Prompter
+from alignpro_mini.frozen import FrozenLM, FrozenModel
+from alignpro_mini.lab import pipeline
+from alignpro_mini.lab.config import DTYPES, RunConfig, preset, resolve_device
+from alignpro_mini.lab.run import Run
+from alignpro_mini.options import UserError
+from alignpro_mini.remote.client import Client
+from alignpro_mini.remote.lm import RemoteLM
+from alignpro_mini.training import Score
+from alignpro_mini.weights.hub import load_model
+from alignpro_mini.weights.pretrained import load_pretrained
+
+USE_FILE = "use.jsonl"  # answers of an API that were asked for after the run
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """A request x, what the prompter wrote, and why that is not sent (`guards.REASONS`; None: it is)."""
+
+    x: str
+    written: str
+    objection: str | None
+
+    @property
+    def sent(self) -> str:
+        return self.x if self.objection else self.written
+
+
+class Trained:
+    """What a run left behind, to use. Raises UserError for a folder without a trained prompter."""
+
+    def __init__(self, folder: str | Path, device: str = "auto", seed: int | None = None) -> None:
+        self.path = Path(folder)
+        if not (self.path / "config.json").is_file():
+            raise UserError(f"{folder}: no run (no config.json); give a folder such as runs/tiny-quality-seed0")
+        saved = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+        self.config = replace(config_of(saved), device=device)
+        place = self.path / "checkpoints" / "align_pro"
+        if not place.is_dir():
+            raise UserError(f"{folder}: no trained prompter yet; finish the run with --resume")
+        c, self.device = self.config, resolve_device(device)
+        model, tokenizer = load_pretrained(place, self.device, DTYPES[c.dtype] if c.real_model else torch.float32)
+        self.prompter = Prompter(model, tokenizer, c.ppo.max_new_tokens, c.ppo.temperature)
+        self.generator = torch.Generator()
+        self.generator.seed() if seed is None else self.generator.manual_seed(seed)
+
+    def rewrite(self, requests: Sequence[str], greedy: bool = False, guard: bool = True) -> list[Rewrite]:
+        """A rewrite of each request; one to which the guards object, or a request that is too long, stays as it is.
+
+        Sampled as in training; `greedy` takes the likeliest token each time. Raises UserError for an empty request.
+        """
+        if not all(x.strip() for x in requests):
+            raise UserError("the request is empty: give some text")
+        prompter = replace(self.prompter, temperature=0.0) if greedy else self.prompter
+        limit = prompter.model.config.max_len - prompter.max_new_tokens
+        short = [x for x in requests if len(prompter.tokenizer.chat(x)) <= limit]
+        written = iter(prompter.rewrite(short, self.generator) if short else ())
+        found = []
+        for x in requests:
+            told = next(written) if len(prompter.tokenizer.chat(x)) <= limit else ""
+            empty = None if told.strip() else "empty"
+            found.append(Rewrite(x, told, guards.objection(x, told) if guard else empty))
+        return found
+
+    @cached_property
+    def frozen(self) -> FrozenModel:
+        """The frozen model of the run: loaded, or behind its API. Raises UserError or FileNotFoundError without it."""
+        c = self.config
+        if c.remote:
+            return RemoteLM(Client(c.api, self.path / USE_FILE), c.remote, c.sampling)
+        if c.real_model:
+            return FrozenLM(*load_model(c.frozen, self.device, DTYPES[c.dtype]), c.sampling)
+        model, tokenizer = load_pretrained(self.path / "checkpoints" / "frozen_lm", self.device, DTYPES[c.dtype])
+        return FrozenLM(model, tokenizer, c.sampling)
+
+    @cached_property
+    def reward(self) -> Score:
+        """The reward of the run, as it was reported."""
+        c = replace(self.config, out=str(self.path.parent))
+        if c.run_name != self.path.name:
+            raise UserError(f"{self.path} was called {c.run_name}: give it that name again to use its reward")
+        with contextlib.redirect_stdout(io.StringIO()):  # it tells of finished stages
+            run = Run(replace(c, device=self.config.device), resume=True)
+            return pipeline.reward_model(run, None, self.frozen, None).report
+
+
+def config_of(saved: dict) -> RunConfig:
+    """The configuration that a run's config.json holds; what an earlier version did not know has its default.
+
+    Raises UserError for a file that is no configuration.
+    """
+
+    def filled(like, values: dict):
+        known = {f.name: getattr(like, f.name) for f in dataclasses.fields(like) if f.name in values}
+        parts = {n: filled(v, values[n]) if dataclasses.is_dataclass(v) else values[n] for n, v in known.items()}
+        return replace(like, **parts)
+
+    try:
+        return filled(preset(saved.get("preset", "tiny")), saved)
+    except (AttributeError, TypeError) as error:
+        raise UserError(f"config.json is no configuration of a run ({error})") from None
