@@ -215,7 +215,7 @@ def test_bad_requests_are_told_in_the_apis_form(body, headers, status, said):
 
 def test_too_many_requests_at_the_same_time_are_told_to_come_back():
     gate = threading.Event()
-    body = b'{"messages": [{"role": "user", "content": "x"}]}'
+    body = b'{"model": "m", "messages": [{"role": "user", "content": "x"}]}'
     with (
         serving() as server,
         proxied(HttpUpstream(server.url, 5.0), lambda x: gate.wait(10) and x, max_waiting=2) as proxy,
