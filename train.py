@@ -6,7 +6,9 @@
     python train.py --preset smollm2 --data.prompts ... # a real chat model and real prompts (see the README)
     python train.py --help                              # the main options; --help all: every option, with its reason
 
-What it leaves out: multi-GPU training, and experiments of many runs (`python -m alignpro_mini.experiments.grid`, ...).
+    torchrun --nproc-per-node 2 train.py                # two processes: rollouts and PPO updates are shared out
+
+What it leaves out: experiments of many runs (`python -m alignpro_mini.experiments.grid`, ...).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 from alignpro_mini.experiments import sweep
-from alignpro_mini.lab import assess, pipeline, tables
+from alignpro_mini.lab import assess, pipeline, processes, tables
 from alignpro_mini.lab.cli import one_line_errors, parse_command_line
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.run import Run
@@ -27,7 +29,7 @@ from alignpro_mini.lab.run import Run
 def main(config: RunConfig, resume: bool) -> dict:
     """One run, stage by stage; returns its results."""
     world = pipeline.make_world(config)  # requests, rewrites, and the true reward where it is known
-    run = Run(config, resume)
+    run = processes.leader_first(lambda: Run(config, resume, shared=True))  # torchrun: the first process writes
     tokenizer, pi_f = pipeline.frozen_lm(run, world)  # its weights stay fixed from here on
     rho_sft = pipeline.prompter_sft(run, world, tokenizer, pi_f)  # supervised: x -> x'
     reward = pipeline.reward_model(run, world, pi_f, rho_sft)  # Bradley-Terry on preferences, or a callable
@@ -39,6 +41,8 @@ def main(config: RunConfig, resume: bool) -> dict:
     listing = assess.closed_form(run, rho_sft, rho, rated, samples)  # the exact optimum, and PPO's distance to it
     arms = assess.evaluate_plain(run, world, pi_f, oracle, reward)  # all arms, one fixed set of held-out requests
     arms |= assess.evaluate_prompters(run, world, pi_f, rho_sft, rho, reward, listing)
+    if not run.leads:
+        return {}
     results = assess.conclude(run, arms)
     print(tables.final_table(results))
     print(f"\nreport: {assess.write_report(run, results, arms)}")
@@ -47,7 +51,8 @@ def main(config: RunConfig, resume: bool) -> dict:
 
 if __name__ == "__main__":
     configs, how = parse_command_line()
-    with one_line_errors("train.py"):
+    with one_line_errors("train.py"), processes.joined():
+        processes.check(len(configs) == 1 and how.jobs == 1, configs[0].api.token_budget)
         results, failed = sweep.run_all([__file__], configs, how, main)
     if len(configs) > 1 and results:
         print(sweep.sweep_table(results))

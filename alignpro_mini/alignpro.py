@@ -83,6 +83,7 @@ def train_align_pro(
     generator: torch.Generator | None = None,
     gold: Gold | None = None,
     guard: bool = False,
+    trainer_class: type[PPOTrainer] = PPOTrainer,
 ) -> Transformer:
     """PPO on a copy of the prompter in front of the frozen LM; returns rho. rho_sft, the reference, does not change.
 
@@ -91,7 +92,7 @@ def train_align_pro(
     """
     score = PromptScore(frozen, reward, generator, config.answers)
     sent = (lambda x, x_prime: score(x, guards.kept(x, x_prime))) if guard else score
-    trainer = PPOTrainer(copy.deepcopy(rho_sft), rho_sft, tokenizer, sent, config, generator)
+    trainer = trainer_class(copy.deepcopy(rho_sft), rho_sft, tokenizer, sent, config, generator)
 
     def observe(trainer: PPOTrainer) -> tuple[dict, list[dict]]:
         kl = trainer.last_rollout.kl.tolist()
@@ -116,9 +117,10 @@ def train_rlhf_oracle(
     stage: Stage = SilentStage(),
     generator: torch.Generator | None = None,
     gold: Gold | None = None,
+    trainer_class: type[PPOTrainer] = PPOTrainer,
 ) -> Transformer:
     """The comparator that may change the LLM: the same PPO on a copy of it, score(x, y) = r(x, y). Returns the copy."""
-    trainer = PPOTrainer(copy.deepcopy(pi_f), pi_f, tokenizer, reward, config, generator)
+    trainer = trainer_class(copy.deepcopy(pi_f), pi_f, tokenizer, reward, config, generator)
 
     def observe(trainer: PPOTrainer) -> tuple[dict, list[dict]]:
         r = trainer.last_rollout

@@ -16,7 +16,7 @@ import torch
 from alignpro_mini import reward as reward_
 from alignpro_mini.alignpro import Gold, Prompter, train_align_pro, train_rlhf_oracle, usable_rewrites
 from alignpro_mini.frozen import FrozenLM, FrozenModel
-from alignpro_mini.lab import evaluation
+from alignpro_mini.lab import evaluation, processes
 from alignpro_mini.lab.config import DTYPES, RunConfig, ShapeConfig, resolve_device
 from alignpro_mini.lab.run import Run, RunStage
 from alignpro_mini.lab.tables import reward_model_lines
@@ -104,7 +104,8 @@ def _trained(run: Run, name: str, make: Callable[[RunStage], Transformer], token
     """The stage `name` whose result is a trained model; a real one is in the run's dtype, as it computed before."""
     c = run.config
     dtype = DTYPES[c.dtype] if c.real_model else torch.float32
-    return run.model(name, lambda stage: make(stage).to(dtype), tokenizer).to(resolve_device(c.device), dtype)
+    together = name in ("align_pro", "rlhf_oracle")
+    return run.model(name, lambda stage: make(stage).to(dtype), tokenizer, together).to(resolve_device(c.device), dtype)
 
 
 def with_weights(pi_f: FrozenModel, what: str) -> FrozenLM:
@@ -130,9 +131,10 @@ def frozen_lm(run: Run, world: World) -> tuple[Tokenizer, FrozenModel]:
         return tokenizer, FrozenLM(model, tokenizer, c.sampling)
     corpus = world.corpus(c.frozen_lm.examples, random.Random(f"corpus {c.seed}"))
     path = run.path / "tokenizer.json"
-    if "frozen_lm" not in run.stages:  # not "if there is no file": a failed start may have left another run's
+    if run.leads and "frozen_lm" not in run.stages:  # not "if there is no file": a failed start may have left another's
         with replacing(path) as beside:
             Tokenizer.train([text for pair in corpus[:5000] for text in pair], c.vocab_size).save(beside)
+    processes.wait()
     tokenizer = Tokenizer.load(path)
 
     def make(stage: RunStage) -> Transformer:
@@ -205,7 +207,8 @@ def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -
     tensors, facts = run.tensors("reward_model", make)
     model.load_state_dict(tensors)
     model.eval().requires_grad_(False)
-    write_json(run.path / "checkpoints" / "reward_model.json", facts)
+    if run.leads:
+        write_json(run.path / "checkpoints" / "reward_model.json", facts)
     print("\n".join(reward_model_lines(facts)))
     assert_frozen(pi_f, "reward_model")
     score = by_sentences(model.score, facts.get("low"))
@@ -282,8 +285,10 @@ def align_pro(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter, rewa
 
     def make(stage: RunStage) -> Transformer:
         g = run.generator("align_pro")
-        ppo, guard = run.config.ppo, run.config.guard
-        return train_align_pro(rho_sft.model, pi_f, reward.train, requests, tokenizer, ppo, stage, g, world.gold, guard)
+        ppo, guard, sharded = run.config.ppo, run.config.guard, processes.trainer_class()
+        return train_align_pro(
+            rho_sft.model, pi_f, reward.train, requests, tokenizer, ppo, stage, g, world.gold, guard, sharded
+        )
 
     model = _trained(run, "align_pro", make, tokenizer)
     assert_frozen(pi_f, "align_pro")
@@ -299,8 +304,8 @@ def rlhf_oracle(run: Run, world: World, pi_f: FrozenModel, reward: Reward) -> Fr
 
     def make(stage: RunStage) -> Transformer:
         start = copy_of(lm.model, c.oracle.train_layers)
-        requests, g = world.train_requests, run.generator("rlhf_oracle")
-        return train_rlhf_oracle(start, reward.train, requests, lm.tokenizer, c.oracle, stage, g, world.gold)
+        requests, g, sharded = world.train_requests, run.generator("rlhf_oracle"), processes.trainer_class()
+        return train_rlhf_oracle(start, reward.train, requests, lm.tokenizer, c.oracle, stage, g, world.gold, sharded)
 
     model = _trained(run, "rlhf_oracle", make, lm.tokenizer)
     lm.assert_unchanged("rlhf_oracle")

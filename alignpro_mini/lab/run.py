@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from alignpro_mini.guards import runaway
+from alignpro_mini.lab import processes
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.options import UserError
 from alignpro_mini.tokenizer import Tokenizer
@@ -62,12 +63,22 @@ def read_jsonl(path: Path) -> list[dict]:
 class Run:
     """A run's folder. `Run(config, resume)` makes it, or finds it again.
 
+    `shared`: all processes have it (`processes.py`); else the first one alone, for answers that outlive a run.
     Raises FileExistsError when the folder holds a run and `resume` is False, UserError when it holds one with
     other options, OSError when it cannot be written.
     """
 
-    def __init__(self, config: RunConfig, resume: bool = False) -> None:
-        self.config, self.path = config, Path(config.out) / config.run_name
+    def __init__(self, config: RunConfig, resume: bool = False, shared: bool = False) -> None:
+        self.shared = shared
+        self.config, self.path, self.leads = config, Path(config.out) / config.run_name, processes.rank() == 0
+        self.stages: dict[str, dict] = {}
+        if self.leads:
+            self._prepare(resume)
+        self._read_stages()
+
+    def _prepare(self, resume: bool) -> None:
+        """Check that the folder is new, or holds a run with the same options, and make it."""
+        config = self.config
         options = json.loads(json.dumps(dataclasses.asdict(config)))
         saved = self.path / "config.json"
         if saved.exists():
@@ -85,7 +96,8 @@ class Run:
         except OSError as error:
             mend = "choose another folder with --out"
             raise OSError(f"{self.path} cannot be written ({error.strerror}): {mend}") from None
-        self.stages: dict[str, dict] = {}
+
+    def _read_stages(self) -> None:
         if (self.path / "stages.json").exists():
             self.stages = json.loads((self.path / "stages.json").read_text(encoding="utf-8"))
 
@@ -101,12 +113,25 @@ class Run:
             raise UserError(f"{self.path} was started with other options ({told}): use the same, or another --name")
 
     def once(
-        self, name: str, make: Callable[[RunStage], object], load: Callable[[], object], save: Callable[[object], None]
+        self,
+        name: str,
+        make: Callable[[RunStage], object],
+        load: Callable[[], object],
+        save: Callable[[object], None],
+        together: bool = False,
     ):
-        """The result of a stage: loaded if it is finished, else made, saved and marked as finished."""
+        """The result of a stage: loaded if it is finished, else made, saved and marked as finished.
+
+        Of several processes the first one makes it, or all of them `together`; the first one saves it.
+        """
         if name in self.stages:
             print(f"[{name}] already done in {self.stages[name]['seconds']:.0f} s, loaded")
             return load()
+        if not self.leads:
+            result = make(RunStage(self, name)) if together else None
+            processes.wait()  # until it is saved
+            self._read_stages()
+            return result if together else load()
         stage = RunStage(self, name)
         if not stage.state_path.exists():
             self.forget_after(name, -1)  # what an earlier try logged, from its step 0 on
@@ -116,9 +141,13 @@ class Run:
         write_json(self.path / "stages.json", self.stages)
         stage.state_path.unlink(missing_ok=True)
         print(f"[{name}] done in {self.stages[name]['seconds']:.0f} s")
+        if self.shared:
+            processes.wait()
         return result
 
-    def model(self, name: str, make: Callable[[RunStage], Transformer], tokenizer: Tokenizer) -> Transformer:
+    def model(
+        self, name: str, make: Callable[[RunStage], Transformer], tokenizer: Tokenizer, together: bool = False
+    ) -> Transformer:
         """A stage whose result is a model, kept as a folder that `load_pretrained` reads."""
         folder = self.path / "checkpoints" / name
 
@@ -126,7 +155,7 @@ class Run:
             shutil.rmtree(folder, ignore_errors=True)  # left by a try that was killed before its stage was marked
             save_pretrained(model, folder, tokenizer)
 
-        return self.once(name, make, lambda: load_pretrained(folder)[0], save)
+        return self.once(name, make, lambda: load_pretrained(folder)[0], save, together)
 
     def json(self, name: str, make: Callable[[RunStage], dict]) -> dict:
         """A stage whose result is a JSON object."""
@@ -147,6 +176,8 @@ class Run:
         return torch.Generator().manual_seed((seed * 1_000_003 + self.config.seed) % (2**63 - 1))
 
     def append(self, file: str, rows: list[dict]) -> None:
+        if not self.leads:
+            return
         with (self.path / file).open("a", encoding="utf-8") as out:
             out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
@@ -155,6 +186,8 @@ class Run:
 
     def forget_after(self, stage: str, step: int) -> None:
         """Drop the log lines of a stage that lie after the state it goes on from."""
+        if not self.leads:
+            return
         for file in ("metrics.jsonl", "samples.jsonl"):
             if (self.path / file).exists():
                 kept = [r for r in self.rows(file) if r["stage"] != stage or r["step"] <= step]
@@ -185,6 +218,8 @@ class RunStage:
 
         Frozen weights are left out: they are where the stage took them from, and may be most of a large model.
         """
+        if not self.run.leads:
+            return
         tensors: dict[str, Tensor] = {}
         groups = {}
         for i, thing in enumerate(things):
@@ -222,7 +257,8 @@ class RunStage:
                 thing.load_state_dict({"state": state, "param_groups": saved["groups"][str(i)]})
         self._before = saved["seconds"]
         self.run.forget_after(self.name, saved["step"])
-        self._ppo = [row for row in self.run.rows("metrics.jsonl") if row["stage"] == self.name and "kl_k1" in row]
+        logged = [row for row in self.run.rows("metrics.jsonl") if row["stage"] == self.name and "kl_k1" in row]
+        self._ppo = [row for row in logged if row["step"] <= saved["step"]]
         self._stopped = any("stopped" in row for row in self._ppo)
         print(f"[{self.name}] goes on from step {saved['step']}")
         return saved["step"], saved["meta"]

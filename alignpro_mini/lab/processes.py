@@ -1,0 +1,187 @@
+"""Several processes: `torchrun --nproc-per-node N train.py ...`, on one machine or many.
+
+Each process samples, answers and scores its share of a batch; the shares are then gathered, so that all of them see
+the same batch and the same advantages; of each minibatch every process computes the gradient of its share, and torch's
+DistributedDataParallel averages them. From equal weights and one batch this is the update of a single process.
+
+The first process does all other stages and writes the run's folder; the others wait and load. If one of them dies,
+torchrun ends all, and `--resume` goes on.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from alignpro_mini.options import UserError, require
+from alignpro_mini.ppo import PPOTrainer
+from alignpro_mini.rollout import Rollout
+
+
+def count() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this is; 0 writes."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """The processes that torchrun started, together for the length of the block; one process alone: nothing."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    # Others wait for the first while it trains alone, for hours.
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=datetime.timedelta(days=7))
+    told = sys.stdout
+    try:
+        if rank():
+            sys.stdout = open(os.devnull, "w")
+        yield
+    finally:
+        sys.stdout = told
+    dist.destroy_process_group()  # not after an error: the others may be elsewhere
+
+
+def leader_first(make: Callable):
+    """make() in the first process, then in the others."""
+    if rank():
+        wait()
+        return make()
+    made = make()
+    wait()
+    return made
+
+
+def trainer_class() -> type[PPOTrainer]:
+    """What PPO is done with."""
+    return ShardedTrainer if count() > 1 else PPOTrainer
+
+
+class _Parallel(DistributedDataParallel):
+    """The wrapped policy, which is also read as what it wraps, and saved as it would be without."""
+
+    def __getattr__(self, name: str):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._modules["module"], name)
+
+    def state_dict(self, *args, **how):
+        return self.module.state_dict(*args, **how)
+
+    def load_state_dict(self, *args, **how):
+        return self.module.load_state_dict(*args, **how)
+
+    def named_parameters(self, *args, **how):
+        return self.module.named_parameters(*args, **how)
+
+
+class ShardedTrainer(PPOTrainer):
+    """`PPOTrainer` over all processes. Raises UserError for batches that cannot be cut into equal shares."""
+
+    def __init__(self, *args, **how) -> None:
+        super().__init__(*args, **how)
+        c, self.processes, self.rank, self._updating = self.config, count(), rank(), False
+        parts = self.processes * c.num_minibatches
+        told = f"batch_size is {c.batch_size}; {self.processes} processes need a multiple of {parts}"
+        require(c.batch_size % parts == 0, f"{told}, which is processes times num_minibatches")
+        shares = self.processes * c.rewrites_per_request
+        require(c.batch_size % shares == 0, f"batch_size is {c.batch_size}; it must be a multiple of {shares} here")
+        if c.advantage != "gae":
+            self.policy.value_head.requires_grad_(False)  # no gradient ever comes to it
+        self.policy = _Parallel(self.policy, broadcast_buffers=False)
+        # One stream is the same everywhere (prompts, minibatches). The other is each process's own: what the caller
+        # gave, since its score may draw from it too. Every iteration seeds the second by the first.
+        self._own, self.generator = self.generator or torch.Generator(), torch.Generator()
+        self.generator.set_state(self._own.get_state())
+
+    def rollout(self, prompts: Sequence[str]) -> Rollout:
+        """The own share of the prompts, sampled from a stream of its own."""
+        seed = int(torch.randint(2**40, (), generator=self.generator))
+        self._own.manual_seed(seed * self.processes + self.rank)
+        share = len(prompts) // self.processes
+        common, self.generator = self.generator, self._own
+        try:
+            return super().rollout(prompts[self.rank * share : (self.rank + 1) * share])
+        finally:
+            self.generator = common
+
+    def scores(self, rollout: Rollout) -> Tensor:
+        """Score the own share; `rollout` then becomes the whole batch, and these are its scores."""
+        rollout.scores = super().scores(rollout)
+        whole = gathered(rollout)
+        for f in fields(Rollout):
+            setattr(rollout, f.name, getattr(whole, f.name))
+        return rollout.scores
+
+    def update(self, rollout: Rollout) -> dict[str, float]:
+        """The update of the whole batch, each process's share of every minibatch; the metrics are those of all."""
+        self._updating = True
+        try:
+            own = super().update(rollout)
+        finally:
+            self._updating = False
+        found: list[dict] = [{}] * self.processes
+        dist.all_gather_object(found, own)
+        whole = {name: sum(one[name] for one in found) for name in own}
+        return whole | {"ratio_max": max(one["ratio_max"] for one in found), "grad_norm": own["grad_norm"]}
+
+    def loss(self, part: Rollout) -> tuple[Tensor, dict[str, float]]:
+        total, parts = super().loss(part)
+        return total * self.processes, parts  # the gradients are averaged, and the loss is a sum over tokens
+
+    def _micro_batches(self, index: Tensor, rollout: Rollout) -> Iterator[Tensor]:
+        yield from super()._micro_batches(index[self.rank :: self.processes] if self._updating else index, rollout)
+
+
+def gathered(rollout: Rollout) -> Rollout:
+    """The rollouts of all processes as one, in their order, padded to common widths."""
+    device = rollout.mask.device
+    to = lambda value, where: value.to(where) if isinstance(value, Tensor) else value
+    mine = {f.name: to(getattr(rollout, f.name), "cpu") for f in fields(Rollout)}
+    parts: list[dict] = [{}] * count()
+    dist.all_gather_object(parts, mine)
+    widths = [(one["mask"].shape[1] - one["action"].shape[1], one["action"].shape[1]) for one in parts]  # (P, T)
+    P, T = (max(width) for width in zip(*widths))
+
+    def joined_field(name: str):
+        values = [one[name] for one in parts]
+        if values[0] is None or isinstance(values[0], list):
+            return values[0] and [item for value in values for item in value]
+        if values[0].dim() > 1:
+            left = name in ("features", "mask")
+            pads = [(P - p if left else 0, T - t) for p, t in widths]
+            values = [F.pad(v, (*(0, 0) * (v.dim() - 2), *pad)) for v, pad in zip(values, pads)]
+        return torch.cat(values).to(device)
+
+    return Rollout(**{name: joined_field(name) for name in mine})
+
+
+def check(single_run: bool, token_budget: int) -> None:
+    """Raises UserError for what several processes cannot do."""
+    if count() > 1:
+        require(single_run, "several processes train one run: give one --task, one --seed and no --jobs")
+        if token_budget:
+            raise UserError("--api.token_budget is counted by one process; leave it out with several")

@@ -1,0 +1,153 @@
+"""Several processes: the update is that of one process, and a run that a worker's death ended goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_end_to_end import ROOT, TINY
+
+from alignpro_mini.experiments.gradient import Letters, random_lm
+from alignpro_mini.lab import processes
+from alignpro_mini.options import UserError
+from alignpro_mini.ppo import PPOConfig, PPOTrainer
+from alignpro_mini.rollout import Rollout
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+PROMPTS = [p for p in ("a", "b", "cab", "d", "ab", "c", "bd", "abcd") for _ in range(2)]
+BASE = PPOConfig(
+    batch_size=16, rewrites_per_request=2, num_minibatches=2, micro_batch_size=3, max_new_tokens=6, lr=1e-2
+)
+CONFIGS = {
+    "gae": BASE,
+    "rloo": replace(BASE, advantage="rloo"),
+    "kl in the loss": replace(BASE, kl_placement="loss", kl_estimator="k2"),
+    "top layer": replace(BASE, train_layers=1),
+}
+
+
+def score(prompts, completions):
+    return [len(set(y)) - 0.3 * len(y) + 0.1 * len(x) for x, y in zip(prompts, completions)]
+
+
+def trainer(kind: type, config: PPOConfig) -> PPOTrainer:
+    lm, reference = random_lm(seed=3, n_layers=2), random_lm(seed=3, n_layers=2)
+    return kind(lm, reference, Letters(), score, config, torch.Generator().manual_seed(5))
+
+
+def worker() -> None:
+    """In each of two processes: sample and score the shares, gather them, update; the first one keeps what came out."""
+    found = {}
+    with processes.joined():
+        for name, config in CONFIGS.items():
+            sharded = trainer(processes.ShardedTrainer, config)
+            rollout = sharded.rollout(PROMPTS)
+            own = len(rollout.prompts)
+            rollout.scores = sharded.scores(rollout)
+            sharded.estimate_advantages(rollout, sharded.assemble_rewards(rollout))
+            kept = {f.name: getattr(rollout, f.name) for f in fields(Rollout)}
+            metrics = sharded.update(rollout)
+            weights = {k: v.clone() for k, v in sharded.policy.state_dict().items()}
+            found[name] = {"rollout": kept, "own": own, "metrics": metrics, "weights": weights}
+        whole = [sharded.step(PROMPTS) for _ in range(2)]
+        found["steps"] = whole
+        if processes.rank() == 0:
+            torch.save(found, sys.argv[1])
+
+
+def started(options: dict, folder: Path, *more: str) -> subprocess.Popen:
+    arguments = [word for k, v in options.items() for word in (f"--{k}", str(v))]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [*TORCHRUN, str(ROOT / "train.py"), *arguments, *more]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> dict:
+    file = tmp_path_factory.mktemp("sharded") / "found.pt"
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*TORCHRUN, __file__, str(file)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_update_is_that_of_one_process(found, name):
+    """From equal weights and one given rollout: weights and metrics after it agree to 1e-5."""
+    given, alone = found[name], trainer(PPOTrainer, CONFIGS[name])
+    rollout = Rollout(**given["rollout"])
+    assert given["own"] == 8 and len(rollout.prompts) == 16 and rollout.prompts == PROMPTS
+    again = score(rollout.prompts, rollout.completions)
+    assert rollout.scores.tolist() == pytest.approx(again)
+    # What one process makes of these completions: advantages, returns and every part of the rollout's annotation.
+    fresh = replace(rollout, advantages=None, returns=None)
+    alone.estimate_advantages(fresh, alone.assemble_rewards(fresh))
+    torch.testing.assert_close(fresh.advantages, rollout.advantages, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        alone._annotate(fresh, torch.arange(16))
+    torch.testing.assert_close(fresh.logp_ref, rollout.logp_ref, atol=1e-5, rtol=0)
+    # The sharded trainer drew one number more, for the shares' own streams.
+    torch.randint(2**40, (), generator=alone.generator)
+    metrics = alone.update(rollout)
+    for key, value in alone.policy.state_dict().items():
+        torch.testing.assert_close(given["weights"][key], value, atol=1e-5, rtol=0)
+    assert given["metrics"] == pytest.approx(metrics, rel=1e-5, abs=1e-5)
+
+
+def test_the_shares_are_sampled_from_streams_of_their_own(found):
+    halves = [found["gae"]["rollout"]["completions"][i : i + 8] for i in (0, 8)]
+    assert halves[0] != halves[1]
+    assert found["steps"][0]["score_mean"] != found["steps"][1]["score_mean"]
+
+
+def test_batches_that_cannot_be_shared_are_refused(monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    monkeypatch.setattr(processes, "rank", lambda: 0)
+    with pytest.raises(UserError, match="batch_size is 16; 3 processes need a multiple of 6"):
+        trainer(processes.ShardedTrainer, BASE)
+    with pytest.raises(UserError, match="several processes train one run"):
+        processes.check(False, 0)
+    with pytest.raises(UserError, match="token_budget"):
+        processes.check(True, 100)
+
+
+def test_a_run_of_two_processes_whose_worker_dies_goes_on(tmp_path):
+    options = TINY | {"ppo.iterations": 6, "device": "cpu", "name": "two"}
+    process = started(options, tmp_path)
+    log = tmp_path / "runs" / "two" / "metrics.jsonl"
+    deadline = time.time() + 120
+    steps = lambda: [r for r in log.read_text().splitlines() if '"align_pro"' in r] if log.exists() else []
+    while len(steps()) < 3:
+        assert process.poll() is None and time.time() < deadline, process.communicate()
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGKILL)  # the second worker
+    out, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    done = started(options, tmp_path, "--resume")
+    out, err = done.communicate(timeout=180)
+    assert done.returncode == 0, err[-3000:]
+    assert "[align_pro] goes on from step" in out and out.count("report:") == 1
+    results = json.loads((tmp_path / "runs" / "two" / "results.json").read_text())
+    assert list(results["arms"]) == [
+        "no_finetuning",
+        "untrained_prompter",
+        "best_of_n",
+        "align_pro",
+        "rlhf_oracle",
+        "closed_form",
+    ]
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [r["step"] for r in rows if r["stage"] == "align_pro"] == list(range(1, 7)), "one process writes"
+
+
+if __name__ == "__main__":
+    worker()
