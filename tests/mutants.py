@@ -711,7 +711,7 @@ MUTANTS: tuple[Mutant, ...] = (
     # heads
     _transformer(
         "heads-not-transposed-back",
-        ("y.transpose(1, 2).reshape(B, T, D)", "y.reshape(B, T, D)"),
+        ("y.transpose(1, 2).reshape(B, T, -1)", "y.reshape(B, T, -1)"),
         f"{LOGITS}[gpt2]",
         WRITTEN_OUT,
     ),
@@ -754,7 +754,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _transformer("not-causal-without-a-mask", ("is_causal=allowed is None", "is_causal=False"), LATER, WRITTEN_OUT),
     _transformer(
         "no-output-matrix",
-        ("return self.out(y.transpose(1, 2).reshape(B, T, D))", "return y.transpose(1, 2).reshape(B, T, D)"),
+        ("return self.out(y.transpose(1, 2).reshape(B, T, -1))", "return y.transpose(1, 2).reshape(B, T, -1)"),
         f"{LOGITS}[gpt2]",
         WRITTEN_OUT,
     ),
@@ -1677,7 +1677,7 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "lab/pipeline.py",
         "vocabulary-of-a-failed-start",
-        ('if "frozen_lm" not in run.stages:', "if not path.exists():"),
+        ('if run.leads and "frozen_lm" not in run.stages:', "if not path.exists():"),
         "test_a_vocabulary_that_a_failed_start_left_behind_is_not_used",
     ),
     mutant(
@@ -1890,7 +1890,7 @@ MUTANTS += (
     mutant(
         "lab/assess.py",
         "answers-sampled-in-another-way",
-        ("dtype=c.dtype, sampling=c.sampling,", "dtype=c.dtype,"),
+        ('"frozen", "sampling", "out"', '"frozen", "out"'),
         "test_listing.py::test_the_answers_of_a_real_model_serve_every_reward_but_no_other_sampling",
     ),
     mutant(
