@@ -75,5 +75,7 @@ def test_options_that_the_pages_name_exist():
         "nproc-per-node",
     }
     for page in PAGES:
-        named = set(re.findall(r"(?<![\w-])--([a-z][a-z_-]*(?:\.[a-z_0-9]+)?)(?![\w.])", page.read_text(encoding="utf-8")))
+        named = set(
+            re.findall(r"(?<![\w-])--([a-z][a-z_-]*(?:\.[a-z_0-9]+)?)(?![\w.])", page.read_text(encoding="utf-8"))
+        )
         assert not named - known, f"{page.name}: {sorted(named - known)}"

@@ -2,6 +2,7 @@
 
 import json
 import random
+import warnings
 from collections import Counter
 from dataclasses import replace
 
@@ -201,6 +202,20 @@ def test_greedy_answers_to_one_prompt_are_one_answer(tmp_path):
     with serving() as server:
         lm = RemoteLM(client(server, tmp_path), "m", SamplingConfig(temperature=0.0))
         assert len({a.text for a in lm.answer(["Hi."] * 4)}) == 1 == sum(server.seen.values())
+
+
+def test_a_server_that_ignores_the_temperature_is_noticed_once(tmp_path):
+    with serving(answer=lambda prompt, body: f"About {prompt}.") as server:
+        lm = RemoteLM(client(server, tmp_path), "m", SamplingConfig(temperature=0.7))
+        with pytest.warns(UserWarning, match="8 prompts, each answered several times, got one answer each"):
+            lm.answer([f"p{i // 2}" for i in range(16)])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            lm.answer([f"q{i // 2}" for i in range(16)])  # once is enough
+            RemoteLM(client(server, tmp_path), "m").answer([f"p{i // 2}" for i in range(14)])  # may be chance
+    with serving() as server, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        RemoteLM(client(server, tmp_path), "m").answer([f"p{i // 2}" for i in range(16)])
 
 
 def test_a_truncated_answer_is_marked(tmp_path):

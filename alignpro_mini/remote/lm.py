@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -32,7 +33,7 @@ class RemoteLM:
     """
 
     def __init__(self, client: Client, model: str, sampling: SamplingConfig = SamplingConfig()) -> None:
-        self.client, self.model, self.sampling = client, model, sampling
+        self.client, self.model, self.sampling, self._warned = client, model, sampling, False
 
     def answer(self, prompts: Sequence[str], generator: torch.Generator | None = None) -> list[Answer]:
         """One sampled answer for each prompt; repeated prompts get independent ones (greedy: the same one).
@@ -44,7 +45,23 @@ class RemoteLM:
         draws = torch.randint(2**31, (len(prompts),), generator=generator).tolist()
         how = (self.client.config.system, c.temperature, c.top_p, c.max_new_tokens)
         asked = [Question(self.model, x, *how, draw if c.temperature > 0 else 0) for x, draw in zip(prompts, draws)]
-        return [Answer(row["text"], row["truncated"]) for row in self.client.ask(asked)]
+        found = [Answer(row["text"], row["truncated"]) for row in self.client.ask(asked)]
+        if c.temperature > 0:
+            self._notice_greed(prompts, found)
+        return found
+
+    def _notice_greed(self, prompts: Sequence[str], answers: Sequence[Answer]) -> None:
+        """Warn, once, where repeated prompts always get one answer: some servers ignore the temperature."""
+        texts: dict[str, list[str]] = {}
+        for prompt, answer in zip(prompts, answers):
+            texts.setdefault(prompt, []).append(answer.text)
+        repeated = [said for said in texts.values() if len(said) > 1]
+        if len(repeated) >= 8 and all(len(set(said)) == 1 for said in repeated) and not self._warned:
+            self._warned = True
+            told = (
+                f"{self.client.config.base_url}: {len(repeated)} prompts, each answered several times, got one answer"
+            )
+            warnings.warn(f"{told} each: does the server ignore temperature {self.sampling.temperature}?", stacklevel=3)
 
     def fits(self, prompt: str) -> bool:
         """Whether the prompt is short enough to be sent (`--api.max_prompt_chars`)."""

