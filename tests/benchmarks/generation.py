@@ -1,9 +1,9 @@
 """Rollout speed: our `generate` against `transformers` on the same weights, the same prompts, in one run.
 
     pip install -e '.[compare]'
-    python tests/benchmark_generation.py                    # GPT-2 124M shape, CPU: some 5 minutes on two cores
-    python tests/benchmark_generation.py --skip-hf          # ours alone, without `transformers`
-    python tests/benchmark_generation.py --tiny --rounds 1  # a check that it runs: 10 seconds
+    python tests/benchmarks/generation.py                    # GPT-2 124M shape, CPU: some 5 minutes on two cores
+    python tests/benchmarks/generation.py --skip-hf          # ours alone, without `transformers`
+    python tests/benchmarks/generation.py --tiny --rounds 1  # a check that it runs: 10 seconds
 
 The batch is ragged, as PPO's is: 64 prompts of 8 to 64 random tokens, and answers that end by themselves
 after 24 tokens on average, 64 at most. Both sides sample (temperature 1, the whole vocabulary) with a KV cache
