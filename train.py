@@ -29,7 +29,7 @@ from alignpro_mini.lab.run import Run
 def main(config: RunConfig, resume: bool) -> dict:
     """One run, stage by stage; returns its results."""
     world = pipeline.make_world(config)  # requests, rewrites, and the true reward where it is known
-    run = processes.leader_first(lambda: Run(config, resume, shared=True))  # torchrun: the first process writes
+    run = processes.leader_first(lambda: Run(config, resume))  # torchrun: the first process writes
     tokenizer, pi_f = pipeline.frozen_lm(run, world)  # its weights stay fixed from here on
     rho_sft = pipeline.prompter_sft(run, world, tokenizer, pi_f)  # supervised: x -> x'
     reward = pipeline.reward_model(run, world, pi_f, rho_sft)  # Bradley-Terry on preferences, or a callable
@@ -51,8 +51,7 @@ def main(config: RunConfig, resume: bool) -> dict:
 
 if __name__ == "__main__":
     configs, how = parse_command_line()
-    with one_line_errors("train.py"), processes.joined():
-        processes.check(len(configs) == 1 and how.jobs == 1, configs[0].api.token_budget)
+    with one_line_errors("train.py"), processes.joined(configs, how.jobs):
         results, failed = sweep.run_all([__file__], configs, how, main)
     if len(configs) > 1 and results:
         print(sweep.sweep_table(results))

@@ -97,7 +97,10 @@ def train_align_pro(
     def observe(trainer: PPOTrainer) -> tuple[dict, list[dict]]:
         kl = trainer.last_rollout.kl.tolist()
         texts = [a.text for a in score.y]
-        extra = {"fallback_rate": score.fallbacks / len(kl), "answer_length": answer_length(score.y)}
+        extra = {
+            "fallback_rate": score.fallbacks * config.answers / len(score.y),
+            "answer_length": answer_length(score.y),
+        }
         extra["objection_rate"] = guards.objection_rate(trainer.last_rollout.prompts, trainer.last_rollout.completions)
         if gold is not None:
             extra["gold_mean"] = sum(gold(score.x, texts)) / len(texts)

@@ -49,8 +49,7 @@ class Answer:
 class FrozenModel(Protocol):
     """What rollout, scoring and evaluation need of the frozen model: a model behind an API can provide it too.
 
-    Three parts need weights as well (a `FrozenLM`): the RLHF oracle, the bounds on the distance to it, and a reward
-    model that starts from the LM.
+    Two parts need weights as well (a `FrozenLM`): the RLHF oracle, and the bounds on the distance to it.
     """
 
     def answer(self, prompts: Sequence[str], generator: torch.Generator | None = None) -> list[Answer]:

@@ -31,36 +31,21 @@ COMMON = set(
     " they thing things think this those through too under until use used using very want was way well were what when where"
     " which while who whom whose why will wonder wondering with would you your yours".split()
 )
-QUESTION = (
-    "what",
-    "who",
-    "whom",
-    "whose",
-    "when",
-    "where",
-    "which",
-    "why",
-    "how",
-    "is",
-    "are",
-    "was",
-    "were",
-    "do",
-    "does",
+QUESTION = set(
+    "are can could did do does had has have how is should was were what when where which who whom whose why will would".split()
 )
-QUESTION += ("did", "can", "could", "should", "would", "will", "has", "have")
 # A rewrite that asks begins one of its sentences with such a word, or with one of QUESTION.
-ASKING = set(QUESTION) | set(
+ASKING = QUESTION | set(
     "add analyze answer argue ask assume be calculate choose classify compare complete compose compute consider convert"
     " create define describe design determine develop discuss draft edit elaborate evaluate examine explain explore find"
     " generate give help highlight identify illustrate imagine include list make name offer outline pick plan please predict"
     " prepare present propose provide rank rate read recommend rephrase reply respond rewrite say share show solve start"
     " state suggest summarise summarize tell think translate use warn write".split()
 )
-ANSWERING = (
-    "sure", "certainly", "of course", "absolutely", "here is", "here are", "here's", "i'm sorry", "i am sorry", "as an ai",
-    "i cannot", "i can't", "yes,", "no,", "great question", "the answer is", "you're welcome", "thank you for",
-)  # fmt: skip
+ANSWERING = tuple(
+    "sure|certainly|of course|absolutely|here is|here are|here's|i'm sorry|i am sorry|as an ai|i cannot|i can't|yes,|no,"
+    "|great question|the answer is|you're welcome|thank you for".split("|")
+)
 
 
 def objection(request: str, rewrite: str) -> str | None:
@@ -81,8 +66,8 @@ def objection(request: str, rewrite: str) -> str | None:
 
 
 def kept(requests: Sequence[str], rewrites: Sequence[str]) -> list[str]:
-    """The rewrites, each one with an objection replaced by its request."""
-    return [x if objection(x, x_prime) else x_prime for x, x_prime in zip(requests, rewrites, strict=True)]
+    """The rewrites, each one with an objection replaced by its request (empty ones: `alignpro.usable_rewrites`)."""
+    return [x if objection(x, y) not in (None, "empty") else y for x, y in zip(requests, rewrites, strict=True)]
 
 
 def objection_rate(requests: Sequence[str], rewrites: Sequence[str]) -> float:
@@ -130,9 +115,7 @@ def _answers(request: str, rewrite: str) -> bool:
         return False  # the words below are English
     starts = lambda text: {(words(part) or [""])[0] for part in re.split(r"[.!?:,\n]", text)}
     asks = lambda text: "?" in text or bool(starts(text) & ASKING)
-    return ("?" in request or words(request)[:1] == [w for w in words(request)[:1] if w in QUESTION]) and not asks(
-        rewrite
-    )
+    return ("?" in request or set(words(request)[:1]) & QUESTION) and not asks(rewrite)
 
 
 PATIENCE = 5  # iterations in a row

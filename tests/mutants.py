@@ -1896,7 +1896,7 @@ MUTANTS += (
     mutant(
         "lab/assess.py",
         "answers-for-one-reward-only",
-        ('place = Run(replace(c, reward="", gold="", ', "place = Run(replace(config, "),
+        ("place = Run(replace(c, name", "place = Run(replace(config, name"),
         "test_listing.py::test_the_answers_of_a_real_model_serve_every_reward_but_no_other_sampling",
     ),
     # ------------------------------------------------------------ models behind an API, and in use

@@ -110,8 +110,7 @@ def test_training_the_prompter_leaves_the_frozen_lm_and_rho_sft_alone(monkeypatc
             super().__init__(*args)
             held.extend(p for group in self.optimizer.param_groups for p in group["params"])
 
-    monkeypatch.setattr(alignpro, "PPOTrainer", Watched)
-    rho = train_align_pro(rho_sft, frozen, letter_b, ["a", "cd"], Letters(), SMALL, stage, rng())
+    rho = train_align_pro(rho_sft, frozen, letter_b, ["a", "cd"], Letters(), SMALL, stage, rng(), trainer_class=Watched)
     assert (checksum(frozen.model), checksum(rho_sft)) == before != (checksum(frozen.model), checksum(rho))
     frozen.assert_unchanged("ppo")
     assert all(p.grad is None and not p.requires_grad for p in frozen.model.parameters())

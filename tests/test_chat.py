@@ -189,7 +189,7 @@ def test_a_model_by_folder_by_name_and_without_a_tokenizer(tmp_path, monkeypatch
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError) as told:
         load_model("nobody/nothing-here")
-    assert "put its config.json, tokenizer.json and *.safetensors into a folder" in str(told.value)
+    assert "put its *.json, *.jinja and *.safetensors files into a folder" in str(told.value)
     assert "\n" not in str(told.value)
 
 

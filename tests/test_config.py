@@ -427,6 +427,8 @@ def test_options_that_became_commands_name_the_command(capsys, argv, now):
 def test_smollm2_with_its_files_is_accepted():
     (c,) = parse("--preset", "smollm2", "--data.prompts", "p.jsonl", "--data.preferences", "f.jsonl.gz")
     assert c.task == "chat" and c.eval.oracle and c.run_name == "smollm2-chat-seed0"
+    for frozen, name in (("api:org/big:8b", "big-8b"), ("models/mine/", "mine"), ("api:m", "m"), ("gpt2", "gpt2")):
+        assert replace(c, frozen=frozen).run_name == f"smollm2-chat-{name}-seed0"
     assert c.oracle.kl_coef == c.ppo.kl_coef and c.oracle.temperature == c.sampling.temperature
     assert c.oracle.max_new_tokens == c.sampling.max_new_tokens
 

@@ -109,7 +109,7 @@ def test_the_presets_command_runs_from_end_to_end_without_a_file_of_requests(tmp
     """Every stage with a reward function: the oracle, and the exact optimum over the listed endings too."""
     told = command(tmp_path, [str(ROOT / "train.py")], OPTIONS | {"reward": "mine:length"})
     assert "3120 to train on, 4 held out, about topics that training never sees" in told
-    place = tmp_path / "runs" / "smollm2-length-seed0"
+    place = tmp_path / "runs" / "smollm2-length-model-seed0"
     results = json.loads((place / "results.json").read_text())
     assert list(results["arms"]) == [*ARMS]
     assert (

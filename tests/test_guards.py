@@ -39,7 +39,7 @@ X = "How do I plant tomatoes on a small balcony?"
 )
 def test_objections(rewrite, why):
     assert objection(X, rewrite) == why and why in (None, *REASONS)
-    assert kept([X], [rewrite]) == [X if why else rewrite]
+    assert kept([X], [rewrite]) == [X if why not in (None, "empty") else rewrite]  # empty ones fall back elsewhere
 
 
 @pytest.mark.parametrize(
@@ -148,6 +148,6 @@ def test_a_killed_stage_ends_at_the_same_step(tmp_path, killed_after):
     (tmp_path / run.config.run_name).rename(tmp_path / "tiny-quality-seed0")
     run, make, made = stage_of(tmp_path)
     run.json("align_pro", make)
-    assert made == (list(range(4, 8)) if killed_after == 6 else [])
+    assert made == (list(range(4, 8)) if killed_after == 6 else []), "(with --stop false it would go on)"
     logged = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in logged] == list(range(1, 9)) and "stopped" in logged[-1]

@@ -79,9 +79,10 @@ def test_accidents_to_a_jsonl_file(tmp_path):
 
 @pytest.mark.parametrize("value", [None, "", "x", -1, 0, 1.5, True, [], {}, 10**9, "9" * 5000])
 @pytest.mark.parametrize(
-    "key", ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim", "max_position_embeddings",
-            "rope_theta", "rms_norm_eps", "tie_word_embeddings", "rope_scaling", "model_type", "torch_dtype"],
-)  # fmt: skip
+    "key",
+    "vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim max_position_embeddings"
+    " rope_theta rms_norm_eps tie_word_embeddings rope_scaling model_type torch_dtype".split(),
+)
 def test_odd_values_in_a_config(whole, tmp_path, key, value):
     folder = Path(shutil.copytree(whole, tmp_path / "m"))
     raw = json.loads((folder / "config.json").read_text())

@@ -15,6 +15,8 @@ from test_end_to_end import ROOT, TINY
 
 from alignpro_mini.experiments.gradient import Letters, random_lm
 from alignpro_mini.lab import processes
+from alignpro_mini.lab.cli import parse_command_line
+from alignpro_mini.lab.config import preset
 from alignpro_mini.options import UserError
 from alignpro_mini.ppo import PPOConfig, PPOTrainer
 from alignpro_mini.rollout import Rollout
@@ -44,7 +46,7 @@ def trainer(kind: type, config: PPOConfig) -> PPOTrainer:
 def worker() -> None:
     """In each of two processes: sample and score the shares, gather them, update; the first one keeps what came out."""
     found = {}
-    with processes.joined():
+    with processes.joined([preset("tiny")]):
         for name, config in CONFIGS.items():
             sharded = trainer(processes.ShardedTrainer, config)
             rollout = sharded.rollout(PROMPTS)
@@ -113,10 +115,31 @@ def test_batches_that_cannot_be_shared_are_refused(monkeypatch):
     monkeypatch.setattr(processes, "rank", lambda: 0)
     with pytest.raises(UserError, match="batch_size is 16; 3 processes need a multiple of 6"):
         trainer(processes.ShardedTrainer, BASE)
-    with pytest.raises(UserError, match="several processes train one run"):
-        processes.check(False, 0)
-    with pytest.raises(UserError, match="token_budget"):
-        processes.check(True, 100)
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (["--seed", "0-1"], "several processes train one run"),
+        (["--jobs", "2"], "several processes train one run"),
+        (["--ppo.batch_size", "30", "--ppo.num_minibatches", "2"], "--ppo.batch_size is 30; 4 processes need"),
+        (["--oracle.batch_size", "30"], "--oracle.batch_size is 30; 4 processes need a multiple of 8"),
+        (["--preset", "smollm2", "--ppo.rewrites_per_request", "24"], "a multiple of 96"),
+        (["--preset", "smollm2", "--frozen", "api:m", "--reward", "m:f", "--api.token_budget", "9"], "token_budget"),
+        (["--preset", "smollm2", "--reward", "judge:m"], "judge:MODEL asks some questions twice"),
+    ],
+)
+def test_what_several_processes_cannot_do_is_told_at_once(monkeypatch, argv, said):
+    configs, how = parse_command_line(["--device", "cpu", *argv])
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UserError, match=said):
+        with processes.joined(configs, how.jobs):
+            pass
+
+
+def test_a_run_that_several_processes_can_train_passes_the_checks():
+    configs, how = parse_command_line(["--device", "cpu"])
+    processes.check(configs, how.jobs, 2)
 
 
 def test_a_run_of_two_processes_whose_worker_dies_goes_on(tmp_path):

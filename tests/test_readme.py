@@ -73,6 +73,9 @@ def test_options_that_the_pages_name_exist():
         "upstream",
         "host",
         "nproc-per-node",
+        "as",
+        "to",
+        "port",
     }
     for page in PAGES:
         named = set(

@@ -3,7 +3,6 @@
 import json
 import random
 import warnings
-from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -14,7 +13,7 @@ from alignpro_mini.alignpro import PromptScore
 from alignpro_mini.frozen import SamplingConfig
 from alignpro_mini.options import UserError
 from alignpro_mini.remote.client import ApiConfig, Client, Question, read_rows, spent
-from alignpro_mini.remote.lm import Judge, RemoteLM, verdict
+from alignpro_mini.remote.lm import Judge, RemoteLM, unclear, verdict
 
 
 def client(server, tmp_path, **options) -> Client:
@@ -263,40 +262,47 @@ def test_a_judges_reply_is_read(reply, found):
 
 
 def judging(prompt: str, body: dict) -> str:
-    """A judge that prefers longer answers, and on equal ones always A; and a model that answers 'plain'."""
-    if "[Answer A]" not in prompt:
-        return "plain"
+    """A judge that prefers longer answers, and on equal ones always A."""
     a, b = (prompt.split(f"[Answer {name}]\n")[1].split("\n")[0] for name in "AB")
     return "A" if len(a) >= len(b) else "B"
 
 
 def test_a_judge_asks_both_orders_and_compares_with_the_plain_answer(tmp_path):
     with serving(answer=judging) as server:
-        one = client(server, tmp_path)
-        judge = Judge(one, "judge", RemoteLM(one, "m", SamplingConfig(temperature=0.0)))
+        one, asked = client(server, tmp_path), []
+        judge = Judge(one, "judge", lambda requests: asked.append(requests) or ["plain" for _ in requests])
         r = judge(["x", "x", "z"], ["longer than it", "no", "other"])
         assert r.tolist() == [1.0, 0.0, 0.5]  # the third has the same length: A both times is a contradiction
-        asked = Counter(body["model"] for body in server.bodies)
-        assert asked == {"judge": 6, "m": 2}
+        assert asked == [["x", "z"]] and sum(server.seen.values()) == 6
         judge(["x"], ["longer than it"])
-        assert sum(server.seen.values()) == 8
+        assert len(asked) == 1 and sum(server.seen.values()) == 6
         kept = [row for row in read_rows(one.file) if row["model"] == "judge"]
         assert len(kept) == 6 and {row["text"] for row in kept} == {"A", "B"}
 
 
 def test_a_judge_without_a_verdict_is_a_tie_and_counted(tmp_path):
-    with serving(answer=lambda prompt, body: "I cannot say.") as server:
+    with serving(answer=lambda prompt, body: "I cannot say." if "[y]" in prompt else "A") as server:
         one = client(server, tmp_path)
-        judge = Judge(one, "judge", RemoteLM(one, "m"))
-        assert judge(["x"], ["y"]).tolist() == [0.5] and judge.unclear == 2
+        judge = Judge(one, "judge", lambda requests: ["plain" for _ in requests])
+        assert unclear(one.file, "judge") is None
+        assert judge(["x", "x"], ["[y]", "other"]).tolist() == [0.5, 0.5]
+        assert unclear(one.file, "judge") == 0.5
 
 
 def test_a_request_with_braces_and_headings_reaches_the_judge_as_it_is(tmp_path):
     with serving(answer=lambda prompt, body: "tie") as server:
-        one = client(server, tmp_path)
-        Judge(one, "judge", RemoteLM(one, "m"))(["{a} {request}"], ["{b}"])
-        asked = [b["messages"][-1]["content"] for b in server.bodies if b["model"] == "judge"]
-        assert all("{a} {request}" in text and "{b}" in text for text in asked)
+        Judge(client(server, tmp_path), "judge", lambda xs: xs)(["{a} {request}"], ["{b}"])
+        asked = [body["messages"][-1]["content"] for body in server.bodies]
+        assert len(asked) == 2 and all("{a} {request}" in text and "{b}" in text for text in asked)
+
+
+def test_a_broken_reply_counts_as_paid_for(tmp_path):
+    """It may have been: a budget must hold also then."""
+    with serving(["truncated"] * 50) as server:
+        cost = questions(1)[0].most_tokens
+        with pytest.raises(UserError, match="token_budget"):
+            client(server, tmp_path, token_budget=3 * cost).ask(questions(1))
+        assert sum(server.seen.values()) == 3
 
 
 def test_rows_are_json_lines_that_a_reader_can_use(tmp_path):

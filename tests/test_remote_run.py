@@ -73,7 +73,7 @@ def test_a_judge_behind_an_api_rewards_a_local_models_answers(tmp_path):
         short = {"api.base_url": server.url, "reward": "judge:big", "eval.oracle": "false", "theory.inputs": 0}
         options = {k: v for k, v in OPTIONS.items() if k not in LOCAL[1:]} | short
         command(tmp_path, TRAIN, options)
-        results = json.loads((tmp_path / "runs" / "smollm2-judge-seed0" / "results.json").read_text())
+        results = json.loads((tmp_path / "runs" / "smollm2-judge-model-seed0" / "results.json").read_text())
         assert results["judge"] == "reward" and results["arms"]["align_pro"]["mean"] is not None
         assert {body["model"] for body in server.bodies} == {"big"}
         assert results["api"]["answers"] == sum(server.answered.values())
@@ -104,6 +104,7 @@ def test_failures_are_one_line(tmp_path):
         ({"frozen": "api:m", "api.base_url": "nowhere"}, "--api.base_url is 'nowhere'"),
         ({"data.model": "x"}, "it is called --frozen now"),
         ({"preset": "tiny", "frozen": "api:m"}, "--frozen: it is not read with --preset tiny"),
+        ({"preset": "tiny", "reward": "judge:m"}, "--reward judge:MODEL is for a real model"),
     ],
 )
 def test_options_that_do_not_fit_are_one_line(options, said, capsys):
@@ -118,3 +119,15 @@ def test_what_a_remote_model_leaves_out_is_implied_and_may_be_said():
     for more in ([], ["--eval.oracle", "false", "--theory.inputs", "0"]):
         ((config,), _) = parse_command_line(argv + more)
         assert (config.remote, config.eval.oracle, config.theory.inputs) == ("a/b:c", False, 0)
+
+
+def test_a_run_goes_on_with_another_budget_but_not_with_another_model(tmp_path):
+    with serving() as server:
+        stopped = of(server, name="dear", **{"api.token_budget": 3000})
+        told = command(tmp_path, TRAIN, stopped, fails=True).splitlines()[-1]
+        assert "--api.token_budget 3000" in told and "--resume" in told
+        more = stopped | {"api.token_budget": 0, "api.concurrency": 4, "api.retries": 1}
+        refused = command(tmp_path, [*TRAIN, "--resume"], more | {"frozen": "api:other"}, fails=True)
+        assert "frozen was 'api:m', now 'api:other'" in refused
+        command(tmp_path, [*TRAIN, "--resume"], more)
+        assert set(server.answered.values()) == {1}

@@ -8,8 +8,9 @@ import torch
 
 from alignpro_mini.transformer import Transformer, TransformerConfig
 from alignpro_mini.weights import smollm2
+from alignpro_mini.weights.hub import load_model, load_tokenizer
 from alignpro_mini.weights.pretrained import from_published, to_published
-from alignpro_mini.weights.smollm2 import default_directory, extract, load_smollm2, published_name, unpermute
+from alignpro_mini.weights.smollm2 import default_directory, extract, published_name, unpermute
 
 PARAGRAPH = (
     "London is the capital and largest city of England and the United Kingdom. It stands on the River Thames in "
@@ -54,11 +55,11 @@ def test_default_directory_follows_the_users_cache(monkeypatch, tmp_path):
 
 
 def test_a_model_not_fetched_names_the_command(monkeypatch, tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"run: python -m alignpro_mini.weights.smollm2 --out {tmp_path}"):
-        load_smollm2(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="run: python -m alignpro_mini.weights.smollm2$"):
-        load_smollm2()
+        load_model("")
+    with pytest.raises(FileNotFoundError, match="run: python -m alignpro_mini.weights.smollm2$"):
+        load_tokenizer("")
 
 
 def test_bad_wheels(tmp_path):
@@ -90,7 +91,7 @@ def test_the_command_reports_in_one_line(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_the_real_model_knows_english_and_the_capital_of_france():
     try:
-        model, tokenizer = load_smollm2()
+        model, tokenizer = load_model("")
     except FileNotFoundError as error:
         pytest.skip(str(error))
     ids = torch.tensor([tokenizer.encode(PARAGRAPH)])  # (1, T)

@@ -109,11 +109,11 @@ def test_no_import_circle():
 
 
 def test_the_core_is_small():
-    lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.glob("*.py")}
+    lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in CORE}
     assert len(lines) <= 14, sorted(lines)
     assert sum(lines.values()) <= 2900, f"the core has {sum(lines.values())} lines"
     total = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES)
-    assert total <= 9700, f"the package has {total} lines"
+    assert total <= 10_300, f"the package has {total} lines"
 
 
 @pytest.mark.parametrize("path", [*MODULES, ROOT / "train.py"], ids=lambda p: str(p.relative_to(ROOT)))

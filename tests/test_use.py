@@ -1,8 +1,10 @@
 """A trained prompter in use: `alignpro rewrite`, `chat` and `serve`, on a run that trained in seconds."""
 
+import http.client
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -10,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -64,12 +67,16 @@ def test_requests_that_are_too_long_or_empty(run):
         trained.rewrite([" "])
 
 
-def test_the_frozen_model_and_the_reward_are_those_of_the_run(run):
+def test_the_frozen_model_and_the_reward_are_those_of_the_run(run, tmp_path):
     trained = Trained(run, "cpu", seed=0)
     (answer,) = trained.frozen.answer([X], torch.Generator().manual_seed(0))
     assert isinstance(answer.text, str)
+    before = {path: path.read_bytes() for path in run.rglob("*.json*")}
     (reward,) = trained.reward([X], [answer.text])
     assert reward.isfinite()
+    assert {path: path.read_bytes() for path in run.rglob("*.json*")} == before, "nothing of the run is changed"
+    moved = shutil.copytree(run, tmp_path / "another-name")
+    assert Trained(moved, "cpu").reward([X], [answer.text]).item() == reward.item()
 
 
 @pytest.mark.parametrize("folder, said", [("nowhere", "no config.json"), ("half", "no trained prompter yet")])
@@ -87,6 +94,8 @@ def test_a_configuration_is_read_back_and_an_older_one_gets_defaults(run):
     assert config.ppo.iterations == 5 and config.name == "toy"
     del saved["api"], saved["ppo"]["advantage"]
     assert config_of(saved).ppo.advantage == preset("tiny").ppo.advantage
+    older = config_of({"preset": "smollm2", "data": {"model": "mine"}})
+    assert (older.frozen, older.prompter) == ("mine", "mine"), "its name in earlier versions"
     with pytest.raises(UserError, match="no configuration of a run"):
         config_of({"ppo": 3})
 
@@ -151,8 +160,8 @@ def ask(proxy, body: bytes, path="/v1/chat/completions", **headers) -> tuple[int
 def test_the_openai_client_talks_through_the_proxy(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-mine")
     with serving() as server, proxied(HttpUpstream(server.url, 5.0)) as proxy:
-        said = [{"role": "system", "content": "s"}, {"role": "user", "content": "first"},
-                {"role": "assistant", "content": "a"}, {"role": "user", "content": "ümlaut?"}]  # fmt: skip
+        turns = ("system", "s"), ("user", "first"), ("assistant", "a"), ("user", "ümlaut?")
+        said = [{"role": role, "content": content} for role, content in turns]
         raw = client(proxy).chat.completions.with_raw_response.create(model="m", messages=said, temperature=0.3, seed=4)
         assert raw.parse().choices[0].message.content == "You asked: ÜMLAUT? Draw 4."
         assert unquote(raw.headers[REWRITTEN]) == "ÜMLAUT?"
@@ -202,6 +211,8 @@ def test_streams_come_piece_by_piece(run):
         (b"[" * 50_000, {}, 400, "recursion"),
         (b"x" * 2000, {}, 413, "at most 100000"),
         (b"{}", {"Content_Type": "text/plain"}, 415, "application/json"),
+        (b"{}", {"Content_Type": "text/plain; x=application/json"}, 415, "application/json"),
+        (b"{}", {"Host": "evil.example:8100"}, 403, "not evil.example"),
     ],
 )
 def test_bad_requests_are_told_in_the_apis_form(body, headers, status, said):
@@ -211,6 +222,63 @@ def test_bad_requests_are_told_in_the_apis_form(body, headers, status, said):
         assert (found, said in json.loads(told)["error"]["message"]) == (status, True), told
         assert not server.bodies
         assert ask(proxy, b"{}", "/v1/other")[0] == 404
+
+
+class Upstream(BaseHTTPRequestHandler):
+    """Redirects, or breaks off in the middle of its answer."""
+
+    def log_message(self, *args):
+        pass
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if self.server.kind == "redirect":
+            self.send_response(302)
+            self.send_header("Location", self.server.elsewhere)
+            return self.end_headers()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header(
+            *("Content-Length", "99") if self.server.kind == "length" else ("Transfer-Encoding", "chunked")
+        )
+        self.end_headers()
+        self.wfile.write(b"data: half" if self.server.kind == "length" else b"a\r\ndata: half\r\n")
+        self.close_connection = True
+
+
+@contextmanager
+def upstream(kind: str, elsewhere: str = ""):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Upstream)
+    Upstream.protocol_version, server.kind, server.elsewhere = "HTTP/1.1", kind, elsewhere
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_redirect_does_not_take_the_key_along(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-mine")
+    with (
+        serving() as other,
+        upstream("redirect", f"{other.url}/chat/completions") as url,
+        proxied(HttpUpstream(url, 5.0)) as proxy,
+    ):
+        status, _, _ = ask(proxy, b'{"messages": [{"role": "user", "content": "x"}]}')
+        assert status == 302 and not other.keys
+
+
+@pytest.mark.parametrize("kind", ["length", "chunked"])
+def test_half_an_answer_does_not_look_whole(kind):
+    with upstream(kind) as url, proxied(HttpUpstream(url, 5.0)) as proxy:
+        with pytest.raises((OSError, http.client.HTTPException)):
+            ask(proxy, b'{"messages": [{"role": "user", "content": "x"}]}')
+
+
+def test_an_address_that_is_none_is_told_at_the_start():
+    with pytest.raises(UserError, match="--upstream: base_url is 'example.org/v1'"):
+        HttpUpstream("example.org/v1", 1.0)
 
 
 def test_too_many_requests_at_the_same_time_are_told_to_come_back():
@@ -245,8 +313,10 @@ def test_a_bug_in_the_rewriting_is_an_error_500_and_no_silence(capsys):
     "content, sent",
     [
         ("hi", "HI"),
-        ([{"type": "text", "text": "hi"}, {"type": "image_url", "image_url": {}}],
-         [{"type": "text", "text": "HI"}, {"type": "image_url", "image_url": {}}]),
+        (
+            [{"type": "text", "text": "hi"}, {"type": "image_url", "image_url": {}}],
+            [{"type": "text", "text": "HI"}, {"type": "image_url", "image_url": {}}],
+        ),
         ([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], None),
         ([{"type": "image_url"}], None),
         ([], None),
@@ -254,7 +324,7 @@ def test_a_bug_in_the_rewriting_is_an_error_500_and_no_silence(capsys):
         (None, None),
         (3, None),
     ],
-)  # fmt: skip
+)
 def test_what_of_a_turn_is_rewritten(content, sent):
     messages = [{"role": "user", "content": "before"}, {"role": "user", "content": content}, {"role": "assistant"}]
     changed, said = rewritten(messages, str.upper)

@@ -26,6 +26,7 @@ from alignpro_mini.lab.pipeline import API_FILE, Reward, assert_frozen, with_wei
 from alignpro_mini.lab.run import Run, RunStage
 from alignpro_mini.options import require
 from alignpro_mini.remote.client import spent
+from alignpro_mini.remote.lm import unclear
 from alignpro_mini.theory import optimal_prompter
 from alignpro_mini.training import Score
 from alignpro_mini.weights.tensors import write_json
@@ -70,10 +71,11 @@ def listed_answers(config: RunConfig, world: World, pi_f: FrozenModel) -> list[d
     """
     c = config
     if c.real_model:
-        same = ("seed", "device", "dtype", "frozen", "sampling", "out", "api")
+        same = ("seed", "device", "dtype", "frozen", "sampling", "out", *(("api",) if c.remote else ()))
         how = {name: getattr(c, name) for name in same} | {"data": DataConfig(c.data.prompts)}
         c = replace(preset(c.preset), **how)
-    place = Run(replace(c, reward="", gold="", name=f"listing-{c.preset}-{c.task}-seed{c.seed}"), resume=True)
+    c = replace(c, reward="", gold="", name="")
+    place = Run(replace(c, name=f"listing-{c.run_name}"), resume=True)
     count, each, file = config.theory.inputs, config.theory.answers, "answers.jsonl"
     rows = place.rows(file)
     for x in world.train_requests[len(rows) : count]:
@@ -218,6 +220,8 @@ def conclude(run: Run, arms: dict[str, Arm]) -> dict:
         results[extra] = json.loads(path.read_text()) if path.exists() else None
     if (run.path / API_FILE).exists():
         results["api"] = spent(run.path / API_FILE, c.api)
+        if c.judge:
+            results["api"]["unclear_verdicts"] = unclear(run.path / API_FILE, c.judge)
     results["stopped"] = {r["stage"]: r["stopped"] for r in run.rows("metrics.jsonl") if "stopped" in r}
     results["wall_s"] = {name: stage["seconds"] for name, stage in run.stages.items()}
     write_json(run.path / "results.json", results)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
@@ -94,7 +95,9 @@ class RunConfig:
     guard: bool = option(False, "replace rewrites with an objection (guards.py) by the request; else only count them")
     stop: bool = option(True, "end PPO when KL, entropy or length run away (guards.py)")
     out: str = option("runs", "folder of the runs")
-    name: str = option("", "name of this run's folder; empty: <preset>-<task, or function of --reward>-seed<seed>")
+    name: str = option(
+        "", "name of this run's folder; empty: <preset>-<task, or function of --reward>[-<--frozen>]-seed<seed>"
+    )
     vocab_size: int = option(640, "entries of the byte-level BPE tokenizer trained on the world's corpus", least=260)
     frozen_model: ShapeConfig = ShapeConfig(n_layers=2)
     prompter_model: ShapeConfig = ShapeConfig(n_layers=2)
@@ -138,6 +141,8 @@ class RunConfig:
     def run_name(self) -> str:
         what = self.reward.partition(":")[2] if self.real_model and self.reward else self.task
         what = "judge" if self.judge else what
+        if self.frozen:  # its last part, without what a folder's name cannot hold
+            what += "-" + re.sub(r"[^\w.]+", "-", self.frozen.rstrip("/").rpartition("/")[2].removeprefix("api:"))
         return self.name or f"{self.preset}-{what}-seed{self.seed}"
 
     def validate(self) -> RunConfig:
@@ -177,6 +182,7 @@ class RunConfig:
         as_usual = all(getattr(self.world, name) == getattr(usual, name) for name in shaping)
         towns = f"--world.{', --world.'.join(shaping)} shape the tasks quality and attributes, not reasoning"
         yield self.task != "reasoning" or as_usual, f"{towns}: leave them or the task out"
+        yield not self.judge, f"--reward judge:MODEL is for a real model, not for the embedded world of {self.preset}"
         yield not self.gold, f"--gold is for a real model: the embedded world of --preset {self.preset} has its own"
         pairs, batch = self.reward_model.pairs, self.reward_model.batch_size
         two = f"it takes at least two batches of --reward_model.batch_size {batch}"

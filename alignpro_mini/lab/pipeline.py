@@ -5,11 +5,13 @@ After every stage a checksum asserts that the frozen LM's weights did not change
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from pathlib import Path
 
 import torch
 
@@ -21,13 +23,13 @@ from alignpro_mini.lab.config import DTYPES, RunConfig, ShapeConfig, resolve_dev
 from alignpro_mini.lab.run import Run, RunStage
 from alignpro_mini.lab.tables import reward_model_lines
 from alignpro_mini.options import UserError
-from alignpro_mini.remote.client import Client, check_access
+from alignpro_mini.remote.client import Client, check_access, read_rows
 from alignpro_mini.remote.lm import Judge, RemoteLM
 from alignpro_mini.sft import encode_pairs, train_sft
 from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.training import Score
 from alignpro_mini.transformer import Transformer
-from alignpro_mini.weights.hub import load_model
+from alignpro_mini.weights.hub import load_model, load_tokenizer
 from alignpro_mini.weights.tensors import replacing, write_json
 from alignpro_mini.worlds.callables import load_callable
 from alignpro_mini.worlds.everyday import EverydayRequests
@@ -38,6 +40,7 @@ from alignpro_mini.worlds.world import World
 
 DEFAULT_GOLD = "alignpro_mini.worlds.gold:friendly"
 API_FILE = "api.jsonl"  # in a run's folder: every answer of an API
+PLAIN_FILE = "judge_plain.jsonl"  # the answers that a judge compares with
 PROMPTER_SYSTEM = "Rewrite the user's request."  # tells the real model's prompter not to answer
 
 
@@ -61,7 +64,7 @@ def make_world(config: RunConfig) -> World:
     gold = _gold(config)
     if config.remote or config.judge:
         check_access(config.api)
-    _, tokenizer = load_model(config.prompter)  # first of all: it may not be there yet
+    tokenizer = load_tokenizer(config.prompter)  # first of all: the model may not be there yet
     if not config.data.prompts:
         world = EverydayRequests(config.data, config.eval.inputs, config.seed, gold)
         told = "about topics that training never sees"
@@ -125,7 +128,7 @@ def frozen_lm(run: Run, world: World) -> tuple[Tokenizer, FrozenModel]:
     """Stage 1: the frozen LM, trained on the world's corpus, loaded, or behind an API; fixed from here on."""
     c, device = run.config, resolve_device(run.config.device)
     if c.remote:
-        return load_model(c.prompter)[1], RemoteLM(Client(c.api, run.path / API_FILE), c.remote, c.sampling)
+        return load_tokenizer(c.prompter), RemoteLM(Client(c.api, run.path / API_FILE), c.remote, c.sampling)
     if c.real_model:
         model, tokenizer = load_model(c.frozen, device, DTYPES[c.dtype])
         return tokenizer, FrozenLM(model, tokenizer, c.sampling)
@@ -151,12 +154,11 @@ def prompter_sft(run: Run, world: World, tokenizer: Tokenizer, pi_f: FrozenModel
     c, device = run.config, resolve_device(run.config.device)
     pairs = world.rewrite_pairs(c.prompter_sft.examples, random.Random(f"rewrites {c.seed}"))
     if c.real_model:
-        start, tokenizer = load_model(c.prompter, device, DTYPES[c.dtype])
-        tokenizer = tokenizer.with_system(PROMPTER_SYSTEM)
+        tokenizer = load_tokenizer(c.prompter).with_system(PROMPTER_SYSTEM)
 
     def make(stage: RunStage) -> Transformer:
         if c.real_model:
-            model = start
+            model, _ = load_model(c.prompter, device, DTYPES[c.dtype])
         else:
             model = new_model(c.prompter_model, tokenizer.vocab_size, run.generator("prompter weights"), device)
         examples = encode_pairs(pairs, tokenizer, model.config.max_len)
@@ -171,7 +173,7 @@ def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -
     """Stage 3: the reward, learned from preferences or a callable, normalised on answers to rho_sft's rewrites."""
     c = run.config
     if c.reward:
-        score = _judge(run, pi_f) if c.judge else load_callable(c.reward)
+        score = judge(c, run.path, API_FILE, pi_f) if c.judge else load_callable(c.reward)
 
         def scale(stage: RunStage) -> dict[str, float]:
             sample = _answers_to_rewrites(run, world, pi_f, rho_sft)
@@ -182,12 +184,7 @@ def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -
         assert_frozen(pi_f, "reward_scale")
         report = by_sentences(score, m.get("low"))  # absent in a run of an earlier version
         return Reward(report, lambda x, y: (report(x, y) - m["mean"]) / m["std"])
-    layers = c.reward_model.train_layers
-    if c.reward_base or c.remote:
-        base, vocabulary = load_model(c.reward_base, resolve_device(c.device), DTYPES[c.dtype])
-    else:  # the reward model starts from the LM: it knows the language already
-        base, vocabulary = (lm := with_weights(pi_f, "a learned reward")).model, lm.tokenizer
-    model = reward_.READS[c.reward_model.read](copy_of(base, layers), vocabulary, layers)
+    model = new_reward_model(c, pi_f)
 
     def make(stage: RunStage) -> tuple[dict, dict]:
         g = run.generator("preferences")
@@ -215,14 +212,40 @@ def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -
     return Reward(score, score)
 
 
-def _judge(run: Run, pi_f: FrozenModel) -> Judge:
-    """The LLM judge of `--reward judge:MODEL`, which compares with the frozen model's greedy answers."""
-    c = run.config
+def new_reward_model(c: RunConfig, pi_f: FrozenModel) -> reward_.RewardModel:
+    """A reward model before it has learned anything: it starts from the LM, which knows the language already."""
+    layers, device = c.reward_model.train_layers, resolve_device(c.device)
+    if c.reward_base or c.remote:
+        base, vocabulary = load_model(c.reward_base, device, DTYPES[c.dtype])
+    else:
+        base, vocabulary = (lm := with_weights(pi_f, "a learned reward")).model, lm.tokenizer
+    return reward_.READS[c.reward_model.read](copy_of(base, layers), vocabulary, layers)
+
+
+def judge(c: RunConfig, place: Path, file: str, pi_f: FrozenModel) -> Judge:
+    """The LLM judge of `--reward judge:MODEL`, which compares with the frozen model's greedy answer to the request.
+
+    That answer is read up to its last whole sentence, as the other one is. Those of a local model are kept in `place`:
+    in another batch a greedy answer may differ by rounding, and all judgements with it.
+    """
     greedy = replace(c.sampling, temperature=0.0)
     if isinstance(pi_f, RemoteLM):
-        return Judge(pi_f.client, c.judge, RemoteLM(pi_f.client, pi_f.model, greedy))
-    lm = with_weights(pi_f, "a judge")
-    return Judge(Client(c.api, run.path / API_FILE), c.judge, FrozenLM(lm.model, lm.tokenizer, greedy))
+        remote = RemoteLM(pi_f.client, pi_f.model, greedy)
+        return Judge(pi_f.client, c.judge, lambda xs: [whole_sentences(a.text) for a in remote.answer(xs)])
+    local = with_weights(pi_f, "a judge")
+    lm, kept = FrozenLM(local.model, local.tokenizer, greedy), place / PLAIN_FILE
+    known = {row["x"]: row["y"] for row in read_rows(kept)}
+
+    def plain(requests: list[str]) -> list[str]:
+        new = [x for x in requests if x not in known]
+        answers = [whole_sentences(a.text) for a in lm.answer(new)] if new else []
+        with kept.open("a", encoding="utf-8") as out:
+            for x, y in zip(new, answers):  # a line of its own, also after one that a kill cut
+                out.write("\n" + json.dumps({"x": x, "y": y}, ensure_ascii=False))
+        known.update(zip(new, answers))
+        return [known[x] for x in requests]
+
+    return Judge(Client(c.api, place / file), c.judge, plain)
 
 
 def _preferences(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter, g: torch.Generator) -> list:
@@ -265,8 +288,8 @@ def print_headroom(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter,
     """Stage 4: how far rewriting can move this reward, reported before any PPO."""
 
     def make(stage: RunStage) -> dict:
-        few = world.train_requests[: run.config.eval.headroom_inputs]
-        evaluator = evaluation.Evaluator(few, pi_f, reward.report, None, run.config.eval, run.generator("headroom"))
+        few, g = world.train_requests[: run.config.eval.headroom_inputs], run.generator("headroom")
+        evaluator = evaluation.Evaluator(few, pi_f, reward.report, None, run.config.eval, g, run.config.guard)
         return evaluation.headroom(evaluator, rho_sft)
 
     found = run.json("headroom", make)

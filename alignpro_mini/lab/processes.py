@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from alignpro_mini.options import UserError, require
-from alignpro_mini.ppo import PPOTrainer
+from alignpro_mini.lab.config import RunConfig, resolve_device
+from alignpro_mini.options import require
+from alignpro_mini.ppo import PPOConfig, PPOTrainer
 from alignpro_mini.rollout import Rollout
 
 
@@ -45,15 +46,21 @@ def wait() -> None:
 
 
 @contextmanager
-def joined() -> Iterator[None]:
-    """The processes that torchrun started, together for the length of the block; one process alone: nothing."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+def joined(configs: Sequence[RunConfig], jobs: int = 1) -> Iterator[None]:
+    """The processes that torchrun started, together for the length of the block; one process alone: nothing.
+
+    Raises UserError for runs that several processes cannot train.
+    """
+    number = int(os.environ.get("WORLD_SIZE", 1))
+    if number == 1:
         yield
         return
-    if torch.cuda.is_available():
+    check(configs, jobs, number)
+    gpu = resolve_device(configs[0].device).type == "cuda"
+    if gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     # Others wait for the first while it trains alone, for hours.
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=datetime.timedelta(days=7))
+    dist.init_process_group("nccl" if gpu else "gloo", timeout=datetime.timedelta(days=7))
     told = sys.stdout
     try:
         if rank():
@@ -99,17 +106,13 @@ class _Parallel(DistributedDataParallel):
 
 
 class ShardedTrainer(PPOTrainer):
-    """`PPOTrainer` over all processes. Raises UserError for batches that cannot be cut into equal shares."""
+    """`PPOTrainer` over all processes. Raises UserError for batches that cannot be shared equally."""
 
     def __init__(self, *args, **how) -> None:
         super().__init__(*args, **how)
-        c, self.processes, self.rank, self._updating = self.config, count(), rank(), False
-        parts = self.processes * c.num_minibatches
-        told = f"batch_size is {c.batch_size}; {self.processes} processes need a multiple of {parts}"
-        require(c.batch_size % parts == 0, f"{told}, which is processes times num_minibatches")
-        shares = self.processes * c.rewrites_per_request
-        require(c.batch_size % shares == 0, f"batch_size is {c.batch_size}; it must be a multiple of {shares} here")
-        if c.advantage != "gae":
+        self.processes, self.rank, self._updating = count(), rank(), False
+        require_shares(self.config, self.processes)
+        if self.config.advantage != "gae":
             self.policy.value_head.requires_grad_(False)  # no gradient ever comes to it
         self.policy = _Parallel(self.policy, broadcast_buffers=False)
         # One stream is the same everywhere (prompts, minibatches). The other is each process's own: what the caller
@@ -179,9 +182,20 @@ def gathered(rollout: Rollout) -> Rollout:
     return Rollout(**{name: joined_field(name) for name in mine})
 
 
-def check(single_run: bool, token_budget: int) -> None:
+def require_shares(c: PPOConfig, number: int, section: str = "") -> None:
+    """Raises UserError for a batch that `number` processes cannot share equally."""
+    for part, what in ((c.num_minibatches, "num_minibatches"), (c.rewrites_per_request, "rewrites_per_request")):
+        told = f"{section}batch_size is {c.batch_size}; {number} processes need a multiple of {number * part}"
+        require(c.batch_size % (number * part) == 0, f"{told}, which is processes times {what}")
+
+
+def check(configs: Sequence[RunConfig], jobs: int, number: int) -> None:
     """Raises UserError for what several processes cannot do."""
-    if count() > 1:
-        require(single_run, "several processes train one run: give one --task, one --seed and no --jobs")
-        if token_budget:
-            raise UserError("--api.token_budget is counted by one process; leave it out with several")
+    c = configs[0]
+    single = len(configs) == 1 and jobs == 1
+    require(single, "several processes train one run: give one --task, one --seed and no --jobs")
+    require(c.api.token_budget == 0, "--api.token_budget is counted by one process; leave it out with several")
+    require(not c.judge, "--reward judge:MODEL asks some questions twice in several processes: use one")
+    require_shares(c.ppo, number, "--ppo.")
+    if c.eval.oracle:
+        require_shares(c.oracle, number, "--oracle.")

@@ -32,12 +32,15 @@ from alignpro_mini.guards import runaway
 from alignpro_mini.lab import processes
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.options import UserError
+from alignpro_mini.remote.client import ApiConfig
 from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.training import Saved
 from alignpro_mini.transformer import Transformer
 from alignpro_mini.weights.pretrained import load_pretrained, save_pretrained
 from alignpro_mini.weights.tensors import load_state, replacing, save_state, write_json
 
+# Options that a run may go on with changed: where it lies, how an API is asked, and what ends it.
+MAY_CHANGE = {"out", "stop"} | {f"api.{f.name}" for f in dataclasses.fields(ApiConfig)} - {"api.base_url", "api.system"}
 SHOWN = ("loss", "heldout_loss", "accuracy", "score_mean", "kl_k1", "entropy")  # what the progress line says
 
 
@@ -63,18 +66,17 @@ def read_jsonl(path: Path) -> list[dict]:
 class Run:
     """A run's folder. `Run(config, resume)` makes it, or finds it again.
 
-    `shared`: all processes have it (`processes.py`); else the first one alone, for answers that outlive a run.
     Raises FileExistsError when the folder holds a run and `resume` is False, UserError when it holds one with
     other options, OSError when it cannot be written.
     """
 
-    def __init__(self, config: RunConfig, resume: bool = False, shared: bool = False) -> None:
-        self.shared = shared
+    def __init__(self, config: RunConfig, resume: bool = False) -> None:
         self.config, self.path, self.leads = config, Path(config.out) / config.run_name, processes.rank() == 0
         self.stages: dict[str, dict] = {}
         if self.leads:
             self._prepare(resume)
-        self._read_stages()
+        if (self.path / "stages.json").exists():
+            self.stages = json.loads((self.path / "stages.json").read_text(encoding="utf-8"))
 
     def _prepare(self, resume: bool) -> None:
         """Check that the folder is new, or holds a run with the same options, and make it."""
@@ -97,17 +99,13 @@ class Run:
             mend = "choose another folder with --out"
             raise OSError(f"{self.path} cannot be written ({error.strerror}): {mend}") from None
 
-    def _read_stages(self) -> None:
-        if (self.path / "stages.json").exists():
-            self.stages = json.loads((self.path / "stages.json").read_text(encoding="utf-8"))
-
     def _same_options(self, old: dict, new: dict) -> None:
         def flat(tree: dict, prefix: str = "") -> dict:
             parts = [flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix + k: v} for k, v in tree.items()]
             return {key: value for part in parts for key, value in part.items()}
 
         old, new = flat(old), flat(new)
-        changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k != "out"]
+        changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in MAY_CHANGE]
         if changed:
             told = ", ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in changed[:4])
             raise UserError(f"{self.path} was started with other options ({told}): use the same, or another --name")
@@ -130,7 +128,8 @@ class Run:
         if not self.leads:
             result = make(RunStage(self, name)) if together else None
             processes.wait()  # until it is saved
-            self._read_stages()
+            # Its own line only: the first process may have finished the next stage already.
+            self.stages[name] = json.loads((self.path / "stages.json").read_text(encoding="utf-8"))[name]
             return result if together else load()
         stage = RunStage(self, name)
         if not stage.state_path.exists():
@@ -141,8 +140,7 @@ class Run:
         write_json(self.path / "stages.json", self.stages)
         stage.state_path.unlink(missing_ok=True)
         print(f"[{name}] done in {self.stages[name]['seconds']:.0f} s")
-        if self.shared:
-            processes.wait()
+        processes.wait()
         return result
 
     def model(
@@ -259,7 +257,7 @@ class RunStage:
         self.run.forget_after(self.name, saved["step"])
         logged = [row for row in self.run.rows("metrics.jsonl") if row["stage"] == self.name and "kl_k1" in row]
         self._ppo = [row for row in logged if row["step"] <= saved["step"]]
-        self._stopped = any("stopped" in row for row in self._ppo)
+        self._stopped = self.run.config.stop and any("stopped" in row for row in self._ppo)
         print(f"[{self.name}] goes on from step {saved['step']}")
         return saved["step"], saved["meta"]
 
@@ -296,7 +294,9 @@ class RunStage:
             self._ppo.append(row)
             if why := runaway(self._ppo):
                 self._stopped, row["stopped"] = True, why
-                tqdm.write(f"[{self.name}] ends after step {step}: {why} (--stop false goes on)", file=sys.stdout)
+                tqdm.write(
+                    f"[{self.name}] ends after step {step}: {why} (--stop false leaves this check out)", file=sys.stdout
+                )
         self.run.append("metrics.jsonl", [row])
         self._latest = "".join(f", {k} {metrics[k]:.3f}" for k in SHOWN if metrics.get(k) is not None)
         if self._bar is not None:

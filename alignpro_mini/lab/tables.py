@@ -113,6 +113,8 @@ def notes(results: dict) -> list[str]:
     if api := results.get("api"):
         cost = f", {api['usd']:g} US dollars" if api["usd"] else ""
         found.append(f"API: {api['answers']:,} answers, {api['tokens']:,} tokens{cost}")
+        if (share := api.get("unclear_verdicts")) is not None:
+            found.append(f"Share of the judge's replies without a verdict, counted as ties: {num(share)}")
     if theory := results.get("theory"):
         found += _theory_notes(theory, get(results, "arms", "closed_form", "inputs"))
     return found

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,13 +16,15 @@ from alignpro_mini.alignpro import Prompter
 from alignpro_mini.frozen import FrozenLM, FrozenModel
 from alignpro_mini.lab import pipeline
 from alignpro_mini.lab.config import DTYPES, RunConfig, preset, resolve_device
-from alignpro_mini.lab.run import Run
 from alignpro_mini.options import UserError
 from alignpro_mini.remote.client import Client
 from alignpro_mini.remote.lm import RemoteLM
 from alignpro_mini.training import Score
 from alignpro_mini.weights.hub import load_model
 from alignpro_mini.weights.pretrained import load_pretrained
+from alignpro_mini.weights.tensors import load_state
+from alignpro_mini.worlds.callables import load_callable
+from alignpro_mini.worlds.sentences import by_sentences
 
 USE_FILE = "use.jsonl"  # answers of an API that were asked for after the run
 
@@ -91,13 +91,15 @@ class Trained:
 
     @cached_property
     def reward(self) -> Score:
-        """The reward of the run, as it was reported."""
-        c = replace(self.config, out=str(self.path.parent))
-        if c.run_name != self.path.name:
-            raise UserError(f"{self.path} was called {c.run_name}: give it that name again to use its reward")
-        with contextlib.redirect_stdout(io.StringIO()):  # it tells of finished stages
-            run = Run(replace(c, device=self.config.device), resume=True)
-            return pipeline.reward_model(run, None, self.frozen, None).report
+        """The reward of the run, as it was reported. Nothing of the run's files is changed."""
+        c, place = self.config, self.path / "checkpoints"
+        if c.reward:
+            score = pipeline.judge(c, self.path, USE_FILE, self.frozen) if c.judge else load_callable(c.reward)
+            return by_sentences(score, json.loads((place / "reward_scale.json").read_text()).get("low"))
+        model = pipeline.new_reward_model(c, self.frozen)
+        tensors, facts = load_state(place / "reward_model.safetensors")
+        model.load_state_dict(tensors)
+        return by_sentences(model.eval().requires_grad_(False).score, facts.get("low"))
 
 
 def config_of(saved: dict) -> RunConfig:
@@ -112,6 +114,8 @@ def config_of(saved: dict) -> RunConfig:
         return replace(like, **parts)
 
     try:
+        if model := saved.get("data", {}).get("model"):  # its name in earlier versions
+            saved = saved | {"frozen": model, "prompter": model}
         return filled(preset(saved.get("preset", "tiny")), saved)
     except (AttributeError, TypeError) as error:
         raise UserError(f"config.json is no configuration of a run ({error})") from None

