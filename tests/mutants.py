@@ -1693,10 +1693,10 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_transformer.py::test_logits_equal_those_of_transformers[llama]",
     ),
     mutant(
-        "weights/pretrained.py",
+        "weights/chat.py",
         "system-prompt-lost",
         ("tokenizer.with_system(system)", "tokenizer"),
-        "test_the_system_prompt_comes_back",
+        "test_checkpoint.py::test_the_system_prompt_comes_back",
     ),
     mutant(
         "lab/evaluation.py",
@@ -1921,7 +1921,7 @@ MUTANTS += (
     mutant(
         "remote/client.py",
         "half-a-reply-ends-the-run",
-        ("for _ in range(1 + self.config.retries):", "for _ in range(1):"),
+        ("for attempt in range(1 + self.config.retries):", "for attempt in range(1):"),
         "test_remote.py::test_200_faults_lose_no_answer_and_none_is_paid_for_twice",
     ),
     mutant(
@@ -1965,7 +1965,10 @@ MUTANTS += (
         "weights/chat.py",
         "the-end-of-a-text-ends-an-answer",
         ("end if found is None else found", "end"),
-        ('names.get("eos_token", "")', '"<|end_of_text|>"'),
+        (
+            'end = tokenizer.backend.token_to_id(names.get("eos_token", ""))',
+            'end = tokenizer.backend.token_to_id("<|end_of_text|>")',
+        ),
         "test_chat.py::test_headers_by_their_template",
     ),
     mutant(
@@ -1989,7 +1992,7 @@ MUTANTS += (
     mutant(
         "lab/run.py",
         "a-resumed-stage-forgets-that-it-ended",
-        ('self._stopped = any("stopped" in row for row in self._ppo)', "self._stopped = False"),
+        ('self.run.config.stop and any("stopped" in row for row in self._ppo)', "False"),
         "test_guards.py::test_a_killed_stage_ends_at_the_same_step[8]",
     ),
     mutant(
