@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,7 +21,7 @@ from alignpro_mini.remote.lm import RemoteLM
 from alignpro_mini.training import Score
 from alignpro_mini.weights.hub import load_model
 from alignpro_mini.weights.pretrained import load_pretrained
-from alignpro_mini.weights.tensors import load_state
+from alignpro_mini.weights.tensors import load_state, read_json
 from alignpro_mini.worlds.callables import load_callable
 from alignpro_mini.worlds.sentences import by_sentences
 
@@ -49,8 +48,7 @@ class Trained:
         self.path = Path(folder)
         if not (self.path / "config.json").is_file():
             raise UserError(f"{folder}: no run (no config.json); give a folder such as runs/tiny-quality-seed0")
-        saved = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
-        self.config = replace(config_of(saved), device=device)
+        self.config = replace(config_of(read_json(self.path / "config.json")), device=device)
         place = self.path / "checkpoints" / "align_pro"
         if not place.is_dir():
             raise UserError(f"{folder}: no trained prompter yet; finish the run with --resume")
@@ -95,7 +93,7 @@ class Trained:
         c, place = self.config, self.path / "checkpoints"
         if c.reward:
             score = pipeline.judge(c, self.path, USE_FILE, self.frozen) if c.judge else load_callable(c.reward)
-            return by_sentences(score, json.loads((place / "reward_scale.json").read_text()).get("low"))
+            return by_sentences(score, read_json(place / "reward_scale.json").get("low"))
         model = pipeline.new_reward_model(c, self.frozen)
         tensors, facts = load_state(place / "reward_model.safetensors")
         model.load_state_dict(tensors)

@@ -207,8 +207,18 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args) -> None:
         """Nothing is logged: requests are private."""
 
+    def _misnamed(self) -> Reply | None:
+        """A refusal if this machine is called by another name: a page in a browser can give it one of its own."""
+        named = urlsplit(f"//{self.headers.get('Host', '')}").hostname
+        if self.server.config.host not in LOOPBACK or named in LOOPBACK:
+            return None
+        return failure(403, f"this server is {self.server.config.host}, not {named}")
+
     def do_GET(self) -> None:
-        self._send(self.server.upstream.models() if self.path == MODELS else failure(404, f"only {CHAT} and {MODELS}"))
+        there = (
+            self.server.upstream.models if self.path == MODELS else lambda: failure(404, f"only {CHAT} and {MODELS}")
+        )
+        self._send(self._misnamed() or there())
 
     def do_POST(self) -> None:
         if not self.server.places.acquire(blocking=False):
@@ -225,14 +235,12 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self) -> tuple[Reply, dict[str, str]]:
         """The upstream's reply, and headers of our own."""
         length, most = self.headers.get("Content-Length", ""), self.server.config.max_body
+        if refusal := self._misnamed():
+            return refusal, {}
         if self.path != CHAT:
             return failure(404, f"only {CHAT} and {MODELS}"), {}
-        # What a page in a browser could do to a server on this machine: send a form, or give this machine another name.
-        if self.headers.get_content_type() != "application/json":
+        if self.headers.get_content_type() != "application/json":  # a form, which any page in a browser may send
             return failure(415, "the Content-Type must be application/json"), {}
-        named = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-        if self.server.config.host in LOOPBACK and named not in LOOPBACK:
-            return failure(403, f"this server is {self.server.config.host}, not {named}"), {}
         if not length.isdecimal():
             return failure(411, "a Content-Length is needed"), {}
         if int(length) > most:
