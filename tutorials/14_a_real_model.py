@@ -102,7 +102,8 @@ for i, (name, found) in enumerate(summary.items()):
     ax.plot(found["variance_ratio"], i - 0.12, "o", color=ORANGE, label="measured" * (i == 0))
     low, high = told["variance_ratio_pi95"]
     inside = "inside" if low <= found["variance_ratio"] <= high else "outside"
-    print(f"{name}: measured {found['variance_ratio']:.2f}, predicted [{low:.2f}, {high:.2f}]: {inside}")
+    seeds = ", ".join(map(str, found["seeds"]))
+    print(f"{name}, seeds {seeds}: measured {found['variance_ratio']:.2f}, predicted [{low:.2f}, {high:.2f}]: {inside}")
 ax.axvline(1, color="grey", linestyle="--", linewidth=0.8)
 ax.set_yticks(range(len(summary)), list(summary))
 ax.set(xlabel="variance ratio, Align-Pro to no fine-tuning", ylim=(-0.6, len(summary) - 0.4))

@@ -93,7 +93,7 @@ def summarise(configs: Sequence[RunConfig], name: str, to: Path) -> dict:
         write_json(to / f"{name}-seed{config.seed}.json", results)
     found = measured([arms(config) for config in configs], configs[0].eval.bootstrap)
     found["attainable_gain_share"] = t_interval(get(run, "theory", "attainable_gain_share") for run in runs)[0]
-    found["prediction"] = predicted
+    found |= {"prediction": predicted, "seeds": [config.seed for config in configs]}
     merge(to / "summary.json", name, found)
     for key in ("mean_gain", "variance_ratio", "gap_closed"):
         print(f"{key.replace('_', ' ')} {num(found[key])} {num(found[f'{key}_ci95'])}")
