@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import FakeStage, Letters, lookup_lm, random_lm
 
-from alignpro_mini import alignpro
+from alignpro_mini import alignpro, guards
 from alignpro_mini.alignpro import Prompter, PromptScore, train_align_pro, train_rlhf_oracle, usable_rewrites
 from alignpro_mini.frozen import Answer, FrozenLM, SamplingConfig, checksum
 from alignpro_mini.ppo import PPOConfig
@@ -161,3 +161,14 @@ def test_a_prompter_rewrites_texts_with_its_own_settings():
     assert set(rewrites) == {"c", "cd", "d"}
     assert rewrites == Prompter(model, Letters(), 5).rewrite(["a"] * 100, rng())
     assert [c.finished for c in Prompter(model, Letters(), 5).complete(["a"] * 3, rng())] == [True] * 3
+
+
+@pytest.mark.parametrize("guard", [False, True])
+def test_a_rewrite_with_an_objection_is_counted_and_sent_only_without_the_guard(monkeypatch, guard):
+    monkeypatch.setattr(guards, "objection", lambda x, x_prime: "content" if "b" in x_prime else None)
+    frozen, stage, sent = pi_f(), FakeStage(), []
+    answer = frozen.answer
+    monkeypatch.setattr(frozen, "answer", lambda prompts, g: (sent.extend(prompts), answer(prompts, g))[1])
+    train_align_pro(random_lm(seed=4), frozen, letter_b, ["a", "cd"], Letters(), SMALL, stage, rng(), guard=guard)
+    assert 0 < max(row["objection_rate"] for row in stage.rows) < 1
+    assert any("b" in prompt for prompt in sent) != guard

@@ -4,7 +4,7 @@ Shape legend:  N inputs   K rewrites per input   M answers per rewrite
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -425,6 +425,13 @@ def test_the_prompters_rewrites_reach_the_model_and_the_request_reaches_the_rewa
     assert found.x_prime == [[f"x{i} a", f"x{i} b"] for i in range(3)]
     assert e.frozen.asked == [[f"x{i} {c}" for i in range(3) for c in "aaabbb"]]
     assert (found.reward == np.array([1.0, 2.0])[None, :, None]).all()  # (N, K, M): rewrites along K
+
+
+def test_a_rewrite_with_an_objection_is_counted_and_replaced_only_with_the_guard(monkeypatch):
+    monkeypatch.setattr("alignpro_mini.guards.objection", lambda x, x_prime: "content" if "b" in x_prime else None)
+    for guard, second in ((False, "x0 b"), (True, "x0")):
+        found = replace(evaluator(letters({})), guard=guard).prompter(Rewriter("ab"), None)
+        assert found.x_prime[0] == ["x0 a", second] and found.extra["objection_rate"] == 0.5
 
 
 def test_empty_and_overlong_rewrites_fall_back_to_the_request_and_are_counted():
