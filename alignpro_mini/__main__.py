@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
         one.add_argument("--run", required=True, help="folder of a finished run")
         one.add_argument("--device", default="auto", help="auto, cpu, cuda (default: auto)")
         one.add_argument("--seed", type=int, help="of the sampling (default: another one each time)")
-        one.add_argument("--greedy", action="store_true", help="the likeliest rewrite instead of a sampled one")
+        one.add_argument("--greedy", action="store_true", help="take the likeliest token each time instead of sampling")
         if command is rewrite:
             one.add_argument("request", nargs="*", help="the request; without it, and without --file, type requests")
             one.add_argument("--file", help="a text file with a request in each line")
