@@ -16,6 +16,12 @@ from alignpro_mini.remote.client import ApiConfig, Client, Question, read_rows, 
 from alignpro_mini.remote.lm import Judge, RemoteLM, unclear, verdict
 
 
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    """The pauses between tries, which are half a second and more."""
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01, raising=False)
+
+
 def client(server, tmp_path, **options) -> Client:
     how = {"base_url": server.url, "timeout": 0.4, "concurrency": 16, "retries": 8} | options
     return Client(ApiConfig(**how), tmp_path / "api.jsonl")

@@ -338,8 +338,7 @@ def test_a_port_that_is_taken_is_one_line():
             Proxy(ProxyConfig(port=proxy.server_address[1]), str.upper, HttpUpstream("http://127.0.0.1:9/v1", 1.0))
 
 
-@pytest.mark.parametrize("host, warned", [("127.0.0.1", False), ("0.0.0.0", True)])
-def test_serve_listens_on_this_machine_and_warns_elsewhere(run, host, warned):
+def test_serve_listens_and_warns_where_others_could_reach_it(run):
     argv = [
         sys.executable,
         "-m",
@@ -352,7 +351,7 @@ def test_serve_listens_on_this_machine_and_warns_elsewhere(run, host, warned):
         "--port",
         "0",
         "--host",
-        host,
+        "0.0.0.0",
     ]
     process = subprocess.Popen(
         argv, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -366,4 +365,4 @@ def test_serve_listens_on_this_machine_and_warns_elsewhere(run, host, warned):
         assert raw.parse().choices[0].message.content is not None and REWRITTEN in raw.headers
     finally:
         process.terminate()
-    assert ("no authentication" in process.communicate()[1]) == warned
+    assert "no authentication" in process.communicate()[1]
