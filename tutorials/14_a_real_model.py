@@ -53,7 +53,7 @@ def naive_optimum(r, lam):
 
 source(optimum)
 for lam in (1.0, 0.3, 0.1):
-    torch.testing.assert_close(optimum(r, lam), torch.tensor(naive_optimum(r, lam)), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(optimum(r, lam), torch.tensor(naive_optimum(r, lam)), rtol=1e-4, atol=1e-6, check_dtype=False)
 
 # %% [markdown]
 # ## What the listing says of three rewards

@@ -115,9 +115,12 @@ def asked_and_answered(rows: Sequence[dict]) -> tuple[list[str], list[str]]:
 def sample_oracle(
     run: Run, pi_f: FrozenModel, oracle: FrozenLM | None, reward: Reward, rated: RatedRewrites | None
 ) -> OracleSamples | None:
-    """The samples for the bounds on the suboptimality; None without an oracle, or where answers are greedy."""
+    """The samples for the bounds on the suboptimality; None without an oracle, or where answers are greedy.
+
+    None for a real model too: its 64 requests x 24 endings x 8 answers would be scored for 20 minutes and in 8 GB.
+    """
     c = run.config
-    if rated is None or oracle is None or c.sampling.temperature == 0:
+    if rated is None or oracle is None or c.sampling.temperature == 0 or c.real_model:
         return None
     lm = with_weights(pi_f, "the bounds on the distance to the oracle (--theory.inputs 0 leaves them out)")
 

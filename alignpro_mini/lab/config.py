@@ -228,6 +228,7 @@ class RunConfig:
             found["theory"] = "rewrites of requests from --data.prompts are not enumerated"
         elif self.real_model:
             found["theory.more_answers"] = "a real model's rewrites get equally many answers: raise --theory.answers"
+            found["theory.samples"] = "the bounds are not computed for a real model"
             only = "it is about requests of your own: only --data.prompts reads it"
             found |= dict.fromkeys(("data.rewrites", "data.max_prompt_tokens"), only)
         return found | dict.fromkeys(other, f"it is not read with --preset {self.preset}")
