@@ -320,7 +320,7 @@ def _headroom(rng: torch.Generator) -> list[Case]:
         N = len(table)
         config = EvalConfig(inputs=N, rewrites=2, answers=3, headroom_inputs=most)
         requests, unused = [f"request {i}" for i in range(N)], torch.Generator()
-        args = lambda: (Given(list(requests), None, None, None, config, unused, table.copy()), "rho_sft", *sizes)
+        args = lambda: (Given(list(requests), None, None, None, config, unused, table=table.copy()), "rho_sft", *sizes)
         return Case(about, args, oracle_headroom, call=_room)
 
     hand = np.array([[[1, 3, 0, 2], [2, 4, 4, 6]], [[6, 8, 3, 1], [5, 7, 9, 7]]], dtype=float)
