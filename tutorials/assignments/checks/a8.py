@@ -352,7 +352,7 @@ def whole(rng: torch.Generator) -> None:
     assert abs(theory.closeness(star, rho_sft, R, lam)["attainable_gain_share"] - 1) < 1e-9
     table = nested(rng, 40, 8, 4, 1.0, 1.0, 0.5)
     config = EvalConfig(inputs=40, rewrites=2, answers=2)
-    given = Given([f"request {i}" for i in range(40)], None, None, None, config, rng, table)
+    given = Given([f"request {i}" for i in range(40)], None, None, None, config, rng, table=table)
     found = evaluation.headroom(given, "rho_sft")
     assert 0.4 < found["icc"] < 0.95 and found["best_rewrite_gain"] > 0.5
     per_input = table.mean((1, 2))
