@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 
 REASONS = ("empty", "long", "repeats", "language", "content", "answers")
 WORD = re.compile(r"\d+|[^\W\d_]+(?:['’][^\W\d_]+)*")
+LETTER = re.compile("[A-Za-z]")
 IDEOGRAPHS = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL")  # scripts of one family, and mostly without spaces
 # English words that say nothing of a request's topic. Of other languages long words count alone.
 COMMON = set(
@@ -85,6 +86,8 @@ def words(text: str) -> list[str]:
 
 def script(text: str) -> str | None:
     """The script of most letters, such as LATIN or CYRILLIC; CJK for Chinese, Japanese and Korean; None without any."""
+    if text.isascii():  # nearly always, and a thousand times a batch
+        return "LATIN" if LETTER.search(text) else None
     names = Counter(unicodedata.name(letter, "?").split()[0].split("-")[0] for letter in text if letter.isalpha())
     for name in IDEOGRAPHS[1:]:
         names["CJK"] += names.pop(name, 0)
