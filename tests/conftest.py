@@ -1,7 +1,10 @@
 """What the tests share: small fakes, one for each interface, so that a test takes milliseconds; the fixture `ahead`."""
 
 import os
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
 
 # Before torch is imported: OpenMP threads that spin while they wait slow each other down on a busy machine.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
@@ -13,6 +16,7 @@ from alignpro_mini.experiments.gradient import Letters, random_lm  # noqa: F401
 from alignpro_mini.training import SilentStage
 from alignpro_mini.transformer import Transformer, TransformerConfig
 
+NO_PARAMS = SimpleNamespace(params={})
 POOL, JOB = pytest.StashKey(), pytest.StashKey()
 
 
@@ -31,7 +35,7 @@ def pytest_collection_finish(session):
     pool = session.config.stash[POOL] = ThreadPoolExecutor(max_workers=1)
     for item in session.items:
         if mark := item.get_closest_marker("ahead"):
-            item.stash[JOB] = pool.submit(mark.kwargs["run"], **item.callspec.params)
+            item.stash[JOB] = pool.submit(mark.kwargs["run"], **getattr(item, "callspec", NO_PARAMS).params)
 
 
 def pytest_sessionfinish(session):
@@ -42,6 +46,19 @@ def pytest_sessionfinish(session):
 @pytest.fixture
 def ahead(request):
     return request.node.stash[JOB].result()
+
+
+def in_a_folder(check):
+    """For `ahead(run=...)`: check(folder) in a temporary folder; gives its exception, for the test to raise, or None."""
+
+    def run():
+        with tempfile.TemporaryDirectory() as place:
+            try:
+                check(Path(place))
+            except Exception as error:
+                return error
+
+    return run
 
 
 def lookup_lm(rows: dict[int, dict[int, float]], vocabulary: int = 12, max_len: int = 40) -> Transformer:

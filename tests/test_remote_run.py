@@ -10,6 +10,7 @@ from functools import partial
 
 import pytest
 from api_server import polite, serving
+from conftest import in_a_folder
 from test_everyday import LEARNED, OPTIONS, ROOT, command
 
 from alignpro_mini.lab.cli import parse_command_line
@@ -31,7 +32,7 @@ def start(folder, options: dict, *more: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, *TRAIN, *arguments, *more], cwd=folder, env=environment, **silent)
 
 
-def test_a_run_that_is_killed_three_times_pays_for_no_answer_twice(tmp_path):
+def killed_three_times(tmp_path):
     with serving() as server:
         told = command(tmp_path, TRAIN, of(server, **LEARNING | {"name": "whole"}))
         whole = json.loads((tmp_path / "runs" / "whole" / "results.json").read_text())
@@ -70,7 +71,7 @@ def better(prompt: str, body: dict) -> str:
     return "A" if a > b else "B" if b > a else "tie"
 
 
-def test_a_judge_behind_an_api_rewards_a_local_models_answers(tmp_path):
+def judged(tmp_path):
     with serving(answer=better) as server:
         short = {"api.base_url": server.url, "reward": "judge:big", "eval.oracle": "false", "theory.inputs": 0}
         options = {k: v for k, v in OPTIONS.items() if k not in LOCAL[1:]} | short
@@ -107,7 +108,7 @@ def test_what_a_remote_model_leaves_out_is_implied_and_may_be_said():
         assert (config.remote, config.eval.oracle, config.theory.inputs) == ("a/b:c", False, 0)
 
 
-def test_a_run_that_the_budget_ended_goes_on_with_a_larger_one(tmp_path):
+def out_of_budget(tmp_path):
     with serving() as server:
         stopped = of(server, name="dear", **{"api.token_budget": 3000, "reward": "mine:length"})
         told = command(tmp_path, TRAIN, stopped, fails=True)
@@ -115,3 +116,21 @@ def test_a_run_that_the_budget_ended_goes_on_with_a_larger_one(tmp_path):
         more = {"api.token_budget": 0, "api.concurrency": 4, "api.retries": 1}
         command(tmp_path, [*TRAIN, "--resume"], stopped | more)
         assert set(server.answered.values()) == {1}
+
+
+@pytest.mark.ahead(run=in_a_folder(killed_three_times))
+def test_a_run_that_is_killed_three_times_pays_for_no_answer_twice(ahead):
+    if ahead:
+        raise ahead
+
+
+@pytest.mark.ahead(run=in_a_folder(judged))
+def test_a_judge_behind_an_api_rewards_a_local_models_answers(ahead):
+    if ahead:
+        raise ahead
+
+
+@pytest.mark.ahead(run=in_a_folder(out_of_budget))
+def test_a_run_that_the_budget_ended_goes_on_with_a_larger_one(ahead):
+    if ahead:
+        raise ahead
