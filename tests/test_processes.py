@@ -176,12 +176,14 @@ def a_worker_dies(tmp_path):
     assert [r["step"] for r in rows if r["stage"] == "align_pro"] == list(range(1, 7)), "one process writes"
 
 
+@pytest.mark.slow
 @pytest.mark.ahead(run=in_a_folder(compare))
 def test_the_update_is_that_of_one_process(ahead):
     if ahead:
         raise ahead
 
 
+@pytest.mark.slow
 @pytest.mark.ahead(run=in_a_folder(a_worker_dies))
 def test_a_run_of_two_processes_whose_worker_dies_goes_on(ahead):
     if ahead:

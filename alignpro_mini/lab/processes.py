@@ -11,6 +11,7 @@ torchrun ends all, and `--resume` goes on.
 from __future__ import annotations
 
 import datetime
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -61,14 +62,19 @@ def joined(configs: Sequence[RunConfig], jobs: int = 1) -> Iterator[None]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     # Others wait for the first while it trains alone, for hours.
     dist.init_process_group("nccl" if gpu else "gloo", timeout=datetime.timedelta(days=7))
-    told = sys.stdout
+    told, rank_here = sys.stdout, rank()
     try:
-        if rank():
+        if rank_here:
             sys.stdout = open(os.devnull, "w")
         yield
     finally:
         sys.stdout = told
-    dist.destroy_process_group()  # not after an error: the others may be elsewhere
+    # Not after an error: the others may be elsewhere. None leaves before the others are ready to.
+    gc.collect()  # a reducer that is still alive keeps threads that abort the process at its end
+    wait()
+    dist.destroy_process_group()
+    if rank_here:
+        os._exit(0)  # its work is done, and torch's threads can abort an interpreter that shuts down
 
 
 def leader_first(make: Callable):
