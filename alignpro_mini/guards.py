@@ -25,23 +25,26 @@ LETTER = re.compile("[A-Za-z]")
 IDEOGRAPHS = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL")  # scripts of one family, and mostly without spaces
 # English words that say nothing of a request's topic. Of other languages long words count alone.
 COMMON = set(
-    "about again also any are because been before being best between both but can could did does doing done down each even"
-    " ever every for from get give given gives going good had has have having help her here hers him his how into its"
-    " just kind know like love make many may maybe mean might more most much must need not now off one only other our out over"
-    " own please question quick really said same say should some such sure take tell than thank thanks that the their them then there these"
-    " they thing things think this those through too under until use used using very want was way well were what when where"
-    " which while who whom whose why will wonder wondering with would you your yours".split()
+    "about again also any are because been before being best between both but can could did does doing done down"
+    " each even ever every for from get give given gives going good had has have having help her here hers him his"
+    " how into its just kind know like love make many may maybe mean might more most much must need not now off one"
+    " only other our out over own please question quick really said same say should some such sure take tell than"
+    " thank thanks that the their them then there these they thing things think this those through too under until"
+    " use used using very want was way well were what when where which while who whom whose why will wonder"
+    " wondering with would you your yours".split()
 )
 QUESTION = set(
-    "are can could did do does had has have how is should was were what when where which who whom whose why will would".split()
+    "are can could did do does had has have how is should was were what when where which who whom whose why will"
+    " would".split()
 )
 # A rewrite that asks begins one of its sentences with such a word, or with one of QUESTION.
 ASKING = QUESTION | set(
-    "add analyze answer argue ask assume be calculate choose classify compare complete compose compute consider convert"
-    " create define describe design determine develop discuss draft edit elaborate evaluate examine explain explore find"
-    " generate give help highlight identify illustrate imagine include list make name offer outline pick plan please predict"
-    " prepare present propose provide rank rate read recommend rephrase reply respond rewrite say share show solve start"
-    " state suggest summarise summarize tell think translate use warn write".split()
+    "add analyze answer argue ask assume be calculate choose classify compare complete compose compute consider"
+    " convert create define describe design determine develop discuss draft edit elaborate evaluate examine explain"
+    " explore find generate give help highlight identify illustrate imagine include list make name offer outline"
+    " pick plan please predict prepare present propose provide rank rate read recommend rephrase reply respond"
+    " rewrite say share show solve start state suggest summarise summarize tell think translate use warn"
+    " write".split()
 )
 ANSWERING = tuple(
     "sure|certainly|of course|absolutely|here is|here are|here's|i'm sorry|i am sorry|as an ai|i cannot|i can't|yes,|no,"

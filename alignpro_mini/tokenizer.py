@@ -7,8 +7,8 @@ The control tokens that a vocabulary holds choose the shape of a conversation (`
               <|im_start|>assistant\\n  answer <|im_end|>
     GPT-2     prompt\\n\\n  answer <|endoftext|>
 
-A published chat template takes the place of these (`Around`; `weights/chat.py` reads it). Ids are put there by number, never by writing their names into the text: a user's "<|end|>" is
-encoded as ordinary text and does not end the turn.
+A published chat template takes the place of these (`Around`). Ids are put there by number, never by writing their names
+into the text: a user's "<|end|>" is encoded as ordinary text and does not end the turn.
 """
 
 from __future__ import annotations

@@ -227,7 +227,7 @@ def spent(file: Path, config: ApiConfig = ApiConfig()) -> dict[str, float]:
 
 
 def check_access(config: ApiConfig):
-    """The `openai` package and the key. Raises UserError where one is missing: a server on this machine needs no key."""
+    """The `openai` package and the key. Raises UserError where one is missing (a key only for other machines)."""
     try:
         import openai
     except ImportError:

@@ -1,8 +1,8 @@
 """Published chat templates: Jinja text that turns a conversation into the text that a model was trained on.
 
-A template is rendered once per system message, with a placeholder in the user's place. Around the placeholder the control
-tokens become ids; the ordinary text next to the user's words is kept as text, because tokens may join across that border
-(Llama 2: " [INST] " and the first word). So a user's words never become control tokens, whatever they say.
+A template is rendered once per system message, with a placeholder in the user's place. Around the placeholder the
+control tokens become ids; the ordinary text next to the user's words is kept as text, because tokens may join across
+that border (Llama 2: " [INST] " and the first word). So a user's words never become control tokens, whatever they say.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ def load_tokenizer(directory: Path) -> Tokenizer | None:
 def with_template(tokenizer: Tokenizer, folder: Path, raw: dict, names: dict[str, str]) -> Tokenizer:
     """The tokenizer with the published chat template of its folder; without one (a base model) it continues text.
 
-    `raw` is what tokenizer_config.json holds, `names` its `token_names`. The token that ends an answer is the template's, or `eos_token`.
+    `raw` is what tokenizer_config.json holds, `names` its `token_names`. The token that ends an answer is the
+    template's, or `eos_token`.
     """
     text, file = raw.get("chat_template"), folder / TEMPLATE
     if file.exists():
