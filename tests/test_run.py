@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from alignpro_mini.lab.config import preset
-from alignpro_mini.lab.run import Run, RunStage, read_jsonl
+from alignpro_mini.lab.run import Run, RunStage, append_jsonl, read_jsonl
 from alignpro_mini.options import UserError
 from alignpro_mini.training import SilentStage, Stage
 from alignpro_mini.weights import tensors
@@ -339,6 +339,15 @@ def test_streams_are_repeatable_and_their_own(config, tmp_path):
         draw(r, n) for r in (a, b) for n in ("frozen_lm", "prompter_sft", "align_pro", "rlhf_oracle", "evaluation")
     ]
     assert len({tuple(s) for s in streams}) == len(streams)
+
+
+def test_a_row_after_one_that_a_kill_cut_is_not_lost(tmp_path):
+    file = tmp_path / "a.jsonl"
+    append_jsonl(file, [{"i": 0}, {"i": 1}])
+    file.write_bytes(file.read_bytes()[:-4])
+    append_jsonl(file, [{"i": 2, "text": "\u2028 ü"}])
+    append_jsonl(file, [])
+    assert read_jsonl(file) == [{"i": 0}, {"i": 2, "text": "\u2028 ü"}]
 
 
 def test_a_run_goes_on_with_options_that_change_no_result(tmp_path):

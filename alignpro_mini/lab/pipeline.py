@@ -5,7 +5,6 @@ After every stage a checksum asserts that the frozen LM's weights did not change
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -20,10 +19,10 @@ from alignpro_mini.alignpro import Gold, Prompter, train_align_pro, train_rlhf_o
 from alignpro_mini.frozen import FrozenLM, FrozenModel
 from alignpro_mini.lab import evaluation, processes
 from alignpro_mini.lab.config import DTYPES, RunConfig, ShapeConfig, resolve_device
-from alignpro_mini.lab.run import Run, RunStage
+from alignpro_mini.lab.run import Run, RunStage, append_jsonl, read_jsonl
 from alignpro_mini.lab.tables import reward_model_lines
 from alignpro_mini.options import UserError
-from alignpro_mini.remote.client import Client, check_access, read_rows
+from alignpro_mini.remote.client import Client, check_access
 from alignpro_mini.remote.lm import Judge, RemoteLM
 from alignpro_mini.sft import encode_pairs, train_sft
 from alignpro_mini.tokenizer import Tokenizer
@@ -234,14 +233,12 @@ def judge(c: RunConfig, place: Path, file: str, pi_f: FrozenModel) -> Judge:
         return Judge(pi_f.client, c.judge, lambda xs: [whole_sentences(a.text) for a in remote.answer(xs)])
     local = with_weights(pi_f, "a judge")
     lm, kept = FrozenLM(local.model, local.tokenizer, greedy), place / PLAIN_FILE
-    known = {row["x"]: row["y"] for row in read_rows(kept)}
+    known = {row["x"]: row["y"] for row in read_jsonl(kept)}
 
     def plain(requests: list[str]) -> list[str]:
         new = [x for x in requests if x not in known]
         answers = [whole_sentences(a.text) for a in lm.answer(new)] if new else []
-        with kept.open("a", encoding="utf-8") as out:
-            for x, y in zip(new, answers):  # a line of its own, also after one that a kill cut
-                out.write("\n" + json.dumps({"x": x, "y": y}, ensure_ascii=False))
+        append_jsonl(kept, [{"x": x, "y": y} for x, y in zip(new, answers)])
         known.update(zip(new, answers))
         return [known[x] for x in requests]
 

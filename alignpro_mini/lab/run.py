@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -50,7 +51,7 @@ def frozen_names(module: nn.Module) -> set[str]:
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """The rows of a log; a last line that a kill left incomplete is dropped."""
+    """The rows of a log; a line that a kill left incomplete is dropped."""
     rows = []
     if path.exists():
         # Not splitlines: it also breaks at U+2028 or U+0085, which a model may put into a text. A kill can end
@@ -59,8 +60,18 @@ def read_jsonl(path: Path) -> list[dict]:
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:
-                break
+                continue
     return rows
+
+
+def append_jsonl(path: Path, rows: Sequence[dict]) -> None:
+    """Add rows to a log, on lines of their own also after one that a kill left incomplete."""
+    with path.open("a+b") as out:  # what is written goes to the end, wherever was read
+        length = out.seek(0, os.SEEK_END)
+        out.seek(max(0, length - 1))
+        cut = out.read(1) not in (b"", b"\n")
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        out.write(("\n" * cut + text).encode())
 
 
 class Run:
@@ -174,10 +185,8 @@ class Run:
         return torch.Generator().manual_seed((seed * 1_000_003 + self.config.seed) % (2**63 - 1))
 
     def append(self, file: str, rows: list[dict]) -> None:
-        if not self.leads:
-            return
-        with (self.path / file).open("a", encoding="utf-8") as out:
-            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        if self.leads:
+            append_jsonl(self.path / file, rows)
 
     def rows(self, file: str) -> list[dict]:
         return read_jsonl(self.path / file)
