@@ -302,6 +302,14 @@ def test_a_request_with_braces_and_headings_reaches_the_judge_as_it_is(tmp_path)
         assert len(asked) == 2 and all("{a} {request}" in text and "{b}" in text for text in asked)
 
 
+def test_a_refused_request_costs_nothing(tmp_path):
+    with serving(["404"]) as server:
+        one = client(server, tmp_path, token_budget=questions(1)[0].most_tokens, concurrency=1)
+        with pytest.raises(UserError, match="404"):
+            one.ask(questions(1))
+        assert one.ask(questions(1)), "the same client may ask again"
+
+
 def test_a_broken_reply_counts_as_paid_for(tmp_path):
     """It may have been: a budget must hold also then."""
     with serving(["truncated"] * 50) as server:

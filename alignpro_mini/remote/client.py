@@ -128,7 +128,12 @@ class Client:
         try:
             self._reserve(question)
             row = {"key": key, "model": question.model, "prompt": question.prompt, "draw": question.draw}
-            row |= self._answer(question)
+            try:
+                row |= self._answer(question)
+            except UserError:  # refused, or silent: what was set aside for it is free again
+                with self._lock:
+                    self._reserved -= question.most_tokens
+                raise
             with self._lock:
                 self._reserved -= question.most_tokens
                 self._used += row["prompt_tokens"] + row["completion_tokens"]
