@@ -66,8 +66,8 @@ def with_options(config: RunConfig, options: dict[str, object]) -> RunConfig:
     known = leaves(config)
     tree: dict[str, dict] = {}
     top = {}
-    asked = str(options.get("frozen", config.frozen)), str(options.get("reward", config.reward))
-    if asked[0].startswith("api:") or asked[1].startswith("judge:"):  # no weights, or every answer costs
+    asked = replace(config, **{name: options[name] for name in ("frozen", "reward") if name in options})
+    if asked.remote or asked.judge:  # no weights, or every answer costs
         options = {"eval.oracle": False, "theory.inputs": 0} | options
     for name, value in (options | _oracle_options(options)).items():
         if name not in known:

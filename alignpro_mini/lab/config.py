@@ -139,8 +139,8 @@ class RunConfig:
 
     @property
     def run_name(self) -> str:
-        what = self.reward.partition(":")[2] if self.real_model and self.reward else self.task
-        what = "judge" if self.judge else what
+        named = "judge" if self.judge else self.reward.partition(":")[2]
+        what = named if self.real_model and named else self.task
         if self.frozen:  # its last part, without what a folder's name cannot hold
             what += "-" + re.sub(r"[^\w.]+", "-", self.frozen.rstrip("/").rpartition("/")[2].removeprefix("api:"))
         return self.name or f"{self.preset}-{what}-seed{self.seed}"
