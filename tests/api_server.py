@@ -116,12 +116,16 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(faults: Sequence[str] = (), answer: Callable[[str, dict], str] = polite) -> Iterator[Server]:
-    """A server for the length of the block."""
-    server = Server(faults, answer)
+def running(server: ThreadingHTTPServer) -> Iterator[ThreadingHTTPServer]:
+    """Any HTTP server, answering in a thread of its own for the length of the block."""
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     try:
         yield server
     finally:
         server.shutdown()
         server.server_close()
+
+
+def serving(faults: Sequence[str] = (), answer: Callable[[str, dict], str] = polite):
+    """The stand-in for the length of a block."""
+    return running(Server(faults, answer))

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 import openai
 import pytest
 import torch
-from api_server import serving
+from api_server import running, serving
 from test_end_to_end import ROOT, TINY
 
 from alignpro_mini.__main__ import main
@@ -131,15 +131,8 @@ def test_chat_answers_line_by_line(run, capsys, monkeypatch):
 # ---------------------------------------------------------------- the proxy
 
 
-@contextmanager
 def proxied(upstream, rewrite=lambda x: x.upper(), **options):
-    proxy = Proxy(ProxyConfig(port=0, **options), rewrite, upstream)
-    threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    try:
-        yield proxy
-    finally:
-        proxy.shutdown()
-        proxy.server_close()
+    return running(Proxy(ProxyConfig(port=0, **options), rewrite, upstream))
 
 
 def client(proxy) -> openai.OpenAI:
@@ -248,14 +241,10 @@ class Upstream(BaseHTTPRequestHandler):
 
 @contextmanager
 def upstream(kind: str, elsewhere: str = ""):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Upstream)
-    Upstream.protocol_version, server.kind, server.elsewhere = "HTTP/1.1", kind, elsewhere
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    try:
+    Upstream.protocol_version = "HTTP/1.1"
+    with running(ThreadingHTTPServer(("127.0.0.1", 0), Upstream)) as server:
+        server.kind, server.elsewhere = kind, elsewhere
         yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def test_a_redirect_does_not_take_the_key_along(monkeypatch):
