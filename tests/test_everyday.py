@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import in_a_folder
 from safetensors.torch import load_file
 
 from alignpro_mini.lab.glossary import ARMS
@@ -105,7 +106,7 @@ def command(folder: Path, what: list[str], options: dict, fails: bool = False) -
     return done.stderr.strip() if fails else done.stdout
 
 
-def test_the_presets_command_runs_from_end_to_end_without_a_file_of_requests(tmp_path):
+def the_presets_command(tmp_path):
     """Every stage with a reward function: the oracle, and the exact optimum over the listed endings too."""
     told = command(tmp_path, [str(ROOT / "train.py")], OPTIONS | {"reward": "mine:length"})
     assert "3120 to train on, 4 held out, about topics that training never sees" in told
@@ -124,7 +125,7 @@ def test_the_presets_command_runs_from_end_to_end_without_a_file_of_requests(tmp
     assert load_file(place / "checkpoints" / "align_pro" / "model.safetensors").popitem()[1].dtype == torch.bfloat16
 
 
-def test_a_reward_learned_from_the_models_own_answers_is_listed_first_and_trained_on_then(tmp_path):
+def a_learned_reward(tmp_path):
     """Without --reward: pairs of the frozen LM's answers, judged by --gold; the listing leaves its stages to the run."""
     listing = ["-m", "alignpro_mini.experiments.listing"]
     told = command(tmp_path, listing, OPTIONS | LEARNED)
@@ -175,3 +176,15 @@ def test_a_model_that_is_not_fetched_is_told_before_the_runs_folder_is_made(tmp_
     done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode and "run: python -m alignpro_mini.weights.smollm2" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.ahead(run=in_a_folder(the_presets_command))
+def test_the_presets_command_runs_from_end_to_end_without_a_file_of_requests(ahead):
+    if ahead:
+        raise ahead
+
+
+@pytest.mark.ahead(run=in_a_folder(a_learned_reward))
+def test_a_reward_learned_from_the_models_own_answers_is_listed_first_and_trained_on_then(ahead):
+    if ahead:
+        raise ahead

@@ -159,6 +159,7 @@ def test_pooled_answers_make_one_table_for_all_requests():
 
 
 def test_the_command_from_end_to_end_and_another_reward_of_the_same_answers(tmp_path, small, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setattr(listing, "RESAMPLES", 40)  # of the intervals, which are looked at above
     config = with_options(small_grid(tmp_path, name="l"), {"theory.inputs": 4, "theory.answers": 2})
     first = listing.tell([config], listing.run_listing(config, False, []))
     kept = (tmp_path / "listing-tiny-quality-seed0" / "answers.jsonl").read_text()
