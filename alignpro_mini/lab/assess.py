@@ -117,7 +117,7 @@ def sample_oracle(
 ) -> OracleSamples | None:
     """The samples for the bounds on the suboptimality; None without an oracle, or where answers are greedy.
 
-    None for a real model too: its 64 requests x 24 endings x 8 answers would be scored for 20 minutes and in 8 GB.
+    None for a real model too: 64 requests x 24 endings x 8 answers would be 12,288 texts to score with it.
     """
     c = run.config
     if rated is None or oracle is None or c.sampling.temperature == 0 or c.real_model:
