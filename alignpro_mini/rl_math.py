@@ -80,13 +80,13 @@ def exact_kl(logits: Tensor, logits_ref: Tensor) -> Tensor:
     logp, logq = logits.log_softmax(-1), logits_ref.log_softmax(-1)
     # A token that p never takes (log-prob -inf) adds nothing, but 0 * (-inf - -inf) would be NaN. The factor is
     # replaced, not the product: a masked product still sends 0 * NaN into the backward pass.
-    return (logp.exp() * (logp - logq).masked_fill(logp.isinf(), 0.0)).sum(-1)
+    return (logp.exp() * (logp - logq).masked_fill(logp == -torch.inf, 0.0)).sum(-1)
 
 
 def entropy(logits: Tensor) -> Tensor:
     """Entropy of softmax(logits) in nats, (..., V) -> (...); the uniform distribution gives ln V."""
     logp = logits.log_softmax(-1)
-    return -(logp.exp() * logp.masked_fill(logp.isinf(), 0.0)).sum(-1)  # 0 ln 0 = 0, as in exact_kl
+    return -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)  # 0 ln 0 = 0, as in exact_kl
 
 
 def assemble_rewards(scores: Tensor, kl: Tensor, mask: Tensor, lam: float) -> Tensor:

@@ -155,10 +155,20 @@ class Attention(nn.Module):
             k, v = cache.append(layer, k, v)  # (B, G, S, E)
             if T == 1:  # the H/G queries that share a key head go as rows of one product: no copies of k and v
                 q = q.reshape(B, self.kv_heads, -1, self.head_dim)  # (B, G, H/G, E)
-        y = F.scaled_dot_product_attention(
+        y = attend(
             q, k, v, attn_mask=allowed, is_causal=allowed is None, enable_gqa=self.kv_heads != self.heads
         ).reshape(B, self.heads, T, self.head_dim)  # (B, H, T, E)
         return self.out(y.transpose(1, 2).reshape(B, T, -1))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, **how) -> Tensor:
+    """`F.scaled_dot_product_attention(q, k, v, **how)`; where a CPU trains in bfloat16, its gradient in float32."""
+    y = F.scaled_dot_product_attention(q, k, v, **how)
+    if q.dtype != torch.bfloat16 or q.device.type != "cpu" or not y.requires_grad:
+        return y
+    with torch.autocast("cpu", enabled=False):  # the kernel's own backward pass takes 4 times as long as this one
+        exact = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **how)
+    return (exact + (y - exact).detach()).to(y.dtype)  # the value is y, bit by bit
 
 
 class MLP(nn.Module):

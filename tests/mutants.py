@@ -316,21 +316,24 @@ MUTANTS: tuple[Mutant, ...] = (
     _rl(
         "entropy-divided-twice",
         (
-            "-(logp.exp() * logp.masked_fill(logp.isinf(), 0.0)).sum(-1)",
-            "-(logp.exp() * logp.masked_fill(logp.isinf(), 0.0)).mean(-1)",
+            "-(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)",
+            "-(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).mean(-1)",
         ),
         "test_entropy_of_the_uniform_distribution_is_ln_v[7]",
         "test_exact_kl_and_entropy_against_sums_over_the_vocabulary",
     ),
     _rl(
         "entropy-gradient-nan",
-        ("-(logp.exp() * logp.masked_fill(logp.isinf(), 0.0))", "-torch.where(logp.isinf(), 0.0, logp.exp() * logp)"),
+        (
+            "-(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0))",
+            "-torch.where(logp.isinf(), 0.0, logp.exp() * logp)",
+        ),
         "test_forbidden_tokens_leave_kl_and_entropy_finite",
     ),
     _rl(
         "exact-kl-gradient-nan",
         (
-            "(logp.exp() * (logp - logq).masked_fill(logp.isinf(), 0.0))",
+            "(logp.exp() * (logp - logq).masked_fill(logp == -torch.inf, 0.0))",
             "torch.where(logp.isinf(), 0.0, logp.exp() * (logp - logq))",
         ),
         "test_forbidden_tokens_leave_kl_and_entropy_finite",

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from alignpro_mini.ppo import PPOConfig, PPOTrainer
 from alignpro_mini.reward import RewardModel
 from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.training import trainable
-from alignpro_mini.transformer import Transformer, TransformerConfig
+from alignpro_mini.transformer import Transformer, TransformerConfig, attend
 
 FAMILIES = ("llama", "gpt2")
 TEXTS = ["how do I begin", "tell me more about it", "why", "be brief please"]
@@ -47,6 +48,19 @@ def test_what_trains_has_float32_weights_and_computes_as_before(family):
     assert torch.allclose(ours.float(), theirs.float(), rtol=2**-6, atol=2**-6)
     ours.float().square().mean().backward()
     assert all(p.grad.dtype == torch.float32 and p.grad.abs().sum() > 0 for p in found)
+
+
+def test_attention_in_bfloat16_keeps_its_value_and_has_a_gradient_as_in_float32():
+    draw = rng(4)
+    q, k, v, g = (torch.randn(2, 4, 9, 8, generator=draw).bfloat16().requires_grad_() for _ in range(4))
+    mask = torch.ones(9, 9, dtype=torch.bool).tril()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = attend(q, k, v, attn_mask=mask)
+        assert torch.equal(y, F.scaled_dot_product_attention(q, k, v, attn_mask=mask)) and y.dtype == torch.bfloat16
+    exact = [x.detach().float().requires_grad_() for x in (q, k, v)]
+    wanted = torch.autograd.grad(F.scaled_dot_product_attention(*exact, attn_mask=mask), exact, g.float())
+    for got, right in zip(torch.autograd.grad(y, (q, k, v), g), wanted, strict=True):
+        assert torch.equal(got, right.bfloat16()), "rounded once, at the end"
 
 
 def test_a_small_step_is_not_lost():
