@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import random
 import re
 import signal
 import subprocess
@@ -338,6 +339,15 @@ def exists(name: str):
     return lambda folder: (folder / name).exists()
 
 
+def began(folder: Path) -> float:
+    """When the run in this folder started, by the file that it writes first."""
+    return (folder / "config.json").stat().st_mtime
+
+
+def running_for(seconds: float):
+    return lambda folder: (folder / "config.json").exists() and time.time() - began(folder) >= seconds
+
+
 def _contains(path: Path, text: str) -> bool:
     return path.exists() and text in path.read_text(encoding="utf-8", errors="replace")
 
@@ -375,6 +385,22 @@ def test_a_run_killed_at_every_turn_ends_as_if_nothing_had_happened(run, tmp_pat
         kill_when(tmp_path, moment, *(["--resume"] if i else []))
     finish(tmp_path, "--resume")
     assert state(tmp_path / "tiny-quality-seed0") == state(run[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(50))
+def test_a_run_killed_at_a_random_moment_ends_as_if_nothing_had_happened(run, tmp_path, seed):
+    after = ((run[0] / "results.json").stat().st_mtime - began(run[0])) * random.Random(seed).random()
+    for attempt in range(20):
+        out = tmp_path / str(attempt)
+        out.mkdir()
+        try:
+            kill_when(out, running_for(after))
+            break
+        except AssertionError:  # this run was faster and had ended
+            after *= 0.9
+    finish(out, "--resume")
+    assert state(out / "tiny-quality-seed0") == state(run[0])
 
 
 @pytest.mark.slow
