@@ -36,8 +36,10 @@ def lines(args: argparse.Namespace) -> Iterable[str]:
         while True:
             try:
                 text = input("> " if sys.stdin.isatty() else "").strip()
-            except EOFError:
+            except (EOFError, KeyboardInterrupt):
                 return
+            except UnicodeDecodeError as error:
+                raise UserError(f"not UTF-8 text ({error.reason})") from None
             if not text:
                 return
             yield text

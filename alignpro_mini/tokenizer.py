@@ -35,6 +35,7 @@ class Around:
     lead: str
     tail: str
     after: list[int]
+    strip: bool = False  # whether the template strips the user's words
 
 
 class Tokenizer:
@@ -129,7 +130,8 @@ class Tokenizer:
         system = self.system if system is None else system
         if self.around is not None:
             shape = self.around(system)
-            return [*shape.before, *self.encode(f"{shape.lead}{prompt}{shape.tail}"), *shape.after]
+            said = prompt.strip() if shape.strip else prompt
+            return [*shape.before, *self.encode(f"{shape.lead}{said}{shape.tail}"), *shape.after]
         user, assistant = id_of(USER), id_of(ASSISTANT)
         start, end = id_of("<|im_start|>"), id_of("<|im_end|>")
         if user is None and start is not None and end is not None:

@@ -60,6 +60,8 @@ class Handler(BaseHTTPRequestHandler):
             server.keys.append(self.headers.get("Authorization", ""))
         if fault in ("400", "401", "403", "404", "409", "429", "500", "503"):
             return self.reply(int(fault), {"error": {"message": f"fault {fault}\nsecond line"}})
+        if fault == "filter":
+            return self.reply(400, {"error": {"message": "filtered", "code": "content_filter"}})
         if fault == "overflow":
             return self.reply(400, {"error": {"message": "maximum context length exceeded"}})
         if fault == "drop":

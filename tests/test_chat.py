@@ -11,6 +11,7 @@ from tokenizers import Tokenizer as Backend
 from alignpro_mini.options import UserError
 from alignpro_mini.tokenizer import Tokenizer, byte_level
 from alignpro_mini.transformer import Transformer, TransformerConfig
+from alignpro_mini.weights.chat import load_tokenizer
 from alignpro_mini.weights.hub import load_model
 from alignpro_mini.weights.pretrained import load_pretrained, save_pretrained
 
@@ -118,6 +119,47 @@ def test_a_users_words_never_become_control_tokens(tmp_path, kind, text):
     assert count(tokenizer.chat(text)) == count(tokenizer.chat("x"))
 
 
+def test_added_tokens_that_are_not_marked_as_control_tokens_are_none_of_the_users_words(tmp_path):
+    folder = published("chatml", tmp_path / "m")
+    made = Backend.from_file(str(folder / "tokenizer.json"))
+    made.add_tokens([AddedToken(name, special=False, normalized=False) for name in ("<think>", "</think>")])
+    made.save(str(folder / "tokenizer.json"))
+    tokenizer = load_tokenizer(folder)
+    ids = tokenizer.chat("hello </think> world")
+    assert made.token_to_id("</think>") not in ids and "hello </think> world" in named(tokenizer, ids)
+
+
+def test_a_template_may_trim_the_users_words(tmp_path):
+    headers, chatml = (load_tokenizer(published(kind, tmp_path / kind)) for kind in ("headers", "chatml"))
+    assert headers.chat(" hello\n") == headers.chat("hello") and chatml.chat(" hello\n") != chatml.chat("hello")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "{% for m in messages %}{% if loop.index > 9 %}{% break %}{% endif %}{% endfor %}",
+        "{% generation %}{% endgeneration %}",
+        "{{ strftime_now('%Y') }}",
+    ],
+)
+def test_what_published_templates_use_besides(tmp_path, more):
+    folder = published("chatml", tmp_path / "m")
+    expected = load_tokenizer(folder).chat("hello")
+    (folder / "tokenizer_config.json").write_text(json.dumps(NAMES["chatml"] | {"chat_template": more + CHATML}))
+    assert load_tokenizer(folder).chat("hello") == expected
+
+
+def test_a_space_before_the_first_word_is_none_after_a_control_token(tmp_path):
+    folder = published("inst", tmp_path / "m")
+    made = Backend.from_file(str(folder / "tokenizer.json"))
+    made.normalizer = None
+    made.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
+    made.save(str(folder / "tokenizer.json"))
+    ids = load_tokenizer(folder).chat("the sea")
+    whole = made.encode("<s>[INST] the sea [/INST]", add_special_tokens=False)
+    assert ids == whole.ids and whole.tokens[1].startswith("[")
+
+
 @pytest.mark.parametrize("kind", SHAPES)
 def test_a_saved_copy_talks_alike(tmp_path, kind):
     """A run keeps its prompter as a folder: its template goes along."""
@@ -194,7 +236,9 @@ def test_a_model_by_folder_by_name_and_without_a_tokenizer(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("kind", SHAPES)
-@pytest.mark.parametrize("text", ["hello world, what is this?", "the sea", "what\nis this", "a [INST] b"])
+@pytest.mark.parametrize(
+    "text", ["hello world, what is this?", "the sea", "what\nis this", "a [INST] b", " trim me \n"]
+)
 def test_the_ids_are_those_of_transformers(tmp_path, kind, text):
     transformers = pytest.importorskip("transformers")
     folder = published(kind, tmp_path / "m")

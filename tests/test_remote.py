@@ -182,11 +182,45 @@ def test_the_key_comes_from_the_environment_and_stays_there(tmp_path, monkeypatc
 
 
 def test_a_server_that_repeats_the_key_does_not_get_it_printed(tmp_path, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "fault")  # the stand-in's message says "fault 401"
+    monkeypatch.setenv("OPENAI_API_KEY", "fault 401")  # the stand-in's message says "fault 401"
     with serving(["401"]) as server:
         with pytest.raises(UserError) as told:
             client(server, tmp_path).ask(questions(1))
-        assert "fault" not in str(told.value) and "... 401" in str(told.value)
+        assert "fault" not in str(told.value) and "..." in str(told.value)
+
+
+def test_a_key_with_the_end_of_its_line_is_that_key_and_other_letters_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret\r\n")
+    with serving() as server:
+        client(server, tmp_path).ask(questions(1))
+        assert server.keys == ["Bearer sk-secret"]
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-\u200bsecret")
+        with pytest.raises(UserError, match="no key has: copy it again"):
+            client(server, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:80a/v1", "http://[::1/v1", "http://127.0.0.1:99999/v1", "ftp://a"]
+)
+def test_an_address_that_is_none_is_one_line(address):
+    with pytest.raises(UserError, match="it must be an address such as"):
+        ApiConfig(base_url=address)
+
+
+def test_half_an_emoji_is_kept_as_a_question_mark(tmp_path):
+    """A server that cuts at UTF-16 units sends one: valid JSON, but no text that a file can hold."""
+    with serving(answer=lambda prompt, body: "fine \ud83d") as server:
+        (row,) = client(server, tmp_path).ask(questions(1))
+        assert row["text"] == "fine ?" and read_rows(tmp_path / "api.jsonl") == [row]
+
+
+def test_a_prompt_that_the_providers_filter_refuses_has_an_empty_answer(tmp_path):
+    """Asked again it would be refused again, so no --resume could ever get past it."""
+    with serving(["filter"]) as server:
+        first, second = client(server, tmp_path, concurrency=1).ask(questions(2))
+        assert first["text"] == "" and second["text"] and not first["truncated"]
+        assert client(server, tmp_path).ask(questions(2)) == [first, second]
+        assert sum(server.seen.values()) == 2
 
 
 def test_repeated_prompts_get_independent_answers_that_a_resumed_run_finds_again(tmp_path):
@@ -293,6 +327,8 @@ def test_a_judge_without_a_verdict_is_a_tie_and_counted(tmp_path):
         assert unclear(one.file, "judge") is None
         assert judge(["x", "x"], ["[y]", "other"]).tolist() == [0.5, 0.5]
         assert unclear(one.file, "judge") == 0.5
+        one.ask([Question("judge", "a request to the same model")])
+        assert unclear(one.file, "judge") == 0.5, "a greedy answer is no verdict"
 
 
 def test_a_request_with_braces_and_headings_reaches_the_judge_as_it_is(tmp_path):

@@ -65,6 +65,8 @@ def test_requests_that_are_too_long_or_empty(run):
     assert found[1].sent == "word " * 500 and found[1].objection == "empty"
     with pytest.raises(UserError, match="the request is empty"):
         trained.rewrite([" "])
+    with pytest.raises(UserError, match="is it UTF-8"):
+        trained.rewrite(["Tell me \udcff"])
 
 
 def test_the_frozen_model_and_the_reward_are_those_of_the_run(run, tmp_path):
@@ -319,6 +321,13 @@ def test_what_of_a_turn_is_rewritten(content, sent):
     changed, said = rewritten(messages, str.upper)
     assert changed[1]["content"] == (content if sent is None else sent) and changed[0] == messages[0]
     assert said == ("HI" if sent else None)
+
+
+def test_a_long_rewrite_is_shown_up_to_a_whole_letter():
+    with serving() as server, proxied(HttpUpstream(server.url, 5.0), lambda x: "x" + "ü" * 5000) as proxy:
+        body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}]}).encode()
+        status, headers, _ = ask(proxy, body)
+    assert status == 200 and unquote(headers["x-alignpro-rewrite"], errors="strict") == "x" + "ü" * 666
 
 
 def test_a_port_that_is_taken_is_one_line():

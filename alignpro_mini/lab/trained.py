@@ -65,6 +65,8 @@ class Trained:
         """
         if not all(x.strip() for x in requests):
             raise UserError("the request is empty: give some text")
+        if any("\ud800" <= c <= "\udfff" for x in requests for c in x):  # bytes that were no UTF-8, or half an emoji
+            raise UserError("the request is no valid text: is it UTF-8?")
         prompter = replace(self.prompter, temperature=0.0) if greedy else self.prompter
         limit = prompter.model.config.max_len - prompter.max_new_tokens
         short = [x for x in requests if len(prompter.tokenizer.chat(x)) <= limit]

@@ -29,6 +29,7 @@ from alignpro_mini.tokenizer import one_line
 
 KEY = "OPENAI_API_KEY"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+FILTERED = ("content_filter", "content_policy_violation")
 TEMPLATE = 64  # tokens that a chat template may put around a message, at most
 
 
@@ -48,8 +49,11 @@ class ApiConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        address = urlsplit(self.base_url)
-        ok = address.scheme in ("http", "https") and bool(address.hostname)
+        try:
+            address = urlsplit(self.base_url)
+            ok = address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
+        except ValueError:  # a bracket or a port that is none
+            ok = False
         require(ok, f"base_url is {self.base_url!r}; it must be an address such as http://127.0.0.1:8000/v1")
         require(address.password is None, f"base_url holds a password; leave it out: the key comes from {KEY} only")
 
@@ -166,6 +170,8 @@ class Client:
             try:
                 return _row(self._client.chat.completions.create(model=q.model, messages=q.messages, **how), question)
             except ai.APIStatusError as error:
+                if getattr(error, "code", None) in FILTERED:  # asked again it would be refused again: an empty answer
+                    return {"text": "", "truncated": False, "prompt_tokens": 0, "completion_tokens": 0}
                 raise UserError(self._refused(error, question)) from None
             except ai.APIConnectionError as error:
                 told = f"no answer in {1 + self.config.retries} tries ({one_line(error)})"
@@ -187,7 +193,7 @@ class Client:
 
     def _failed(self, told: str) -> str:
         told = f"{self.config.base_url}: {told}"
-        return told.replace(self._key, "...") if self._key else told  # some servers repeat the key
+        return told.replace(self._key, "...") if len(self._key) >= 8 else told  # some servers repeat the key
 
 
 class _NotSent(Exception):
@@ -204,6 +210,7 @@ def _row(reply, question: Question) -> dict:
     text = choice.message.content or ""
     if not isinstance(text, str):
         raise TypeError(f"content is a {type(text).__name__}")
+    text = text.encode(errors="replace").decode()  # half of an emoji, where the token limit cut it: no file can hold it
     usage = getattr(reply, "usage", None)
     counts = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
     if not all(isinstance(count, int) and count >= 0 for count in counts):  # not told: at most this
@@ -237,6 +244,7 @@ def check_access(config: ApiConfig):
         import openai
     except ImportError:
         raise UserError("models behind an API need the package openai: pip install -e '.[api]'") from None
-    key, local = os.environ.get(KEY, ""), urlsplit(config.base_url).hostname in LOOPBACK
+    key, local = os.environ.get(KEY, "").strip(), urlsplit(config.base_url).hostname in LOOPBACK
+    require(key.isascii() and key.isprintable(), f"{KEY} holds a character that no key has: copy it again")
     require(bool(key) or local, f"{config.base_url}: no key; set the environment variable {KEY}")
     return openai, key

@@ -98,7 +98,8 @@ class Judge:
 
 def unclear(file: Path, model: str) -> float | None:
     """The share of a judge's replies in `file` that name no verdict; None without any."""
-    replies = [row["text"] for row in read_rows(file) if row["model"] == model and not row["draw"]]
+    asked = JUDGE.partition("{")[0]  # the same model may be the frozen one too, greedy or not
+    replies = [r["text"] for r in read_rows(file) if r["model"] == model and r["prompt"].startswith(asked)]
     return sum(verdict(text) is None for text in replies) / len(replies) if replies else None
 
 

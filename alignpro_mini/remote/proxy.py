@@ -31,7 +31,7 @@ from alignpro_mini.remote.client import KEY, LOOPBACK, ApiConfig
 from alignpro_mini.tokenizer import one_line
 
 CHAT, MODELS = "/v1/chat/completions", "/v1/models"
-REWRITTEN, SWITCH, LONGEST_HEADER = "x-alignpro-rewrite", "x-alignpro", 4000  # characters
+REWRITTEN, SWITCH, MOST_SHOWN = "x-alignpro-rewrite", "x-alignpro", 1333  # bytes, up to three characters each
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class HttpUpstream:
 
     def _send(self, path: str, data: bytes | None) -> Reply:
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY):
+        if key := os.environ.get(KEY, "").strip():
             headers["Authorization"] = f"Bearer {key}"
         asked = urllib.request.Request(self.base_url + path, data, headers)
         try:
@@ -254,7 +254,8 @@ class Handler(BaseHTTPRequestHandler):
             messages, said = rewritten(body.get("messages"), (lambda x: x) if off else self._rewrite)
         except (ValueError, RecursionError) as error:
             return failure(400, one_line(error)), {}
-        own = {} if off or said is None else {REWRITTEN: quote(said)[:LONGEST_HEADER]}
+        shown = "" if off or said is None else said.encode()[:MOST_SHOWN].decode(errors="ignore")
+        own = {REWRITTEN: quote(shown)} if shown else {}
         return self.server.upstream.chat(body | {"messages": messages}), own
 
     def _rewrite(self, text: str) -> str:

@@ -45,31 +45,44 @@ class ChatTemplate:
         after = self._split.split(self._render(said, answer_next=False).partition(ANSWER)[2])
         return next((self._special[part] for part in after if part in self._special), None)
 
-    def _make(self, system: str | None) -> Around:
-        user = {"role": "user", "content": USER}
+    def _turn(self, system: str | None, said: str) -> str:
+        user = {"role": "user", "content": said}
         try:
-            text = self._render([user] if system is None else [{"role": "system", "content": system}, user])
+            return self._render([user] if system is None else [{"role": "system", "content": system}, user])
         except UserError:  # some templates refuse a system message
-            text = self._render([user | {"content": f"{system}\n\n{USER}"}])
+            return self._render([user | {"content": f"{system}\n\n{said}"}])
+
+    def _make(self, system: str | None) -> Around:
+        text = self._turn(system, USER)
+        strips = f"{USER}\n\n" not in self._turn(system, f"{USER}\n\n")
         before, found, after = text.partition(USER)
         if not found or USER in after:
             raise UserError(f"{self.where}: the chat template does not say the user's words exactly once")
         *head, lead = self._split.split(before)
         tail, *rest = self._split.split(after)
-        return Around(self._ids(head), lead, tail, self._ids(rest))
+        return Around(self._ids(head), lead, tail, self._ids(rest), strips)
 
     def _ids(self, parts: list[str]) -> list[int]:
         ids = [[self._special[part]] if part in self._special else self._encode(part) for part in parts if part]
         return [i for some in ids for i in some]
 
     def _render(self, messages: list[dict[str, str]], answer_next: bool = True) -> str:
+        import jinja2.ext
         import jinja2.sandbox  # comes with torch; a template is somebody else's program
 
         def refuse(message: str):
             raise jinja2.TemplateError(message)
 
-        world = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        world.globals["raise_exception"] = refuse
+        class Generation(jinja2.ext.Extension):  # a mark for training, without effect on the text
+            tags = {"generation"}
+
+            def parse(self, parser):
+                next(parser.stream)
+                return parser.parse_statements(["name:endgeneration"], drop_needle=True)
+
+        how = {"trim_blocks": True, "lstrip_blocks": True, "extensions": [jinja2.ext.loopcontrols, Generation]}
+        world = jinja2.sandbox.ImmutableSandboxedEnvironment(**how)
+        world.globals |= {"raise_exception": refuse, "strftime_now": lambda form: ""}
         how = {"messages": messages, "add_generation_prompt": answer_next, "enable_thinking": False, "tools": None}
         try:
             return world.from_string(self.text).render(**how, **self.names)
@@ -95,6 +108,9 @@ def load_tokenizer(directory: Path) -> Tokenizer | None:
     raw = read_json(file) if file.exists() else {}
     names = token_names(raw)
     tokenizer = Tokenizer.load(vocabulary, names.get("eos_token", ""))
+    for token in tokenizer.backend.get_added_tokens_decoder().values():
+        if not token.special and re.fullmatch(r"</?[\w|]+>", token.content):  # Qwen's <think>, <tool_call>
+            tokenizer.backend.add_special_tokens([tokenizers.AddedToken(token.content, special=True, normalized=False)])
     if isinstance(system, str):
         tokenizer = tokenizer.with_system(system)
     templated = file.exists() or (directory / TEMPLATE).exists()
@@ -120,6 +136,10 @@ def with_template(tokenizer: Tokenizer, folder: Path, raw: dict, names: dict[str
     if not isinstance(text, str):
         around = Continuation(names, tokenizer.backend)
         return Tokenizer(tokenizer.backend, tokenizer.system, around, end)
+    space = tokenizer.backend.pre_tokenizer
+    if isinstance(space, tokenizers.pre_tokenizers.Metaspace) and space.prepend_scheme == "first":
+        space.prepend_scheme = "never"  # a control token comes first, and no text
+        tokenizer.backend.pre_tokenizer = space
     template = ChatTemplate(text, names, tokenizer.backend, str(folder))
     found = template.end
     return Tokenizer(tokenizer.backend, tokenizer.system, template, end if found is None else found)

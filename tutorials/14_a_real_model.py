@@ -1,0 +1,158 @@
+# %% [markdown]
+# # 14 · A real model: predicted, then measured
+#
+# At the end you will know
+#
+# * how to learn what a prompter could do to a real model's rewards before any training;
+# * the difference between a confidence interval and a prediction interval;
+# * what SmolLM2-135M's runs show, and what they do not.
+#
+# Time: 30 minutes. You need: tutorials 12 and 13. Nothing is trained here: it reads the results of finished runs, which lie in
+# `tutorials/real`. [real-model.md](real-model.md) has the commands that made them.
+
+# %% tags=["skip-execution"]
+# !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps -e /content/alignpro_mini
+# %cd -q /content/alignpro_mini/tutorials
+
+# %%
+import json
+from pathlib import Path
+
+import torch
+from lesson import BLUE, ORANGE, PINK, axes, show, source
+
+from alignpro_mini.experiments.listing import optimum
+from alignpro_mini.lab.glossary import ARMS
+
+try:
+    here = Path(__file__).parent / "real"
+except NameError:  # a notebook
+    here = Path("real")
+read = lambda name: json.loads((here / name).read_text(encoding="utf-8"))
+
+# %% [markdown]
+# ## Try all endings, train nothing
+#
+# In the embedded world every rewrite of a request can be listed. For a real model nobody can list all rewrites. But one can
+# decide *which rewrites the SFT prompter learns to offer*: here the request, word for word, and one of 24 endings ("Be
+# brief.", "I love it. Tell me why it is great.", ...). RL only chooses among what SFT offers (tutorial 05). So the 24
+# endings can be listed, and the frozen model can answer each of them, several times, on some training requests.
+#
+# With R(ending), the mean reward over all requests, the optimum is the formula that you know: ρ\*(ending) ∝ exp(R/λ).
+# By hand, for two requests, three endings and two answers each:
+
+# %%
+r = torch.tensor([[[0.0, 0.2], [0.5, 0.7], [1.0, -1.0]], [[0.1, 0.1], [0.8, 0.4], [1.0, -0.6]]])  # (2, 3, 2)
+
+
+def naive_optimum(r, lam):
+    R = [sum(float(r[n, k, m]) for n in range(2) for m in range(2)) / 4 for k in range(3)]
+    weights = [2.718281828459045 ** (value / lam) for value in R]
+    return [w / sum(weights) for w in weights]
+
+
+source(optimum)
+for lam in (1.0, 0.3, 0.1):
+    torch.testing.assert_close(optimum(r, lam), torch.tensor(naive_optimum(r, lam)), rtol=1e-4, atol=1e-6, check_dtype=False)
+
+# %% [markdown]
+# ## What the listing says of three rewards
+#
+# The same 18,432 answers, three rewards. A ratio below 1 means that answers to the best endings vary less than answers to
+# the plain request.
+
+# %%
+listing = read("listing.json")
+names = {
+    "tutorials.vader_reward:sentiment": ("VADER of the answer", BLUE),
+    "tutorials.vader_reward:per_sentence": ("VADER, mean over sentences", ORANGE),
+    "alignpro_mini.worlds.gold:friendly": ("the package's gold reward", PINK),
+}
+prediction, summary = read("prediction.json"), read("summary.json")
+figure, ((left, right),) = axes(1, 2, (11, 3.8))
+for key, (name, colour) in names.items():
+    found = listing["rewards"][key]
+    x = [1 / p["lam"] for p in found["smooth"]]
+    left.plot(x, [p["ratio"] for p in found["smooth"]], color=colour, label=name)
+    for p in found["curve"]:
+        left.plot([1 / p["lam"]] * 2, p["ratio_ci95"], color=colour, linewidth=1)
+    right.plot(x, [p["gain"] for p in found["smooth"]], color=colour, label=name)
+left.axhline(1, color="grey", linestyle="--", linewidth=0.8)
+left.set(xscale="log", xlabel="1 / λ", ylabel="variance ratio to the plain request")
+right.set(xscale="log", xlabel="1 / λ", ylabel="gain of the mean, standard deviations")
+left.legend(frameon=False, fontsize=8)
+show(figure)
+
+# %% [markdown]
+# Three rewards of the *same* answers: the variance falls under one, rises under another, and does neither under the third.
+# So "prompt optimisation lowers the variance" is a statement about a model, a reward and a set of rewrites together.
+#
+# ## The prediction, and what was measured
+#
+# The **confidence interval** of the listing's ratio says how well 192 requests know the ratio. A run measures on other
+# requests and a limited number of answers, and misses by its own noise as well. A **prediction interval** holds both, and
+# is what a measurement can be compared with. It was written down before the first PPO run.
+
+# %%
+figure, ((ax,),) = axes(1, 1, (8, 0.9 + 0.7 * len(summary)))
+for i, (name, found) in enumerate(summary.items()):
+    told = prediction[name]
+    ax.plot(told["variance_ratio_pi95"], [i + 0.12] * 2, color=BLUE, linewidth=6, alpha=0.4, label="predicted" * (i == 0))
+    ax.plot(found["variance_ratio_ci95"], [i - 0.12] * 2, color=ORANGE, linewidth=2)
+    ax.plot(found["variance_ratio"], i - 0.12, "o", color=ORANGE, label="measured" * (i == 0))
+    low, high = told["variance_ratio_pi95"]
+    inside = "inside" if low <= found["variance_ratio"] <= high else "outside"
+    seeds = ", ".join(map(str, found["seeds"]))
+    print(f"{name}, seeds {seeds}: measured {found['variance_ratio']:.2f}, predicted [{low:.2f}, {high:.2f}]: {inside}")
+ax.axvline(1, color="grey", linestyle="--", linewidth=0.8)
+ax.set_yticks(range(len(summary)), list(summary))
+ax.set(xlabel="variance ratio, Align-Pro to no fine-tuning", ylim=(-0.6, len(summary) - 0.4))
+ax.legend(frameon=False, fontsize=8)
+show(figure)
+
+# %% [markdown]
+# ## One run in full
+#
+# The arms of tutorial 13, on 512 held-out requests about topics that training never saw.
+
+# %%
+run = read("vader-seed0.json")
+print(f"{'arm':18} {'mean':>6} {'variance':>9} {'inputs + rewrites + within':>28} {'truncated':>10}")
+for arm, a in run["arms"].items():
+    parts = " + ".join(f"{a['variance_parts'][p] or 0:.3f}" for p in ("between_inputs", "between_rewrites", "within"))
+    print(f"{ARMS[arm][0]:18} {a['mean']:6.2f} {a['variance']:9.3f} {parts:>28} {a['truncated']:10.2f}")
+gain = run["arms"]["align_pro"]["difference"]
+print(f"gain {gain['mean']:.2f}, 95 % interval [{gain['ci95'][0]:.2f}, {gain['ci95'][1]:.2f}]")
+parts = run["arms"]["no_finetuning"]["variance_parts"]
+assert abs(sum(v for v in parts.values() if v is not None) - run["arms"]["no_finetuning"]["variance"]) < 0.02
+
+# %% [markdown]
+# ## Exercise: your own reward
+#
+# Think of a reward of an English answer (its number of questions? of digits? its length?). Guess: will its variance fall?
+# Then list it. With the answers cached, a second reward costs seconds:
+# `python -m alignpro_mini.experiments.listing --preset smollm2 --reward mine:reward`.
+# <details><summary>Solution</summary>
+#
+# It depends on Cov(V, R) (tutorial 13): whether the answers to the endings that it likes are also steadier under it. A count
+# such as "number of digits" usually varies more where it is high.
+# </details>
+#
+# ## Questions
+#
+# 1. Why does VADER's variance fall?
+# <details><summary>Answer</summary>
+# In part because it is bounded: with most answers near +1 there is little room to vary. Its mean over sentences, which is
+# further from its end, varies more under the best endings.
+# </details>
+#
+# 2. The measured ratio lies inside the prediction interval. What does that show, and what not?
+# <details><summary>Answer</summary>
+# That PPO got about where the listing said, on new requests. Not that the interval was right 95 times of 100: it is one
+# draw, and a wide interval is easy to hit.
+# </details>
+#
+# 3. Why is the prediction written down before the run?
+# <details><summary>Answer</summary>
+# Afterwards one finds a reason for any number. A prediction that could have failed, and did not, says more.
+# </details>
