@@ -28,7 +28,8 @@ from alignpro_mini.transformer import Attention, Transformer, TransformerConfig,
 #
 # Each token asks a question (query q), offers a key k and holds a value v. Token t looks at all tokens s ≤ t. It weighs
 # them by softmax(q_t · k_s / √E), and takes the weighted mean of their values. That it may not look ahead is what makes
-# the model *causal*: it predicts the next token, and must not see it.
+# the model *causal*: it predicts the next token, and must not see it. The package leaves this to PyTorch's fused function
+# `scaled_dot_product_attention`, in `attend`.
 
 # %%
 torch.manual_seed(0)

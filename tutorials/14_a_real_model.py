@@ -38,8 +38,8 @@ read = lambda name: json.loads((here / name).read_text(encoding="utf-8"))
 # brief.", "I love it. Tell me why it is great.", ...). RL only chooses among what SFT offers (tutorial 05). So the 24
 # endings can be listed, and the frozen model can answer each of them, several times, on some training requests.
 #
-# With R(ending), the mean reward over all requests, the optimum is the formula that you know: ρ\*(ending) ∝ exp(R/λ).
-# By hand, for two requests, three endings and two answers each:
+# The optimum is ρ\*(ending) ∝ ρ_sft(ending) exp(R(ending)/λ), with R the mean reward over all requests. The SFT prompter
+# was taught all endings equally often, so ρ_sft is taken as uniform and cancels. By hand, for two requests, three endings and two answers each:
 
 # %%
 r = torch.tensor([[[0.0, 0.2], [0.5, 0.7], [1.0, -1.0]], [[0.1, 0.1], [0.8, 0.4], [1.0, -0.6]]])  # (2, 3, 2)
@@ -53,13 +53,14 @@ def naive_optimum(r, lam):
 
 source(optimum)
 for lam in (1.0, 0.3, 0.1):
-    torch.testing.assert_close(optimum(r, lam), torch.tensor(naive_optimum(r, lam)), rtol=1e-4, atol=1e-6, check_dtype=False)
+    by_hand = torch.tensor(naive_optimum(r, lam), dtype=torch.float64)
+    torch.testing.assert_close(optimum(r, lam), by_hand, rtol=1e-4, atol=1e-6)
 
 # %% [markdown]
 # ## What the listing says of three rewards
 #
-# The same 18,432 answers, three rewards. A ratio below 1 means that answers to the best endings vary less than answers to
-# the plain request.
+# The same 18,432 answers, three rewards. VADER is a sentiment score from a list of words, between −1 and 1. A ratio below 1
+# means that answers to the best endings vary less than answers to the plain request.
 
 # %%
 listing = read("listing.json")
@@ -89,15 +90,17 @@ show(figure)
 #
 # ## The prediction, and what was measured
 #
-# The **confidence interval** of the listing's ratio says how well 192 requests know the ratio. A run measures on other
-# requests and a limited number of answers, and misses by its own noise as well. A **prediction interval** holds both, and
-# is what a measurement can be compared with. It was written down before the first PPO run.
+# The **confidence interval** of the listing's ratio shows how uncertain the ratio is when it is estimated from 192 requests.
+# A run uses other requests and few answers, so its result has noise of its own. A **prediction interval** holds both, and a
+# measurement can be compared with it. It was written down before the first PPO run with these settings. It is for three
+# seeds (1,536 requests): if fewer seeds are named below, the comparison is preliminary.
 
 # %%
 figure, ((ax,),) = axes(1, 1, (8, 0.9 + 0.7 * len(summary)))
 for i, (name, found) in enumerate(summary.items()):
     told = prediction[name]
-    ax.plot(told["variance_ratio_pi95"], [i + 0.12] * 2, color=BLUE, linewidth=6, alpha=0.4, label="predicted" * (i == 0))
+    label = "predicted" * (i == 0)
+    ax.plot(told["variance_ratio_pi95"], [i + 0.12] * 2, color=BLUE, linewidth=6, alpha=0.4, label=label)
     ax.plot(found["variance_ratio_ci95"], [i - 0.12] * 2, color=ORANGE, linewidth=2)
     ax.plot(found["variance_ratio"], i - 0.12, "o", color=ORANGE, label="measured" * (i == 0))
     low, high = told["variance_ratio_pi95"]
@@ -130,11 +133,12 @@ assert abs(sum(v for v in parts.values() if v is not None) - run["arms"]["no_fin
 # ## Exercise: your own reward
 #
 # Think of a reward of an English answer (its number of questions? of digits? its length?). Guess: will its variance fall?
-# Then list it. With the answers cached, a second reward costs seconds:
-# `python -m alignpro_mini.experiments.listing --preset smollm2 --reward mine:reward`.
+# Then write `mine.py` beside `train.py`, with `def reward(prompts, completions): return [...]`, and list it there:
+# `python -m alignpro_mini.experiments.listing --preset smollm2 --reward mine:reward`. The first listing answers all
+# endings (some 13 minutes on two cores; SmolLM2 must be installed). The answers are kept: a second reward costs seconds.
 # <details><summary>Solution</summary>
 #
-# It depends on Cov(V, R) (tutorial 13): whether the answers to the endings that it likes are also steadier under it. A count
+# With R the mean reward of an ending and V the variance of its answers it depends on Cov(V, R) (tutorial 13): whether the answers to the endings that it likes are also steadier under it. A count
 # such as "number of digits" usually varies more where it is high.
 # </details>
 #
@@ -142,8 +146,8 @@ assert abs(sum(v for v in parts.values() if v is not None) - run["arms"]["no_fin
 #
 # 1. Why does VADER's variance fall?
 # <details><summary>Answer</summary>
-# In part because it is bounded: with most answers near +1 there is little room to vary. Its mean over sentences, which is
-# further from its end, varies more under the best endings.
+# Perhaps in part because it lies in [−1, 1]: with most answers near 1 there is little room to vary. This was not tested.
+# The mean over sentences varies more under its best endings; but these ask for one sentence, so the mean is over fewer.
 # </details>
 #
 # 2. The measured ratio lies inside the prediction interval. What does that show, and what not?
@@ -154,5 +158,5 @@ assert abs(sum(v for v in parts.values() if v is not None) - run["arms"]["no_fin
 #
 # 3. Why is the prediction written down before the run?
 # <details><summary>Answer</summary>
-# Afterwards one finds a reason for any number. A prediction that could have failed, and did not, says more.
+# After the run any result can be explained. A prediction that could have failed, and did not, says more.
 # </details>

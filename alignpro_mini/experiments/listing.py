@@ -138,7 +138,7 @@ def _favourites(rho: Tensor, names: Sequence[str]) -> list[list]:
 
 def table(name: str, found: dict) -> str:
     """One reward for the screen: along lambda, then the endings from best to worst."""
-    heads = ["λ", "gain, sd", "variance ratio", "as measured later", "between inputs", "rewrites", "within"]
+    heads = ["λ", "gain, sd", "variance ratio", "95% predicted", "between inputs", "rewrites", "within"]
     rows = [[*heads, "likeliest endings"]]
     for p in found["curve"]:
         best = "; ".join(f"{told} {share:.2f}" for told, share in p["endings"][:2])
