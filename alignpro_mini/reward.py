@@ -47,6 +47,7 @@ class RewardConfig:
     weight_decay: float = option(0.05, "AdamW's decoupled weight decay", least=0)
     max_grad_norm: float = option(1.0, MAX_GRAD_NORM, above=0)
     train_layers: int = option(0, TRAIN_LAYERS, least=0)
+    blocks: int = option(0, "blocks of the LM that the reward model keeps, the lower ones; 0: all", least=0)
     read: str = option(
         "last", "state that the reward is read off: the last token's, or the row's mean", ("last", "mean")
     )

@@ -85,7 +85,7 @@ OPTIONS = {
 }  # fmt: skip
 LEARNED = {
     "gold": "mine:shared", "reward_model.pairs": 24, "reward_model.answers_per_request": 3,
-    "reward_model.batch_size": 8, "reward_model.train_layers": 1, "name": "learned",
+    "reward_model.batch_size": 8, "reward_model.train_layers": 1, "reward_model.blocks": 1, "name": "learned",
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from alignpro_mini.lab.config import preset
 from alignpro_mini.lab.run import Run
 from alignpro_mini.options import UserError
 from alignpro_mini.training import Truncated
+from alignpro_mini.transformer import Transformer, TransformerConfig
 from alignpro_mini.worlds.towns import TOWNS
 
 
@@ -96,3 +97,15 @@ def test_a_vocabulary_that_a_failed_start_left_behind_is_not_used(tmp_path):
     assert lm.model.config.vocab_size == tokenizer.vocab_size == config.vocab_size
     again = Run(dataclasses.replace(config), resume=True)
     assert pipeline.frozen_lm(again, pipeline.make_world(config))[0].encode("Tell me") == tokenizer.encode("Tell me")
+
+
+def test_a_reward_model_may_keep_the_lower_blocks_only():
+    shape = TransformerConfig(300, d_model=16, n_layers=3, n_heads=2, max_len=32)
+    model = Transformer(shape, torch.Generator().manual_seed(0)).eval()
+    ids = torch.randint(300, (2, 7), generator=torch.Generator().manual_seed(1))
+    lower = pipeline.copy_of(model, 1, 2)
+    assert lower.config.n_layers == len(lower.blocks) == 2
+    assert torch.equal(lower.hidden(ids), model.norm(model.lower(ids, None, 2)))
+    assert torch.equal(pipeline.copy_of(model)(ids), model(ids))
+    with pytest.raises(UserError, match="--reward_model.blocks is 4, but the model has 3: lower it"):
+        pipeline.copy_of(model, 1, 4)

@@ -267,7 +267,9 @@ def _smollm2(tiny: RunConfig) -> RunConfig:
     oracle = replace(ppo, missing_eos_penalty=0.0, answers=1, **as_the_lm)
     sft = SFTConfig(4000, steps=200, batch_size=16, lr=3e-4, train_layers=10, heldout_examples=64)
     pairs = {"pairs": 6000, "answers_per_request": 6, "mismatched": 0.15, "preference_scale": 1.0}
-    rewards = RewardConfig(**pairs, epochs=1.0, batch_size=32, lr=3e-4, train_layers=6, read="mean", normalise_on=384)
+    # The last blocks turn the state into the next token; two thirds of the way up it says more about the whole answer.
+    pairs |= {"blocks": 20, "train_layers": 6, "read": "mean", "normalise_on": 384}
+    rewards = RewardConfig(**pairs, epochs=1.0, batch_size=32, lr=3e-4)
     evaluation = EvalConfig(headroom_inputs=24, best_of_n=2)
     theory = TheoryConfig(answers=4, more_answers=0)
     parts = {"prompter_sft": sft, "reward_model": rewards, "sampling": sampling, "ppo": ppo, "eval": evaluation}

@@ -21,7 +21,7 @@ from alignpro_mini.lab import evaluation, processes
 from alignpro_mini.lab.config import DTYPES, RunConfig, ShapeConfig, resolve_device
 from alignpro_mini.lab.run import Run, RunStage, append_jsonl, read_jsonl
 from alignpro_mini.lab.tables import reward_model_lines
-from alignpro_mini.options import UserError
+from alignpro_mini.options import UserError, require
 from alignpro_mini.remote.client import Client, check_access
 from alignpro_mini.remote.lm import Judge, RemoteLM
 from alignpro_mini.sft import encode_pairs, train_sft
@@ -94,11 +94,16 @@ def new_model(shape: ShapeConfig, vocab_size: int, generator: torch.Generator, d
     return Transformer(shape.transformer(vocab_size), generator).to(device)
 
 
-def copy_of(model: Transformer, train_layers: int = 0) -> Transformer:
-    """A model of its own with the same weights, to train its top layers; in float32 where all of them train (0)."""
-    dtype = torch.float32 if train_layers == 0 else model.embed.weight.dtype
-    twin = Transformer(model.config).to(model.device, dtype)
-    twin.load_state_dict(model.state_dict())
+def copy_of(model: Transformer, train_layers: int = 0, blocks: int = 0) -> Transformer:
+    """A model of its own with the same weights, to train its top layers; in float32 where all of them train (0).
+
+    `blocks`: only so many of the model's blocks, the lower ones (0: all). Raises UserError where it has fewer.
+    """
+    c, dtype = model.config, torch.float32 if train_layers == 0 else model.embed.weight.dtype
+    require(blocks <= c.n_layers, f"--reward_model.blocks is {blocks}, but the model has {c.n_layers}: lower it")
+    twin = Transformer(replace(c, n_layers=blocks or c.n_layers)).to(model.device, dtype)
+    names = twin.state_dict().keys()
+    twin.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if name in names})
     return twin
 
 
@@ -218,7 +223,7 @@ def new_reward_model(c: RunConfig, pi_f: FrozenModel) -> reward_.RewardModel:
         base, vocabulary = load_model(c.reward_base, device, DTYPES[c.dtype])
     else:
         base, vocabulary = (lm := with_weights(pi_f, "a learned reward")).model, lm.tokenizer
-    return reward_.READS[c.reward_model.read](copy_of(base, layers), vocabulary, layers)
+    return reward_.READS[c.reward_model.read](copy_of(base, layers, c.reward_model.blocks), vocabulary, layers)
 
 
 def judge(c: RunConfig, place: Path, file: str, pi_f: FrozenModel) -> Judge:
