@@ -43,7 +43,7 @@ def main(config: RunConfig, resume: bool) -> dict:
     arms |= assess.evaluate_prompters(run, world, pi_f, rho_sft, rho, reward, listing)
     if not run.leads:
         return {}
-    results = assess.conclude(run, arms)
+    results = assess.conclude(run, world, arms)
     print(tables.final_table(results))
     print(f"\nreport: {assess.write_report(run, results, arms)}")
     return results

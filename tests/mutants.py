@@ -1887,7 +1887,7 @@ MUTANTS += (
     mutant(
         "lab/optimum.py",
         "halves-that-share-requests",
-        ("self.r.permute(1, 2, 0).reshape", "self.r.permute(1, 0, 2).reshape"),
+        ("self.r.mean(2).T[None]", "self.r.mean(2).T.sort(1).values[None]"),
         "test_listing.py::test_pooled_answers_make_one_table_for_all_requests",
     ),
     mutant(
@@ -1936,7 +1936,7 @@ MUTANTS += (
     mutant(
         "remote/client.py",
         "the-key-is-printed",
-        ('return told.replace(self._key, "...") if self._key else told', "return told"),
+        ('return told.replace(self._key, "...") if len(self._key) >= 8 else told', "return told"),
         "test_remote.py::test_a_server_that_repeats_the_key_does_not_get_it_printed",
     ),
     mutant(
@@ -2203,8 +2203,8 @@ MUTANTS += (
         "lab/statistics.py",
         "interval-of-ninety-percent",
         (
-            "return interval(resampled_moments(per_input[:, None, None], resamples)[0])",
-            "means = resampled_moments(per_input[:, None, None], resamples)[0]\n"
+            "return interval(resampled_moments(per_input[:, None, None], resamples, groups)[0])",
+            "means = resampled_moments(per_input[:, None, None], resamples, groups)[0]\n"
             "    return [float(q) for q in np.quantile(means, (0.05, 0.95))]",
         ),
         "test_bootstrap_agrees_with_the_normal_interval",
@@ -2219,7 +2219,7 @@ MUTANTS += (
     mutant(
         "lab/statistics.py",
         "interval-of-the-values",
-        ("interval(resampled_moments(per_input[:, None, None], resamples)[0])", "interval(per_input)"),
+        ("interval(resampled_moments(per_input[:, None, None], resamples, groups)[0])", "interval(per_input)"),
         "test_bootstrap_agrees_with_the_normal_interval",
     ),
     mutant(
@@ -2240,13 +2240,13 @@ MUTANTS += (
     mutant(
         "lab/statistics.py",
         "rounding-decides-ties",
-        ("np.isclose(a, b, rtol=0, atol=1e-9)", "a == b"),
+        ("np.isclose(a, b, rtol=0, atol=1e-5)", "a == b"),
         "test_win_rate_by_hand",
     ),
     mutant(
         "lab/statistics.py",
         "ties-of-large-rewards",
-        ("np.isclose(a, b, rtol=0, atol=1e-9)", "np.isclose(a, b)"),
+        ("np.isclose(a, b, rtol=0, atol=1e-5)", "np.isclose(a, b, atol=1e-5)"),
         "test_a_tie_is_a_tie_at_any_size_of_the_rewards",
     ),
     mutant(
@@ -2368,7 +2368,7 @@ MUTANTS += (
     mutant(
         "lab/evaluation.py",
         "constant-reward-divides-by-zero",
-        ("if base is None or not base.var() > 0:", "if base is None:"),
+        ("not base.std() > 1e-9 * max(1.0, float(np.abs(base).max()))", "not base.std() > 0"),
         "test_regressions.py::test_a_constant_reward_of_no_fine_tuning_does_not_end_the_run",
     ),
     # a reward that does not read x; a truncated answer with an EOS that nobody wrote
@@ -2428,6 +2428,12 @@ MUTANTS += (
         "sums-of-squares-lose-their-square",
         ("(off**2).sum(1)", "(off.sum(1) ** 2)"),
         "test_resampled_moments_are_those_of_the_resampled_requests",
+    ),
+    mutant(
+        "lab/statistics.py",
+        "requests-of-a-topic-drawn-apart",
+        ("slice(None) if alone else place", "np.arange(len(place)) % len(labels)"),
+        "test_requests_of_one_group_are_drawn_together",
     ),
     mutant(
         "lab/statistics.py",

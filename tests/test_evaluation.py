@@ -166,6 +166,29 @@ def test_resampled_moments_are_those_of_the_resampled_requests():
         assert (m, v) == pytest.approx((drawn.mean(), drawn.var(ddof=1)))
 
 
+def test_requests_of_one_group_are_drawn_together():
+    rewards, groups = clustered(np.random.default_rng(7), N=6) + 10, list("abbaca")
+    mean, variance = resampled_moments(rewards, 30, groups)
+    weights = np.random.default_rng(0).multinomial(3, np.full(3, 1 / 3), size=30)  # a, b, c
+    for w, m, v in zip(weights, mean, variance):
+        drawn = np.repeat(rewards, [w["abc".index(label)] for label in groups], axis=0)
+        assert (m, v) == pytest.approx((drawn.mean(), drawn.var(ddof=1)))
+    for alone in (None, list("fedcba")):  # labels of requests that are alone change nothing
+        assert np.array_equal(resampled_moments(rewards, 30, alone), resampled_moments(rewards, 30))
+
+
+def test_an_interval_over_topics_covers_what_one_over_requests_does_not():
+    rng, hits, naive, count = np.random.default_rng(8), 0, 0, 300
+    groups = [str(i % 20) for i in range(200)]
+    for _ in range(count):
+        values = np.tile(rng.normal(size=20), 10) + rng.normal(size=200)
+        low, high = bootstrap_interval(values, 300, groups)
+        hits += low <= 0 <= high
+        low, high = bootstrap_interval(values, 300)
+        naive += low <= 0 <= high
+    assert hits / count > 0.88 and naive / count < 0.7
+
+
 def test_the_interval_of_a_variance_covers_the_truth_where_answers_are_clustered():
     """By request it covers; over single answers it would be too narrow: two of three parts are shared by answers."""
     rng, hits, naive, count = np.random.default_rng(6), 0, 0, 400

@@ -36,6 +36,7 @@ def test_thousands_of_requests_and_the_held_out_ones_are_about_other_topics():
         assert len(set(parts)) == len(parts)
     assert not [x for x in world.train_requests for topic in UNSEEN_TOPICS if topic in x]
     assert all(any(topic in x for topic in UNSEEN_TOPICS) for x in world.eval_requests)
+    assert set(world.groups(world.eval_requests)) == set(UNSEEN_TOPICS), "intervals resample topics"
     assert everyday(seed=1).eval_requests != world.eval_requests == everyday().eval_requests
 
 

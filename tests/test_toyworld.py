@@ -116,6 +116,7 @@ def test_unseen_towns_are_read_about_by_the_frozen_lm_alone(task):
     town = lambda x: world.fills[x]["town"]
     unseen = {town(x) for x in world.eval_requests}
     assert len(world.eval_requests) == 600 and len(unseen) == 10
+    assert set(world.groups(world.eval_requests)) == unseen, "intervals resample towns"
     assert not unseen & {town(x) for x in world.train_requests} and len(world.train_requests) > 1000
     rewrites = world.rewrite_pairs(2000, random.Random(0))
     assert not any(name in text for pair in rewrites for text in pair for name in unseen)

@@ -107,7 +107,7 @@ def shared_run(until: str):
         s.arms = quietly(assess.evaluate_plain, s.run, s.world, s.pi_f, s.oracle, s.reward)
         prompters = s.rho_sft, s.rho, s.reward, s.listing
         s.arms |= quietly(assess.evaluate_prompters, s.run, s.world, s.pi_f, *prompters)
-        s.results = assess.conclude(s.run, s.arms)
+        s.results = assess.conclude(s.run, s.world, s.arms)
     return s
 
 

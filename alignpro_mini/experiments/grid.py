@@ -99,7 +99,7 @@ def run_group(config: RunConfig, resume: bool, cells: Sequence[str]) -> dict:
         rho = pipeline.align_pro(run, world, frozen[F], rho_sft[P], reward)
         listing = assess.closed_form(run, rho_sft[P], rho, rated[F], samples[F])
         arms = assess.evaluate_prompters(run, world, frozen[F], rho_sft[P], rho, reward, listing)
-        found[cell] = assess.conclude(run, plain[F] | arms)
+        found[cell] = assess.conclude(run, world, plain[F] | arms)
     results = {"task": config.task, "preset": config.preset, "seed": config.seed, "cells": found}
     seconds = {part: [stage["seconds"] for stage in run.stages.values()] for part, run in parts.runs.items()}
     results["wall_s"] = {part: sum(found) for part, found in seconds.items()}

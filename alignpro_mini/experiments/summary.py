@@ -7,7 +7,8 @@
     --to FOLDER   prediction.json: {NAME: ...}; summary.json: {NAME: ...}; NAME-seed0.json ...: each run's results
 
 Give the options of the runs: they name the folders. All requests of all seeds count together, each seed's rewards less
-their mean: the ratio is that of the mean variances. Intervals resample requests (95 %), paired between arms.
+their mean: the ratio is that of the mean variances. Intervals (95 %) resample topics, as the seeds share requests and
+topics (requests of files: whole requests), paired between arms.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from alignpro_mini.experiments.listing import pooled_folder
+from alignpro_mini.lab import pipeline
 from alignpro_mini.lab.cli import one_line_errors, parse_command_line
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.evaluation import ratio_of_variances
-from alignpro_mini.lab.statistics import bootstrap_interval, interval, resampled_moments, t_interval
+from alignpro_mini.lab.statistics import Groups, bootstrap_interval, interval, resampled_moments, t_interval
 from alignpro_mini.lab.tables import get, num
 from alignpro_mini.options import UserError
 from alignpro_mini.weights.tensors import load_state, write_json
@@ -61,17 +63,17 @@ def arms(config: RunConfig) -> dict[str, np.ndarray]:
     return found
 
 
-def measured(runs: Sequence[dict[str, np.ndarray]], count: int) -> dict:
+def measured(runs: Sequence[dict[str, np.ndarray]], count: int, groups: Groups = None) -> dict:
     """Gain, variance ratio and share of the gap to the oracle over the requests of all runs (`arms` of each)."""
     joint = lambda name, centre: np.concatenate([run[name] - centre * run[name].mean() for run in runs])
     by_request = {name: joint(name, 0).mean((1, 2)) for name in runs[0] if name != "closed_form"}
     gain = by_request["align_pro"] - by_request["no_finetuning"]
-    found = ratio_of_variances("variance_ratio", joint("align_pro", 1), joint("no_finetuning", 1), count)
-    found |= {"mean_gain": gain.mean(), "mean_gain_ci95": bootstrap_interval(gain, count)}
+    found = ratio_of_variances("variance_ratio", joint("align_pro", 1), joint("no_finetuning", 1), count, groups)
+    found |= {"mean_gain": gain.mean(), "mean_gain_ci95": bootstrap_interval(gain, count, groups)}
     found |= dict.fromkeys(("gap_closed", "gap_closed_ci95"))
     if "rlhf_oracle" in by_request:
         best = by_request["rlhf_oracle"] - by_request["no_finetuning"]
-        resampled = [resampled_moments(d[:, None, None], count)[0] for d in (gain, best)]
+        resampled = [resampled_moments(d[:, None, None], count, groups)[0] for d in (gain, best)]
         if np.quantile(resampled[1], 0.025) > 0:  # a share of a gain that was not shown is none
             found |= {"gap_closed": gain.mean() / best.mean(), "gap_closed_ci95": interval(resampled[0] / resampled[1])}
     return {key: value if value is None or isinstance(value, list) else float(value) for key, value in found.items()}
@@ -91,7 +93,9 @@ def summarise(configs: Sequence[RunConfig], name: str, to: Path) -> dict:
     runs = [read(Path(config.out) / config.run_name / "results.json", mend) for config in configs]
     for config, results in zip(configs, runs):
         write_json(to / f"{name}-seed{config.seed}.json", results)
-    found = measured([arms(config) for config in configs], configs[0].eval.bootstrap)
+    worlds = [(pipeline.make_world(config), config.eval.inputs) for config in configs]
+    groups = [label for world, count in worlds for label in world.groups(world.eval_requests[:count])]
+    found = measured([arms(config) for config in configs], configs[0].eval.bootstrap, groups)
     found["attainable_gain_share"] = t_interval(get(run, "theory", "attainable_gain_share") for run in runs)[0]
     found |= {"prediction": predicted, "seeds": [config.seed for config in configs]}
     merge(to / "summary.json", name, found)

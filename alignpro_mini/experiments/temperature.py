@@ -45,13 +45,14 @@ def run_temperatures(config: RunConfig, temperatures: Sequence[float], requests:
         "untrained_prompter": lambda e: e.prompter(rho_sft, rho_sft),
         "align_pro": lambda e: e.prompter(rho, rho_sft),
     }
-    found, few = [], replace(config.eval, inputs=requests)
+    lm = pipeline.with_weights(pi_f, "another temperature")
+    found, few, groups = [], replace(config.eval, inputs=requests), world.groups(world.eval_requests[:requests])
     for T in temperatures:
         sampling = replace(config.sampling, temperature=T)
         place = replace(config, out=str(run.path), name=f"temperature-{T:g}", sampling=sampling, eval=few)
-        warm = FrozenLM(pi_f.model, pi_f.tokenizer, sampling)
+        warm = FrozenLM(lm.model, lm.tokenizer, sampling)
         arms = assess.evaluate(Run(place, resume=True), "arms", world, warm, reward, makers)
-        found.append({"temperature": T} | evaluation.summarise(arms, few))
+        found.append({"temperature": T} | evaluation.summarise(arms, few, groups))
     results = {"trained_at": config.sampling.temperature, "requests": requests, "temperatures": found}
     write_json(run.path / "temperature.json", results)
     figure(results, run.path / "temperature.png")

@@ -38,7 +38,7 @@ from alignpro_mini.lab.cli import chosen, one_line_errors, parse_command_line
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.evaluation import Evaluator
 from alignpro_mini.lab.glossary import ARMS, TRIO
-from alignpro_mini.lab.optimum import Listing
+from alignpro_mini.lab.optimum import Listing, RatedRewrites
 from alignpro_mini.lab.plots import new_figure
 from alignpro_mini.lab.run import Run, RunStage
 from alignpro_mini.lab.statistics import t_interval, variance_parts
@@ -65,9 +65,10 @@ def in_world(config: RunConfig, world: str) -> RunConfig:
 def predicted(listing: Listing, lam: float) -> dict[str, float]:
     """Mean and variance components of the reward under rho* at lam, cross-fitted; lam = inf: under rho_sft."""
     found: dict[str, float] = {}
-    for chose, rates in (listing.halves, listing.halves[::-1]):
+    for i, (chose, rates) in enumerate((listing.halves, listing.halves[::-1])):
+        other = RatedRewrites(listing.requests, listing.rewrites, listing.r[:, :, 1 - i :: 2])  # what `rates` is of
         rho = theory.optimal_prompter(listing.rho_sft, chose, lam)
-        for key, value in moments(rho, rates, 2 * listing.V / listing.answers, listing.V).items():
+        for key, value in moments(rho, rates, other.V / other.answers, other.V).items():
             found[key] = found.get(key, 0.0) + value / 2
     return found
 

@@ -24,7 +24,7 @@ from alignpro_mini.lab.glossary import ARMS
 from alignpro_mini.lab.optimum import Listing, OracleSamples, RatedRewrites
 from alignpro_mini.lab.pipeline import API_FILE, Reward, assert_frozen, with_weights
 from alignpro_mini.lab.run import Run, RunStage
-from alignpro_mini.options import require
+from alignpro_mini.options import UserError
 from alignpro_mini.remote.client import spent
 from alignpro_mini.remote.lm import unclear
 from alignpro_mini.theory import optimal_prompter
@@ -78,6 +78,9 @@ def listed_answers(config: RunConfig, world: World, pi_f: FrozenModel) -> list[d
     place = Run(replace(c, name=f"listing-{c.run_name}"), resume=True)
     count, each, file = config.theory.inputs, config.theory.answers, "answers.jsonl"
     rows = place.rows(file)
+    for kept in {len(row["y"]) // len(row["rewrites"]) for row in rows} - {each}:
+        told = f"{place.path / file} has {kept} answers to a rewrite, not {each}"
+        raise UserError(f"{told}: leave --theory.answers at {kept}, or move the folder away")
     for x in world.train_requests[len(rows) : count]:
         rewrites = world.rewrites(x)
         asked = [x_prime for x_prime in rewrites for _ in range(each)]
@@ -86,9 +89,6 @@ def listed_answers(config: RunConfig, world: World, pi_f: FrozenModel) -> list[d
         place.append(file, [row])
         rows.append(row)
         print(f"[listing] request {len(rows)} of {count}", flush=True)
-    kept = len(rows[0]["y"]) // len(rows[0]["rewrites"])
-    told = f"{place.path / file} has {kept} answers to a rewrite, not {each}"
-    require(kept == each, f"{told}: leave --theory.answers at {kept}, or move the folder away")
     return rows[:count]
 
 
@@ -211,13 +211,13 @@ def _described(world: World, arm: Arm) -> dict[str, float]:
     return world.describe(requests, [text for row in arm.x_prime for text in row], list(answers.flat))
 
 
-def conclude(run: Run, arms: dict[str, Arm]) -> dict:
+def conclude(run: Run, world: World, arms: dict[str, Arm]) -> dict:
     """`results.json`, from the arms and from what the stages before them saved: writes it and returns it."""
     c = run.config
     arms = {name: arms[name] for name in ARMS if name in arms}
     results = {"task": c.task, "preset": c.preset, "seed": c.seed, "n_eval": len(arms["no_finetuning"].reward)}
     results["kl_coef"] = {"ppo": c.ppo.kl_coef, "oracle": c.oracle.kl_coef}
-    results |= evaluation.summarise(arms, c.eval)
+    results |= evaluation.summarise(arms, c.eval, world.groups(world.eval_requests[: c.eval.inputs]))
     for extra in ("reward_model", "headroom", "theory"):
         path = run.path / "checkpoints" / f"{extra}.json"
         results[extra] = json.loads(path.read_text()) if path.exists() else None

@@ -24,7 +24,14 @@ from alignpro_mini.alignpro import Gold, Prompter, answer_length, usable_rewrite
 from alignpro_mini.frozen import Answer, FrozenLM, FrozenModel
 from alignpro_mini.generation import Completion, sequence_logprobs
 from alignpro_mini.lab.config import EvalConfig
-from alignpro_mini.lab.statistics import bootstrap_interval, interval, resampled_moments, variance_parts, win_shares
+from alignpro_mini.lab.statistics import (
+    Groups,
+    bootstrap_interval,
+    interval,
+    resampled_moments,
+    variance_parts,
+    win_shares,
+)
 from alignpro_mini.training import Score
 from alignpro_mini.transformer import Transformer
 
@@ -149,40 +156,41 @@ def _length(rewrites: Sequence[Completion]) -> dict[str, float]:
     return {"rewrite_length": float(np.mean([len(c.tokens) for c in rewrites]))}
 
 
-def paired(arm: Arm, base: Arm, resamples: int) -> dict:
+def paired(arm: Arm, base: Arm, resamples: int, groups: Groups = None) -> dict:
     """Mean of arm - base over their common first inputs, and its 95 % interval from resampling these."""
     n = min(len(arm.reward), len(base.reward))
     difference = arm.reward[:n].mean((1, 2)) - base.reward[:n].mean((1, 2))  # (n,) the same inputs
-    return {"mean": float(difference.mean()), "ci95": bootstrap_interval(difference, resamples)}
+    return {"mean": float(difference.mean()), "ci95": bootstrap_interval(difference, resamples, groups and groups[:n])}
 
 
-def summarise(arms: dict[str, Arm], config: EvalConfig) -> dict:
+def summarise(arms: dict[str, Arm], config: EvalConfig, groups: Groups = None) -> dict:
     """The arms and their comparisons for `results.json` (`glossary.METRICS` explains each entry).
 
     A ratio is None where its denominator is (nearly) 0: an oracle whose gain was not shown, a constant reward of no
-    fine-tuning. Every interval is over resampled requests, paired where two arms are compared.
+    fine-tuning. Every interval is over resampled requests, or `groups` of them, paired where two arms are compared.
     """
     base, count = arms["no_finetuning"], config.bootstrap
-    table = {name: _measured(name, arm, base, count) for name, arm in arms.items()}
+    table = {name: _measured(name, arm, base, count, groups) for name, arm in arms.items()}
     pro, oracle = arms["align_pro"], arms.get("rlhf_oracle")
     found = {"arms": table, "judge": "gold" if base.gold is not None else "reward"}
-    found |= ratio_of_variances("variance_ratio", pro.reward, base.reward, count)
-    found |= ratio_of_variances("gold_variance_ratio", pro.gold, base.gold, count)
+    found |= ratio_of_variances("variance_ratio", pro.reward, base.reward, count, groups)
+    found |= ratio_of_variances("gold_variance_ratio", pro.gold, base.gold, count, groups)
     found |= dict.fromkeys(("gap_closed", "gap_closed_ci95", "difference_to_oracle"))
     if oracle is not None:
-        found["difference_to_oracle"] = paired(pro, oracle, count)
+        found["difference_to_oracle"] = paired(pro, oracle, count, groups)
         if table["rlhf_oracle"]["difference"]["ci95"][0] > 0:
-            none, ours, theirs = (resampled_moments(arm.reward, count)[0] for arm in (base, pro, oracle))
+            none, ours, theirs = (resampled_moments(arm.reward, count, groups)[0] for arm in (base, pro, oracle))
             gain, best = (table[name]["difference"]["mean"] for name in ("align_pro", "rlhf_oracle"))
             found |= {"gap_closed": gain / best, "gap_closed_ci95": interval((ours - none) / (theirs - none))}
     return found
 
 
-def _measured(name: str, arm: Arm, base: Arm, count: int) -> dict:
+def _measured(name: str, arm: Arm, base: Arm, count: int, groups: Groups) -> dict:
     """One arm alone, and against no fine-tuning; the closed form has fewer inputs, and is compared on its own."""
     n, known = len(arm.reward), arm.gold is not None
     wins, ties = win_shares(arm.gold, base.gold[:n]) if known else win_shares(arm.reward, base.reward[:n])
-    mean, variance = resampled_moments(arm.reward, count)
+    groups = groups and groups[:n]
+    mean, variance = resampled_moments(arm.reward, count, groups)
     found = {
         "inputs": n,
         "mean": float(arm.reward.mean()),
@@ -193,28 +201,30 @@ def _measured(name: str, arm: Arm, base: Arm, count: int) -> dict:
         **dict.fromkeys(("gold_mean", "gold_ci95", "gold_variance", "gold_variance_ci95")),
         "kl": float(arm.kl.mean()),
         "win_rate": float(wins.mean()),
-        "win_rate_ci95": bootstrap_interval(wins, count),
+        "win_rate_ci95": bootstrap_interval(wins, count, groups),
         "tie_rate": float(ties.mean()),
-        "difference": None if name == "no_finetuning" else paired(arm, base, count),
+        "difference": None if name == "no_finetuning" else paired(arm, base, count, groups),
     }
     if known:
-        mean, variance = resampled_moments(arm.gold, count)
+        mean, variance = resampled_moments(arm.gold, count, groups)
         found |= {"gold_mean": float(arm.gold.mean()), "gold_ci95": interval(mean)}
         found |= {"gold_variance": float(arm.gold.var(ddof=1)), "gold_variance_ci95": interval(variance)}
     return found | arm.extra
 
 
-def ratio_of_variances(name: str, ours: np.ndarray | None, base: np.ndarray | None, count: int) -> dict:
+def ratio_of_variances(
+    name: str, ours: np.ndarray | None, base: np.ndarray | None, count: int, groups: Groups = None
+) -> dict:
     """The ratio of two arms' variances over the same requests, and its interval."""
-    if base is None or not base.var() > 0:
+    if base is None or not base.std() > 1e-9 * max(1.0, float(np.abs(base).max())):  # constant, but for rounding
         return {name: None, f"{name}_ci95": None}
-    (_, a), (_, b) = (resampled_moments(rewards, count) for rewards in (ours, base))
+    (_, a), (_, b) = (resampled_moments(rewards, count, groups) for rewards in (ours, base))
     defined = b > 0  # a resample of a nearly constant baseline may have no variance at all
     return {name: float(ours.var(ddof=1) / base.var(ddof=1)), f"{name}_ci95": interval(a[defined] / b[defined])}
 
 
 def headroom(evaluator: Evaluator, rho_sft: Prompter, K: int = 8, M: int = 4) -> dict[str, float]:
-    """Before any RL: how much of the reward's variance lies between rewrites. RL on the prompter can change only that.
+    """Before any RL: how much of the reward's variance lies between rewrites. Only by these can RL gain.
 
     ICC = between rewrites / (between rewrites + within). Near 0, the frozen LM's own sampling hides the signal: then
     more answers per rewrite are needed, or another reward. `best_rewrite_gain` is the mean gain of the best of K

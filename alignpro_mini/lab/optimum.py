@@ -60,13 +60,12 @@ class RatedRewrites:
         return self.r[:, :, ::2].nanmean(2), self.r[:, :, 1::2].nanmean(2)
 
     def pooled(self) -> RatedRewrites:
-        """The same with the answers of all requests as those of each: R of the k-th rewrite is its mean over requests.
+        """The same with all requests' mean rewards in the place of a request's answers: R is the mean over requests.
 
-        Then the optimum is one distribution over the K kinds of rewrites. Every other of the N M answers is of every
-        other request, so `halves` share none (N even).
+        Then the optimum is one distribution over the K kinds of rewrites. `halves` are every other request.
         """
-        N, K, M = self.r.shape
-        each = self.r.permute(1, 2, 0).reshape(1, K, M * N)  # (1, K, M*N)
+        N = len(self.r)
+        each = self.r.mean(2).T[None]  # (1, K, N): answers to one request are not independent
         return RatedRewrites(self.requests, self.rewrites, each.repeat(N, 1, 1))
 
     def under(self, rho_sft: Prompter, rho: Prompter) -> Listing:

@@ -96,6 +96,10 @@ class EverydayRequests:
         """For each answer that of another request."""
         return answers_of_others(answers, rng)
 
+    def groups(self, requests: Sequence[str]) -> list[str]:
+        """Their topics."""
+        return [next((topic for topic in (*UNSEEN_TOPICS, *TOPICS) if topic in x), x) for x in requests]
+
     def describe(self, requests: Sequence[str], rewrites: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
         """The share of rewrites that hold their request word for word."""
         each = max(1, len(requests) // max(1, len(rewrites)))  # answers to a rewrite

@@ -157,6 +157,10 @@ class FileTask:
         """For each answer that of another request."""
         return answers_of_others(answers, rng)
 
+    def groups(self, requests: Sequence[str]) -> list[str]:
+        """Each request is alone."""
+        return list(requests)
+
     def describe(self, requests: Sequence[str], rewrites: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
         return {}
 

@@ -100,6 +100,10 @@ class ToyWorld:
         """Each answer with another town in the place of its request's; for sums another request's answer."""
         return self.kind.swapped([self.fills[x] for x in requests], answers, rng)
 
+    def groups(self, requests: Sequence[str]) -> list[str]:
+        """Their towns, where evaluation is on unseen ones; else each request is alone."""
+        return [self.fills[x]["town"] if self.config.unseen_towns else x for x in requests]
+
     def describe(self, requests: Sequence[str], rewrites: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
         """More figures of an arm: for sums, shares of right and worked answers and of rewrites that ask for steps."""
         return self.kind.describe([self.fills[x] for x in requests], list(rewrites), list(answers))

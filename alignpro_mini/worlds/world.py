@@ -53,5 +53,8 @@ class World(Protocol):
     def swapped(self, requests: Sequence[str], answers: Sequence[str], rng: random.Random) -> list[str]:
         """For each answer one that would belong to another request; the answer itself where there is none."""
 
+    def groups(self, requests: Sequence[str]) -> list[str]:
+        """A label for each: requests of one label have something in common that held-out ones were chosen by."""
+
     def describe(self, requests: Sequence[str], rewrites: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
         """Further figures of an arm: `requests` go with `answers`; `rewrites` are all that were sent."""
