@@ -2240,13 +2240,13 @@ MUTANTS += (
     mutant(
         "lab/statistics.py",
         "rounding-decides-ties",
-        ("np.isclose(a, b, rtol=0, atol=1e-5)", "a == b"),
+        ("np.isclose(a, b, rtol=0, atol=1e-9)", "a == b"),
         "test_win_rate_by_hand",
     ),
     mutant(
         "lab/statistics.py",
         "ties-of-large-rewards",
-        ("np.isclose(a, b, rtol=0, atol=1e-5)", "np.isclose(a, b, atol=1e-5)"),
+        ("np.isclose(a, b, rtol=0, atol=1e-9)", "np.isclose(a, b)"),
         "test_a_tie_is_a_tie_at_any_size_of_the_rewards",
     ),
     mutant(

@@ -112,7 +112,7 @@ def test_a_cell_is_evaluated_with_its_own_prompters_and_frozen_model(group, monk
         return {}
 
     monkeypatch.setattr(assess, "evaluate_prompters", spy)
-    monkeypatch.setattr(assess, "conclude", lambda run, arms: {})
+    monkeypatch.setattr(assess, "conclude", lambda run, world, arms: {})
     monkeypatch.setattr(grid, "write_json", lambda path, tree: None)
     grid.run_group(small_grid(group[0].parent), resume=True, cells=CELLS)
     assert seen == dict.fromkeys(CELLS, 3)

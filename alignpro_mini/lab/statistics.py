@@ -85,7 +85,7 @@ def win_shares(judged: np.ndarray, baseline: np.ndarray) -> tuple[np.ndarray, np
     """
     a, b = judged.reshape(len(judged), -1), baseline.reshape(len(baseline), -1)
     b = np.tile(b, (1, -(-a.shape[1] // b.shape[1])))[:, : a.shape[1]]
-    tie = np.isclose(a, b, rtol=0, atol=1e-5)  # rated in another batch, an equal text differs by rounding
+    tie = np.isclose(a, b, rtol=0, atol=1e-9)
     return ((a > b) & ~tie).mean(1) + tie.mean(1) / 2, tie.mean(1)
 
 

@@ -163,6 +163,7 @@ ASSIGNMENTS = {
             "",
             "from alignpro_mini.alignpro import Prompter",
             "from alignpro_mini.lab.evaluation import EvalConfig, Evaluator",
+            "from alignpro_mini.lab.statistics import Groups",
         ),
     ),
 }

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from alignpro_mini.alignpro import Prompter
 from alignpro_mini.lab.evaluation import EvalConfig, Evaluator
+from alignpro_mini.lab.statistics import Groups
 
 
 def kl(p, q) -> Tensor:
@@ -51,7 +52,7 @@ def variance_parts(rewards: np.ndarray) -> dict[str, float]:
     raise NotImplementedError
 
 
-def bootstrap_interval(per_input: np.ndarray, resamples: int) -> list[float]:
+def bootstrap_interval(per_input: np.ndarray, resamples: int, groups: Groups = None) -> list[float]:
     """95 % percentile interval of the mean of (N,) values, resampling inputs.
 
     Give it per-input *differences* of two arms and it is the paired interval. Example: constant values give [c, c].
@@ -69,7 +70,7 @@ def win_shares(judged: np.ndarray, baseline: np.ndarray) -> tuple[np.ndarray, np
 
 
 def headroom(evaluator: Evaluator, rho_sft: Prompter, K: int = 8, M: int = 4) -> dict[str, float]:
-    """Before any RL: how much of the reward's variance lies between rewrites. RL on the prompter can change only that.
+    """Before any RL: how much of the reward's variance lies between rewrites. Only by these can RL gain.
 
     ICC = between rewrites / (between rewrites + within). Near 0, the frozen LM's own sampling hides the signal: then
     more answers per rewrite are needed, or another reward. `best_rewrite_gain` is the mean gain of the best of K
