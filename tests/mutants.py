@@ -1886,8 +1886,8 @@ MUTANTS += (
     ),
     mutant(
         "lab/optimum.py",
-        "halves-that-share-requests",
-        ("self.r.mean(2).T[None]", "self.r.mean(2).T.sort(1).values[None]"),
+        "answers-to-one-request-counted-as-independent",
+        ("self.r.mean(2).T[None]", "self.r.transpose(0, 1).flatten(1)[None]"),
         "test_listing.py::test_pooled_answers_make_one_table_for_all_requests",
     ),
     mutant(
