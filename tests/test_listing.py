@@ -29,14 +29,11 @@ def two_endings(N: int = 4) -> torch.Tensor:
 
 def test_moments_under_an_optimum_by_hand():
     r = two_endings()
-    sharp = listing.at(
-        (r[::2], r[1::2]), 0.01
-    )  # all on the ending: mean 3, no variance; the plain request: mean 1, V 2
+    pair = r[::2], r[1::2]
+    sharp = listing.at([pair], 0.01)  # all on the ending: mean 3, no variance; the plain request: mean 1, V 2
     assert sharp["mean"] == pytest.approx(3) and sharp["gain"] == pytest.approx(2)
     assert sharp["total"] == pytest.approx(0, abs=1e-9) and sharp["ratio"] == pytest.approx(0, abs=1e-9)
-    blunt = listing.at(
-        (r[::2], r[1::2]), 1e6
-    )  # fifty-fifty: R is 1 or 3, V 2 or 0; V / M of R is noise: 1/4 less, twice
+    blunt = listing.at([pair], 1e6)  # fifty-fifty: R is 1 or 3, V 2 or 0; V / M of R is noise: 1/4 less, twice
     assert blunt["mean"] == pytest.approx(2, abs=1e-4) and blunt["within"] == pytest.approx(1, abs=1e-4)
     assert blunt["between_rewrites"] == pytest.approx(1 - 0.25, abs=1e-4)
     assert blunt["between_inputs"] == pytest.approx(-0.25, abs=1e-4)
@@ -49,7 +46,18 @@ def test_the_half_that_chose_does_not_describe():
     r = torch.zeros(4, 3, 2, dtype=torch.float64)
     r[::2, 1], r[1::2, 2] = 1.0, 1.0
     r[::2, 2], r[1::2, 1] = -1.0, -1.0
-    assert listing.at((r[::2], r[1::2]), 0.01)["gain"] == pytest.approx(-1)
+    assert listing.at([(r[::2], r[1::2])], 0.01)["gain"] == pytest.approx(-1)
+
+
+def test_a_reward_learned_by_each_seed_has_an_optimum_for_each():
+    """Two seeds whose rewards like opposite endings: together they like none, each prompter gains by its own."""
+    g = torch.Generator().manual_seed(1)
+    means = torch.tensor([0.0, 1.0, -1.0])[:, None]
+    r = torch.cat([sign * means + 0.1 * torch.randn(8, 3, 4, generator=g).double() for sign in (1, -1)])
+    how = {"truncated": torch.zeros(r.shape), "names": ["plain", "a", "b"], "lams": (0.01,)}
+    (one,), (two,) = (listing.describe(r, **how, seeds=seeds)["curve"] for seeds in (1, 2))
+    assert two["gain"] * float(r.std()) == pytest.approx(1, abs=0.1) and abs(one["gain"]) < 0.3
+    assert {name: p for name, p in two["endings"]} == {"a": 0.5, "b": 0.5, "plain": 0.0}
 
 
 def test_what_is_told_of_a_reward():

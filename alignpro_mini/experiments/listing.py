@@ -14,7 +14,7 @@ Some *training* requests (--theory.inputs), each with every listed ending, are a
     curve      mean and the three variance components under rho* along lambda, and the ratio of the total variance to
                the plain request's. Chosen on one half of the requests, described on the other, both ways
     intervals  95 %, 500 resamples of requests within each half
-    seeds      with --seed 0-2 the requests of all seeds, each with its own learned reward, are described together
+    seeds      with --seed 0-2 the requests of all seeds are described together; a learned reward's optimum is each seed's
 
     <out>/<run>/listing.json, listing.png (of several seeds: <out>/<run without seed>-listing/)
     <out>/listing-<preset>-<task>-seed<k>/answers.jsonl
@@ -64,13 +64,14 @@ def optimum(r: Tensor, lam: float) -> Tensor:
     return theory.optimal_prompter(torch.full_like(R, 1 / R.shape[1]), R, lam)[0]
 
 
-def at(halves: tuple[Tensor, Tensor], lam: float) -> dict[str, float | None]:
-    """Mean and components under rho* at lam, chosen on one half and described on the other, both ways.
+def at(pairs: Sequence[tuple[Tensor, Tensor]], lam: float) -> dict[str, float | None]:
+    """Mean and components under rho* at lam, chosen on one half and described on the other, both ways; mean of `pairs`.
 
     Against the plain request: `gain` of the mean, `ratio` of the total variance, None where the plain one has none.
     """
-    both = [(under(optimum(chose, lam), rates), _plain(rates)) for chose, rates in (halves, halves[::-1])]
-    found, start = ({key: sum(pair[i][key] for pair in both) / 2 for key in both[0][i]} for i in (0, 1))
+    ways = [way for pair in pairs for way in (pair, pair[::-1])]
+    each = [(under(optimum(chose, lam), rates), _plain(rates)) for chose, rates in ways]
+    found, start = ({key: sum(one[i][key] for one in each) / len(each) for key in each[0][i]} for i in (0, 1))
     return found | {"gain": found["mean"] - start["mean"], "ratio": _ratio(found, start)}
 
 
@@ -94,38 +95,43 @@ def measured_again(z: Tensor, rho: Tensor, later: EvalConfig, draw: np.random.Ge
     return float(ours.var() / plain.var())
 
 
-def describe(r: Tensor, truncated: Tensor, names: Sequence[str], lams=LAMBDAS, later=EvalConfig()) -> dict:
+def describe(r: Tensor, truncated: Tensor, names: Sequence[str], lams=LAMBDAS, later=EvalConfig(), seeds=1) -> dict:
     """All that is told of one reward: r (N, K, M) in its own units, truncated (N, K, M) of 0 and 1, K names.
+
+    A reward learned anew by each of `seeds` (N / seeds requests each) has an optimum for each of them.
 
     `ratio_pi95` is the 95 % prediction interval for the ratio that `later` measures at this lambda, if the prompter
     gets to rho*: the listing's own uncertainty times the noise of that measurement.
     """
     scale = moments_of(r.flatten())  # UserError where the rewards do not vary
     z = (r - scale["mean"]) / scale["std"]
-    halves = (z[::2], z[1::2])
-    draw = np.random.default_rng(0)
-    resampled = [tuple(half[draw.integers(len(half), size=len(half))] for half in halves) for _ in range(RESAMPLES)]
+    parts = z.chunk(seeds)
+    pairs, draw = [(part[::2], part[1::2]) for part in parts], np.random.default_rng(0)
+    again_of = lambda pair: tuple(half[draw.integers(len(half), size=len(half))] for half in pair)
+    resampled = [[again_of(pair) for pair in pairs] for _ in range(RESAMPLES)]
+    few, best = replace(later, inputs=later.inputs // seeds), {lam: [optimum(p, lam) for p in parts] for lam in lams}
     curve = []
     for lam in lams:
-        again = [at(pair, lam) for pair in resampled]
-        point = {"lam": lam, **at(halves, lam)}
+        again = [at(drawn, lam) for drawn in resampled]
+        point = {"lam": lam, **at(pairs, lam)}
         for key in ("gain", "ratio"):
             values = [other[key] for other in again]
             point[f"{key}_ci95"] = None if None in values else interval(np.array(values))
         point["ratio_pi95"] = None
         if point["ratio_ci95"]:
-            noise = np.array([measured_again(z, optimum(z, lam), later, draw) for _ in range(RESAMPLES)])
+            one = lambda lam=lam: np.mean([measured_again(*of, few, draw) for of in zip(parts, best[lam])])
+            noise = np.array([one() for _ in range(RESAMPLES)])
             point["ratio_pi95"] = interval(np.array([other["ratio"] for other in again]) * noise / noise.mean())
-        curve.append(point | {"endings": _favourites(optimum(z, lam), names)})
-    parts, start = variance_parts(z.numpy()), _plain(z)
-    between, within = max(parts["between_rewrites"], 0.0), parts["within"]
+        curve.append(point | {"endings": _favourites(torch.stack(best[lam]).mean(0), names)})
+    spread, start = variance_parts(z.numpy()), _plain(z)
+    between, within = max(spread["between_rewrites"], 0.0), spread["within"]
     endings = []
     for name, only, cut in zip(names, torch.eye(len(names), dtype=torch.float64), truncated.double().mean((0, 2))):
         alone = under(only, z)
         against = {"gain": alone["mean"] - start["mean"], "ratio": _ratio(alone, start)}
         endings.append({"ending": name, **against, "truncated": float(cut)})
     grid = np.geomspace(10 * max(lams), min(lams), 25).tolist()
-    smooth = [{"lam": lam, **at(halves, lam)} for lam in grid]
+    smooth = [{"lam": lam, **at(pairs, lam)} for lam in grid]
     told = {"mean": scale["mean"], "sd": scale["std"], "icc": between / (between + within), "plain": start}
     return told | {"curve": curve, "smooth": smooth, "endings": sorted(endings, key=lambda e: -e["gain"])}
 
@@ -215,7 +221,8 @@ def tell(configs: Sequence[RunConfig], listed: dict[str, tuple]) -> dict:
     place.mkdir(parents=True, exist_ok=True)
     lams = sorted({*LAMBDAS, *({c.ppo.kl_coef} - {0})}, reverse=True)
     later = replace(c.eval, inputs=len(configs) * c.eval.inputs)
-    found = {name: describe(*each, lams=lams, later=later) for name, each in listed.items()}
+    own = {"learned": len(configs)}
+    found = {name: describe(*each, lams, later, own.get(name, 1)) for name, each in listed.items()}
     results = {"preset": c.preset, "task": c.task, "seeds": [config.seed for config in configs], "rewards": found}
     results |= {"requests": len(configs) * c.theory.inputs, "answers": c.theory.answers}
     results |= {"temperature": c.sampling.temperature, "evaluated_later": later.inputs}
