@@ -14,7 +14,7 @@ Some *training* requests (--theory.inputs), each with every listed ending, are a
     curve      mean and the three variance components under rho* along lambda, and the ratio of the total variance to
                the plain request's. Chosen on one half of the requests, described on the other, both ways
     intervals  95 %, 500 resamples of requests within each half
-    seeds      with --seed 0-2 the requests of all seeds are described together; a learned reward's optimum is each seed's
+    seeds      with --seed 0-2 the requests of all seeds are described together; a learned reward has an optimum a seed
 
     <out>/<run>/listing.json, listing.png (of several seeds: <out>/<run without seed>-listing/)
     <out>/listing-<preset>-<task>-seed<k>/answers.jsonl
@@ -99,7 +99,6 @@ def describe(r: Tensor, truncated: Tensor, names: Sequence[str], lams=LAMBDAS, l
     """All that is told of one reward: r (N, K, M) in its own units, truncated (N, K, M) of 0 and 1, K names.
 
     A reward learned anew by each of `seeds` (N / seeds requests each) has an optimum for each of them.
-
     `ratio_pi95` is the 95 % prediction interval for the ratio that `later` measures at this lambda, if the prompter
     gets to rho*: the listing's own uncertainty times the noise of that measurement.
     """
@@ -119,8 +118,8 @@ def describe(r: Tensor, truncated: Tensor, names: Sequence[str], lams=LAMBDAS, l
             point[f"{key}_ci95"] = None if None in values else interval(np.array(values))
         point["ratio_pi95"] = None
         if point["ratio_ci95"]:
-            one = lambda lam=lam: np.mean([measured_again(*of, few, draw) for of in zip(parts, best[lam])])
-            noise = np.array([one() for _ in range(RESAMPLES)])
+            each = [[measured_again(*of, few, draw) for of in zip(parts, best[lam])] for _ in range(RESAMPLES)]
+            noise = np.array(each).mean(1)
             point["ratio_pi95"] = interval(np.array([other["ratio"] for other in again]) * noise / noise.mean())
         curve.append(point | {"endings": _favourites(torch.stack(best[lam]).mean(0), names)})
     spread, start = variance_parts(z.numpy()), _plain(z)
