@@ -7,8 +7,8 @@
 # * the difference between a confidence interval and a prediction interval;
 # * what SmolLM2-135M's runs show, and what they do not.
 #
-# Time: 30 minutes. You need: tutorials 12 and 13. Nothing is trained here: it reads the results of finished runs, which lie in
-# `tutorials/real`. [real-model.md](real-model.md) has the commands that made them.
+# Time: 30 minutes. You need: tutorials 12 and 13. Nothing is trained here: it reads the results of finished runs, which
+# lie in `tutorials/real`. [real-model.md](real-model.md) has the commands that made them.
 
 # %% tags=["skip-execution"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps -e /content/alignpro_mini
@@ -33,13 +33,14 @@ read = lambda name: json.loads((here / name).read_text(encoding="utf-8"))
 # %% [markdown]
 # ## Try all endings, train nothing
 #
-# In the embedded world every rewrite of a request can be listed. For a real model nobody can list all rewrites. But one can
-# decide *which rewrites the SFT prompter learns to offer*: here the request, word for word, and one of 24 endings ("Be
-# brief.", "I love it. Tell me why it is great.", ...). RL only chooses among what SFT offers (tutorial 05). So the 24
-# endings can be listed, and the frozen model can answer each of them, several times, on some training requests.
+# In the embedded world every rewrite of a request can be listed. For a real model nobody can list all rewrites. But one
+# can decide *which rewrites the SFT prompter learns to offer*: here the request, word for word, and one of 24 endings
+# ("Be brief.", "I love it. Tell me why it is great.", ...). RL only chooses among what SFT offers (tutorial 05). So the
+# 24 endings can be listed, and the frozen model can answer each of them, several times, on some training requests.
 #
-# The optimum is ρ\*(ending) ∝ ρ_sft(ending) exp(R(ending)/λ), with R the mean reward over all requests. The SFT prompter
-# was taught all endings equally often, so ρ_sft is taken as uniform and cancels. By hand, for two requests, three endings and two answers each:
+# The optimum is ρ\*(ending) ∝ ρ_sft(ending) exp(R(ending)/λ), with R the mean reward over all requests. The SFT
+# prompter was taught all endings equally often, so ρ_sft is taken as uniform and cancels. By hand, for two requests,
+# three endings and two answers each:
 
 # %%
 r = torch.tensor([[[0.0, 0.2], [0.5, 0.7], [1.0, -1.0]], [[0.1, 0.1], [0.8, 0.4], [1.0, -0.6]]])  # (2, 3, 2)
@@ -59,8 +60,8 @@ for lam in (1.0, 0.3, 0.1):
 # %% [markdown]
 # ## What the listing says of three rewards
 #
-# The same 18,432 answers, three rewards. VADER is a sentiment score from a list of words, between −1 and 1. A ratio below 1
-# means that answers to the best endings vary less than answers to the plain request.
+# The same 18,432 answers, three rewards. VADER is a sentiment score from a list of words, between −1 and 1. A ratio
+# below 1 means that answers to the best endings vary less than answers to the plain request.
 
 # %%
 listing = read("listing.json")
@@ -85,15 +86,16 @@ left.legend(frameon=False, fontsize=8)
 show(figure)
 
 # %% [markdown]
-# Three rewards of the *same* answers: the variance falls under one, rises under another, and does neither under the third.
-# So "prompt optimisation lowers the variance" is a statement about a model, a reward and a set of rewrites together.
+# Three rewards of the *same* answers: the variance falls under one, rises under another, and does neither under the
+# third. So "prompt optimisation lowers the variance" is a statement about a model, a reward and a set of rewrites
+# together.
 #
 # ## The prediction, and what was measured
 #
-# The **confidence interval** of the listing's ratio shows how uncertain the ratio is when it is estimated from 192 requests.
-# A run uses other requests and few answers, so its result has noise of its own. A **prediction interval** holds both, and a
-# measurement can be compared with it. It was written down before the first PPO run with these settings. It is for three
-# seeds (1,536 requests): if fewer seeds are named below, the comparison is preliminary.
+# The **confidence interval** of the listing's ratio shows how uncertain the ratio is when it is estimated from 192
+# requests. A run uses other requests and few answers, so its result has noise of its own. A **prediction interval**
+# holds both, and a measurement can be compared with it. It was written down before the first PPO run with these
+# settings. It is for three seeds (1,536 requests): if fewer seeds are named below, the comparison is preliminary.
 
 # %%
 figure, ((ax,),) = axes(1, 1, (8, 0.9 + 0.7 * len(summary)))
@@ -132,22 +134,25 @@ assert abs(sum(v for v in parts.values() if v is not None) - run["arms"]["no_fin
 # %% [markdown]
 # ## Exercise: your own reward
 #
-# Think of a reward of an English answer (its number of questions? of digits? its length?). Guess: will its variance fall?
-# Then write `mine.py` beside `train.py`, with `def reward(prompts, completions): return [...]`, and list it there:
-# `python -m alignpro_mini.experiments.listing --preset smollm2 --reward mine:reward`. The first listing answers all
-# endings (some 13 minutes on two cores; SmolLM2 must be installed). The answers are kept: a second reward costs seconds.
+# Think of a reward of an English answer (its number of questions? of digits? its length?). Guess: will its variance
+# fall? Then write `mine.py` beside `train.py`, with `def reward(prompts, completions): return [...]`, and list it
+# there: `python -m alignpro_mini.experiments.listing --preset smollm2 --reward mine:reward`. The first listing answers
+# all endings (some 13 minutes on two cores; SmolLM2 must be installed). The answers are kept: a second reward costs
+# seconds.
 # <details><summary>Solution</summary>
 #
-# With R the mean reward of an ending and V the variance of its answers it depends on Cov(V, R) (tutorial 13): whether the answers to the endings that it likes are also steadier under it. A count
-# such as "number of digits" usually varies more where it is high.
+# With R the mean reward of an ending and V the variance of its answers it depends on Cov(V, R) (tutorial 13): whether
+# the answers to the endings that it likes are also steadier under it. A count such as "number of digits" usually varies
+# more where it is high.
 # </details>
 #
 # ## Questions
 #
 # 1. Why does VADER's variance fall?
 # <details><summary>Answer</summary>
-# Perhaps in part because it lies in [−1, 1]: with most answers near 1 there is little room to vary. This was not tested.
-# The mean over sentences varies more under its best endings; but these ask for one sentence, so the mean is over fewer.
+# Perhaps in part because it lies in [−1, 1]: with most answers near 1 there is little room to vary. This was not
+# tested. The mean over sentences varies more under its best endings; but these ask for one sentence, so the mean is
+# over fewer.
 # </details>
 #
 # 2. The measured ratio lies inside the prediction interval. What does that show, and what not?

@@ -3,9 +3,9 @@
     python tests/benchmarks/decode.py --size 124m                          # minutes on two cores
     python tests/benchmarks/decode.py --size smollm2 --dtype bfloat16      # the shape of SmolLM2-135M, random weights
 
-A step takes one new token of each row through all blocks and gives its logits; it is what `generate` repeats. Sampling from
-the logits is timed beside it. Bytes: the weights of blocks and output matrix once, and the cache's keys and values once.
-FLOPs: the matrix products at the peak that was measured for these rows. The last line printed is one JSON object.
+A step takes one new token of each row through all blocks and gives its logits; it is what `generate` repeats. Sampling
+from the logits is timed beside it. Bytes: the weights of blocks and output matrix once, and the cache's keys and values
+once. FLOPs: the matrix products at the peak measured for these rows. The last line printed is one JSON object.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ Two steps, each forward, backward and AdamW, on the same texts and equal weights
     reward  Bradley-Terry loss on pairs of answers to one prompt (`reward.RewardModel`, the same micro-batches)
 
 The padded loop does what a first version would: one batch, padded to its longest row, with a mask, the logits (rewards)
-of all positions, then the loss on those that count. Checked first: equal gradients. Prompts have 8 to 48 tokens, answers 4
-to 96, short ones more often (log-uniform). A full batch (rows of one length) is timed as well: that is where "share of
+of all positions, then the loss on those that count. Checked first: equal gradients. Prompts have 8 to 48 tokens, answers
+4 to 96, short ones more often (log-uniform). A full batch (rows of one length) is timed as well: that is where "share of
 the GEMM peak" says how much is lost beside the matrix products. The last line printed is one JSON object.
 """
 
