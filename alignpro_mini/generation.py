@@ -102,7 +102,7 @@ def generate(
     top_p: float = 1.0,
     eos_id: int | None = None,
     generator: torch.Generator | None = None,
-    max_batch: int = 512,
+    max_batch: int = 256,
     compact: bool = True,
 ) -> list[Completion]:
     """Sample a continuation of each prompt (lists of token ids), returned in the order of the prompts.

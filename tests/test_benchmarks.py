@@ -14,6 +14,7 @@ CALLS = {
     "ppo.py": ("--size", "toy", "--rounds", "1"),
     "training.py": ("--size", "tiny", "--rounds", "1"),
     "decode.py": ("--size", "tiny", "--batches", "1,4"),
+    "processes.py": ("--preset", "tiny", "--iterations", "2"),
 }
 
 

@@ -3,13 +3,14 @@
     pip install -e '.[compare]'
     python tests/benchmarks/generation.py                    # GPT-2 124M shape, CPU: some 5 minutes on two cores
     python tests/benchmarks/generation.py --skip-hf          # ours alone, without `transformers`
-    python tests/benchmarks/generation.py --tiny --rounds 1  # a check that it runs: 10 seconds
+    python tests/benchmarks/generation.py --tiny             # models of the size that `python train.py` has
 
 The batch is ragged, as PPO's is: 64 prompts of 8 to 64 random tokens, and answers that end by themselves
 after 24 tokens on average, 64 at most. Both sides sample (temperature 1, the whole vocabulary) with a KV cache
 and left padding, from lists of ids to lists of ids; a round times one call of each, in alternating order.
 Tokens per second counts new tokens, EOS included, per wall-clock second; the result is the median of the rounds
 (one round varies by about a tenth with the lengths of its answers). Checked first: weights and greedy answers.
+The bound (`machine.sampling_bound`) is of our first round's lengths.
 
 Random weights would never end an answer. So one coordinate of the last norm is a constant 1 that only EOS reads:
 its logit never changes, and gives EOS a probability of about 1/26. Cut at 64, such answers have 23.9 tokens on
@@ -35,13 +36,14 @@ import time
 from functools import partial
 
 import torch
+from machine import device_name, sampling_bound
 
 from alignpro_mini.generation import generate, pad_left
 from alignpro_mini.transformer import Transformer, TransformerConfig
 from alignpro_mini.weights.pretrained import BUFFERS, save_pretrained, to_published
 
 FULL = TransformerConfig(50_257, d_model=768, n_layers=12, n_heads=12, max_len=1024, family="gpt2")
-TINY = TransformerConfig(1_000, d_model=64, n_layers=2, n_heads=4, max_len=128, family="gpt2")
+TINY = TransformerConfig(640, d_model=96, n_layers=2, n_heads=4, max_len=160, family="gpt2")
 CAP = 64  # new tokens
 P_EOS = 1 / 26
 MEAN_LENGTH = (1 - (1 - P_EOS) ** CAP) / P_EOS  # of a geometric length cut at CAP: 23.9
@@ -85,7 +87,7 @@ def load_peer(model: Transformer):
 
 
 def ours(model: Transformer, prompts: Rows, limit: int, temperature: float = 1.0) -> Rows:
-    options = {"temperature": temperature, "eos_id": model.config.vocab_size - 1, "max_batch": len(prompts)}
+    options = {"temperature": temperature, "eos_id": model.config.vocab_size - 1}
     return [completion.tokens for completion in generate(model, prompts, limit, **options)]
 
 
@@ -100,8 +102,8 @@ def theirs(peer, prompts: Rows, limit: int, temperature: float = 1.0) -> Rows:
     return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
 
 
-def measure(sides: dict, prompts: Rows, rounds: int) -> dict[str, tuple[list[float], float]]:
-    """side -> (tokens per second of each round, mean length of an answer)."""
+def measure(sides: dict, prompts: Rows, rounds: int) -> dict[str, tuple[list[float], list[int]]]:
+    """side -> (tokens per second of each round, length of each answer of all rounds)."""
     speeds, lengths = {name: [] for name in sides}, {name: [] for name in sides}
     [call(prompts, 8) for call in sides.values()]  # warm up: the first call allocates and picks kernels
     for round_ in range(rounds):
@@ -112,7 +114,7 @@ def measure(sides: dict, prompts: Rows, rounds: int) -> dict[str, tuple[list[flo
             lengths[name] += map(len, rows)
             speeds[name].append(sum(map(len, rows)) / seconds)
             print(f"round {round_ + 1}: {name:12} {speeds[name][-1]:9.1f} tokens/s, {seconds:.2f} s", flush=True)
-    return {name: (speeds[name], statistics.mean(lengths[name])) for name in sides}
+    return {name: (speeds[name], lengths[name]) for name in sides}
 
 
 def main() -> None:
@@ -123,7 +125,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--skip-hf", action="store_true", help="time ours alone")
-    parser.add_argument("--tiny", action="store_true", help="a tiny shape, to see that it works")
+    parser.add_argument("--tiny", action="store_true", help="the size of the models of `python train.py`")
     args = parser.parse_args()
     if min(args.rounds, args.batch, args.threads or 1) < 1:
         parser.error("--rounds, --batch and --threads must be at least 1")
@@ -147,22 +149,27 @@ def main() -> None:
     found = measure(sides, prompts, args.rounds)
 
     print(f"\n{'':12} {'tokens/s':>10} {'slowest':>10} {'fastest':>10} {'mean length':>12}   (of {CAP} at most)")
-    for name, (speeds, length) in found.items():
-        print(f"{name:12} {statistics.median(speeds):10.1f} {min(speeds):10.1f} {max(speeds):10.1f} {length:12.1f}")
+    mean = {name: statistics.mean(lengths) for name, (_, lengths) in found.items()}
+    for name, (speeds, _) in found.items():
+        told = f"{name:12} {statistics.median(speeds):10.1f} {min(speeds):10.1f} {max(speeds):10.1f}"
+        print(f"{told} {mean[name]:12.1f}")
     slack = 2 + 4 * 19.4 / (args.batch * args.rounds) ** 0.5  # four standard errors, and P_EOS is only about right
-    if off := [name for name, (_, length) in found.items() if abs(length - MEAN_LENGTH) > slack]:
+    if off := [name for name, length in mean.items() if abs(length - MEAN_LENGTH) > slack]:
         sys.exit(f"mean length of {' and '.join(off)} is not {MEAN_LENGTH:.1f} +- {slack:.1f}: speeds not comparable")
     speed = {name: round(statistics.median(speeds), 1) for name, (speeds, _) in found.items()}
-    mean = {name: round(length, 2) for name, (_, length) in found.items()}
-    hf, cuda = speed.get("transformers"), args.device.startswith("cuda")
+    first = found["ours"][1][: args.batch]  # lengths of the first round's answers
+    seconds = sampling_bound(config, list(map(len, prompts)), first, getattr(torch, args.dtype), args.device)
+    print(f"bound: {sum(first) / seconds:.0f} tokens/s, of which ours are {speed['ours'] * seconds / sum(first):.2f}")
+    hf = speed.get("transformers")
     result = {
         "benchmark": "generation",
         "ours_tokens_per_s": speed["ours"],
         "hf_tokens_per_s": hf,
         "ratio": hf and round(speed["ours"] / hf, 2),
-        "mean_length_ours": mean["ours"],
-        "mean_length_hf": mean.get("transformers"),
-        "device": torch.cuda.get_device_name(args.device) if cuda else args.device,
+        "bound_tokens_per_s": round(sum(first) / seconds, 1),
+        "share_of_bound": round(speed["ours"] * seconds / sum(first), 3),
+        "mean_lengths": {name: round(length, 2) for name, length in mean.items()},
+        "device": device_name(args.device),
         "torch": torch.__version__,
         "transformers": hf and importlib.metadata.version("transformers"),
         "threads": torch.get_num_threads(),

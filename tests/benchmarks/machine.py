@@ -64,5 +64,28 @@ def forward_flops(config: TransformerConfig, lengths: Sequence[int], predicted: 
     return 2 * blocks * sum(lengths) + 2 * output * predicted + attention
 
 
+def sampling_bound(
+    config: TransformerConfig, prompts: Sequence[int], answers: Sequence[int], dtype: torch.dtype, device: str
+) -> float:
+    """Seconds that sampling answers of these lengths to prompts of these lengths takes at least.
+
+    One pass over all prompts at the peak of a large product; then, for each new token, the larger of two: weights of
+    blocks and output and the cache of unfinished rows read once; their FLOPs at the peak measured for so many rows.
+    """
+    blocks, output = weights(config)
+    speed, peaks, rows = bandwidth(device), {}, 1
+    while rows < 2 * len(prompts):  # by powers of two: the next one above is used
+        peaks[rows] = gemm_peak(dtype, device, rows, config.d_model, config.d_ff)
+        rows *= 2
+    seconds = forward_flops(config, prompts, len(prompts)) / gemm_peak(dtype, device)
+    for step in range(1, max(answers)):  # the first token comes from the prompts' pass
+        lengths = [p + step for p, a in zip(prompts, answers) if a > step]
+        cached = 2 * config.n_layers * sum(lengths) * config.n_kv_heads * config.head_dim
+        reading = (blocks + output + cached) * dtype.itemsize / speed
+        flops = forward_flops(config, lengths, len(lengths)) - forward_flops(config, [n - 1 for n in lengths], 0)
+        seconds += max(reading, flops / peaks[1 << (len(lengths) - 1).bit_length()])
+    return seconds
+
+
 def device_name(device: str) -> str:
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else device

@@ -31,6 +31,7 @@ import time
 from pathlib import Path
 
 import torch
+from machine import device_name, forward_flops, gemm_peak
 
 from alignpro_mini.ppo import PPOConfig, PPOTrainer
 from alignpro_mini.transformer import Transformer, TransformerConfig
@@ -148,16 +149,20 @@ def main() -> None:
             peer.close()
     median = {side: statistics.median(values) if values else None for side, values in seconds.items()}
     spent = {name: round(statistics.median(part[name] for part in parts), 3) for name in ("rollout_s", "update_s")}
-    cuda = args.device.startswith("cuda")
+    config, rows, epochs = model.config, EPISODES[args.size], trainer.config.ppo_epochs
+    flops = 3 * epochs * forward_flops(config, [PROMPT + ANSWER] * rows, ANSWER * rows)  # forward and backward
+    bound = flops / gemm_peak(getattr(torch, args.dtype), args.device)
+    print(f"update: {spent['update_s']:.2f} s; its matrix products at the GEMM peak: {bound:.2f} s")
     result = {
         "benchmark": "ppo",
         "ratio": median["trl"] and round(median["trl"] / median["ours"], 2),
         "ours_s": round(median["ours"], 3),
         "trl_s": median["trl"] and round(median["trl"], 3),
         **spent,
+        "update_share_of_bound": round(bound / spent["update_s"], 3),
         "size": args.size,
         "dtype": args.dtype,
-        "device": torch.cuda.get_device_name(args.device) if cuda else args.device,
+        "device": device_name(args.device),
         "threads": torch.get_num_threads(),
         "rounds": args.rounds,
         "versions": {"torch": torch.__version__} | (peer.about["versions"] if peer else {}),
