@@ -151,8 +151,9 @@ def main() -> None:
     spent = {name: round(statistics.median(part[name] for part in parts), 3) for name in ("rollout_s", "update_s")}
     config, rows, epochs = model.config, EPISODES[args.size], trainer.config.ppo_epochs
     flops = 3 * epochs * forward_flops(config, [PROMPT + ANSWER] * rows, ANSWER * rows)  # forward and backward
-    bound = flops / gemm_peak(getattr(torch, args.dtype), args.device)
-    print(f"update: {spent['update_s']:.2f} s; its matrix products at the GEMM peak: {bound:.2f} s")
+    shape = rows // trainer.config.num_minibatches * (PROMPT + ANSWER), config.d_model, config.d_ff
+    bound = flops / gemm_peak(getattr(torch, args.dtype), args.device, *shape)
+    print(f"update: {spent['update_s']:.2f} s; its matrix products at the peak of this shape, {shape}: {bound:.2f} s")
     result = {
         "benchmark": "ppo",
         "ratio": median["trl"] and round(median["trl"] / median["ours"], 2),
