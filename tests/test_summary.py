@@ -1,10 +1,14 @@
 """Several seeds of a real model counted together, by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 from alignpro_mini.experiments import summary
 from alignpro_mini.lab.config import preset
+from alignpro_mini.weights.tensors import save_state
 
 
 def normal(mean: float, sd: float, seed: int, requests: int = 400) -> np.ndarray:
@@ -28,6 +32,8 @@ def test_the_ratio_is_that_of_the_mean_variances_and_no_seeds_level_enters():
     assert found["mean_gain"] == pytest.approx(1, abs=0.1)
     assert found["mean_gain_ci95"][0] < found["mean_gain"] < found["mean_gain_ci95"][1]
     assert found["gap_closed"] == pytest.approx(1 / 4, abs=0.03) and len(found["gap_closed_ci95"]) == 2
+    assert found["difference_to_oracle"] == pytest.approx(-3, abs=0.1)
+    assert found["difference_to_oracle_ci95"][0] < found["difference_to_oracle"] < found["difference_to_oracle_ci95"][1]
 
 
 def test_one_seed_gives_its_own_ratio():
@@ -45,6 +51,19 @@ def test_a_share_of_an_oracle_that_gains_nothing_is_none():
     )
 
 
+def test_gold_rewards_are_read_beside_the_optimised_ones(tmp_path):
+    config = preset("smollm2")
+    run = replace(config, out=str(tmp_path), name="run")
+    for stage, arm in (("evaluation_plain", "no_finetuning"), ("evaluation", "align_pro")):
+        tensors = {f"{arm}.reward": torch.ones(3, 1, 2), f"{arm}.gold": torch.full((3, 1, 2), 5.0)}
+        (tmp_path / "run" / "checkpoints").mkdir(parents=True, exist_ok=True)
+        save_state(tmp_path / "run" / "checkpoints" / f"{stage}.safetensors", tensors, {})
+    for kind, value in (("reward", 1), ("gold", 5)):
+        found = summary.arms(run, kind)
+        assert {arm: r.mean() for arm, r in found.items()} == {"no_finetuning": value, "align_pro": value}
+    assert summary.arms(run, "other") == {}
+
+
 def test_an_entry_of_a_file_is_set_and_the_others_stay(tmp_path):
     for name, value in (("a", 1), ("b", 2), ("a", 3)):
         summary.merge(tmp_path / "summary.json", name, {"x": value})
@@ -52,8 +71,6 @@ def test_an_entry_of_a_file_is_set_and_the_others_stay(tmp_path):
 
 
 def test_listings_of_several_seeds_lie_beside_their_runs(tmp_path):
-    from dataclasses import replace
-
     runs = [replace(preset("smollm2"), seed=k, out="runs", reward="m:kind") for k in range(3)]
     assert str(summary.pooled_folder(runs)) == "runs/smollm2-kind-listing"
     assert str(summary.pooled_folder(runs[:1])) == "runs/smollm2-kind-seed0"

@@ -97,6 +97,7 @@ def runs_by_hand() -> list[dict]:
 
     interval above 0: runs 0, 1 yes; 2 no (it covers 0); 3 yes; attributes no (it starts at 0)     3 of 5
     between:          run 0 yes; 1 above the oracle; 2 below no fine-tuning; 3 has no oracle; attributes yes   2 of 4
+    at or above it:   run 1                                                                                     1 of 4
     variance ratio:   0.5 yes, 0.7 yes, 1.2 no, 1.0 no, attributes not measured                                2 of 4
     its interval:     to 0.6, 0.8, 1.3, 1.1                                                                    2 of 4
     gold interval:    to 1.1 in all                                                                            0 of 5
@@ -113,8 +114,8 @@ def runs_by_hand() -> list[dict]:
 
 
 def test_sweep_counts_hand_worked():
-    assert list(sweep.sweep_counts(runs_by_hand()).values()) == [(3, 5), (2, 4), (2, 4), (2, 4), (0, 5), (1, 2)]
-    assert list(sweep.sweep_counts(runs_by_hand()[:4]).values()) == [(3, 4), (1, 3), (2, 4), (2, 4), (0, 4), (1, 2)]
+    assert list(sweep.sweep_counts(runs_by_hand()).values()) == [(3, 5), (2, 4), (1, 4), (2, 4), (2, 4), (0, 5), (1, 2)]
+    assert list(sweep.sweep_counts(runs_by_hand()[:4]).values()) == [(3, 4), (1, 3), (1, 3), (2, 4), (2, 4), (0, 4), (1, 2)]
 
 
 def test_sweep_table_has_a_row_a_seed_averages_and_the_papers_figures():
@@ -173,7 +174,7 @@ def test_the_sweep_tells_the_parts_and_the_theory():
         arm["gold_variance"],
         arm["win_rate"],
     ]
-    assert parts[1:] == [tables.num(v) for v in values]
+    assert parts[1:] == [word for v in values for word in (tables.num(v), "±0.000")]  # two equal seeds
     flat = theory | dict(
         attainable_gain_share=None, attainable_gain=0.0, optimum_noise=0.0, unlisted_cost=0.0
     )  # a reward that no rewrite moves

@@ -113,7 +113,7 @@ def describe(r: Tensor, truncated: Tensor, names: Sequence[str], lams=LAMBDAS, l
     for lam in lams:
         again = [at(drawn, lam) for drawn in resampled]
         point = {"lam": lam, **at(pairs, lam)}
-        for key in ("gain", "ratio"):
+        for key in ("gain", "ratio", *(part for part, _ in PARTS)):
             values = [other[key] for other in again]
             point[f"{key}_ci95"] = None if None in values else interval(np.array(values))
         point["ratio_pi95"] = None
@@ -121,7 +121,9 @@ def describe(r: Tensor, truncated: Tensor, names: Sequence[str], lams=LAMBDAS, l
             each = [[measured_again(*of, few, draw) for of in zip(parts, best[lam])] for _ in range(RESAMPLES)]
             noise = np.array(each).mean(1)
             point["ratio_pi95"] = interval(np.array([other["ratio"] for other in again]) * noise / noise.mean())
-        curve.append(point | {"endings": _favourites(torch.stack(best[lam]).mean(0), names)})
+        rho = torch.stack(best[lam]).mean(0)  # (K,)
+        cut = float((rho / rho.sum() * truncated.double().mean((0, 2))).sum())
+        curve.append(point | {"truncated": cut, "endings": _favourites(rho, names)})
     spread, start = variance_parts(z.numpy()), _plain(z)
     between, within = max(spread["between_rewrites"], 0.0), spread["within"]
     endings = []
@@ -142,16 +144,17 @@ def _favourites(rho: Tensor, names: Sequence[str]) -> list[list]:
 
 
 def table(name: str, found: dict) -> str:
-    """One reward for the screen: along lambda, then the endings from best to worst."""
-    heads = ["λ", "gain, sd", "variance ratio", "95% predicted", "between inputs", "rewrites", "within"]
+    """One reward for the screen: along lambda, then the endings from best to worst; listing.json has all intervals."""
+    parts = [part for part, _ in PARTS[:3]]
+    heads = ["λ", "gain, sd", "variance ratio", "95% predicted", "between inputs", "rewrites", "within", "truncated"]
     rows = [[*heads, "likeliest endings"]]
     for p in found["curve"]:
         best = "; ".join(f"{told} {share:.2f}" for told, share in p["endings"][:2])
         told = [f"{num(p[key], 2)} {num(p[f'{key}_ci95'], 2)}" for key in ("gain", "ratio")]
         told.append(num(p.get("ratio_pi95"), 2))
-        rows.append([f"{p['lam']:g}", *told, *(num(p[part], 2) for part, _ in PARTS[:3]), best])
-    start = found["plain"]
-    rows.insert(1, ["plain", "0", "1", "", *(num(start[part], 2) for part, _ in PARTS[:3]), ""])
+        rows.append([f"{p['lam']:g}", *told, *(num(p.get(key), 2) for key in (*parts, "truncated")), best])
+    cut = next((e["truncated"] for e in found["endings"] if e["ending"] == "…"), None)
+    rows.insert(1, ["plain", "0", "1", "", *(num(found["plain"][part], 2) for part in parts), num(cut, 2), ""])
     each = [["ending", "gain, sd", "variance ratio", "truncated"]]
     each += [[e["ending"], num(e["gain"], 2), num(e["ratio"], 2), num(e["truncated"], 2)] for e in found["endings"]]
     head = f"{name}: mean {num(found['mean'], 3)}, standard deviation {num(found['sd'], 3)}, ICC {num(found['icc'], 2)}"
@@ -159,15 +162,19 @@ def table(name: str, found: dict) -> str:
 
 
 def figure(rewards: dict[str, dict], path: Path) -> None:
-    """A panel a reward: the variance components under rho* along 1/lambda; dashed, the plain request's total."""
-    fig, axes = new_figure(path, 1, len(rewards), (4.6 * len(rewards), 3.6))
-    for ax, (name, found) in zip(axes.flat, rewards.items()):
-        for part, colour in PARTS:
+    """A column a reward, along 1/lambda: mean under rho*, and its variance components; dashed, the plain request's."""
+    fig, axes = new_figure(path, 2, len(rewards), (4.6 * len(rewards), 6.4), sharex=True)
+    for (top, ax), (name, found) in zip(axes.T, rewards.items()):
+        for where, part, colour in [(top, "gain", "black"), *((ax, part, colour) for part, colour in PARTS)]:
             x = [1 / p["lam"] for p in found["smooth"]]
-            ax.plot(x, [p[part] for p in found["smooth"]], color=colour, label=part.replace("_", " "))
+            where.plot(x, [p[part] for p in found["smooth"]], color=colour, label=part.replace("_", " "))
+            for p in found["curve"]:
+                where.vlines(1 / p["lam"], *(p.get(f"{part}_ci95") or (p[part], p[part])), color=colour)
+        top.axhline(0, color="#999999", linestyle="--")
+        top.set(title=name, ylabel="mean - plain request's (sd)")
         ax.axhline(found["plain"]["total"], color="#999999", linestyle="--", label="plain request, total")
-        ax.set(title=name, xscale="log", xlabel="1 / λ", ylabel="variance (of all answers: 1)")
-    fig.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+        ax.set(xscale="log", xlabel="1 / λ", ylabel="variance (of all answers: 1)")
+    fig.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     fig.savefig(path)
 
 

@@ -21,10 +21,12 @@ from pathlib import Path
 import numpy as np
 
 from alignpro_mini.experiments.listing import pooled_folder
+from alignpro_mini.experiments.sweep import coefficients
 from alignpro_mini.lab import pipeline
 from alignpro_mini.lab.cli import one_line_errors, parse_command_line
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.evaluation import ratio_of_variances
+from alignpro_mini.lab.glossary import ARMS
 from alignpro_mini.lab.statistics import Groups, bootstrap_interval, interval, resampled_moments, t_interval
 from alignpro_mini.lab.tables import get, num
 from alignpro_mini.options import UserError
@@ -54,12 +56,12 @@ def prediction(configs: Sequence[RunConfig], reward: str) -> dict:
     return told | {"kl_coef": lam, "requests": listed["requests"], "evaluated_later": listed["evaluated_later"]}
 
 
-def arms(config: RunConfig) -> dict[str, np.ndarray]:
-    """The rewards (N, K, M) of a finished run's arms."""
+def arms(config: RunConfig, kind: str = "reward") -> dict[str, np.ndarray]:
+    """The rewards (N, K, M) of a finished run's arms; kind "gold": the true ones, none where nobody knows them."""
     found = {}
     for stage in ("evaluation_plain", "evaluation"):
         tensors, _ = load_state(Path(config.out) / config.run_name / "checkpoints" / f"{stage}.safetensors")
-        found |= {key.removesuffix(".reward"): t.numpy() for key, t in tensors.items() if key.endswith(".reward")}
+        found |= {k.removesuffix(f".{kind}"): t.numpy() for k, t in tensors.items() if k.endswith(f".{kind}")}
     return found
 
 
@@ -70,9 +72,12 @@ def measured(runs: Sequence[dict[str, np.ndarray]], count: int, groups: Groups =
     gain = by_request["align_pro"] - by_request["no_finetuning"]
     found = ratio_of_variances("variance_ratio", joint("align_pro", 1), joint("no_finetuning", 1), count, groups)
     found |= {"mean_gain": gain.mean(), "mean_gain_ci95": bootstrap_interval(gain, count, groups)}
-    found |= dict.fromkeys(("gap_closed", "gap_closed_ci95"))
+    found |= dict.fromkeys(("gap_closed", "gap_closed_ci95", "difference_to_oracle", "difference_to_oracle_ci95"))
     if "rlhf_oracle" in by_request:
         best = by_request["rlhf_oracle"] - by_request["no_finetuning"]
+        apart = gain - best
+        found["difference_to_oracle"] = apart.mean()
+        found["difference_to_oracle_ci95"] = bootstrap_interval(apart, count, groups)
         resampled = [resampled_moments(d[:, None, None], count, groups)[0] for d in (gain, best)]
         if np.quantile(resampled[1], 0.025) > 0:  # a share of a gain that was not shown is none
             found |= {"gap_closed": gain.mean() / best.mean(), "gap_closed_ci95": interval(resampled[0] / resampled[1])}
@@ -96,13 +101,20 @@ def summarise(configs: Sequence[RunConfig], name: str, to: Path) -> dict:
     worlds = [(pipeline.make_world(config), config.eval.inputs) for config in configs]
     groups = [label for world, count in worlds for label in world.groups(world.eval_requests[:count])]
     found = measured([arms(config) for config in configs], configs[0].eval.bootstrap, groups)
-    found["attainable_gain_share"] = t_interval(get(run, "theory", "attainable_gain_share") for run in runs)[0]
+    if all(gold := [arms(config, "gold") for config in configs]):
+        told = measured(gold, configs[0].eval.bootstrap, groups)
+        found |= {f"gold_{key}": told[key] for key in told if key.startswith(("mean_gain", "variance_ratio"))}
+    share, half = t_interval(get(run, "theory", "attainable_gain_share") for run in runs)
+    found |= {"attainable_gain_share": share, "attainable_gain_share_ci95": half and [share - half, share + half]}
+    cut = lambda arm: t_interval(get(run, "arms", arm, "truncated") for run in runs)[0]
+    found |= {"truncated": {arm: cut(arm) for arm in runs[0]["arms"]}, "kl_coef": runs[0]["kl_coef"]}
     found |= {"prediction": predicted, "seeds": [config.seed for config in configs]}
     merge(to / "summary.json", name, found)
-    for key in ("mean_gain", "variance_ratio", "gap_closed"):
+    print(coefficients(runs))
+    for key in [key for key in found if f"{key}_ci95" in found]:
         print(f"{key.replace('_', ' ')} {num(found[key])} {num(found[f'{key}_ci95'])}")
+    print(f"truncated answers: {', '.join(f'{ARMS[arm][0]} {num(v, 2)}' for arm, v in found['truncated'].items())}")
     print(f"predicted variance ratio {num(get(found, 'prediction', 'variance_ratio_pi95'))}")
-    print(f"share of the attainable gain, mean over seeds: {num(found['attainable_gain_share'])}")
     return found
 
 

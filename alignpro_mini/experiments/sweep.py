@@ -21,6 +21,7 @@ from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.glossary import ARMS, TRIO
 from alignpro_mini.lab.statistics import t_interval
 from alignpro_mini.lab.tables import aligned, get, num
+from alignpro_mini.lab.tables import over_seeds as told_over_seeds
 from alignpro_mini.weights.tensors import write_json
 
 
@@ -139,6 +140,7 @@ def sweep_counts(runs: list[dict]) -> dict[str, tuple[int, int]]:
             ci[0] > 0 for ci in told("arms", "align_pro", "difference", "ci95")
         ],
         BETWEEN: [a < b < c for a, b, c in means if None not in (a, b, c)],
+        "at or above the oracle": [b >= c for a, b, c in means if None not in (a, b, c)],
         "variance below no fine-tuning": [ratio < 1 for ratio in told("variance_ratio")],
         "variance ratio's interval below 1": [ci[1] < 1 for ci in told("variance_ratio_ci95")],
         "gold variance ratio's interval below 1": [ci[1] < 1 for ci in told("gold_variance_ratio_ci95")],
@@ -169,14 +171,14 @@ def right_answers(runs: list[dict]) -> list[str]:
 
 
 def variance_lines(runs: list[dict]) -> list[str]:
-    """Which variance component falls, and the gold reward: an arm a line, means over the seeds."""
+    """Which variance component falls, and the gold reward: an arm a line, means over the seeds and their intervals."""
     parts = [("variance_parts", part) for part in ("between_inputs", "between_rewrites", "within")]
     keys = (("variance",), *parts, ("gold_mean",), ("gold_variance",), ("win_rate",))
     heads = ("variance", "between inputs", "between rewrites", "within", "gold mean", "gold variance", "win rate")
-    rows = [["  means over seeds", *heads]]
+    rows = [["  means, ± 95%", *heads]]
     for arm, (name, _) in ARMS.items():
-        found = [over_seeds(runs, "arms", arm, *key)[0] for key in keys]
-        rows += [[f"  {name}", *map(num, found)]] if found[0] is not None else []
+        found = [told_over_seeds([get(run, "arms", arm, *key) for run in runs], 3) for key in keys]
+        rows += [[f"  {name}", *found]] if any(get(run, "arms", arm, "variance") is not None for run in runs) else []
     return [aligned(rows)]
 
 

@@ -24,7 +24,7 @@ from alignpro_mini.lab.cli import one_line_errors, parse_command_line
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.plots import new_figure
 from alignpro_mini.lab.run import Run
-from alignpro_mini.lab.tables import aligned, num
+from alignpro_mini.lab.tables import aligned, get, num
 from alignpro_mini.options import require
 from alignpro_mini.weights.tensors import write_json
 
@@ -61,13 +61,14 @@ def run_temperatures(config: RunConfig, temperatures: Sequence[float], requests:
 
 def table(results: dict) -> str:
     """A row a temperature."""
-    rows = [["temperature", "no fine-tuning", "Align-Pro", "gain", "95% CI", "variance ratio", "95% CI"]]
+    rows = [["temperature", "no fine-tuning", "Align-Pro", "gain", "95% CI", "variance ratio", "95% CI", "truncated"]]
     for point in results["temperatures"]:
         gain = point["arms"]["align_pro"]["difference"]
         means = [num(point["arms"][arm]["mean"]) for arm in ("no_finetuning", "align_pro")]
         trained = " (trained)" if point["temperature"] == results["trained_at"] else ""
         ratio = [num(point["variance_ratio"], 2), num(point["variance_ratio_ci95"], 2)]
-        rows.append([f"{point['temperature']:g}{trained}", *means, num(gain["mean"]), num(gain["ci95"]), *ratio])
+        cut = " to ".join(num(get(point, "arms", arm, "truncated"), 2) for arm in ("no_finetuning", "align_pro"))
+        rows.append([f"{point['temperature']:g}{trained}", *means, num(gain["mean"]), num(gain["ci95"]), *ratio, cut])
     return aligned(rows)
 
 
