@@ -49,7 +49,7 @@ def test_estimators_end_to_end_and_one_variant_more(tmp_path, small):  # noqa: F
     grads = estimators.gradients(list(both["variants"]), 4, batch=32)
     text = estimators.table([both], grads)
     rows = [line for line in text.splitlines() if line.startswith("| RLOO, K 4 |")]
-    assert len(rows) == 1 and rows[0].count("|") == 10
+    assert len(rows) == 1 and rows[0].count("|") == 11
     assert "KL as k3 in the loss" in text.split("KL penalty alone")[1]
 
 

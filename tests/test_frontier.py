@@ -119,6 +119,7 @@ def test_a_frontier_end_to_end_and_again_with_resume(tmp_path, small):  # noqa: 
         saved_config = json.loads((folder / f"lam-{p['lam']:g}" / "config.json").read_text())
         assert saved_config["ppo"]["kl_coef"] == saved_config["oracle"]["kl_coef"] == p["lam"]
         assert p["regularised_gap"] == pytest.approx(p["lambda_kl_to_optimum"], abs=1e-6) and p["rlhf_kl"] is not None
+        assert p["rlhf_gain_ci95"][0] <= p["rlhf_mean"] - results["no_finetuning"] <= p["rlhf_gain_ci95"][1]
     again = frontier.run_frontier(
         config, resume=True, lams=[0.1, 1.0, 0.3]
     )  # one more coefficient; the others are loaded
@@ -135,8 +136,22 @@ def test_a_frontier_end_to_end_and_again_with_resume(tmp_path, small):  # noqa: 
 def by_hand(task="quality", seed=0, shift=0.0):
     """No fine-tuning earns 0, the oracle 1 and 2 at 1 and 3 nats; Align-Pro 0.5 and 1.5 at 0.5 and 2 nats."""
     points = [
-        {"lam": 1.0, "mean": 0.5 + shift, "answer_kl": 0.5, "rlhf_mean": 1.0, "rlhf_kl": 1.0},
-        {"lam": 0.1, "mean": 1.5 + shift, "answer_kl": 2.0, "rlhf_mean": 2.0, "rlhf_kl": 3.0},
+        {
+            "lam": 1.0,
+            "mean": 0.5 + shift,
+            "answer_kl": 0.5,
+            "rlhf_mean": 1.0,
+            "rlhf_kl": 1.0,
+            "rlhf_gain_ci95": [0.9, 1.1],
+        },
+        {
+            "lam": 0.1,
+            "mean": 1.5 + shift,
+            "answer_kl": 2.0,
+            "rlhf_mean": 2.0,
+            "rlhf_kl": 3.0,
+            "rlhf_gain_ci95": [1.9, 2.1],
+        },
     ]
     return {"task": task, "seed": seed, "no_finetuning": 0.0, "align_pro": points}
 
@@ -156,6 +171,9 @@ def test_the_oracle_is_met_at_equal_coefficient_and_at_equal_kl_of_answers(tmp_p
     assert second[1] == "0.1" and second[-4] == "0.88" and second[-2] == "0.18"
     frontier_report.beta_figure([by_hand(), by_hand("reasoning")], tmp_path / "b.png")
     assert (tmp_path / "b.png").stat().st_size > 1000
+    unshown = by_hand()
+    unshown["align_pro"][0]["rlhf_gain_ci95"] = [-0.1, 2.1]
+    assert [frontier_report._gap(unshown, p) for p in unshown["align_pro"]] == [None, 0.75]
     bare = by_hand()
     for p in bare["align_pro"]:
         del p["rlhf_mean"], p["rlhf_kl"]

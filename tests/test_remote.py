@@ -175,8 +175,9 @@ def test_the_key_comes_from_the_environment_and_stays_there(tmp_path, monkeypatc
         one.ask(questions(1))
         assert server.keys == ["Bearer sk-secret"] * 2
         assert "sk-secret" not in str(told.value) + one.file.read_text()
-    with pytest.raises(UserError, match="password"):
-        ApiConfig(base_url="https://me:secret@example.org/v1")
+    for base_url in ("me:secret@example.org/v1", "secret@example.org/v1", "example.org/v1?key=secret"):
+        with pytest.raises(UserError, match="holds a user name, a password or a query"):
+            ApiConfig(base_url=f"https://{base_url}")
     with pytest.raises(UserError, match="address such as"):
         ApiConfig(base_url="example.org")
 

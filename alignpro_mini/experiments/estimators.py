@@ -108,12 +108,13 @@ def gradients(names: Sequence[str], batches: int, batch: int = 512) -> dict[str,
 def table(runs: list[dict], grads: dict[str, dict]) -> str:
     """A row a variant: its gradient, then its share of the attainable gain with intervals over the seeds."""
     names = [name for name in OPTIONS if any(name in run["variants"] for run in runs)]
-    heads = "variant | gradient: cosine, 95 % interval | length | noise / length | cosine, later step"
+    heads = "variant | gradient: cosine, 95 % interval | length | bias | noise / length | cosine, later step"
     heads += f" | share of the attainable gain | minus {AS_IT_IS} | KL | not enumerated"
-    lines = [f"| {heads} |", "|---" * 9 + "|"]
+    lines = [f"| {heads} |", "|---" * 10 + "|"]
     for name in names:
         g = grads[name]
         cells = [f"{num(g['cosine'], 4)} {num(g['cosine_ci95'], 4)}", num(g["length"], 2)]
+        cells.append(f"{num(g['bias'], 3)} {num(g['bias_ci95'], 3)}")
         cells += [num(g["noise"] / g["length"], 2), num(g["later"]["cosine"], 3)]
         shares = [run["variants"].get(name, {}).get("attainable_gain_share") for run in runs]
         base = [run["variants"].get(AS_IT_IS, {}).get("attainable_gain_share") for run in runs]

@@ -40,8 +40,9 @@ from alignpro_mini.lab import assess, optimum, pipeline
 from alignpro_mini.lab.cli import one_line_errors, parse_command_line
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.evaluation import Evaluator
-from alignpro_mini.lab.optimum import Listing
+from alignpro_mini.lab.optimum import Listing, RatedRewrites
 from alignpro_mini.lab.run import Run, RunStage
+from alignpro_mini.lab.statistics import bootstrap_interval
 from alignpro_mini.options import require
 from alignpro_mini.weights.tensors import write_json
 
@@ -74,7 +75,7 @@ def run_frontier(config: RunConfig, resume: bool, lams: Sequence[float]) -> dict
         point = {"lam": lam, "kl": float(theory.kl(ours.rho, ours.rho_sft).mean())} | kl
         point |= {"mean": float(theory.value(ours.rho, ours.R))} | optimum.describe(ours, lam)
         if oracle is not None:
-            point |= _rlhf(run, rated.requests, pi_f, oracle, reward)
+            point |= _rlhf(run, rated, pi_f, oracle, reward)
         points.append(point)
     results = {key: getattr(config, key) for key in ("task", "preset", "seed")}
     results |= {"no_finetuning": float(rated.R[:, 0].mean()), "closed_form": closed_form_curve(untrained, lams)}
@@ -91,13 +92,15 @@ def _answer_kl(run: Run, listing: Listing, pi_f: FrozenModel, stage: RunStage) -
     return {"answer_kl": optimum.induced_kl(listing, pi_f, 8, run.generator("answer_kl"))}
 
 
-def _rlhf(run: Run, requests: list[str], pi_f: FrozenLM, oracle: FrozenLM, reward: pipeline.Reward) -> dict[str, float]:
-    """RLHF in the units and on the requests of the enumerated rewrites: KL of its answers, and their mean reward."""
+def _rlhf(run: Run, rated: RatedRewrites, pi_f: FrozenLM, oracle: FrozenLM, reward: pipeline.Reward) -> dict:
+    """RLHF in the units and on the requests of the enumerated rewrites: KL of its answers, their mean, its gain's CI."""
 
-    def make(stage: RunStage) -> dict[str, float]:
-        many = replace(run.config.eval, inputs=len(requests), rewrites=1, answers=run.config.theory.answers)
-        arm = Evaluator(requests, pi_f, reward.train, None, many, run.generator("rlhf")).oracle(oracle, pi_f)
-        return {"rlhf_kl": float(arm.kl.mean()), "rlhf_mean": float(arm.reward.mean())}
+    def make(stage: RunStage) -> dict:
+        many = replace(run.config.eval, inputs=len(rated.requests), rewrites=1, answers=run.config.theory.answers)
+        arm = Evaluator(rated.requests, pi_f, reward.train, None, many, run.generator("rlhf")).oracle(oracle, pi_f)
+        gain = arm.reward.mean((1, 2)) - rated.R[:, 0].numpy()  # (N,) to the plain request's
+        ci95 = bootstrap_interval(gain, run.config.eval.bootstrap)
+        return {"rlhf_kl": float(arm.kl.mean()), "rlhf_mean": float(arm.reward.mean()), "rlhf_gain_ci95": ci95}
 
     return run.json("rlhf", make)
 

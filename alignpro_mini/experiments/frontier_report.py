@@ -78,9 +78,10 @@ def at_matched_kl(run: dict, point: dict) -> float | None:
     return float(np.interp(max(point["answer_kl"], 0.0) ** 0.5, np.sqrt(np.maximum(kl, 0.0)), mean))
 
 
-def _gap(ours: float, start: float, best: float | None) -> float | None:
-    """Share of the oracle's gain; None where there is no gain to speak of."""
-    return None if best is None or best - start < 0.05 else (ours - start) / (best - start)
+def _gap(run: dict, point: dict) -> float | None:
+    """Share of the oracle's gain; None where that gain is not shown."""
+    start, best, ci95 = run["no_finetuning"], point.get("rlhf_mean"), point.get("rlhf_gain_ci95")
+    return (point["mean"] - start) / (best - start) if best is not None and ci95 and ci95[0] > 0 else None
 
 
 def beta_table(runs: list[dict]) -> str:
@@ -93,7 +94,7 @@ def beta_table(runs: list[dict]) -> str:
             told = [
                 over_seeds([p.get(key) for _, p in points]) for key in ("mean", "answer_kl", "rlhf_mean", "rlhf_kl")
             ]
-            told.append(over_seeds([_gap(p["mean"], run["no_finetuning"], p.get("rlhf_mean")) for run, p in points]))
+            told.append(over_seeds([_gap(run, p) for run, p in points]))
             best = [(p["mean"], at_matched_kl(run, p)) for run, p in points]
             told.append(over_seeds([None if theirs is None else ours - theirs for ours, theirs in best]))
             rows.append([task, f"{point['lam']:g}", *told])

@@ -55,7 +55,8 @@ class ApiConfig:
         except ValueError:  # a bracket or a port that is none
             ok = False
         require(ok, f"base_url is {self.base_url!r}; it must be an address such as http://127.0.0.1:8000/v1")
-        require(address.password is None, f"base_url holds a password; leave it out: the key comes from {KEY} only")
+        bare = not (address.username or address.password or address.query or address.fragment)
+        require(bare, f"base_url holds a user name, a password or a query; leave it out: the key comes from {KEY} only")
 
 
 @dataclass(frozen=True, slots=True)
