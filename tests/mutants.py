@@ -1619,7 +1619,8 @@ MUTANTS: tuple[Mutant, ...] = (
         ("        ours = rated.under(rho_sft, rho)\n", "        ours = untrained\n"),
         FRONTIER,
     ),
-    _frontier("frontier-against-another-rewrite", ("rated.R[:, 0]", "rated.R[:, 1]"), FRONTIER),
+    _frontier("frontier-against-another-rewrite", ("float(rated.R[:, 0]", "float(rated.R[:, 1]"), FRONTIER),
+    _frontier("oracle-against-another-rewrite", ("- rated.R[:, 0]", "- rated.R[:, 1]"), FRONTIER),
     _frontier(
         "best-of-n-rated-by-what-chose-it",
         (

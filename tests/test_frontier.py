@@ -119,7 +119,8 @@ def test_a_frontier_end_to_end_and_again_with_resume(tmp_path, small):  # noqa: 
         saved_config = json.loads((folder / f"lam-{p['lam']:g}" / "config.json").read_text())
         assert saved_config["ppo"]["kl_coef"] == saved_config["oracle"]["kl_coef"] == p["lam"]
         assert p["regularised_gap"] == pytest.approx(p["lambda_kl_to_optimum"], abs=1e-6) and p["rlhf_kl"] is not None
-        assert p["rlhf_gain_ci95"][0] <= p["rlhf_mean"] - results["no_finetuning"] <= p["rlhf_gain_ci95"][1]
+        assert p["rlhf_gain"] == pytest.approx(p["rlhf_mean"] - results["no_finetuning"], abs=1e-6)
+        assert p["rlhf_gain_ci95"][0] <= p["rlhf_gain"] <= p["rlhf_gain_ci95"][1]
     again = frontier.run_frontier(
         config, resume=True, lams=[0.1, 1.0, 0.3]
     )  # one more coefficient; the others are loaded

@@ -99,8 +99,9 @@ def _rlhf(run: Run, rated: RatedRewrites, pi_f: FrozenLM, oracle: FrozenLM, rewa
         many = replace(run.config.eval, inputs=len(rated.requests), rewrites=1, answers=run.config.theory.answers)
         arm = Evaluator(rated.requests, pi_f, reward.train, None, many, run.generator("rlhf")).oracle(oracle, pi_f)
         gain = arm.reward.mean((1, 2)) - rated.R[:, 0].numpy()  # (N,) to the plain request's
+        found = {"kl": arm.kl.mean(), "mean": arm.reward.mean(), "gain": gain.mean()}
         ci95 = bootstrap_interval(gain, run.config.eval.bootstrap)
-        return {"rlhf_kl": float(arm.kl.mean()), "rlhf_mean": float(arm.reward.mean()), "rlhf_gain_ci95": ci95}
+        return {f"rlhf_{key}": float(value) for key, value in found.items()} | {"rlhf_gain_ci95": ci95}
 
     return run.json("rlhf", make)
 
