@@ -13,10 +13,11 @@ ARMS = {  # arm: its name, and its one colour in every plot (Okabe-Ito: safe for
 TRIO = ("no_finetuning", "align_pro", "rlhf_oracle")  # the arms that the paper compares
 GLOSSARY = """\
 loss heldout_loss | cross-entropy, nats per token (reward: per pair) | falls, flattens | held-out rises: overfitting
-accuracy heldout_accuracy | share of pairs ranked like their label | held-out near the ceiling | 0.5: nothing learned
+accuracy heldout_accuracy accuracy_ci95 | share of pairs ranked like their label; 95% interval of the held-out one | held-out near the ceiling | 0.5: nothing learned
 margin | reward of the chosen minus the rejected answer | above 0, levels off | keeps growing: overfitting
 swap_accuracy swap_ceiling | share of held-out requests where the answer beats one that belongs to another request; by the gold reward | near the ceiling | 0.5: r(x, y) does not read x
 ceiling always_longer | accuracy of the gold reward; of the longer answer | far apart | close: it may only count words
+length_matched length_matched_pairs truncated_accuracy | held-out accuracy where both answers are about equally long (within 10 %); number of such pairs; accuracy on answers cut as the frozen LM's are | near accuracy | far below: it counts words; cannot rate half an answer
 score_mean | mean score of a batch, before any penalty | rises | falls: learning rate too high
 reward_mean | mean score - missing-EOS penalty - λ KL: what PPO maximises | rises | falls: the KL costs too much
 score_std advantage_std | standard deviation over the batch | steady, may shrink | near 0: no signal left to learn from

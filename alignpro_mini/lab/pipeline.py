@@ -28,7 +28,7 @@ from alignpro_mini.sft import encode_pairs, train_sft
 from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.training import Score
 from alignpro_mini.transformer import Transformer
-from alignpro_mini.weights.hub import load_model, load_tokenizer
+from alignpro_mini.weights.hub import folder_of, load_model, load_tokenizer
 from alignpro_mini.weights.tensors import replacing, write_json
 from alignpro_mini.worlds.callables import load_callable
 from alignpro_mini.worlds.everyday import EverydayRequests
@@ -63,7 +63,8 @@ def make_world(config: RunConfig) -> World:
     gold = _gold(config)
     if config.remote or config.judge:
         check_access(config.api)
-    tokenizer = load_tokenizer(config.prompter)  # first of all: the model may not be there yet
+    tokenizer = load_tokenizer(config.prompter)  # first of all: the models may not be there yet
+    folder_of(config.reward_base or config.prompter)
     if not config.data.prompts:
         world = EverydayRequests(config.data, config.eval.inputs, config.seed, gold)
         told = "about topics that training never sees"
@@ -193,7 +194,11 @@ def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -
     def make(stage: RunStage) -> tuple[dict, dict]:
         g = run.generator("preferences")
         pairs = _preferences(run, world, pi_f, rho_sft, g)
-        facts = reward_.train_reward_model(model, pairs, c.reward_model, stage, g)
+        # A file's answers may be longer than those that the run rates; a remote LM has no tokenizer here.
+        tokenizer = getattr(pi_f, "tokenizer", model.tokenizer)
+        short = lambda y: reward_.cut_at(y, tokenizer, c.sampling.max_new_tokens)
+        cut = (lambda y: whole_sentences(short(y))) if c.real_model else short
+        facts = reward_.train_reward_model(model, pairs, c.reward_model, stage, g, cut)
         sample = _answers_to_rewrites(run, world, pi_f, rho_sft)
         model.normalise(*sample)
         facts["low"] = low_reward(model.score, *sample) if c.real_model else None

@@ -139,12 +139,19 @@ def oracle_lines(results: dict) -> list[str]:
 def reward_model_lines(facts: dict) -> list[str]:
     """How good the reward model is; a warning where it does not read the request."""
     swap, most = get(facts, "swap_accuracy"), get(facts, "swap_ceiling")
+    alike, ci95 = get(facts, "length_matched_pairs"), get(facts, "accuracy_ci95")  # absent in earlier runs
     told = [
-        f"Reward model: held-out accuracy {num(get(facts, 'accuracy'))}, ceiling that the label noise allows"
-        f" {num(get(facts, 'ceiling'))}, always-longer {num(get(facts, 'always_longer'))}",
+        f"Reward model: held-out accuracy {num(get(facts, 'accuracy'))}{f', 95% CI {num(ci95)}' if ci95 else ''},"
+        f" label noise allows {num(get(facts, 'ceiling'))}, always-longer {num(get(facts, 'always_longer'))}",
         f"Reward model: swap accuracy {num(swap)}, the gold reward's {num(most)} (the answer to x is rated above one to"
         " another request)",
     ]
+    if alike is not None:
+        told.insert(
+            1,
+            f"Reward model: accuracy on answers of like length {num(get(facts, 'length_matched'))} ({alike} pairs),"
+            f" on truncated answers {num(get(facts, 'truncated_accuracy'))}",
+        )
     if swap is not None and swap < 0.7 and swap < 0.9 * (most or 1.0):
         told.append(
             "WARNING: the reward model hardly reads the request x: 0.5 is chance. Mismatched pairs teach it to."
