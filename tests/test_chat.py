@@ -231,7 +231,7 @@ def test_a_model_by_folder_by_name_and_without_a_tokenizer(tmp_path, monkeypatch
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError) as told:
         load_model("nobody/nothing-here")
-    assert "put its *.json, *.jinja and *.safetensors files into a folder" in str(told.value)
+    assert "safetensors files of https://huggingface.co/nobody/nothing-here into a folder" in str(told.value)
     assert "\n" not in str(told.value)
 
 

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from alignpro_mini.options import UserError
 from alignpro_mini.worlds.files import DataConfig, FileTask, read_files, read_rows, single_turn
 
 
@@ -115,6 +116,45 @@ def test_a_missing_file_and_an_empty_one(tmp_path):
 def test_several_files_are_read_in_order(tmp_path):
     a, b = write(tmp_path / "a.jsonl", [{"prompt": "1"}]), write(tmp_path / "b.jsonl.gz", [{"prompt": "2"}])
     assert [row["prompt"] for row in read_files(f"{a}, {b}", ("prompt",))] == ["1", "2"]
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "en/v1.0/train.jsonl.gz"])
+def test_a_file_of_the_hub_by_name(tmp_path, monkeypatch, name):
+    kept, mine = write(tmp_path / name.rpartition("/")[2], [{"prompt": "theirs"}]), tmp_path / "mine.jsonl"
+    asked = []
+
+    def download(*where, **more):
+        asked.append((*where, more))
+        return str(kept)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    paths = f"{write(mine, [{'prompt': 'mine'}])}, hf:some-one/a_set.v2:{name}"
+    assert [row["prompt"] for row in read_files(DataConfig(prompts=paths).prompts, ("prompt",))] == ["mine", "theirs"]
+    assert asked == [("some-one/a_set.v2", name, {"repo_type": "dataset"})]
+
+
+def test_a_hub_that_does_not_answer_is_one_line_with_the_way_out(monkeypatch):
+    def download(*_, **__):
+        raise OSError("no route\nto the host")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(UserError) as told:
+        read_files("hf:a/b:c.jsonl", ("prompt",))
+    assert str(told.value) == (
+        "hf:a/b:c.jsonl: the hub did not give this file (no route): download it elsewhere from "
+        "https://huggingface.co/datasets/a/b, and give its path"
+    )
+
+
+@pytest.mark.parametrize("field", ["prompts", "preferences", "rewrites"])
+@pytest.mark.parametrize(
+    "name", ["hf:", "hf:a/b", "hf:b:c.jsonl", "hf:a/b:", "hf:a/b/c:d.jsonl", "hf:a/b:/c.jsonl", "hf:a/b:c.csv"]
+)
+def test_a_malformed_name_of_the_hub_is_told_before_anything_is_done(field, name):
+    with pytest.raises(UserError) as told:
+        DataConfig(**{field: f"mine.jsonl, {name}"})
+    assert str(told.value).startswith(f"{field} is {name!r}; write") and "hf:owner/name:path" in str(told.value)
+    assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize(

@@ -59,5 +59,6 @@ def download(name: str) -> Path:
 
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=FILES))
     except Exception as error:  # no such name, no network, no permission: the library has its own class for each
-        by_hand = "put its *.json, *.jinja and *.safetensors files into a folder, and give that folder's path"
+        by_hand = f"put the *.json, *.jinja and *.safetensors files of https://huggingface.co/{name} into a folder, and"
+        by_hand += " give that folder's path"
         raise UserError(f"{name}: no such folder, and the hub gave no model ({one_line(error)}): {by_hand}") from None

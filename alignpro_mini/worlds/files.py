@@ -1,4 +1,4 @@
-"""Requests, preferences and rewrites from plain JSONL files (`.gz` too), for real models.
+"""Requests, preferences and rewrites from plain JSONL files (`.gz` too), here or on the hub, for real models.
 
     requests      {"prompt": "..."}
     preferences   {"prompt": "...", "chosen": "...", "rejected": "..."}
@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignpro_mini.alignpro import Gold
-from alignpro_mini.options import UserError, check_ranges, option, unique
+from alignpro_mini.options import UserError, check_ranges, option, require, unique
 from alignpro_mini.tokenizer import one_line
 from alignpro_mini.worlds.world import answers_of_others
 
+HUB = re.compile(r"hf:([\w.-]+/[\w.-]+):([^/,][^,]*\.jsonl(?:\.gz)?)")  # a data set on the Hugging Face hub, file in it
 LONGEST_LINE = 16 << 20  # bytes of a line of JSONL
 # What the SFT prompter of a real model learns to offer: the request, sometimes an opening, and one of these endings. RL
 # can only choose among what SFT offers, so they differ in tone, length, form and care.
@@ -37,16 +38,36 @@ ENDINGS = (  # the first is empty: the request as it is
 
 @dataclass(frozen=True, slots=True)
 class DataConfig:
-    """Files instead of everyday requests (preset smollm2 only)."""
+    """Files instead of everyday requests (preset smollm2 only); each may be `hf:owner/name:path/in/repo.jsonl`."""
 
     prompts: str = option(
-        "", "JSONL (.gz too) with a `prompt` in each line: requests; several files: comma; empty: everyday requests"
+        "",
+        "JSONL (.gz too) with a `prompt` in each line: requests; several files: comma; hf:owner/name:file.jsonl is on "
+        "the Hugging Face hub; empty: everyday requests",
     )
-    preferences: str = option("", "JSONL (.gz too) with `prompt, chosen, rejected` in each line; several files: comma")
+    preferences: str = option("", "JSONL (.gz too) with `prompt, chosen, rejected` in each line; files as in prompts")
     rewrites: str = option("", "JSONL with `prompt, rewrite` in each line, for the prompter's SFT; empty: endings")
     max_prompt_tokens: int = option(48, "longer requests are left out and counted", least=1)
 
-    __post_init__ = check_ranges
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        for name in ("prompts", "preferences", "rewrites"):
+            for path in map(str.strip, getattr(self, name).split(",")):
+                told = f"{name} is {path!r}; write a file of the hub as hf:owner/name:path/in/repo.jsonl (or .jsonl.gz)"
+                require(not path.startswith("hf:") or HUB.fullmatch(path) is not None, told)
+
+
+def located(path: str) -> Path:
+    """Where the file lies; one of the hub is fetched once. Raises UserError saying what to download by hand."""
+    if not (name := HUB.fullmatch(path)):
+        return Path(path)
+    try:
+        import huggingface_hub  # comes with tokenizers
+
+        return Path(huggingface_hub.hf_hub_download(name[1], name[2], repo_type="dataset"))
+    except Exception as error:  # no such name, no network, no permission: the library has its own class for each
+        by_hand = f"download it elsewhere from https://huggingface.co/datasets/{name[1]}, and give its path"
+        raise UserError(f"{path}: the hub did not give this file ({one_line(error)}): {by_hand}") from None
 
 
 def read_rows(path: str | Path, fields: Sequence[str]) -> Iterator[tuple[dict, str]]:
@@ -85,8 +106,8 @@ def read_rows(path: str | Path, fields: Sequence[str]) -> Iterator[tuple[dict, s
 
 
 def read_files(paths: str, fields: Sequence[str]) -> list[dict]:
-    """The rows of several files, their names separated by commas."""
-    rows = [row for path in paths.split(",") for row, _ in read_rows(path.strip(), fields)]
+    """The rows of several files, here or on the hub, their names separated by commas."""
+    rows = [row for path in paths.split(",") for row, _ in read_rows(located(path.strip()), fields)]
     if not rows:
         raise UserError(f"{paths}: no rows; each line needs {', '.join(fields)}")
     return rows
