@@ -31,6 +31,24 @@ def test_what_would_fail_after_the_sft_is_told_before_it(options, told):
         pipeline.make_world(with_options(preset("tiny"), options).validate())
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"reward_base": "nowhere"}, "nowhere"),
+        ({"data.preferences": "pairs.jsonl"}, "pairs.jsonl:2: field 'rejected' is missing"),
+    ],
+)
+def test_of_a_real_model_too(tmp_path, monkeypatch, options, told):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs.jsonl").write_text(
+        '{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "d", "chosen": "b"}\n'
+    )
+    there = pipeline.load_tokenizer
+    monkeypatch.setattr(pipeline, "load_tokenizer", lambda model: there(model) if model else None)
+    with pytest.raises((UserError, OSError), match=told):
+        pipeline.make_world(with_options(preset("smollm2"), options).validate())
+
+
 class Silent:
     """A prompter whose rewrite of every second request is empty."""
 

@@ -52,7 +52,7 @@ mass_outside mass_outside_sft | probability that ρ, ρ_sft give to rewrites tha
 optimum_noise unlisted_cost | what the share leaves out: noise in R; the cost of mass outside | far below the gap | near it: more --theory.answers
 r_standard_error r_max | of R, the mean reward of a rewrite; range of the rewards; both as PPO sees them | below λ | above: more --theory.answers
 delta1 delta2 delta3 | J(oracle) - J(π_F), J(π_F) - J(ρ_sft), J(ρ_sft) - J(ρ*), as PPO sees rewards | first above 0, last below | last above 0: a bug
-bound_paper bound_sharp | upper bounds on the sum of the three, estimated | above the sum | far below it: a bug
+bound_paper bound_sharp | upper bounds on the sum of the three, estimated; the paper's as recalled | above the sum | far below it: a bug
 icc best_rewrite_gain | share of the variance due to wording; gain of the best rewrite | icc > 0.1 | 0: RL cannot help
 """
 _ROWS = [line.split(" | ") for line in GLOSSARY.splitlines()]

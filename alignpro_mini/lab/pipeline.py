@@ -28,7 +28,7 @@ from alignpro_mini.sft import encode_pairs, train_sft
 from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.training import Score
 from alignpro_mini.transformer import Transformer
-from alignpro_mini.weights.hub import folder_of, load_model, load_tokenizer
+from alignpro_mini.weights.hub import load_model, load_tokenizer
 from alignpro_mini.weights.tensors import replacing, write_json
 from alignpro_mini.worlds.callables import load_callable
 from alignpro_mini.worlds.everyday import EverydayRequests
@@ -64,7 +64,7 @@ def make_world(config: RunConfig) -> World:
     if config.remote or config.judge:
         check_access(config.api)
     tokenizer = load_tokenizer(config.prompter)  # first of all: the models may not be there yet
-    folder_of(config.reward_base or config.prompter)
+    load_tokenizer(config.reward_base or config.prompter)
     if not config.data.prompts:
         world = EverydayRequests(config.data, config.eval.inputs, config.seed, gold)
         told = "about topics that training never sees"
@@ -73,6 +73,7 @@ def make_world(config: RunConfig) -> World:
         world = FileTask(config.data, config.eval.inputs, config.seed, length, gold)
         longest = config.data.max_prompt_tokens
         told = f"{world.left_out} left out (several turns, duplicates, or over {longest} tokens)"
+    world.preferences()  # a bad line of a file is told now, too
     print(f"requests: {len(world.train_requests)} to train on, {len(world.eval_requests)} held out, {told}")
     return world
 

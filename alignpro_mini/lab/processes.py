@@ -5,7 +5,7 @@ the same batch and the same advantages; of each minibatch every process computes
 DistributedDataParallel averages them. From equal weights and one batch this is the update of a single process.
 
 The first process does all other stages and writes the run's folder; the others wait and load. If one of them dies,
-torchrun ends all, and `--resume` goes on.
+the others end with one line, and `--resume` goes on.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from __future__ import annotations
 import datetime
 import gc
 import os
+import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields
 
 import torch
@@ -28,6 +30,10 @@ from alignpro_mini.lab.config import RunConfig, resolve_device
 from alignpro_mini.options import require
 from alignpro_mini.ppo import PPOConfig, PPOTrainer
 from alignpro_mini.rollout import Rollout
+
+# What gloo and NCCL say of a process that is gone. Their other errors, of unequal shapes say, are bugs.
+GONE = re.compile(r"(?is)(gloo|nccl).*(closed|reset by peer|broken pipe|remote process)")
+LOST = "another process of this run ended, or torchrun was stopped; to go on, give the same command with --resume"
 
 
 def count() -> int:
@@ -46,6 +52,12 @@ def wait() -> None:
         dist.barrier()
 
 
+def _leave() -> None:
+    """End at once with one line: torch's threads can abort an interpreter that shuts down."""
+    os.write(2, f"{os.path.basename(sys.argv[0])}: error: {LOST}\n".encode())
+    os._exit(1)
+
+
 @contextmanager
 def joined(configs: Sequence[RunConfig], jobs: int = 1) -> Iterator[None]:
     """The processes that torchrun started, together for the length of the block; one process alone: nothing.
@@ -62,19 +74,23 @@ def joined(configs: Sequence[RunConfig], jobs: int = 1) -> Iterator[None]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     # Others wait for the first while it trains alone, for hours.
     dist.init_process_group("nccl" if gpu else "gloo", timeout=datetime.timedelta(days=7))
-    told, rank_here = sys.stdout, rank()
+    rank_here = rank()
+    # torchrun sends SIGTERM to the others, mostly before they notice. Waiting for NCCL, a handler would never run.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL if gpu else lambda *_: _leave())
     try:
-        if rank_here:
-            sys.stdout = open(os.devnull, "w")
-        yield
-    finally:
-        sys.stdout = told
-    # Not after an error: the others may be elsewhere. None leaves before the others are ready to.
-    gc.collect()  # a reducer that is still alive keeps threads that abort the process at its end
-    wait()
-    dist.destroy_process_group()
+        with redirect_stdout(open(os.devnull, "w") if rank_here else sys.stdout):
+            yield
+        # Not after an error: the others may be elsewhere. None leaves before the others are ready to.
+        gc.collect()  # a reducer that is still alive keeps threads that abort the process at its end
+        wait()
+        dist.destroy_process_group()
+    except RuntimeError as error:
+        if not GONE.search(str(error)):
+            raise
+        sys.stdout.flush()
+        _leave()
     if rank_here:
-        os._exit(0)  # its work is done, and torch's threads can abort an interpreter that shuts down
+        os._exit(0)  # its work is done; see `_leave`
 
 
 def leader_first(make: Callable):
@@ -120,7 +136,7 @@ class ShardedTrainer(PPOTrainer):
         require_shares(self.config, self.processes)
         if self.config.advantage != "gae":
             self.policy.value_head.requires_grad_(False)  # no gradient ever comes to it
-        self.policy = _Parallel(self.policy, broadcast_buffers=False)
+        self.policy = _Parallel(self.policy)
         # One stream is the same everywhere (prompts, minibatches). The other is each process's own: what the caller
         # gave, since its score may draw from it too. Every iteration seeds the second by the first.
         self._own, self.generator = self.generator or torch.Generator(), torch.Generator()

@@ -152,7 +152,7 @@ def reward_model_lines(facts: dict) -> list[str]:
             f"Reward model: accuracy on answers of like length {num(get(facts, 'length_matched'))} ({alike} pairs),"
             f" on truncated answers {num(get(facts, 'truncated_accuracy'))}",
         )
-    if swap is not None and swap < 0.7 and swap < 0.9 * (most or 1.0):
+    if swap is not None and swap < 0.7:
         told.append(
             "WARNING: the reward model hardly reads the request x: 0.5 is chance. Mismatched pairs teach it to."
         )
