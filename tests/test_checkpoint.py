@@ -18,7 +18,7 @@ from alignpro_mini.weights.smollm2 import build_tokenizer
 from alignpro_mini.weights.tensors import load_state, save_state
 
 FIXTURES = Path(__file__).parent / "fixtures"
-FAMILIES = ("gpt2", "llama", "qwen2", "llama3", "qwen3")
+FAMILIES = ("gpt2", "llama", "qwen2", "llama3", "qwen3", "qwen2_untied", "smollm2")
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3 |= {"original_max_position_embeddings": 16}
 IDS = torch.tensor([[1, 5, 2, 60, 7]])
@@ -83,6 +83,7 @@ def test_saving_writes_what_transformers_wrote(family, tmp_path):
         key: their_config[key] for key in config if key not in new
     }
     assert sorted(p.name for p in (tmp_path / "new/deep").iterdir()) == ["config.json", "model.safetensors"]
+    assert torch.equal(logits(tmp_path / "new" / "deep"), logits(FIXTURES / family)), "and it loads back"
 
 
 def test_round_trip_keeps_config_weights_tokenizer_and_random_state(family, tmp_path):
@@ -151,7 +152,8 @@ def test_published_defaults_stand_for_missing_keys(folder):
     assert (config.rope_theta, config.tied, config.norm_eps) == (10_000.0, False, 1e-6)
 
 
-def test_a_sharded_checkpoint_loads(folder):
+def test_a_sharded_checkpoint_loads(family, tmp_path):
+    folder = Path(shutil.copytree(FIXTURES / family, tmp_path / family))
     expected, tensors = logits(folder), load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names = sorted(tensors)

@@ -1,4 +1,4 @@
-"""The transformer against `transformers` (stored logits), attention written out, and itself computed another way.
+"""The transformer against `transformers` (stored logits and greedy tokens), attention written out, and itself computed another way.
 
 Oracles: tests/fixtures (see make_fixtures.py), published parameter counts, complex multiplication for RoPE.
 """
@@ -9,11 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from alignpro_mini.generation import generate
 from alignpro_mini.transformer import Attention, KVCache, RMSNorm, Transformer, TransformerConfig, rotate
 from alignpro_mini.weights.pretrained import load_pretrained
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FAMILIES = ("gpt2", "llama", "qwen2", "llama3", "qwen3")
+STORED = (*FAMILIES, "qwen2_untied", "smollm2")
 SHAPES = {  # 3 layers, so that a layer in the middle exists
     "gpt2": dict(family="gpt2"),
     "llama": dict(family="llama", n_kv_heads=2, tied=False),
@@ -55,7 +57,7 @@ def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-4) -> bool:
 # ---------------------------------------------------------------- against independent oracles
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", STORED)
 def test_logits_equal_those_of_transformers(family):
     model, _ = load_pretrained(FIXTURES / family)
     stored = load_file(FIXTURES / family / "logits.safetensors")
@@ -66,6 +68,19 @@ def test_logits_equal_those_of_transformers(family):
         whole_row = model(stored["ids"][:1])  # (1, T, V), the path without a mask
     assert close(logits[real], stored["logits"][real])
     assert close(whole_row, stored["logits"][:1])
+
+
+@pytest.mark.parametrize("family", STORED)
+def test_greedy_tokens_equal_those_of_transformers(family):
+    model, _ = load_pretrained(FIXTURES / family)
+    stored = load_file(FIXTURES / family / "greedy.safetensors")
+    prompts = [row[real].tolist() for row, real in zip(stored["ids"], stored["mask"])]
+    expected = stored["tokens"].tolist()
+    assert [len(prompt) for prompt in prompts] == [9, 6, 3, 1] and all(len(set(row)) > 2 for row in expected)
+    together = generate(model, prompts, 12, temperature=0.0)  # one batch, padded on the left
+    assert [found.tokens for found in together] == expected
+    for prompt, tokens in zip(prompts, expected):
+        assert generate(model, [prompt], 12, temperature=0.0)[0].tokens == tokens
 
 
 def attention_written_out(layer: Attention, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
