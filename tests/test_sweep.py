@@ -115,7 +115,15 @@ def runs_by_hand() -> list[dict]:
 
 def test_sweep_counts_hand_worked():
     assert list(sweep.sweep_counts(runs_by_hand()).values()) == [(3, 5), (2, 4), (1, 4), (2, 4), (2, 4), (0, 5), (1, 2)]
-    assert list(sweep.sweep_counts(runs_by_hand()[:4]).values()) == [(3, 4), (1, 3), (1, 3), (2, 4), (2, 4), (0, 4), (1, 2)]
+    assert list(sweep.sweep_counts(runs_by_hand()[:4]).values()) == [
+        (3, 4),
+        (1, 3),
+        (1, 3),
+        (2, 4),
+        (2, 4),
+        (0, 4),
+        (1, 2),
+    ]
 
 
 def test_sweep_table_has_a_row_a_seed_averages_and_the_papers_figures():
