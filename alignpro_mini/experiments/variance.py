@@ -41,7 +41,7 @@ from alignpro_mini.lab.glossary import ARMS, TRIO
 from alignpro_mini.lab.optimum import Listing, RatedRewrites
 from alignpro_mini.lab.plots import new_figure
 from alignpro_mini.lab.run import Run, RunStage
-from alignpro_mini.lab.statistics import t_interval, variance_parts
+from alignpro_mini.lab.statistics import variance_parts
 from alignpro_mini.lab.tables import aligned, num, over_seeds
 from alignpro_mini.options import require
 from alignpro_mini.weights.tensors import write_json
@@ -159,7 +159,7 @@ def table(runs: list[dict]) -> str:
 
 
 def figure(runs: list[dict], path) -> None:
-    """A panel a world: predicted components as curves along 1/lambda, trained prompters as points, mean over seeds."""
+    """A panel a world, along 1/lambda: predicted components as curves, mean over seeds; each trained prompter a point."""
     worlds = [w for w in WORLDS if all(w in run["worlds"] for run in runs)]
     cols = min(4, max(1, len(worlds)))
     rows = -(-len(worlds) // cols) or 1
@@ -169,10 +169,8 @@ def figure(runs: list[dict], path) -> None:
         for part, colour in PARTS:
             x = [1 / p["lam"] for p in mine[0]["curve"]]
             ax.plot(x, np.mean([[p[part] for p in m["curve"]] for m in mine], axis=0), color=colour, linewidth=1.3)
-            for i, point in enumerate(mine[0]["points"]):
-                mean, half = t_interval([m["points"][i][part] for m in mine])
-                label = part.replace("_", " ") if i == 0 else None
-                ax.errorbar(1 / point["lam"], mean, half or 0, fmt="o", ms=4, color=colour, capsize=2, label=label)
+            points = [(1 / p["lam"], p[part]) for m in mine for p in m["points"]]
+            ax.plot(*zip(*points), "o", markersize=4, color=colour, alpha=0.7, label=part.replace("_", " "))
         name, grey = ARMS[TRIO[0]]
         ax.axhline(np.mean([m["start"]["total"] for m in mine]), color=grey, linestyle="--", label=f"{name}, total")
         ax.set(title=world, xscale="log", xlabel="1 / λ", ylabel="variance of the reward")

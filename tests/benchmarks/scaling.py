@@ -63,6 +63,8 @@ def draw_figure(found: dict, path: str) -> None:
         for kind, one in kinds.items():
             axis.loglog(SIZES[name], one["seconds"], "o-", label=f"{kind}: exponent {one['exponent']:.2f}")
         axis.set_xlabel(name)
+        axis.set_xticks(SIZES[name], map(str, SIZES[name]), fontsize=7)
+        axis.minorticks_off()
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("seconds")
