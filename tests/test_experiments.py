@@ -61,10 +61,11 @@ def test_the_difference_to_ppo_is_paired_by_seed():
 
     later = {"later": {"cosine": 0.9}}
     one = later | {"cosine": 1.0, "cosine_ci95": [1.0, 1.0], "length": 2.0, "noise": 1.0}
+    one |= {"bias": 0.25, "bias_ci95": [0.125, 0.5]}
     grads = {estimators.AS_IT_IS: one | {"kl": one | {"cosine_reverse": 0.5}}, "clip 0.1": one}
     text = estimators.table([run(0.9, 0.91), run(0.95, 0.96), run(0.97, 0.98)], grads)
     row = next(line for line in text.splitlines() if line.startswith("| clip 0.1"))
-    assert "+0.010 [0.010, 0.010]" in row and "| 0.50 |" in row  # noise 1 / length 2
+    assert "+0.010 [0.010, 0.010]" in row and "| 0.250 [0.125, 0.500] | 0.50 |" in row  # noise 1 / length 2
     assert "0.200 [0.200, 0.200] | 0.500" in text, "KL to the optimum is the gap over lambda"
 
 
