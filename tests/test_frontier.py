@@ -143,6 +143,7 @@ def by_hand(task="quality", seed=0, shift=0.0):
             "answer_kl": 0.5,
             "rlhf_mean": 1.0,
             "rlhf_kl": 1.0,
+            "rlhf_gain": 1.0,
             "rlhf_gain_ci95": [0.9, 1.1],
         },
         {
@@ -151,6 +152,7 @@ def by_hand(task="quality", seed=0, shift=0.0):
             "answer_kl": 2.0,
             "rlhf_mean": 2.0,
             "rlhf_kl": 3.0,
+            "rlhf_gain": 2.0,
             "rlhf_gain_ci95": [1.9, 2.1],
         },
     ]
@@ -177,7 +179,7 @@ def test_the_oracle_is_met_at_equal_coefficient_and_at_equal_kl_of_answers(tmp_p
     assert [frontier_report._gap(unshown, p) for p in unshown["align_pro"]] == [None, 0.75]
     bare = by_hand()
     for p in bare["align_pro"]:
-        del p["rlhf_mean"], p["rlhf_kl"]
+        del p["rlhf_mean"], p["rlhf_kl"], p["rlhf_gain"], p["rlhf_gain_ci95"]
     assert "–" in frontier_report.beta_table([bare])
     frontier_report.beta_figure([bare], tmp_path / "c.png")
 

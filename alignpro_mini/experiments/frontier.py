@@ -93,7 +93,7 @@ def _answer_kl(run: Run, listing: Listing, pi_f: FrozenModel, stage: RunStage) -
 
 
 def _rlhf(run: Run, rated: RatedRewrites, pi_f: FrozenLM, oracle: FrozenLM, reward: pipeline.Reward) -> dict:
-    """RLHF in the units and on the requests of the enumerated rewrites: KL of its answers, their mean, its gain's CI."""
+    """RLHF in the units and on the requests of the enumerated rewrites: KL of its answers, mean, gain with its CI."""
 
     def make(stage: RunStage) -> dict:
         many = replace(run.config.eval, inputs=len(rated.requests), rewrites=1, answers=run.config.theory.answers)

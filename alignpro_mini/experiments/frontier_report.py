@@ -80,8 +80,8 @@ def at_matched_kl(run: dict, point: dict) -> float | None:
 
 def _gap(run: dict, point: dict) -> float | None:
     """Share of the oracle's gain; None where that gain is not shown."""
-    start, best, ci95 = run["no_finetuning"], point.get("rlhf_mean"), point.get("rlhf_gain_ci95")
-    return (point["mean"] - start) / (best - start) if best is not None and ci95 and ci95[0] > 0 else None
+    shown = point.get("rlhf_gain_ci95", [0.0])[0] > 0
+    return (point["mean"] - run["no_finetuning"]) / point["rlhf_gain"] if shown else None
 
 
 def beta_table(runs: list[dict]) -> str:
