@@ -64,7 +64,8 @@ def make_world(config: RunConfig) -> World:
     if config.remote or config.judge:
         check_access(config.api)
     tokenizer = load_tokenizer(config.prompter)  # first of all: the models may not be there yet
-    load_tokenizer(config.reward_base or config.prompter)
+    if config.reward_base:
+        load_tokenizer(config.reward_base)
     if not config.data.prompts:
         world = EverydayRequests(config.data, config.eval.inputs, config.seed, gold)
         told = "about topics that training never sees"
