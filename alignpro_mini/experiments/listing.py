@@ -122,7 +122,7 @@ def describe(r: Tensor, truncated: Tensor, names: Sequence[str], lams=LAMBDAS, l
             noise = np.array(each).mean(1)
             point["ratio_pi95"] = interval(np.array([other["ratio"] for other in again]) * noise / noise.mean())
         rho = torch.stack(best[lam]).mean(0)  # (K,)
-        cut = float((rho / rho.sum() * truncated.double().mean((0, 2))).sum())
+        cut = float(rho @ truncated.to(rho.dtype).mean((0, 2)))
         curve.append(point | {"truncated": cut, "endings": _favourites(rho, names)})
     spread, start = variance_parts(z.numpy()), _plain(z)
     between, within = max(spread["between_rewrites"], 0.0), spread["within"]

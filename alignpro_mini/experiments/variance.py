@@ -159,7 +159,7 @@ def table(runs: list[dict]) -> str:
 
 
 def figure(runs: list[dict], path) -> None:
-    """A panel a world, along 1/lambda: predicted components as curves, mean over seeds; each trained prompter a point."""
+    """A panel a world, along 1/lambda: predicted components as curves (mean of seeds), trained prompters as points."""
     worlds = [w for w in WORLDS if all(w in run["worlds"] for run in runs)]
     cols = min(4, max(1, len(worlds)))
     rows = -(-len(worlds) // cols) or 1

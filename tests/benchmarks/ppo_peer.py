@@ -1,4 +1,4 @@
-"""TRL's side of ppo.py: one iteration of `PPOTrainer` for each line on standard input. Runs where trl 0.24 is installed.
+"""TRL's side of ppo.py: one iteration of `PPOTrainer` for each line on standard input. Needs trl 0.24.
 
 It prints "PEER {json}": first its versions and some logits, then the seconds of each iteration.
 """

@@ -3,7 +3,7 @@
     python tests/benchmarks/scaling.py --to tutorials/scaling.png          # minutes on two cores
 
 One of the four is changed at a time, from a base of 32 rows, 64 tokens, 2 blocks of width 128, vocabulary 2,048. The
-exponent is the slope of log seconds over the log of the size, in the upper half of the sizes: 1 is proportional, 0 free.
+exponent is the slope of log seconds over log size, in the upper half of the sizes: 1 is proportional, 0 free.
 Sampling: as many new tokens as the prompt has (half the length each). Training: the loss on all tokens. The last line
 printed is one JSON object.
 """
