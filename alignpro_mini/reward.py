@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -233,44 +233,13 @@ def accuracy_ceiling(pairs: Sequence[Preference]) -> float | None:
     return sum(max(p.certainty, 1 - p.certainty) for p in pairs) / len(pairs)
 
 
-def accuracy_interval(right: Tensor, prompts: Sequence[str], resamples: int = 2000) -> list[float] | None:
-    """95 % percentile interval of the mean of right (B,), resampling prompts: their pairs are not independent.
-
-    None for a single prompt. The draws are always the same.
-    """
-    of: dict[str, list[float]] = {}
-    for x, one in zip(prompts, right.tolist(), strict=True):
-        of.setdefault(x, []).append(one)
-    sums = torch.tensor([(sum(ones), len(ones)) for ones in of.values()], dtype=torch.float64)  # (P, 2)
-    own = torch.Generator().manual_seed(0)
-    drawn = [sums[torch.randint(len(sums), (len(sums),), generator=own)].sum(0) for _ in range(resamples)]
-    shares = torch.stack([hits / count for hits, count in drawn])  # (resamples,)
-    return shares.quantile(shares.new_tensor([0.025, 0.975])).tolist() if len(sums) > 1 else None
-
-
-def cut_at(text: str, tokenizer: Tokenizer, limit: int) -> str:
-    """`text` as an LM that writes at most `limit` tokens, EOS included, leaves it: `Truncated` where it is longer."""
-    ids = tokenizer.encode(text)
-    return text if isinstance(text, Truncated) or len(ids) < limit else Truncated(tokenizer.decode(ids[:limit]))
-
-
-def heldout_facts(model: RewardModel, pairs: Sequence[Preference], cut: Callable[[str], str] | None = None) -> dict:
-    """Accuracy on held-out pairs, and what it must be compared with.
-
-    `length_matched`: where both answers' characters differ by at most 10 % of the longer one (None: fewer than 10).
-    `truncated_accuracy`: of the answers as `cut` leaves them, where it leaves something of both (None: it cuts none).
-    """
-    prompts, chosen, rejected = zip(*((p.prompt, p.chosen, p.rejected) for p in pairs))
-    right = ((model.raw(prompts, chosen) - model.raw(prompts, rejected)).sign() + 1) / 2  # (B,): 1, 0; a tie 0.5
-    alike = [10 * abs(len(a) - len(b)) <= max(len(a), len(b)) for a, b in zip(chosen, rejected)]
-    short = [replace(p, chosen=cut(p.chosen), rejected=cut(p.rejected)) for p in pairs] if cut else []
-    is_cut = any(s.chosen is not p.chosen or s.rejected is not p.rejected for s, p in zip(short, pairs))
-    short = [p for p in short if p.chosen and p.rejected]
-    matched = right[torch.tensor(alike)].mean().item() if sum(alike) >= 10 else None
-    facts = {"accuracy": right.mean().item(), "accuracy_ci95": accuracy_interval(right, prompts)}
-    facts |= {"ceiling": accuracy_ceiling(pairs), "always_longer": always_longer(pairs)}
-    facts |= {"length_matched": matched, "length_matched_pairs": sum(alike)}
-    return facts | {"truncated_accuracy": accuracy(model, short) if is_cut and short else None}
+def heldout_facts(model: RewardModel, pairs: Sequence[Preference]) -> dict:
+    """Accuracy on held-out pairs, and what it must be compared with."""
+    return {
+        "accuracy": accuracy(model, pairs),
+        "ceiling": accuracy_ceiling(pairs),
+        "always_longer": always_longer(pairs),
+    }
 
 
 def train_reward_model(
@@ -279,9 +248,9 @@ def train_reward_model(
     config: RewardConfig = RewardConfig(),
     stage: Stage = SilentStage(),
     generator: torch.Generator | None = None,
-    cut: Callable[[str], str] | None = None,
+    describe: Callable[[RewardModel, list[Preference]], dict] = heldout_facts,
 ) -> dict:
-    """Bradley-Terry training; returns `heldout_facts` (`cut` is for them), and how many pairs there were.
+    """Bradley-Terry training; returns what `describe` finds on the held-out pairs, and how many pairs there were.
 
     The frozen trunk's outputs are computed once and kept in memory (2 x pairs x tokens x D numbers). Pairs longer than
     `config.max_tokens` are left out and counted. `generator` draws the split and the order of the pairs (None:
@@ -319,7 +288,7 @@ def train_reward_model(
             stage.save(step + 1, model, optimizer)
             recent = []
     counts = {"train_pairs": len(train), "heldout_pairs": len(heldout), "left_out": len(pairs) - len(kept)}
-    return heldout_facts(model, heldout, cut) | counts
+    return describe(model, heldout) | counts
 
 
 class TrunkCache:

@@ -3,20 +3,15 @@
 import copy
 import math
 import random
-from dataclasses import replace
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from conftest import FakeStage, Letters, random_lm
 
 from alignpro_mini import reward
-from alignpro_mini.frozen import Answer, SamplingConfig, checksum
-from alignpro_mini.lab import pipeline
-from alignpro_mini.lab.config import RunConfig, preset
+from alignpro_mini.frozen import Answer, checksum
+from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.run import Run, RunStage
-from alignpro_mini.lab.statistics import bootstrap_interval
 from alignpro_mini.reward import (
     MeanRewardModel,
     Preference,
@@ -25,11 +20,8 @@ from alignpro_mini.reward import (
     TrunkCache,
     accuracy,
     accuracy_ceiling,
-    accuracy_interval,
     always_longer,
-    cut_at,
     draw_preferences,
-    heldout_facts,
     split_by_prompt,
     swap_accuracy,
     train_reward_model,
@@ -250,96 +242,6 @@ def test_accuracy_counts_a_tie_as_half():
     assert accuracy(model, [right, right, wrong, Preference("a", low, low)]) == (2 + 0.5) / 4
 
 
-# ---------------------------------------------------------------- how far the accuracy can be believed
-
-
-class Worth:
-    """A reward model of which only `raw` is there: the number of h in an answer; `seen` keeps what it rated."""
-
-    def __init__(self) -> None:
-        self.seen: list[str] = []
-
-    def raw(self, prompts, completions) -> torch.Tensor:
-        self.seen += completions
-        return torch.tensor([float(y.count("h")) for y in completions])
-
-
-def test_the_interval_resamples_prompts_and_weighs_them_by_their_pairs():
-    """Two prompts, 3 pairs right and 1 wrong: a quarter of the resamples holds either prompt alone."""
-    two = torch.tensor([1.0, 1, 0, 1]), ["a", "a", "b", "a"]
-    assert accuracy_interval(*two) == [0.0, 1.0]
-    before = torch.get_rng_state()
-    right, prompts = torch.tensor([1.0] * 90 + [0.0] * 10), [f"x{i // 9}" if i < 90 else f"y{i}" for i in range(100)]
-    low, high = accuracy_interval(right, prompts)  # 10 prompts with 9 right pairs, 10 with a wrong one
-    assert low < 0.9 < high and (low, high) == tuple(accuracy_interval(right, prompts))
-    assert (low, high) == pytest.approx(bootstrap_interval(right.numpy().astype(np.float64), 2000, prompts), abs=0.02)
-    assert torch.equal(before, torch.get_rng_state()), "the interval takes no draw from a training"
-    alone = accuracy_interval(torch.tensor([1.0, 0.0] * 200), [str(i) for i in range(400)])
-    assert alone == pytest.approx([0.5 - 1.96 * 0.025, 0.5 + 1.96 * 0.025], abs=0.008)
-    assert accuracy_interval(torch.ones(8), list("aabbccdd")) == [1.0, 1.0]
-    assert accuracy_interval(torch.tensor([1.0, 0.0]), ["a", "a"]) is None
-
-
-def test_the_accuracy_on_answers_of_like_length_by_hand():
-    """Ten pairs of like length, three right and a tie; longer by more than a tenth, all right: those do not count."""
-    pair = lambda chosen, rejected: Preference("x", chosen, rejected)
-    like = (
-        [pair("h" + "a" * 9, "a" * 9)] * 3 + [pair("a" * 9, "h" + "a" * 9)] * 6 + [pair("ha", "ah")]
-    )  # 10 and 9 letters
-    other = [pair("h" + "a" * 8, "a" * 8)] * 5  # 9 and 8
-    facts = heldout_facts(Worth(), like + other)
-    assert (facts["length_matched"], facts["length_matched_pairs"]) == (pytest.approx(0.35), 10)
-    assert facts["accuracy"] == pytest.approx((3 + 0.5 + 5) / 15) == accuracy(Worth(), like + other)
-    facts = heldout_facts(Worth(), like[1:] + other)
-    assert (facts["length_matched"], facts["length_matched_pairs"]) == (None, 9)
-    assert facts["always_longer"] == always_longer(like[1:] + other) and facts["ceiling"] is None
-    assert facts["accuracy_ci95"] is None and facts["truncated_accuracy"] is None
-
-
-def test_an_answer_is_cut_where_the_lm_would_have_been():
-    """Four tokens are three letters and EOS, or four letters without one."""
-    for text, want in (("abc", "abc"), ("abcd", "abcd"), ("abcdefg", "abcd")):
-        found = cut_at(text, Letters(), 4)
-        assert found == want and isinstance(found, Truncated) == (len(text) > 3)
-    sampled = Truncated("abcdefg")  # already cut when it was sampled: decoded and encoded again it may have more tokens
-    assert cut_at(sampled, Letters(), 4) is sampled
-
-
-def test_the_accuracy_on_truncated_answers_by_hand():
-    """Whole, all three are right; cut after four letters one is right, one wrong and one a tie."""
-    pairs = [Preference("x", "hhabcdef", "h"), Preference("y", "abcdehh", "h"), Preference("z", "abcdh", "abcde")]
-    model, cut = Worth(), lambda y: cut_at(y, Letters(), 4)
-    facts = heldout_facts(model, pairs, cut)
-    assert facts["accuracy"] == 1 and facts["truncated_accuracy"] == 0.5
-    assert model.seen[6:] == ["hhab", "abcd", "abcd", "h", "h", "abcd"]
-    assert [isinstance(y, Truncated) for y in model.seen] == [False] * 6 + [True] * 3 + [False] * 2 + [True]
-    assert heldout_facts(model, [Preference("x", "h", "abc")] * 12, cut)["truncated_accuracy"] is None
-    assert heldout_facts(model, [Preference("x", "h", Truncated("abcdefg"))], cut)["truncated_accuracy"] is None
-    nothing = lambda y: Truncated("") if len(y) == 7 else cut(y)  # no whole sentence is left
-    assert heldout_facts(model, pairs, nothing)["truncated_accuracy"] == 0.75
-
-
-@pytest.mark.parametrize(("name", "want"), [("tiny", "ab. cdef"), ("smollm2", "ab.")])
-def test_a_run_cuts_the_answers_as_it_rates_them(tmp_path, monkeypatch, name, want):
-    """At the frozen LM's limit by its own tokens; a real model's answers are rated up to their last whole sentence."""
-
-    class Seen(Exception):
-        pass
-
-    def train(model, pairs, config, stage, generator, cut):
-        raise Seen([cut("ab. cdefgh"), cut("ab. cde")])
-
-    monkeypatch.setattr(reward, "train_reward_model", train)
-    monkeypatch.setattr(pipeline, "new_reward_model", lambda c, pi_f: rated())
-    monkeypatch.setattr(pipeline, "_preferences", lambda *_: [])
-    config = replace(preset(name), out=str(tmp_path), sampling=SamplingConfig(max_new_tokens=8))
-    pi_f = SimpleNamespace(tokenizer=Letters(letters="abcdefgh. "))
-    with pytest.raises(Seen) as told:
-        pipeline.reward_model(Run(config), None, pi_f, None)
-    cut, whole = told.value.args[0]
-    assert (cut, type(cut), whole, type(whole)) == (want, Truncated, "ab. cde", str)
-
-
 # ---------------------------------------------------------------- training
 
 
@@ -367,8 +269,6 @@ def test_bradley_terry_training_learns_a_preference():
     assert stage.rows[0]["loss"] < math.log(2) + 0.1 and stage.rows[-1]["loss"] < 0.2
     assert facts["train_pairs"] + facts["heldout_pairs"] == 240 and facts["left_out"] == 0
     assert facts["accuracy"] == stage.rows[-1]["heldout_accuracy"], "the last logged one is that of the finished model"
-    assert facts["accuracy_ci95"][0] <= facts["accuracy"] <= facts["accuracy_ci95"][1]
-    assert facts["length_matched"] > 0.9 and 10 <= facts["length_matched_pairs"] < facts["heldout_pairs"]
     fair = model.raw(["abc"] * 2, ["ahb", "acb"])
     assert fair[0] > fair[1] + 1
 

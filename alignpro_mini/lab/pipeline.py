@@ -18,6 +18,7 @@ from alignpro_mini import reward as reward_
 from alignpro_mini.alignpro import Gold, Prompter, train_align_pro, train_rlhf_oracle, usable_rewrites
 from alignpro_mini.frozen import FrozenLM, FrozenModel
 from alignpro_mini.lab import evaluation, processes
+from alignpro_mini.lab.accuracy import accuracy_facts, cut_at
 from alignpro_mini.lab.config import DTYPES, RunConfig, ShapeConfig, resolve_device
 from alignpro_mini.lab.run import Run, RunStage, append_jsonl, read_jsonl
 from alignpro_mini.lab.tables import reward_model_lines
@@ -198,9 +199,10 @@ def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -
         pairs = _preferences(run, world, pi_f, rho_sft, g)
         # A file's answers may be longer than those that the run rates; a remote LM has no tokenizer here.
         tokenizer = getattr(pi_f, "tokenizer", model.tokenizer)
-        short = lambda y: reward_.cut_at(y, tokenizer, c.sampling.max_new_tokens)
+        short = lambda y: cut_at(y, tokenizer, c.sampling.max_new_tokens)
         cut = (lambda y: whole_sentences(short(y))) if c.real_model else short
-        facts = reward_.train_reward_model(model, pairs, c.reward_model, stage, g, cut)
+        describe = lambda trained, heldout: accuracy_facts(trained, heldout, cut)
+        facts = reward_.train_reward_model(model, pairs, c.reward_model, stage, g, describe)
         sample = _answers_to_rewrites(run, world, pi_f, rho_sft)
         model.normalise(*sample)
         facts["low"] = low_reward(model.score, *sample) if c.real_model else None
