@@ -23,7 +23,7 @@ def grid_cells(groups: list[dict]) -> dict[tuple[str, str], list[dict]]:
 
 def _six(runs: list[dict]) -> list[float]:
     """Mean, then variance, of the three arms, averaged over seeds, in the order of PAPER_CELLS."""
-    return [sweep.over_seeds(runs, "arms", arm, key)[0] for key in ("mean", "variance") for arm in TRIO]
+    return [sweep.seed_mean(runs, "arms", arm, key)[0] for key in ("mean", "variance") for arm in TRIO]
 
 
 def grid_counts(sixes: list) -> dict[str, tuple[int, int]]:
@@ -49,7 +49,7 @@ def grid_table(groups: list[dict]) -> str:
         told = [of("arms", arm, key) for key in ("mean", "variance") for arm in TRIO]
         keys = ("gap_closed", "variance_ratio", "gold_variance_ratio")
         gap, ratio, gold = map(of, keys)
-        near = (num(sweep.over_seeds(runs, "theory", key)[0], 3) for key in ("attainable_gain_share", "mass_outside"))
+        near = (num(sweep.seed_mean(runs, "theory", key)[0], 3) for key in ("attainable_gain_share", "mass_outside"))
         rows.append([task, cell, *told, gap, ratio, gold, *near])
     every = [run for runs in cells.values() for run in runs]
     ours, each = grid_counts([_six(runs) for runs in cells.values()]), grid_counts([_six([run]) for run in every])
@@ -86,7 +86,7 @@ def grid_figure(groups: list[dict], path) -> None:
         names = [cell for t, cell in cells if t == task]
         for ax, key in zip(column, ("mean", "variance")):
             for i, arm in enumerate(TRIO):
-                found = [sweep.over_seeds(cells[task, cell], "arms", arm, key) for cell in names]
+                found = [sweep.seed_mean(cells[task, cell], "arms", arm, key) for cell in names]
                 where, heights = np.arange(len(names)) + 0.27 * (i - 1), [np.nan if m is None else m for m, _ in found]
                 ax.bar(where, heights, 0.25, color=ARMS[arm][1], label=ARMS[arm][0])
                 for x, (mean, half), cell in zip(where, found, names):
@@ -111,7 +111,7 @@ def variance_figure(groups: list[dict], path) -> None:
             where, base = np.arange(len(names)) + 0.27 * (i - 1), np.zeros(len(names))
             for part, colour in PARTS:
                 where_from = ("arms", arm, "variance_parts", part)
-                height = [sweep.over_seeds(cells[task, cell], *where_from)[0] or 0.0 for cell in names]
+                height = [sweep.seed_mean(cells[task, cell], *where_from)[0] or 0.0 for cell in names]
                 height = np.maximum(height, 0.0)  # an unbiased part near 0 may come out a little below it
                 ax.bar(where, height, 0.25, bottom=base, color=colour, label=part.replace("_", " ") if i == 0 else None)
                 base = base + height

@@ -20,8 +20,8 @@ from alignpro_mini.experiments.paper import PAPER
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.glossary import ARMS, TRIO
 from alignpro_mini.lab.statistics import t_interval
-from alignpro_mini.lab.tables import aligned, get, num
-from alignpro_mini.lab.tables import over_seeds as told_over_seeds
+from alignpro_mini.lab.tables import aligned, get, num, over_seeds
+
 from alignpro_mini.weights.tensors import write_json
 
 
@@ -110,7 +110,7 @@ def by_task(runs: list[dict]) -> dict[str, list[dict]]:
     return {task: [r for r in runs if r.get("task") == task] for task in sorted({r.get("task") for r in runs}, key=str)}
 
 
-def over_seeds(runs: list[dict], *keys: str) -> tuple[float | None, float | None]:
+def seed_mean(runs: list[dict], *keys: str) -> tuple[float | None, float | None]:
     """Mean of runs[i][k1][k2]... over the seeds, and the half-width of its 95% t-interval."""
     return t_interval([get(run, *keys) for run in runs])
 
@@ -162,7 +162,7 @@ def right_answers(runs: list[dict]) -> list[str]:
     rises = [b - a for a, b in zip(before, after) if None not in (a, b)]
     if not rises:
         return []
-    asks, _ = over_seeds(runs, "arms", "align_pro", "asks_for_steps")
+    asks, _ = seed_mean(runs, "arms", "align_pro", "asks_for_steps")
     first, last = (num(t_interval(rates)[0], 3) for rates in (before, after))
     return [
         f"  right answers {first} to {last}; rewrites that ask for steps {num(asks, 3)} (means over seeds)",
@@ -177,7 +177,7 @@ def variance_lines(runs: list[dict]) -> list[str]:
     heads = ("variance", "between inputs", "between rewrites", "within", "gold mean", "gold variance", "win rate")
     rows = [["  means, ± 95%", *heads]]
     for arm, (name, _) in ARMS.items():
-        found = [told_over_seeds([get(run, "arms", arm, *key) for run in runs], 3) for key in keys]
+        found = [over_seeds([get(run, "arms", arm, *key) for run in runs], 3) for key in keys]
         rows += [[f"  {name}", *found]] if any(get(run, "arms", arm, "variance") is not None for run in runs) else []
     return [aligned(rows)]
 
@@ -189,13 +189,13 @@ def theory_lines(runs: list[dict]) -> list[str]:
     told = [run["theory"] for run in runs if all(get(run, "theory", key) is not None for key in needed)]
     if not told:
         return []
-    *d, sharp, paper = (num(over_seeds(told, key)[0], 2) for key in keys)
+    *d, sharp, paper = (num(seed_mean(told, key)[0], 2) for key in keys)
     held = sum(sum(t[f"delta{i}"] for i in (1, 2, 3)) <= t["bound_sharp"] <= t["bound_paper"] for t in told)
     gained = [t for t in told if t["attainable_gain_share"] is not None]
     parts = [[t[key] / t["attainable_gain"] for t in gained] for key in needed[-2:]]
     by, cost = (f"{num(min(p), 3)} to {num(max(p), 3)}" if p else "–" for p in parts)
     forms = ("", "_cross_fitted", "_less_unlisted")
-    shares = [num(over_seeds(told, f"attainable_gain_share{form}")[0], 3) for form in forms]
+    shares = [num(seed_mean(told, f"attainable_gain_share{form}")[0], 3) for form in forms]
     return [
         f"  share of the gain attainable with the enumerated rewrites: {shares[0]}; against a cross-fitted optimum"
         f" {shares[1]}; less the cost of other rewrites {shares[2]} (means)",
@@ -215,7 +215,7 @@ def sweep_table(results: list[dict]) -> str:
             rows.append([str(run.get("seed"))])
             for _, _, keys, digits, ci95 in COLUMNS:
                 rows[-1].append(num(get(run, *keys), digits) + (f" {num(get(run, *ci95))}" if ci95 else ""))
-        means = [over_seeds(runs, *keys) for _, _, keys, _, _ in COLUMNS]
+        means = [seed_mean(runs, *keys) for _, _, keys, _, _ in COLUMNS]
         for i, name in enumerate(("mean", "± 95%")):
             rows.append([name, *(num(pair[i], column[3]) for pair, column in zip(means, COLUMNS))])
         name, *theirs = PAPER.get(task, ("no data set", None, None))
