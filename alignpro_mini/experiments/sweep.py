@@ -21,7 +21,6 @@ from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.glossary import ARMS, TRIO
 from alignpro_mini.lab.statistics import t_interval
 from alignpro_mini.lab.tables import aligned, get, num, over_seeds
-
 from alignpro_mini.weights.tensors import write_json
 
 
