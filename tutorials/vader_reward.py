@@ -19,6 +19,15 @@ def sentiment(prompts: list[str], completions: list[str]) -> list[float]:
     return [analyzer.polarity_scores(text)["compound"] for text in completions]
 
 
+def valence(prompts: list[str], completions: list[str]) -> list[float]:
+    """What VADER squashes into [-1, 1]: compound = s / sqrt(s^2 + 15), and this is s, the sum of the words' scores.
+
+    It puts answers into the same order as `sentiment` and has no ceiling (compound has 4 decimals, so |s| <= 274).
+    """
+    bounded = (max(-0.9999, min(0.9999, c)) for c in sentiment(prompts, completions))
+    return [c * (15 / (1 - c * c)) ** 0.5 for c in bounded]
+
+
 def per_sentence(prompts: list[str], completions: list[str]) -> list[float]:
     """The mean compound sentiment of a completion's sentences, in [-1, 1]; 0 without any.
 
