@@ -60,3 +60,17 @@ def test_without_vader_the_mend_is_told(monkeypatch):
     with pytest.raises(UserError, match=r"pip install -e '.\[smollm2\]', or give --gold"):
         gold._analyzer()
     gold._analyzer.cache_clear()
+
+
+def test_vader_without_its_ceiling_by_hand_and_in_the_same_order():
+    """love 3.2, great 3.1, wonderful and happy 2.7 each, an exclamation mark 0.292; war −2.9 and death −2.9."""
+    pytest.importorskip("vaderSentiment")
+    from tutorials.vader_reward import sentiment, unsquashed, valence
+
+    answers = ["I love it! It is great, wonderful and happy.", "War and death.", "The table."]
+    found = valence(answers, answers)
+    assert found == [pytest.approx(11.992, abs=0.05), pytest.approx(-5.8, abs=0.01), 0]
+    squashed = sentiment(answers, answers)
+    assert squashed == pytest.approx([s / (s * s + 15) ** 0.5 for s in found], abs=1e-6)
+    assert sorted(range(3), key=found.__getitem__) == sorted(range(3), key=squashed.__getitem__)
+    assert unsquashed(1.0) == unsquashed(0.9999) == pytest.approx(273.8, abs=0.1) == -unsquashed(-1.0)

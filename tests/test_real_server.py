@@ -38,7 +38,9 @@ SMALL = {
     "ppo.checkpoint_every": 2,
     "reward_model.normalise_on": 48,
     "eval.inputs": 64,
-    "eval.headroom_inputs": 4,
+    "eval.answers": 1,
+    "eval.best_of_n": 1,
+    "eval.headroom_inputs": 2,
 }
 KILLS = (30, 300, 700)  # answers, after which the run is killed: while the reward is scaled, in PPO, later
 

@@ -19,7 +19,7 @@ import json
 from pathlib import Path
 
 import torch
-from lesson import BLUE, ORANGE, PINK, axes, show, source
+from lesson import BLUE, GREEN, ORANGE, PINK, axes, show, source
 
 from alignpro_mini.experiments.listing import optimum
 from alignpro_mini.lab.glossary import ARMS
@@ -58,15 +58,18 @@ for lam in (1.0, 0.3, 0.1):
     torch.testing.assert_close(optimum(r, lam), by_hand, rtol=1e-4, atol=1e-6)
 
 # %% [markdown]
-# ## What the listing says of three rewards
+# ## What the listing says of four rewards
 #
-# The same 18,432 answers, three rewards. VADER is a sentiment score from a list of words, between −1 and 1. A ratio
-# below 1 means that answers to the best endings vary less than answers to the plain request.
+# The same 18,432 answers, four rewards. VADER is a sentiment score from a list of words, between −1 and 1. It adds the
+# scores of the words, $s$, and tells $s / \sqrt{s^2 + 15}$. The second reward is $s$ itself: it puts all answers into
+# the same order, and has no ceiling. A ratio below 1 means that answers to the best endings vary less than answers to
+# the plain request. Guess first: what is the ratio under $s$?
 
 # %%
 listing = read("listing.json")
 names = {
     "tutorials.vader_reward:sentiment": ("VADER of the answer", BLUE),
+    "tutorials.vader_reward:valence": ("VADER without its ceiling, s", GREEN),
     "tutorials.vader_reward:per_sentence": ("VADER, mean over sentences", ORANGE),
     "alignpro_mini.worlds.gold:friendly": ("the package's gold reward", PINK),
 }
@@ -86,9 +89,10 @@ left.legend(frameon=False, fontsize=8)
 show(figure)
 
 # %% [markdown]
-# Three rewards of the *same* answers: the variance falls under one, rises under another, and does neither under the
-# third. So "prompt optimisation lowers the variance" is a statement about a model, a reward and a set of rewrites
-# together.
+# Four rewards of the *same* answers: the variance falls under VADER, rises under two others, and does neither under
+# the gold reward. VADER and $s$ agree about every pair of answers, and one falls where the other rises: near 1 VADER
+# does not see by how much good answers differ. So "prompt optimisation lowers the variance" is a statement about a
+# model, a set of rewrites, a reward *and the scale of that reward*. The mean rises on both scales.
 #
 # ## The prediction, and what was measured
 #
@@ -150,9 +154,9 @@ assert abs(sum(v for v in parts.values() if v is not None) - run["arms"]["no_fin
 #
 # 1. Why does VADER's variance fall?
 # <details><summary>Answer</summary>
-# Perhaps in part because it lies in [−1, 1]: with most answers near 1 there is little room to vary. This was not
-# tested. The mean over sentences varies more under its best endings; but these ask for one sentence, so the mean is
-# over fewer.
+# Because it has a ceiling. Under $s$, the same score without the ceiling, the same answers vary 1.71 times as much as
+# the plain ones, not 0.53 times. The mean over sentences also varies more under its best endings; but these ask for one
+# sentence, so its mean is over fewer.
 # </details>
 #
 # 2. The measured ratio lies inside the prediction interval. What does that show, and what not?

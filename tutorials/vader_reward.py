@@ -19,13 +19,18 @@ def sentiment(prompts: list[str], completions: list[str]) -> list[float]:
     return [analyzer.polarity_scores(text)["compound"] for text in completions]
 
 
-def valence(prompts: list[str], completions: list[str]) -> list[float]:
-    """What VADER squashes into [-1, 1]: compound = s / sqrt(s^2 + 15), and this is s, the sum of the words' scores.
+def unsquashed(compound: float) -> float:
+    """The sum s of the words' scores that VADER squashes into [-1, 1]: compound = s / sqrt(s^2 + 15).
 
-    It puts answers into the same order as `sentiment` and has no ceiling (compound has 4 decimals, so |s| <= 274).
+    The same order of answers, without a ceiling (compound has 4 decimals, so |s| is told up to 274).
     """
-    bounded = (max(-0.9999, min(0.9999, c)) for c in sentiment(prompts, completions))
-    return [c * (15 / (1 - c * c)) ** 0.5 for c in bounded]
+    bounded = max(-0.9999, min(0.9999, compound))
+    return bounded * (15 / (1 - bounded**2)) ** 0.5
+
+
+def valence(prompts: list[str], completions: list[str]) -> list[float]:
+    """`sentiment` without its ceiling."""
+    return [unsquashed(compound) for compound in sentiment(prompts, completions)]
 
 
 def per_sentence(prompts: list[str], completions: list[str]) -> list[float]:

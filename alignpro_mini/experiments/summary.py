@@ -84,6 +84,12 @@ def measured(runs: Sequence[dict[str, np.ndarray]], count: int, groups: Groups =
     return {key: value if value is None or isinstance(value, list) else float(value) for key, value in found.items()}
 
 
+def topics(configs: Sequence[RunConfig]) -> Groups:
+    """The group of each request of all runs, for `measured`."""
+    worlds = [(pipeline.make_world(config), config.eval.inputs) for config in configs]
+    return [label for world, count in worlds for label in world.groups(world.eval_requests[:count])]
+
+
 def merge(path: Path, name: str, entry: dict) -> None:
     """Set one entry of a JSON file, and keep the others."""
     whole = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -98,8 +104,7 @@ def summarise(configs: Sequence[RunConfig], name: str, to: Path) -> dict:
     runs = [read(Path(config.out) / config.run_name / "results.json", mend) for config in configs]
     for config, results in zip(configs, runs):
         write_json(to / f"{name}-seed{config.seed}.json", results)
-    worlds = [(pipeline.make_world(config), config.eval.inputs) for config in configs]
-    groups = [label for world, count in worlds for label in world.groups(world.eval_requests[:count])]
+    groups = topics(configs)
     found = measured([arms(config) for config in configs], configs[0].eval.bootstrap, groups)
     if all(gold := [arms(config, "gold") for config in configs]):
         told = measured(gold, configs[0].eval.bootstrap, groups)
