@@ -43,6 +43,16 @@ def pytest_sessionfinish(session):
         pool.shutdown(cancel_futures=True)
 
 
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory):
+    """One undisturbed run of train.py that learns nothing: its folder, to be read only, and what it printed."""
+    from test_end_to_end import finish
+
+    out = tmp_path_factory.mktemp("whole")
+    printed = finish(out)
+    return out / "tiny-quality-seed0", printed
+
+
 @pytest.fixture
 def ahead(request):
     return request.node.stash[JOB].result()

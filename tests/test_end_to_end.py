@@ -101,12 +101,10 @@ def finish(out: Path, *more: str) -> str:
     return printed
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
+@pytest.fixture
+def run(whole_run):
     """One undisturbed run: its folder and what it printed."""
-    out = tmp_path_factory.mktemp("whole")
-    printed = finish(out)
-    return out / "tiny-quality-seed0", printed
+    return whole_run
 
 
 def read(folder: Path, name: str):

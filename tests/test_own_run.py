@@ -259,8 +259,9 @@ def train(place: Path, out: Path, *more: str) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
-def test_sub_processes_run_the_students_functions(tmp_path):
-    """An entropy of 123 is seen in the log of both runs; gae, from the same file, is right; the others are the package's."""
+@pytest.mark.parametrize("seeds", ["0", pytest.param("0-1", marks=pytest.mark.slow)])
+def test_sub_processes_run_the_students_functions(tmp_path, seeds):
+    """An entropy of 123 is seen in the log of each run; gae, from the same file, is right; the others are the package's."""
     mine = tmp_path / "mine"
     mine.mkdir()
     visible = "def _value(): return 123.0\n\ndef entropy(logits):\n    return torch.full(logits.shape[:-1], _value())"
@@ -272,10 +273,11 @@ def test_sub_processes_run_the_students_functions(tmp_path):
     told = own_run.graft(mine, out)
     assert "a package that runs your 7 functions of a1" in told and "not used: diary.py" in told
     assert "a5.py is not in" in told and "the package's own functions stay (assemble_rewards, gae)" in told
-    train(out, tmp_path / "runs", "--seed", "0-1", "--jobs", "2")
-    for seed in (0, 1):
-        lines = (tmp_path / "runs" / f"tiny-quality-seed{seed}" / "metrics.jsonl").read_text().splitlines()
-        rows = [json.loads(line) for line in lines]
+    train(out, tmp_path / "runs", "--seed", seeds, "--jobs", "2")
+    logs = sorted((tmp_path / "runs").glob("tiny-quality-seed*/metrics.jsonl"))
+    assert len(logs) == (2 if seeds == "0-1" else 1)
+    for log in logs:
+        rows = [json.loads(line) for line in log.read_text().splitlines()]
         assert {row["entropy"] for row in rows if "entropy" in row} == {123.0}
     front = (out / "alignpro_mini" / "rl_math.py").read_text()
     assert "raise NotImplementedError" in cut.definition(front, ["entropy"]) and GAE in front

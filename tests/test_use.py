@@ -20,7 +20,7 @@ import openai
 import pytest
 import torch
 from api_server import running, serving
-from test_end_to_end import ROOT, TINY
+from test_end_to_end import ROOT
 
 from alignpro_mini.__main__ import main
 from alignpro_mini.lab.config import preset
@@ -31,20 +31,9 @@ from alignpro_mini.remote.proxy import REWRITTEN, HttpUpstream, LocalUpstream, P
 X = "Tell me about Milton."
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("runs")
-    options = TINY | {"eval.oracle": "false", "theory.inputs": 0, "out": out, "name": "toy", "device": "cpu"}
-    options = {
-        k: v for k, v in options.items() if k.split(".")[0] != "oracle" and k[:7] != "theory." or k == "theory.inputs"
-    }
-    arguments = [word for k, v in options.items() for word in (f"--{k}", str(v))]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *arguments], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return out / "toy"
+@pytest.fixture
+def run(whole_run) -> Path:
+    return whole_run[0]
 
 
 def test_a_rewrite_is_what_the_prompter_writes_or_the_request(run):
@@ -93,7 +82,7 @@ def test_a_folder_that_is_no_finished_run(run, tmp_path, folder, said):
 def test_a_configuration_is_read_back_and_an_older_one_gets_defaults(run):
     saved = json.loads((run / "config.json").read_text())
     config = config_of(saved)
-    assert config.ppo.iterations == 5 and config.name == "toy"
+    assert config.ppo.iterations == 5 and config.run_name == run.name
     del saved["api"], saved["ppo"]["advantage"]
     assert config_of(saved).ppo.advantage == preset("tiny").ppo.advantage
     older = config_of({"preset": "smollm2", "data": {"model": "mine"}})
