@@ -99,7 +99,7 @@ show(figure)
 # The **confidence interval** of the listing's ratio shows how uncertain the ratio is when it is estimated from 192
 # requests. A run uses other requests and few answers, so its result has noise of its own. A **prediction interval**
 # holds both, and a measurement can be compared with it. It was written down before the first PPO run with these
-# settings. It is for three seeds (1,536 requests): if fewer seeds are named below, the comparison is preliminary.
+# settings, for three seeds (1,536 requests).
 
 # %%
 figure, ((ax,),) = axes(1, 1, (8, 0.9 + 0.7 * len(summary)))
