@@ -38,7 +38,7 @@ def low_reward(score: Score, prompts: Sequence[str], completions: Sequence[str])
 
 
 def by_sentences(score: Score, low: float | None) -> Score:
-    """`score` of the whole sentences; `low` where there are none. With None (no real model): `score` of all as it is."""
+    """`score` of the whole sentences; `low` where there are none. With None (no real model): `score` as it is."""
     if low is None:
         return score
 
