@@ -24,6 +24,9 @@ from torch import Tensor, nn
 
 from alignpro_mini.options import UserError
 
+# On a new GPU PyTorch takes cuDNN's attention, which makes a plan for each new shape: decoding has one at every token.
+torch.backends.cuda.enable_cudnn_sdp(False)
+
 FAMILIES = ("gpt2", "llama")
 
 

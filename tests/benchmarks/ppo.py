@@ -3,6 +3,7 @@
     python3 -m venv trl-env && trl-env/bin/pip install 'trl==0.24.0' 'transformers<5' 'torch>=2.6,<2.14'    # the peer's
     python tests/benchmarks/ppo.py --size 124m --rounds 5 --peer trl-env/bin/python
     python tests/benchmarks/ppo.py --size toy --rounds 5           # ours alone: where its seconds go
+    python tests/benchmarks/ppo.py --size 124m --episodes 512 --tokens 64 --dtype bfloat16 --device cuda --peer …
 
     toy     4 layers x 128, vocabulary 2,048; 64 episodes of 32 + 32 tokens
     124m    GPT-2 (12 x 768, vocabulary 50,257); 32 episodes of 32 + 32 tokens
@@ -42,7 +43,6 @@ SHAPES = {
     "124m": TransformerConfig(50_257, d_model=768, n_layers=12, n_heads=12, max_len=1024, family="gpt2"),
 }
 EPISODES = {"toy": 64, "124m": 32}
-PROMPT, ANSWER = 32, 32  # tokens
 
 
 class Numbers:
@@ -58,22 +58,22 @@ class Numbers:
         return " ".join(map(str, ids))
 
 
-def prompts(size: str, count: int) -> list[str]:
+def prompts(size: str, count: int, tokens: int) -> list[str]:
     draw, vocabulary = random.Random(0), SHAPES[size].vocab_size
-    return [" ".join(str(draw.randrange(vocabulary - 1)) for _ in range(PROMPT)) for _ in range(count)]
+    return [" ".join(str(draw.randrange(vocabulary - 1)) for _ in range(tokens)) for _ in range(count)]
 
 
 def score(requests, answers) -> list[float]:
-    return [float(len(set(answer.split()))) / ANSWER for answer in answers]
+    return [float(len(set(words))) / len(words) for words in map(str.split, answers)]
 
 
-def our_trainer(size: str, model: Transformer, dtype: str, device: str) -> PPOTrainer:
+def our_trainer(model: Transformer, episodes: int, tokens: int, dtype: str, device: str) -> PPOTrainer:
     """Our PPO at the sizes of the benchmark."""
     coarse = dtype == "bfloat16"
     reference = copy.deepcopy(model).to(device, getattr(torch, dtype))
-    how = {"num_minibatches": 4, "ppo_epochs": 4, "max_new_tokens": ANSWER, "lr": 1e-6, "kl_coef": 0.05}
+    how = {"num_minibatches": 4, "ppo_epochs": 4, "max_new_tokens": tokens, "lr": 1e-6, "kl_coef": 0.05}
     layers = model.config.n_layers if coarse else 0
-    config = PPOConfig(batch_size=EPISODES[size], micro_batch_size=EPISODES[size], train_layers=layers, **how)
+    config = PPOConfig(batch_size=episodes, micro_batch_size=episodes, train_layers=layers, **how)
     draw = torch.Generator().manual_seed(0)
     return PPOTrainer(copy.deepcopy(reference), reference, Numbers(model.config.vocab_size), score, config, draw)
 
@@ -81,10 +81,10 @@ def our_trainer(size: str, model: Transformer, dtype: str, device: str) -> PPOTr
 class Peer:
     """TRL in a process of its own: it makes one iteration each time it is asked to."""
 
-    def __init__(self, python: str, folder: Path, size: str, dtype: str, device: str) -> None:
-        spec = {"folder": str(folder), "episodes": EPISODES[size], "answer": ANSWER, "dtype": dtype, "device": device}
-        spec |= {"prompts": [[int(w) for w in text.split()] for text in prompts(size, EPISODES[size])]}
-        spec |= {"threads": torch.get_num_threads()}
+    def __init__(self, python: str, folder: Path, asked: list[str], dtype: str, device: str) -> None:
+        rows = [[int(word) for word in text.split()] for text in asked]
+        spec = {"folder": str(folder), "prompts": rows, "episodes": len(rows), "answer": len(rows[0])}
+        spec |= {"dtype": dtype, "device": device, "threads": torch.get_num_threads()}
         (folder / "spec.json").write_text(json.dumps(spec))
         command = [python, str(Path(__file__).with_name("ppo_peer.py")), str(folder / "spec.json")]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -112,17 +112,21 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--peer", help="the Python of an environment that has trl 0.24; without it ours alone")
+    parser.add_argument("--episodes", type=int, help="of an iteration, a multiple of 4 (default: the size's)")
+    parser.add_argument("--tokens", type=int, default=32, help="of a prompt, and of its answer (default 32)")
     args = parser.parse_args()
-    if args.rounds < 1:
-        parser.error("--rounds must be at least 1")
+    rows, tokens = args.episodes or EPISODES[args.size], args.tokens
+    if min(args.rounds, rows, tokens) < 1 or rows % 4:
+        parser.error("--rounds and --tokens must be at least 1, --episodes a multiple of 4")
     torch.manual_seed(0)
     model = Transformer(SHAPES[args.size], torch.Generator().manual_seed(0)).eval()
-    trainer, batch = our_trainer(args.size, model, args.dtype, args.device), prompts(args.size, EPISODES[args.size])
+    batch = prompts(args.size, rows, tokens)
+    trainer = our_trainer(model, rows, tokens, args.dtype, args.device)
     with tempfile.TemporaryDirectory() as place:
         peer = None
         if args.peer:
             save_pretrained(model, Path(place) / "model")
-            peer = Peer(args.peer, Path(place) / "model", args.size, args.dtype, args.device)
+            peer = Peer(args.peer, Path(place) / "model", batch, args.dtype, args.device)
             ids = torch.tensor([trainer.tokenizer.chat(batch[0])])
             with torch.no_grad():
                 logits = model(ids)[0, -1, :8].tolist()
@@ -149,9 +153,9 @@ def main() -> None:
             peer.close()
     median = {side: statistics.median(values) if values else None for side, values in seconds.items()}
     spent = {name: round(statistics.median(part[name] for part in parts), 3) for name in ("rollout_s", "update_s")}
-    config, rows, epochs = model.config, EPISODES[args.size], trainer.config.ppo_epochs
-    flops = 3 * epochs * forward_flops(config, [PROMPT + ANSWER] * rows, ANSWER * rows)  # forward and backward
-    shape = rows // trainer.config.num_minibatches * (PROMPT + ANSWER), config.d_model, config.d_ff
+    config, epochs = model.config, trainer.config.ppo_epochs
+    flops = 3 * epochs * forward_flops(config, [2 * tokens] * rows, tokens * rows)  # forward and backward
+    shape = rows // trainer.config.num_minibatches * 2 * tokens, config.d_model, config.d_ff
     bound = flops / gemm_peak(getattr(torch, args.dtype), args.device, *shape)
     print(f"update: {spent['update_s']:.2f} s; its matrix products at the peak of this shape, {shape}: {bound:.2f} s")
     result = {
@@ -162,6 +166,8 @@ def main() -> None:
         **spent,
         "update_share_of_bound": round(bound / spent["update_s"], 3),
         "size": args.size,
+        "episodes": rows,
+        "tokens": tokens,
         "dtype": args.dtype,
         "device": device_name(args.device),
         "threads": torch.get_num_threads(),
