@@ -19,7 +19,7 @@ import json
 from pathlib import Path
 
 import torch
-from lesson import BLUE, GREEN, ORANGE, PINK, axes, show, source
+from lesson import BLUE, GREEN, GREY, ORANGE, PINK, axes, show, source
 
 from alignpro_mini.experiments.listing import optimum
 from alignpro_mini.lab.glossary import ARMS
@@ -58,12 +58,13 @@ for lam in (1.0, 0.3, 0.1):
     torch.testing.assert_close(optimum(r, lam), by_hand, rtol=1e-4, atol=1e-6)
 
 # %% [markdown]
-# ## What the listing says of four rewards
+# ## What the listing says of five rewards
 #
-# The same 18,432 answers, four rewards. VADER is a sentiment score from a list of words, between −1 and 1. It adds the
+# The same 18,432 answers, five rewards. VADER is a sentiment score from a list of words, between −1 and 1. It adds the
 # scores of the words, $s$, and tells $s / \sqrt{s^2 + 15}$. The second reward is $s$ itself: it puts all answers into
 # the same order, and has no ceiling. A ratio below 1 means that answers to the best endings vary less than answers to
-# the plain request. Guess first: what is the ratio under $s$?
+# the plain request. Guess first: what is the ratio under $s$? The last reward is learned from comparisons of the model's
+# own answers, which the gold reward judged.
 
 # %%
 listing = read("listing.json")
@@ -72,6 +73,7 @@ names = {
     "tutorials.vader_reward:valence": ("VADER without its ceiling, s", GREEN),
     "tutorials.vader_reward:per_sentence": ("VADER, mean over sentences", ORANGE),
     "alignpro_mini.worlds.gold:friendly": ("the package's gold reward", PINK),
+    "learned": ("learned from gold's judgements", GREY),
 }
 prediction, summary = read("prediction.json"), read("summary.json")
 figure, ((left, right),) = axes(1, 2, (11, 3.8))
@@ -89,10 +91,10 @@ left.legend(frameon=False, fontsize=8)
 show(figure)
 
 # %% [markdown]
-# Four rewards of the *same* answers: the variance falls under VADER, rises under two others, and does neither under
-# the gold reward. VADER and $s$ agree about every pair of answers, and one falls where the other rises: near 1 VADER
-# does not see by how much good answers differ. So "prompt optimisation lowers the variance" is a statement about a
-# model, a set of rewrites, a reward *and the scale of that reward*. The mean rises on both scales.
+# Five rewards of the *same* answers: the variance falls under VADER, rises under two others, and does neither under
+# the gold reward and the learned one. VADER and $s$ agree about every pair of answers, and one falls where the other
+# rises: near 1 VADER does not see by how much good answers differ. So "prompt optimisation lowers the variance" is a
+# statement about a model, a set of rewrites, a reward *and the scale of that reward*. The mean rises on both scales.
 #
 # ## The prediction, and what was measured
 #
@@ -162,7 +164,8 @@ assert abs(sum(v for v in parts.values() if v is not None) - run["arms"]["no_fin
 # 2. The measured ratio lies inside the prediction interval. What does that show, and what not?
 # <details><summary>Answer</summary>
 # That PPO got about where the listing said, on new requests. Not that the interval was right 95 times of 100: it is one
-# draw, and a wide interval is easy to hit.
+# draw, and a wide interval is easy to hit. Three hits of three say more, above all where they predict different
+# things: a fall, no change, a rise.
 # </details>
 #
 # 3. Why is the prediction written down before the run?
