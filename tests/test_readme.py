@@ -75,6 +75,8 @@ def test_options_that_the_pages_name_exist():
         "nproc-per-node",
         "batch",
         "peer",
+        "episodes",
+        "tokens",
         "tiny",
         "as",
         "to",
