@@ -61,10 +61,10 @@ for lam in (1.0, 0.3, 0.1):
 # ## What the listing says of five rewards
 #
 # The same 18,432 answers, five rewards. VADER is a sentiment score from a list of words, between −1 and 1. It adds the
-# scores of the words, $s$, and tells $s / \sqrt{s^2 + 15}$. The second reward is $s$ itself: it puts all answers into
+# scores of the words, $s$, and reports $s / \sqrt{s^2 + 15}$. The second reward is $s$ itself: it puts all answers into
 # the same order, and has no ceiling. A ratio below 1 means that answers to the best endings vary less than answers to
-# the plain request. Guess first: what is the ratio under $s$? The last reward is learned from comparisons of the model's
-# own answers, which the gold reward judged.
+# the plain request. Guess first: what is the ratio under $s$? The last reward is learned from comparisons of the
+# model's own answers, which the gold reward judged.
 
 # %%
 listing = read("listing.json")
@@ -91,17 +91,19 @@ left.legend(frameon=False, fontsize=8)
 show(figure)
 
 # %% [markdown]
-# Five rewards of the *same* answers: the variance falls under VADER, rises under two others, and does neither under
-# the gold reward and the learned one. VADER and $s$ agree about every pair of answers, and one falls where the other
-# rises: near 1 VADER does not see by how much good answers differ. So "prompt optimisation lowers the variance" is a
-# statement about a model, a set of rewrites, a reward *and the scale of that reward*. The mean rises on both scales.
+# Five rewards of the *same* answers: the variance falls under VADER and rises under two others. Under the gold reward
+# and the learned one there is no evidence of either. VADER and $s$ agree about every pair of answers, and one falls
+# where the other rises: near 1 a large difference in $s$ is a very small one in VADER. So "prompt optimisation lowers
+# the variance" is a statement about a model, a set of rewrites, a reward *and the scale of that reward*. The mean rises
+# on both scales.
 #
 # ## The prediction, and what was measured
 #
 # The **confidence interval** of the listing's ratio shows how uncertain the ratio is when it is estimated from 192
-# requests. A run uses other requests and few answers, so its result has noise of its own. A **prediction interval**
-# holds both, and a measurement can be compared with it. It was written down before the first PPO run with these
-# settings, for three seeds (1,536 requests).
+# requests (64 for VADER without its ceiling). A run uses other requests and few answers, so its result has noise of its
+# own. A **prediction interval** holds both, and a measurement can be compared with it. It was written down before the
+# first PPO run with that reward: for three seeds (1,536 requests) under VADER and the learned reward, for one seed
+# (512) under VADER without its ceiling.
 
 # %%
 figure, ((ax,),) = axes(1, 1, (8, 0.9 + 0.7 * len(summary)))
@@ -147,8 +149,8 @@ assert abs(sum(v for v in parts.values() if v is not None) - run["arms"]["no_fin
 # seconds.
 # <details><summary>Solution</summary>
 #
-# With R the mean reward of an ending and V the variance of its answers it depends on Cov(V, R) (tutorial 13): whether
-# the answers to the endings that it likes are also steadier under it. A count such as "number of digits" usually varies
+# Let R be the mean reward of an ending, and V the variance of its answers. It depends on Cov(V, R) (tutorial 13): if
+# endings with a high R have a low V, the variance falls. A count such as "number of digits" usually varies
 # more where it is high.
 # </details>
 #
@@ -165,7 +167,7 @@ assert abs(sum(v for v in parts.values() if v is not None) - run["arms"]["no_fin
 # <details><summary>Answer</summary>
 # That PPO got about where the listing said, on new requests. Not that the interval was right 95 times of 100: it is one
 # draw, and a wide interval is easy to hit. Three hits of three say more, above all where they predict different
-# things: a fall, no change, a rise.
+# things: a fall, a ratio near 1, a rise.
 # </details>
 #
 # 3. Why is the prediction written down before the run?
