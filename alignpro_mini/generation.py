@@ -113,7 +113,8 @@ def generate(
     Raises UserError for an empty prompt, and for one that leaves too little of the context.
     """
     # A CPU is faster while the keys and values fit its cache, a GPU with fewer and larger kernels.
-    max_batch = max_batch or (2048 if model.device.type == "cuda" else 256)
+    if max_batch is None:
+        max_batch = 2048 if model.device.type == "cuda" else 256
     room = model.config.max_len - max_new_tokens
     _refuse_empty(prompts)
     for i, prompt in enumerate(prompts):
