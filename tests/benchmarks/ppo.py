@@ -64,7 +64,7 @@ def prompts(size: str, count: int, tokens: int) -> list[str]:
 
 
 def score(requests, answers) -> list[float]:
-    return [float(len(set(words))) / len(words) for words in map(str.split, answers)]
+    return [len(set(words)) / max(1, len(words)) for words in map(str.split, answers)]
 
 
 def our_trainer(model: Transformer, episodes: int, tokens: int, dtype: str, device: str) -> PPOTrainer:
