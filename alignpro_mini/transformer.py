@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from alignpro_mini.options import UserError
 
-# On a new GPU PyTorch takes cuDNN's attention, which makes a plan for each new shape: decoding has one at every token.
+# For the whole process: new GPUs prefer cuDNN's attention, which plans anew for each shape, and so at every new token.
 torch.backends.cuda.enable_cudnn_sdp(False)
 
 FAMILIES = ("gpt2", "llama")

@@ -4,7 +4,7 @@
 
 Give the options of the run: its folder is found by them, and its stages are loaded. The prompter was trained at one
 temperature; nothing is trained here. At each temperature the arms without fine-tuning, with the SFT prompter and with
-the trained one answer the same held-out requests anew. Intervals resample topics (95 %).
+the trained one answer the same held-out requests anew. Intervals (95 %) resample topics.
 
     <run>/temperature-0.4/ ...      the arms, finished ones are loaded again
     <run>/temperature.json, .png
