@@ -7,10 +7,11 @@
 
 Left padding puts the last prompt token of every row in the same column, so one write index serves all rows.
 Each row has its own stream of uniform numbers, drawn before the loop: which rows share a batch, and when the
-others leave it, does not change what a row samples. A prompt that comes more than once goes through the model once;
-its keys and values are then copied to every row that continues it.
+others leave it, does not change what a row samples. A prompt that comes more than once goes through the model once,
+and on a CPU so do its continuations as long as they are the same: rows part where they draw different tokens.
 
-Shape legend:  N prompts   U distinct prompts   B rows still generating   P longest prompt   T new tokens   V vocabulary
+Shape legend:  N prompts   U distinct prompts   R rows still generating   B rows of the model (R or fewer)
+               P longest prompt   T new tokens   V vocabulary
 """
 
 from __future__ import annotations
@@ -107,9 +108,10 @@ def generate(
 ) -> list[Completion]:
     """Sample a continuation of each prompt (lists of token ids), returned in the order of the prompts.
 
-    A row stops at `eos_id` (kept in its tokens) or after `max_new_tokens`. Temperature 0 is greedy. At most
-    `max_batch` rows run at once (None: 256 on a CPU, 2,048 on a GPU), prompts of similar length together.
-    `compact=False` keeps finished rows in the batch (for tests). The model is put in eval mode for the call.
+    A row stops at `eos_id` (kept in its tokens) or after `max_new_tokens`. Temperature 0 is greedy. `max_batch` rows
+    run at once (None: 256 on a CPU, 2,048 on a GPU), prompts of similar length together; up to four times as many where
+    rows share so much that about max_batch go through the model. `compact=False` gives each row one of the model's to
+    the end (for tests). The model is put in eval mode for the call.
     Raises UserError for an empty prompt, and for one that leaves too little of the context.
     """
     # A CPU is faster while the keys and values fit its cache, a GPU with fewer and larger kernels.
@@ -129,9 +131,13 @@ def generate(
     model.eval()
     results: list[Completion | None] = [None] * len(prompts)
     try:
-        for chunk in by_length([(len(p), tuple(p)) for p in prompts], max_batch):  # and equal ones side by side
+        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), tuple(prompts[i])))  # equal ones together
+        take = max_batch
+        while order:
+            chunk, order = order[:take], order[take:]
             rows, draws = [prompts[i] for i in chunk], uniforms[chunk].to(model.device)
-            tokens, logps = _generate_batch(model, rows, draws, temperature, top_p, eos_id, compact)
+            tokens, logps, most = _generate_batch(model, rows, draws, temperature, top_p, eos_id, compact)
+            take = min(max_batch * len(chunk) // most, 4 * max_batch)
             for i, row, logp in zip(chunk, tokens.tolist(), logps.tolist()):
                 length = row.index(eos_id) + 1 if eos_id in row else len(row)
                 results[i] = Completion(row[:length], logp[:length], eos_id in row)
@@ -142,48 +148,71 @@ def generate(
 
 def _generate_batch(
     model: Transformer, prompts, uniforms: Tensor, temperature: float, top_p: float, eos_id: int | None, compact: bool
-) -> tuple[Tensor, Tensor]:
-    """One batch: tokens (B, T) and their log-probs (B, T); what follows a row's EOS is meaningless."""
+) -> tuple[Tensor, Tensor, int]:
+    """One batch: tokens (N, T) and their log-probs (N, T); what follows a row's EOS is meaningless. And the most B."""
     device, N, limit = model.device, *uniforms.shape
     place = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}  # U distinct ones
     ids, mask = pad_left(list(place), 0, device)  # (U, P)
     cache = KVCache(model.config, *mask.shape, model.embed.weight)
     cache.mask.copy_(mask)
-    which = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)  # (B,)
-    states = model.hidden(ids, cache=cache)[which, -1]  # (B, D)
-    cache.spread(which, limit)
+    which = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)  # (R,) each row's of the model
+    rows = torch.arange(N, device=device)  # (R,) which result row each row writes to
+    states = model.hidden(ids, cache=cache)[:, -1]  # (U, D)
+    # Parting rows reads what they drew. A GPU would wait for that, and has room for all rows at once.
+    share = compact and device.type != "cuda"
+    if share:
+        cache.spread(torch.arange(len(place), device=device), limit, N)
+    else:
+        cache.spread(which, limit, N)
+        states, which = states[which], rows
     tokens = torch.zeros(N, limit, dtype=torch.long, device=device)  # (N, T)
     logps = torch.zeros(N, limit, device=device)  # (N, T)
     if eos_id is not None:
         tokens.fill_(eos_id)
-    rows = torch.arange(N, device=device)  # (B,) which result row each batch row writes to
-    done = torch.zeros(N, dtype=torch.bool, device=device)  # (B,)
-    new = rows  # (B,) the token that each row took last
+    done = torch.zeros(N, dtype=torch.bool, device=device)  # (R,)
+    most, new = len(states), rows  # new (B,): the token that each row of the model took last
     # Reading `done` from a GPU waits for it, so there it is read only every 8 tokens.
     every = 8 if device.type == "cuda" else 1
     for t in range(limit):
         if t:
             states = model.hidden(new[:, None], cache=cache)[:, -1]  # (B, D)
-        logits = model.unembed(states)  # (B, V)
-        logp = sampling_logprobs(logits, temperature, top_p)  # (B, V)
-        new = logp.argmax(-1) if temperature == 0 else _draw(logp, uniforms[rows, t])  # (B,)
+        logp = sampling_logprobs(model.unembed(states), temperature, top_p)  # (B, V)
+        if shared := len(logp) < len(rows):
+            logp = logp[which]  # (R, V)
+        new = logp.argmax(-1) if temperature == 0 else _draw(logp, uniforms[rows, t])  # (R,)
         tokens[rows, t] = new
         logps[rows, t] = logp.gather(-1, new[:, None])[:, 0]
-        if eos_id is None:
-            continue
-        done |= new == eos_id
+        if eos_id is not None:
+            done |= new == eos_id
         if (t + 1) % every == 0:
-            left = len(rows) - int(done.sum())
-            if left == 0:
+            alive = (~done).nonzero()[:, 0]
+            if len(alive) == 0:
                 break
             # It costs a part of a step, so a few finished rows are carried along.
-            if compact and left <= 0.9 * len(rows):
-                stay = torch.arange(left, device=device)  # (B',)
-                # The last rows take the places of the finished ones.
-                stay[done[:left]] = left + (~done[left:]).nonzero()[:, 0]
-                cache.keep(stay)
-                rows, new, done = rows[stay], new[stay], done[stay]
-    return tokens, logps
+            if compact and (shared or len(alive) <= 0.9 * len(rows)):
+                source, which = _regroup(which[alive], (which * model.config.vocab_size + new)[alive])
+                cache.keep(source)
+                in_order = which.argsort()  # so that rows which share nothing are those of the model, one by one
+                rows, which, done = rows[alive][in_order], which[in_order], done[alive]
+                new = torch.empty_like(source).scatter(0, which, new[alive][in_order])  # (B,)
+                most = max(most, len(source))
+    return tokens, logps, most
+
+
+def _regroup(which: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """The model's rows of the next step: one for all that came through the same row and drew the same token.
+
+    which (R,) rows of the model, key (R,) another number for each row of the model and token -> the former row of each
+    next one (B',), and the next row of each (R,). The first that continues a former row stays in its place, where there
+    still is one of that number, so that little has to be copied.
+    """
+    distinct, group = key.unique(return_inverse=True)  # (B',) in the order of the former rows, (R,)
+    former, B = torch.empty_like(distinct).scatter(0, group, which), len(distinct)  # (B',)
+    stays = (former.diff(prepend=former.new_tensor([-1])) != 0) & (former < B)  # (B',)
+    free = torch.ones(B, dtype=torch.bool, device=which.device).index_fill(0, former[stays], False)
+    place = former.clone()
+    place[~stays] = free.nonzero()[:, 0]
+    return torch.empty_like(former).scatter(0, place, former), place[group]
 
 
 def _draw(logp: Tensor, uniform: Tensor) -> Tensor:

@@ -96,9 +96,9 @@ class KVCache:
     """
 
     def __init__(self, config: TransformerConfig, rows: int, max_len: int, like: Tensor) -> None:
-        shape = (config.n_layers, rows, config.n_kv_heads, max_len, config.head_dim)
-        self.k = torch.empty(shape, dtype=like.dtype, device=like.device)  # (layers, B, G, S_max, E)
-        self.v = torch.empty(shape, dtype=like.dtype, device=like.device)  # (layers, B, G, S_max, E)
+        shape = (2, config.n_layers, rows, config.n_kv_heads, max_len, config.head_dim)
+        self.whole = torch.empty(shape, dtype=like.dtype, device=like.device)  # k and v, with room for more rows
+        self.k, self.v = self.whole  # (layers, B, G, S_max, E) each
         self.mask = torch.zeros(rows, max_len, dtype=torch.bool, device=like.device)  # (B, S_max)
         self.length = 0
 
@@ -109,29 +109,29 @@ class KVCache:
         self.v[layer, :, :, self.length : end] = v
         return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
 
-    def spread(self, rows: Tensor, room: int) -> None:
-        """Row i becomes a copy of what row rows[i] was (B',), with `room` slots after those in use (mask True)."""
-        grow = lambda part: part.new_empty(part.shape[0], len(rows), part.shape[2], self.length + room, part.shape[4])
-        old_k, old_v = self.k, self.v
-        self.k, self.v = grow(old_k), grow(old_v)
-        self.k[:, :, :, : self.length] = old_k[:, rows, :, : self.length]
-        self.v[:, :, :, : self.length] = old_v[:, rows, :, : self.length]
-        self.mask = F.pad(self.mask[rows, : self.length], (0, room), value=True)  # (B', S_max)
+    def spread(self, rows: Tensor, room: int, most: int) -> None:
+        """Row i becomes a copy of what row rows[i] was (B',), with `room` slots after those in use (mask True).
+
+        `keep` can make up to `most` rows of them.
+        """
+        used = self.whole[:, :, rows, :, : self.length]  # (2, layers, B', G, S, E)
+        layers, _, heads, length, width = used.shape[1:]
+        self.whole = used.new_empty(2, layers, most, heads, length + room, width)
+        self.whole[:, :, : len(rows), :, :length] = used
+        self.k, self.v = self.whole[:, :, : len(rows)]
+        self.mask = F.pad(self.mask[rows, :length], (0, room), value=True)  # (B', S_max)
 
     def keep(self, rows: Tensor) -> None:
-        """Row i becomes what row rows[i] was (B' <= B); leading slots that are padding in all of these are dropped.
+        """Row i becomes what row rows[i] was (B'); leading slots that are padding in all of these are dropped.
 
         In place: only the rows that change their number are copied.
         """
         moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
-        end = self.length
-        for part in (self.k, self.v):
-            part[:, moved, :, :end] = part[:, rows[moved], :, :end]
+        self.whole[:, :, moved, :, : self.length] = self.whole[:, :, rows[moved], :, : self.length]
         mask = self.mask[rows]  # (B', S_max)
         lead = int(mask.any(dim=0).float().argmax())
-        self.k = self.k[:, : len(rows), :, lead:]
-        self.v = self.v[:, : len(rows), :, lead:]
-        self.mask = mask[:, lead:]
+        self.whole, self.mask = self.whole[..., lead:, :], mask[:, lead:]
+        self.k, self.v = self.whole[:, :, : len(rows)]
         self.length -= lead
 
 

@@ -499,20 +499,52 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _generation(
         "compaction-keeps-the-wrong-cache",
-        ("cache.keep(stay)", "cache.keep(torch.arange(len(stay), device=device))"),
+        ("cache.keep(source)", "cache.keep(torch.arange(len(source), device=device))"),
         f"{GREEDY}[1-llama]",
         BATCHING,
     ),
     _generation(
-        "compaction-drops-a-living-row", ("left + (~done[left:])", "left + done[left:]"), f"{GREEDY}[1-llama]", BATCHING
+        "compaction-drops-a-living-row", ("(~done).nonzero()", "done.nonzero()"), f"{GREEDY}[1-llama]", BATCHING
     ),
     _generation(
-        "spread-mixes-up-the-prompts", ("cache.spread(which, limit)", "cache.spread(which.flip(0), limit)"), BATCHING
+        "equal-prompts-mixed-up",
+        ("place[tuple(prompt)] for prompt in prompts]", "place[tuple(prompt)] for prompt in prompts[::-1]]"),
+        f"{GREEDY}[1-llama]",
+    ),
+    _generation(
+        "rows-that-draw-different-tokens-stay-one",
+        ("(which * model.config.vocab_size + new)[alive]", "which[alive]"),
+        f"{BATCHING}[1.0-llama]",
+    ),
+    _generation(
+        "rows-part-at-once",
+        ("which * model.config.vocab_size + new", "rows"),
+        "test_rows_go_through_the_model_once_as_long_as_they_are_the_same",
+    ),
+    _generation(
+        "rows-in-no-order",
+        ("in_order = which.argsort()", "in_order = torch.arange(len(which))"),
+        f"{BATCHING}[1.0-llama]",
+    ),
+    _generation(
+        "finished-rows-stay",
+        ("len(alive) <= 0.9 * len(rows)", "False"),
+        "test_finished_rows_leave_and_a_few_are_carried_along",
+    ),
+    _generation(
+        "a-batch-that-never-grows",
+        ("min(max_batch * len(chunk) // most, 4 * max_batch)", "max_batch"),
+        "test_more_rows_at_once_where_they_share_the_models",
+    ),
+    _generation(
+        "a-batch-that-grows-for-ever",
+        ("min(max_batch * len(chunk) // most, 4 * max_batch)", "max_batch * len(chunk) // most"),
+        "test_more_rows_at_once_where_they_share_the_models",
     ),
     _generation(
         "every-prompt-anew",
         ("enumerate(dict.fromkeys(map(tuple, prompts)))", "enumerate(map(tuple, prompts))"),
-        "test_a_prompt_that_comes_again_goes_through_the_model_once",
+        "test_rows_go_through_the_model_once_as_long_as_they_are_the_same",
     ),
     _generation(
         "draws-follow-the-batch",

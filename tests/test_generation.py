@@ -139,15 +139,52 @@ def test_neither_compaction_nor_the_batching_changes_what_a_row_samples(family, 
             assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4) and a.finished == b.finished
 
 
-def test_a_prompt_that_comes_again_goes_through_the_model_once(monkeypatch):
-    model, seen = random_lm(spread=0.3), []
-    hidden = model.hidden
+def shapes_of_passes(model, monkeypatch) -> list[tuple[int, ...]]:
+    """A list that grows by the shape of the ids of each pass through the model."""
+    seen, hidden = [], model.hidden
     monkeypatch.setattr(
         model, "hidden", lambda ids, *rest, **named: (seen.append(tuple(ids.shape)), hidden(ids, *rest, **named))[1]
     )
-    both = generate(model, [PROMPTS[0], PROMPTS[1]] * 4, 3, generator=rng())
-    assert seen == [(2, max(len(p) for p in PROMPTS[:2])), (8, 1), (8, 1)]
-    assert len(set(map(tuple, tokens(both)))) > 4  # each row still samples with numbers of its own
+    return seen
+
+
+def test_rows_go_through_the_model_once_as_long_as_they_are_the_same(monkeypatch):
+    model = random_lm(spread=0.3)
+    seen, prompts = shapes_of_passes(model, monkeypatch), [PROMPTS[0], PROMPTS[1]] * 12
+    rows = tokens(generate(model, prompts, 6, temperature=0.4, generator=rng()))
+    distinct = [len({(*p, 0, *row[:t]) for p, row in zip(prompts, rows)}) for t in range(1, 6)]
+    assert seen == [(2, max(len(p) for p in PROMPTS[:2])), *((n, 1) for n in distinct)]
+    assert 2 < distinct[0] < distinct[-1] < 24  # each row samples with numbers of its own; some still are the same
+
+    seen.clear()
+    generate(model, prompts, 3, temperature=0)
+    assert seen[1:] == [(2, 1), (2, 1)]
+    seen.clear()
+    generate(model, prompts, 3, generator=rng(), compact=False)
+    assert seen[1:] == [(24, 1), (24, 1)]
+
+
+def test_finished_rows_leave_and_a_few_are_carried_along(monkeypatch):
+    model = random_lm(spread=0.3)
+    seen, prompts = shapes_of_passes(model, monkeypatch), [[4 + i % 8, 1 + i // 8] for i in range(64)]
+    rows = tokens(generate(model, prompts, 10, eos_id=4, generator=rng(3)))
+    alive = [sum(len(row) > t for row in rows) for t in range(1, 10)]
+    assert alive[-1] < 0.7 * alive[0]
+    assert all(n <= B <= n / 0.9 for n, (B, _) in zip(alive, seen[1:]))
+
+
+def test_more_rows_at_once_where_they_share_the_models(monkeypatch):
+    model, sizes, batch = random_lm(), [], generation._generate_batch
+    monkeypatch.setattr(
+        generation,
+        "_generate_batch",
+        lambda model, rows, *rest: (sizes.append(len(rows)), batch(model, rows, *rest))[1],
+    )
+    generate(model, [[4]] * 50, 5, temperature=0, max_batch=5)
+    assert sizes == [5, 20, 20, 5]  # one row of the model for five at first: four times as many, and not more
+    sizes.clear()
+    generate(model, [[4 + i % 8, 1 + i // 8] for i in range(40)], 5, temperature=0, max_batch=10)
+    assert sizes == [10] * 4
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -229,7 +229,7 @@ def test_cache_spread_continues_one_row_in_many(model, slots):
     cache.mask[:, :5] = mask
     model.hidden(ids, cache=cache)
     rows, more = torch.tensor([1, 0, 1]), tokens(3, 4)
-    cache.spread(rows, 4)
+    cache.spread(rows, 4, 5)
     assert cache.length == 5 and cache.k.shape[1] == 3 and cache.mask.shape == (3, 9)
     whole = model.hidden(
         torch.cat((ids[rows], more), 1), torch.cat((mask[rows], torch.ones(3, 4, dtype=torch.bool)), 1)
@@ -237,12 +237,13 @@ def test_cache_spread_continues_one_row_in_many(model, slots):
     assert close(torch.cat([model.hidden(one, cache=cache) for one in more.split(1, dim=1)], 1), whole[:, 5:])
 
 
-@pytest.mark.parametrize("rows", [[0, 3, 2], [3, 2, 1, 0], [1, 2, 3], [0]])
-def test_cache_keep_takes_rows_in_any_order(model, rows):
+@pytest.mark.parametrize("rows", [[0, 3, 2], [3, 2, 1, 0], [1, 2, 3], [0], [0, 1, 2, 3, 1, 1], [2, 2, 0, 0, 2]])
+def test_cache_keep_takes_rows_in_any_order_and_more_than_once(model, rows):
     ids, rows = tokens(4, 6), torch.tensor(rows)
-    cache = KVCache(model.config, rows=4, max_len=6, like=model.embed.weight)
+    cache = KVCache(model.config, rows=4, max_len=4, like=model.embed.weight)
     cache.mask[:] = True
     model.hidden(ids[:, :4], cache=cache)
+    cache.spread(torch.arange(4), 2, 6)
     cache.keep(rows)
     assert close(model.hidden(ids[rows, 4:], cache=cache), model.hidden(ids)[rows, 4:])
 

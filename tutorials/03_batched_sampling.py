@@ -164,7 +164,8 @@ assert abs(ratio - 0.83) < 0.005
 #
 # 1. Two rows have the same prompt. Do they get the same completion?
 # <details><summary>Answer</summary>
-# No: each row has its own stream of random numbers. The prompt goes through the model only once, though.
+# No: each row has its own stream of random numbers. The prompt goes through the model only once, though, and on a CPU
+# two rows share a row of the model until they draw different tokens.
 # </details>
 #
 # 2. With top_p = 0.9 a token outside the nucleus has probability 0. What is the KL to a reference whose nucleus lacks a
