@@ -134,6 +134,7 @@ def run_worlds(config: RunConfig, resume: bool, worlds: Sequence[str], lams: Seq
 def table(runs: list[dict]) -> str:
     """A row a world and lambda: predicted and measured gain and variance ratio to no fine-tuning, over the seeds."""
     heads = ["world", "λ", "gain: predicted", "measured", "variance ratio: predicted", "measured", "falls / rises"]
+    heads.append("measured above 1")
     rows, agree, errors = [heads], [], {"gain": [], "ratio": []}
     for world in [w for w in WORLDS if all(w in run["worlds"] for run in runs)]:
         for i, point in enumerate(runs[0]["worlds"][world]["points"]):
@@ -149,7 +150,8 @@ def table(runs: list[dict]) -> str:
             agree.append((np.mean(ratios[0]) < 1) == (np.mean(ratios[1]) < 1))
             told = [over_seeds(values) for values in (*gains, *ratios)]
             said = ["rises" if np.mean(column) > 1 else "falls" for column in ratios]
-            rows.append([world, f"{point['lam']:g}", *told, " / ".join(said)])
+            above = f"{sum(ratio > 1 for ratio in ratios[1])} of {len(runs)}"
+            rows.append([world, f"{point['lam']:g}", *told, " / ".join(said), above])
     agreed = f"{sum(agree)} of {len(agree)} rows"
     lines = [aligned(rows), "", f"predicted and measured ratio on the same side of 1: {agreed}"]
     for key, values in errors.items():
