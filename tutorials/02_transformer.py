@@ -10,7 +10,7 @@
 # Time: 40 minutes. You need: matrix products, softmax, complex numbers (a little).
 
 # %% tags=["skip-execution"]
-# !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps -e /content/alignpro_mini
+# !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 
 # %%
@@ -26,7 +26,7 @@ from alignpro_mini.transformer import Attention, Transformer, TransformerConfig,
 # %% [markdown]
 # ## Attention on three tokens
 #
-# Each token asks a question (query q), offers a key k and holds a value v. Token t looks at all tokens s ≤ t. It weighs
+# Each token has a query q, a key k and a value v, of E numbers each. Token t looks at all tokens s ≤ t. It weighs
 # them by softmax(q_t · k_s / √E), and takes the weighted mean of their values. That it may not look ahead is what makes
 # the model *causal*: it predicts the next token, and must not see it. The package leaves this to PyTorch's fused function
 # `scaled_dot_product_attention`, in `attend`.
@@ -159,7 +159,7 @@ for family in ("llama", "gpt2"):
 # %% [markdown]
 # ## Questions
 #
-# 1. Why does the model look one token to the left: "the logits at t predict token t + 1"?
+# 1. Why do the logits at t predict token t + 1, and not token t?
 # <details><summary>Answer</summary>
 # The state at t has seen the tokens up to t. It may predict what comes next, never what it has seen.
 # </details>

@@ -10,7 +10,7 @@
 # Time: 30 minutes. You need: tutorial 02, softmax.
 
 # %% tags=["skip-execution"]
-# !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps -e /content/alignpro_mini
+# !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 
 # %%
@@ -141,7 +141,7 @@ right.legend(frameon=False)
 show(figure)
 
 # %% [markdown]
-# Left: the area under the curve is the work with compaction, the area under the dashed line the work without. Right: with
+# Left: the area under the curve is the work if finished rows leave, under the dashed line if all stay. Right: with
 # the right temperature all 64 ratios are 1.
 #
 # ## Exercise
@@ -165,7 +165,7 @@ assert abs(ratio - 0.83) < 0.005
 # 1. Two rows have the same prompt. Do they get the same completion?
 # <details><summary>Answer</summary>
 # No: each row has its own stream of random numbers. The prompt goes through the model only once, though, and on a CPU
-# two rows share a row of the model until they draw different tokens.
+# two equal rows are computed once until they draw different tokens.
 # </details>
 #
 # 2. With top_p = 0.9 a token outside the nucleus has probability 0. What is the KL to a reference whose nucleus lacks a

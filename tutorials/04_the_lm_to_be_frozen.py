@@ -10,7 +10,7 @@
 # Time: 30 minutes. You need: tutorial 02, cross-entropy.
 
 # %% tags=["skip-execution"]
-# !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps -e /content/alignpro_mini
+# !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 
 # %%

@@ -7,10 +7,10 @@
 # * how to read the exact probability of a rewrite off a model;
 # * why a rewrite that SFT never offers is out of RL's reach.
 #
-# Time: 30 minutes. You need: tutorials 01 and 04. Opened cold it first trains the LM and the prompter (one to two minutes).
+# Time: 30 minutes. You need: tutorials 01 and 04. If run first, it trains the LM and the prompter (one to two minutes).
 
 # %% tags=["skip-execution"]
-# !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps -e /content/alignpro_mini
+# !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 
 # %%

@@ -7,11 +7,11 @@
 # * two rules that every reward model must beat: "the longer answer wins", and chance;
 # * the prompt-swap test: does r(x, y) read x at all?
 #
-# Time: 40 minutes. You need: tutorial 04, the logistic function. Opened cold it first trains the LM, the prompter and the
+# Time: 40 minutes. You need: tutorial 04, the logistic function. If run first, it trains the LM, the prompter and the
 # reward model (two to three minutes).
 
 # %% tags=["skip-execution"]
-# !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps -e /content/alignpro_mini
+# !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 
 # %%
@@ -30,7 +30,7 @@ from alignpro_mini.lab.pipeline import copy_of, sample_answers
 #
 # People are bad at giving grades and good at comparing. So a labeller sees two answers to one request and says which is
 # better. Bradley and Terry's model of a noisy labeller: with rewards r₁ and r₂ the first is preferred with probability
-# σ(r₁ − r₂), σ(z) = 1 / (1 + e^−z). The loss of the model is −ln of the probability that it gives to what was said.
+# σ(r₁ − r₂), σ(z) = 1 / (1 + e^−z). The loss of the model is −ln of the probability that it gives to the choice.
 
 # %%
 chosen, rejected = torch.tensor([2.0, 0.0, -1.0]), torch.tensor([0.0, 0.0, 1.0])
@@ -40,8 +40,8 @@ torch.testing.assert_close(rl_math.bradley_terry_loss(chosen, rejected), torch.t
 print("  ".join(f"{value:.2f}" for value in naive), "nats: sure and right, undecided, sure and wrong")
 
 # %% [markdown]
-# Only differences count: adding 5 to all rewards of a prompt changes nothing. So the scale of a learned reward has no
-# meaning, and the package shifts and scales it to mean 0 and variance 1 on answers to ρ_sft's rewrites.
+# Only differences count: adding 5 to all rewards of a prompt changes nothing. So its zero point has no meaning. The
+# package shifts and scales it to mean 0 and variance 1 on answers to ρ_sft's rewrites.
 #
 # ## Our labeller
 #
@@ -154,8 +154,8 @@ assert ceilings[0] > ceilings[1] > ceilings[2] == 0.5
 #
 # 1. A reward model has held-out accuracy 0.70, ceiling 0.72. Is it a good one?
 # <details><summary>Answer</summary>
-# It is nearly as good as these labels allow. Whether that suffices depends on the noise: 0.72 means that a labeller
-# contradicts himself in 28 % of the pairs.
+# It is nearly as good as these labels allow. Whether that suffices depends on the noise: 0.72 means that 28 % of the
+# labels go against the gold reward.
 # </details>
 #
 # 2. Why are all pairs of one prompt on the same side of the split into training and held-out pairs?

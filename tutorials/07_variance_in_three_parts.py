@@ -7,11 +7,11 @@
 # * how to estimate the three parts without bias;
 # * how to see, before spending an hour on RL, whether a prompter can help at all (ICC).
 #
-# Time: 30 minutes. You need: variance, tutorial 05. Opened cold it first trains the LM, the prompter and the reward model
+# Time: 30 minutes. You need: variance, tutorials 05 and 06. If run first, it trains the LM, the prompter and the reward model
 # (two to three minutes).
 
 # %% tags=["skip-execution"]
-# !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps -e /content/alignpro_mini
+# !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 
 # %%

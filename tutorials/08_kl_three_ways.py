@@ -10,7 +10,7 @@
 # Time: 30 minutes. You need: tutorial 01, the derivative of a logarithm.
 
 # %% tags=["skip-execution"]
-# !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps -e /content/alignpro_mini
+# !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 
 # %%
@@ -118,7 +118,7 @@ for (kind, place), gradient in found.items():
 # Read the table slowly:
 #
 # * k1 in the reward is exactly the gradient of the KL. This is what PPO here does.
-# * **k1 in the loss is 0.** The mean of ∇ln p is 0, always. A code that does this trains without any KL penalty, and its
+# * **k1 in the loss is 0.** The mean of ∇ln p is 0, always. Code that does this trains without any KL penalty, and its
 #   logged KL looks fine for a while.
 # * k2 in the loss has the gradient of the KL, although its *value* is wrong.
 # * k3 in the loss has the gradient of the *other* direction, KL(q‖p).
@@ -166,10 +166,10 @@ show(figure)
 # ## Exercise: spot the k1 in the loss
 #
 # `loss = policy_loss + lam * (logp - logp_ref).mean()`: somebody wrote this line. The logged KL rises without end. Why,
-# and what is the smallest mend?
+# and what is the smallest fix?
 # <details><summary>Solution</summary>
 #
-# It is k1 in the loss: its expected gradient is 0, so nothing holds the policy back. Mend: put −λ(logp − logp_ref),
+# It is k1 in the loss: its expected gradient is 0, so nothing holds the policy back. Fix: put −λ(logp − logp_ref),
 # detached, into the reward of each token; or square it, `lam * ((logp - logp_ref) ** 2 / 2).mean()` (k2).
 # </details>
 

@@ -7,11 +7,11 @@
 # * how to train a prompter with ten lines of library calls;
 # * how to read the curves of such a run.
 #
-# Time: 30 minutes. You need: tutorials 05 to 10. Opened cold it first trains everything up to the prompter (three
+# Time: 30 minutes. You need: tutorials 05 to 10. If run first, it trains everything up to the prompter (three
 # minutes).
 
 # %% tags=["skip-execution"]
-# !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps -e /content/alignpro_mini
+# !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 
 # %%

@@ -7,10 +7,10 @@
 # * how near PPO comes, in three forms, and what each form leaves out;
 # * what an estimate of "the best possible" does when its numbers are noisy.
 #
-# Time: 40 minutes. You need: tutorials 01 and 11. Opened cold it first trains everything (four minutes).
+# Time: 40 minutes. You need: tutorials 01 and 11. If run first, it trains everything (four minutes).
 
 # %% tags=["skip-execution"]
-# !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps -e /content/alignpro_mini
+# !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 
 # %%
@@ -64,8 +64,8 @@ assert FAST or share > 0.93
 # %% [markdown]
 # ## What the share leaves out
 #
-# **Noise.** R is a mean of some dozen answers. ρ\* leans towards whatever came out high, so the estimated optimum is too
-# high, and the share too low. The mend is to choose by one half of the answers and to rate by the other half. Then the
+# **Noise.** R is a mean of 16 to 96 answers. ρ\* leans towards whatever came out high, so the estimated optimum is too
+# high, and the share too low. The fix is to choose by one half of the answers and to rate by the other half. Then the
 # optimum is a prompter that could really be built; its value is too low on average, the share too high. The truth lies
 # between. A demonstration where the truth is known:
 
@@ -147,5 +147,5 @@ assert abs(swapped - facts["regularised_gap"]) > 1e-9
 #
 # 3. Why average R over answers, and not exp(r/λ)?
 # <details><summary>Answer</summary>
-# J contains E[r]. The mean of exp(r/λ) would belong to an LM that may choose its luck.
+# J contains E[r]. exp(r/λ) would favour rewrites whose answers vary (tutorial 01).
 # </details>

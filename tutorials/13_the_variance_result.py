@@ -7,10 +7,10 @@
 # * which of the three variance components falls, and why;
 # * that "prompt optimisation lowers the variance" is a property of a world and no theorem.
 #
-# Time: 40 minutes. You need: tutorials 07, 11 and 12. Opened cold it first trains everything (four minutes).
+# Time: 40 minutes. You need: tutorials 07, 11 and 12. If run first, it trains everything (four minutes).
 
 # %% tags=["skip-execution"]
-# !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps -e /content/alignpro_mini
+# !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 
 # %%
@@ -99,7 +99,8 @@ print("gold variance:", "falls too" if gold[1] < 1 else "no clear fall")
 # %% [markdown]
 # ## When does it fall, and when not?
 #
-# Along the path of optima ρ_η ∝ ρ_sft exp(ηR), η = 1/λ, the three parts have exact derivatives:
+# Let V be the variance of the answers to one rewrite, and κ₃ the third cumulant. Along the optima ρ_η ∝ ρ_sft exp(ηR),
+# η = 1/λ:
 #
 #     d E[R]/dη = Var(R) ≥ 0        d Var(R)/dη = κ₃(R)        d E[V]/dη = Cov(V, R)
 #
@@ -136,7 +137,7 @@ assert curves["good rewrites are steady"][-1] < steady[0, 0] and curves["good re
 # ## Exercise: predict `--world.spread cue`
 #
 # In the world `--world.spread cue` plain requests get average answers, and cues are the gambles. Predict mean and variance
-# ratio, then run it (four minutes): `python train.py --world.spread cue`. The results page has a study over twelve worlds:
+# ratio, then run it (four minutes): `python train.py --world.spread cue --name cue`. The results page has a study over twelve worlds:
 # `python -m alignpro_mini.experiments.variance`.
 # <details><summary>Solution</summary>
 #

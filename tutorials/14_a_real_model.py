@@ -11,7 +11,7 @@
 # lie in `tutorials/real`. [real-model.md](real-model.md) has the commands that made them.
 
 # %% tags=["skip-execution"]
-# !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps -e /content/alignpro_mini
+# !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 
 # %%

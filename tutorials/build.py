@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 URL = "https://github.com/alignpro-mini/alignpro_mini"  # the one place of the repository's address
 COLAB = f"""\
 # %% tags=["skip-execution"]
-# !test -d /content && git clone -q {URL} /content/alignpro_mini && pip install -q --no-deps -e /content/alignpro_mini
+# !test -d /content && git clone -q {URL} /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 """
 

@@ -96,7 +96,7 @@ class RunConfig:
     stop: bool = option(True, "end PPO when KL, entropy or length run away (guards.py)")
     out: str = option("runs", "folder of the runs")
     name: str = option(
-        "", "name of this run's folder; empty: <preset>-<task, or function of --reward>[-<--frozen>]-seed<seed>"
+        "", "name of this run's folder; empty: <preset>-<task; smollm2: function of --reward>[-<--frozen>]-seed<seed>"
     )
     vocab_size: int = option(640, "entries of the byte-level BPE tokenizer trained on the world's corpus", least=260)
     frozen_model: ShapeConfig = ShapeConfig(n_layers=2)
