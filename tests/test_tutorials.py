@@ -74,7 +74,7 @@ def test_a_tutorial_keeps_to_the_form(path):
     code = "\n".join(source for kind, source in rest if kind == "code")
     assert "show(figure)" in code and "source(" in code and "assert " in code
     if "shared_run(" in code:
-        assert "cold it first trains" in opening
+        assert "If run first, it trains" in opening
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
