@@ -15,6 +15,8 @@ import dataclasses
 import sys
 from collections.abc import Iterable
 
+import torch
+
 from alignpro_mini.lab.cli import one_line_errors
 from alignpro_mini.lab.trained import Rewrite, Trained
 from alignpro_mini.options import UserError
@@ -86,7 +88,11 @@ def serve(args: argparse.Namespace) -> None:
     trained = Trained(args.run, args.device, args.seed)
     config = ProxyConfig(**{f.name: getattr(args, f.name) for f in dataclasses.fields(ProxyConfig)})
     url = args.upstream or (trained.config.api.base_url if trained.config.remote else "")
-    upstream = HttpUpstream(url, config.timeout) if url else LocalUpstream(trained.frozen, trained.config.run_name)
+    if url:
+        upstream = HttpUpstream(url, config.timeout)
+    else:  # a stream of its own: requests come from several threads
+        draws = torch.Generator().manual_seed(trained.generator.initial_seed())
+        upstream = LocalUpstream(trained.frozen, trained.config.run_name, draws)
     proxy = Proxy(config, lambda x: trained.rewrite([x], args.greedy)[0].sent, upstream)
     if config.host not in LOOPBACK:
         print(f"warning: {config.host} can be reached by others, and there is no authentication", file=sys.stderr)

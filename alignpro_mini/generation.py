@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignpro_mini.options import UserError
+from alignpro_mini.options import UserError, require
 from alignpro_mini.transformer import KVCache, Transformer
 
 
@@ -112,11 +112,12 @@ def generate(
     run at once (None: 256 on a CPU, 2,048 on a GPU), prompts of similar length together; up to four times as many where
     rows share so much that about max_batch go through the model. `compact=False` gives each row one of the model's to
     the end (for tests). The model is put in eval mode for the call.
-    Raises UserError for an empty prompt, and for one that leaves too little of the context.
+    Raises UserError for an empty prompt, for one that leaves too little of the context, and for a max_batch below 1.
     """
     # A CPU is faster while the keys and values fit its cache, a GPU with fewer and larger kernels.
     if max_batch is None:
         max_batch = 2048 if model.device.type == "cuda" else 256
+    require(max_batch >= 1, f"max_batch is {max_batch}; it must be at least 1")
     room = model.config.max_len - max_new_tokens
     _refuse_empty(prompts)
     for i, prompt in enumerate(prompts):
@@ -134,6 +135,8 @@ def generate(
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), tuple(prompts[i])))  # equal ones together
         take = max_batch
         while order:
+            if len({tuple(prompts[i]) for i in order[:take]}) > max_batch:  # the last batch shared more than this one
+                take = max_batch
             chunk, order = order[:take], order[take:]
             rows, draws = [prompts[i] for i in chunk], uniforms[chunk].to(model.device)
             tokens, logps, most = _generate_batch(model, rows, draws, temperature, top_p, eos_id, compact)

@@ -65,18 +65,20 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        parts, rows = self.num_minibatches, self.batch_size
+        parts, rows, group = self.num_minibatches, self.batch_size, self.rewrites_per_request
         require(parts <= rows, f"num_minibatches is {parts}; a batch of {rows} cannot be cut into more parts")
         require(self.temperature > 0, f"temperature is {self.temperature}; it must be above 0: greedy explores nothing")
         for name in ("gamma", "gae_lambda", "warmup_ratio"):
             require(0 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}; it must lie in 0..1")
-        group = self.rewrites_per_request
         require(rows % group == 0, f"batch_size is {rows}; it must be a multiple of rewrites_per_request, {group}")
         alone = f"rewrites_per_request is {group}; advantage {self.advantage} compares at least 2"
         require(group >= 2 or self.advantage not in rl_math.GROUPED, alone)
         require(rows >= 2 or self.advantage != "reinforce", "batch_size is 1; advantage reinforce compares at least 2")
         by_token = f"ratio is sequence; advantage {self.advantage} differs from token to token"
         require(self.ratio == "token" or self.advantage in ("reinforce", *rl_math.GROUPED), by_token)
+        if self.adaptive_kl_target > 0:
+            require(self.kl_coef > 0, "kl_coef is 0; adaptive_kl_target multiplies it: start above 0")
+            require(self.adaptive_kl_horizon >= rows, f"adaptive_kl_horizon must be at least batch_size, {rows}")
 
     @property
     def whitens(self) -> bool:
@@ -102,6 +104,7 @@ class PPOTrainer:
         generator: torch.Generator | None = None,
     ) -> None:
         self.policy, self.tokenizer, self.score, self.config = Policy(lm, config.train_layers), tokenizer, score, config
+        self.policy.value_head.requires_grad_(config.advantage == "gae")  # for others no gradient ever comes to it
         self.reference = reference.eval().requires_grad_(False)
         self.generator, self.kl_coef, self.lr = generator, config.kl_coef, config.lr
         self.parameters = [*trainable(lm, config.train_layers), *self.policy.value_head.parameters()]
@@ -282,9 +285,8 @@ class PPOTrainer:
 
     def adapt_kl_coef(self, kl: float, episodes: int) -> None:
         """Adapt lambda to the KL target, if there is one; kl is policy to *reference*, summed over a completion."""
-        c = self.config
-        if c.adaptive_kl_target > 0:
-            target, horizon = c.adaptive_kl_target, c.adaptive_kl_horizon
+        target, horizon = self.config.adaptive_kl_target, self.config.adaptive_kl_horizon
+        if target > 0:
             self.kl_coef = rl_math.adaptive_kl_coef(self.kl_coef, kl, target, horizon, episodes)
 
     def describe(self, rollout: Rollout, update: dict[str, float], clock: Sequence[float]) -> dict[str, float]:
@@ -311,8 +313,7 @@ class PPOTrainer:
             "tokens_per_s": tokens / (clock[3] - clock[0]),
         }
         if self.config.advantage == "gae":
-            variance = rl_math.explained_variance(rollout.values, rollout.returns, mask)
-            found["explained_variance"] = variance.item()
+            found["explained_variance"] = rl_math.explained_variance(rollout.values, rollout.returns, mask).item()
         return found
 
 
@@ -334,12 +335,11 @@ def train_ppo(
     Metrics, samples and saved states go through `stage`. `observe(trainer)` adds metrics and sample rows
     (x, x_prime, y, reward, kl) after an iteration.
     """
-    c = trainer.config
+    c, K = trainer.config, trainer.config.rewrites_per_request
     start, meta = stage.restore(trainer.policy, trainer.optimizer, trainer.generator)
     trainer.kl_coef = meta.get("kl_coef", trainer.kl_coef)
     for step in stage.progress(start, c.iterations):
         trainer.lr = learning_rate(c, step)
-        K = c.rewrites_per_request
         picked = torch.randint(len(prompts), (c.batch_size // K,), generator=trainer.generator).tolist()
         metrics = trainer.step([prompts[i] for i in picked for _ in range(K)])
         extra, samples = observe(trainer)

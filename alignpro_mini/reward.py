@@ -8,7 +8,7 @@ second answer belongs to another request. `swap_accuracy` measures whether the m
 
 The likelihood fixes r only up to a constant per prompt and does not fix its scale. So after training r is shifted and
 scaled to mean 0 and variance 1 over answers to the SFT prompter's rewrites. The KL coefficient lambda is in these
-units.
+units. (A real model's truncated answers count in full there, although they are rated by whole sentences later.)
 
 Shape legend:  B rows   T tokens   D width
 """
@@ -253,14 +253,15 @@ def train_reward_model(
     """Bradley-Terry training; returns what `describe` finds on the held-out pairs, and how many pairs there were.
 
     The frozen trunk's outputs are computed once and kept in memory (2 x pairs x tokens x D numbers). Pairs longer than
-    `config.max_tokens` are left out and counted. `generator` draws the split and the order of the pairs (None:
+    `config.max_tokens` or the context are left out and counted. `generator` draws the split and the order of the pairs (None:
     PyTorch's global one). Raises UserError when fewer than two batches of pairs remain.
     """
-    fits = lambda p: max(len(model.encode(p.prompt, y)) for y in (p.chosen, p.rejected)) <= config.max_tokens
+    most = min(config.max_tokens, model.lm.config.max_len)
+    fits = lambda p: max(len(model.encode(p.prompt, y)) for y in (p.chosen, p.rejected)) <= most
     kept = [p for p in pairs if p.chosen != p.rejected and fits(p)]
     if len(kept) < 2 * config.batch_size:
         raise UserError(
-            f"only {len(kept)} of {len(pairs)} preference pairs differ and fit {config.max_tokens} tokens, two batches "
+            f"only {len(kept)} of {len(pairs)} preference pairs differ and fit {most} tokens, two batches "
             f"take {2 * config.batch_size}: add pairs, raise --reward_model.max_tokens, lower --reward_model.batch_size"
         )
     train, heldout = split_by_prompt(kept, config.heldout_share, generator)

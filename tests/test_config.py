@@ -368,8 +368,8 @@ def test_what_cannot_be_is_refused_in_one_line(capsys, argv, told):
 
 def test_an_option_is_accepted_where_it_is_read():
     """The options that the cases above refuse for having no effect, where they have one."""
-    (c,) = parse("--ppo.adaptive_kl_target", "3", "--ppo.adaptive_kl_horizon", "100", "--oracle.lr", "1e-3")
-    assert (c.ppo.adaptive_kl_horizon, c.oracle.lr) == (100.0, 1e-3)
+    (c,) = parse("--ppo.adaptive_kl_target", "3", "--ppo.adaptive_kl_horizon", "200", "--oracle.lr", "1e-3")
+    assert (c.ppo.adaptive_kl_horizon, c.oracle.lr) == (200.0, 1e-3)
     (c,) = parse("--ppo.answers", "4", "--theory.answers", "8")
     assert (c.ppo.answers, c.theory.answers) == (4, 8)
 

@@ -133,7 +133,7 @@ def describe(r: Tensor, truncated: Tensor, names: Sequence[str], lams=LAMBDAS, l
         endings.append({"ending": name, **against, "truncated": float(cut)})
     grid = np.geomspace(10 * max(lams), min(lams), 25).tolist()
     smooth = [{"lam": lam, **at(pairs, lam)} for lam in grid]
-    told = {"mean": scale["mean"], "sd": scale["std"], "icc": between / (between + within), "plain": start}
+    told = {"mean": scale["mean"], "sd": scale["std"], "icc": between / max(between + within, 1e-12), "plain": start}
     return told | {"curve": curve, "smooth": smooth, "endings": sorted(endings, key=lambda e: -e["gain"])}
 
 
@@ -254,6 +254,7 @@ def main() -> None:
     with one_line_errors(PROG):
         c = configs[0]
         require(len({config.task for config in configs}) == 1, "one task at a time: give one --task")
+        require(not c.judge, "--reward judge:MODEL is not listed: each answer would be paid for")
         require(c.theory.inputs >= 4, f"--theory.inputs is {c.theory.inputs}; it takes at least 4")
         also = [name.strip() for name in how.also.split(",") if name.strip()]
         wrong = [name for name in also if name.count(":") != 1 and name != "gold"]

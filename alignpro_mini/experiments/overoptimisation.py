@@ -55,7 +55,9 @@ def measured(
     def make(stage: RunStage) -> dict:
         c = run.config.eval
         requests = world.eval_requests[: c.inputs]
-        evaluator = Evaluator(requests, pi_f, reward.report, world.gold, c, run.generator("evaluation"))
+        evaluator = Evaluator(
+            requests, pi_f, reward.report, world.gold, c, run.generator("evaluation"), run.config.guard
+        )
         arm = evaluator.prompter(prompter, rho_sft)
         found = {"mean": arm.reward.mean(), "std": arm.reward.std(), "kl": arm.kl.mean()}
         found |= {"gold_mean": arm.gold.mean(), "gold_std": arm.gold.std()}

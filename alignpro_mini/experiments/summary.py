@@ -50,7 +50,9 @@ def prediction(configs: Sequence[RunConfig], reward: str) -> dict:
     if found is None:
         raise UserError(f"{place / 'listing.json'} rated {', '.join(listed['rewards'])}, not {reward}")
     lam = configs[0].ppo.kl_coef
-    (point,) = [p for p in found["curve"] if p["lam"] == lam]
+    point = next((p for p in found["curve"] if p["lam"] == lam), None)
+    if point is None:
+        raise UserError(f"{place / 'listing.json'} has no λ {lam:g}: run experiments.listing with this --ppo.kl_coef")
     names = {"gain": "gain_sd", "gain_ci95": "gain_sd_ci95", "ratio": "variance_ratio", "ratio_ci95": "listing_ci95"}
     told = {new: point[old] for old, new in names.items()} | {"variance_ratio_pi95": point["ratio_pi95"]}
     return told | {"kl_coef": lam, "requests": listed["requests"], "evaluated_later": listed["evaluated_later"]}

@@ -97,7 +97,9 @@ def measured(run: Run, requests: Sequence[str], pi_f, prompter, rho_sft, reward:
 
     def make(stage: RunStage) -> dict[str, float]:
         many = replace(run.config.eval, inputs=len(requests), rewrites=8, answers=4)
-        evaluator = Evaluator(list(requests), pi_f, reward.train, None, many, run.generator("variance"))
+        evaluator = Evaluator(
+            list(requests), pi_f, reward.train, None, many, run.generator("variance"), run.config.guard
+        )
         arm = evaluator.plain() if prompter is None else evaluator.prompter(prompter, rho_sft)
         parts = variance_parts(arm.reward)
         return parts | {"mean": float(arm.reward.mean()), "total": sum(parts.values()), "kl": float(arm.kl.mean())}
@@ -190,6 +192,8 @@ def main() -> None:
     configs, how = parse_command_line(prog=PROG, add=add)
     with one_line_errors(PROG):
         require_enumerable(configs[0])
+        few = f"--theory.answers is {configs[0].theory.answers}; each half of the answers needs a variance: at least 4"
+        require(configs[0].theory.answers >= 4, few)
         for name in ("ppo.kl_coef", "world.follow", "world.spread"):
             require(name not in how.given, f"--{name} is varied here: leave it out")
         require({c.task for c in configs} == {RunConfig().task}, "--task is varied here: leave it out, or use --worlds")

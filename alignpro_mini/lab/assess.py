@@ -70,17 +70,17 @@ def listed_answers(config: RunConfig, world: World, pi_f: FrozenModel) -> list[d
     was stopped goes on. Raises UserError where that folder's answers were sampled in another way.
     """
     c = config
-    if c.real_model:
-        same = ("seed", "device", "dtype", "frozen", "sampling", "out", *(("api",) if c.remote else ()))
-        how = {name: getattr(c, name) for name in same} | {"data": DataConfig(c.data.prompts)}
-        c = replace(preset(c.preset), **how)
-    c = replace(c, reward="", gold="", name="")
-    place = Run(replace(c, name=f"listing-{c.run_name}"), resume=True)
+    same = ("frozen", *(("api",) if c.remote else ())) if c.real_model else ("frozen_model", "frozen_lm", "vocab_size")
+    how = {name: getattr(c, name) for name in (*same, "task", "seed", "device", "dtype", "sampling", "world", "out")}
+    c = replace(preset(c.preset), **how, data=DataConfig(c.data.prompts))
+    place = Run(replace(c, name=f"listing-{c.run_name}"), resume=True, wait=True)
     count, each, file = config.theory.inputs, config.theory.answers, "answers.jsonl"
     rows = place.rows(file)
     for kept in {len(row["y"]) // len(row["rewrites"]) for row in rows} - {each}:
         told = f"{place.path / file} has {kept} answers to a rewrite, not {each}"
         raise UserError(f"{told}: leave --theory.answers at {kept}, or move the folder away")
+    if [row["x"] for row in rows[:count]] != world.train_requests[: min(len(rows), count)]:
+        raise UserError(f"{place.path / file} is not of these requests in their order: move the folder away")
     for x in world.train_requests[len(rows) : count]:
         rewrites = world.rewrites(x)
         asked = [x_prime for x_prime in rewrites for _ in range(each)]

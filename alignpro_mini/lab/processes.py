@@ -134,8 +134,6 @@ class ShardedTrainer(PPOTrainer):
         super().__init__(*args, **how)
         self.processes, self.rank, self._updating = count(), rank(), False
         require_shares(self.config, self.processes)
-        if self.config.advantage != "gae":
-            self.policy.value_head.requires_grad_(False)  # no gradient ever comes to it
         self.policy = _Parallel(self.policy)
         # One stream is the same everywhere (prompts, minibatches). The other is each process's own: what the caller
         # gave, since its score may draw from it too. Every iteration seeds the second by the first.

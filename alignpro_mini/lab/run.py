@@ -24,6 +24,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,10 @@ from alignpro_mini.transformer import Transformer
 from alignpro_mini.weights.pretrained import load_pretrained, save_pretrained
 from alignpro_mini.weights.tensors import load_state, replacing, save_state, write_json
 
+try:
+    import fcntl
+except ImportError:  # Windows: nothing keeps two processes out of one folder
+    fcntl = None
 # Options that a run may go on with changed: where it lies, how an API is asked, and what ends it.
 MAY_CHANGE = {"out", "stop"} | {f"api.{f.name}" for f in dataclasses.fields(ApiConfig)} - {"api.base_url", "api.system"}
 SHOWN = ("loss", "heldout_loss", "accuracy", "score_mean", "kl_k1", "entropy")  # what the progress line says
@@ -74,25 +79,43 @@ def append_jsonl(path: Path, rows: Sequence[dict]) -> None:
         out.write(("\n" * cut + text).encode())
 
 
+class Hold:
+    """This process's claim on a folder, until nobody refers to it any more; others wait, or get a UserError."""
+
+    def __init__(self, path: Path, wait: bool) -> None:
+        self.fd = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise UserError(f"{path} is in use by another process: wait, or use another --name") from None
+        except OSError:  # a file system without locks
+            pass
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
+HELD: WeakValueDictionary[int, Hold] = WeakValueDictionary()  # by inode: a process may have several Runs of a folder
+
+
 class Run:
     """A run's folder. `Run(config, resume)` makes it, or finds it again.
 
     Raises FileExistsError when the folder holds a run and `resume` is False, UserError when it holds one with
-    other options, OSError when it cannot be written.
+    other options or another process works in it (with `wait`: waits for its end), OSError when it cannot be written.
     """
 
-    def __init__(self, config: RunConfig, resume: bool = False) -> None:
+    def __init__(self, config: RunConfig, resume: bool = False, wait: bool = False) -> None:
         self.config, self.path, self.leads = config, Path(config.out) / config.run_name, processes.rank() == 0
         self.stages: dict[str, dict] = {}
         if self.leads:
-            self._prepare(resume)
+            self._prepare(resume, wait)
         if (self.path / "stages.json").exists():
             self.stages = json.loads((self.path / "stages.json").read_text(encoding="utf-8"))
 
-    def _prepare(self, resume: bool) -> None:
+    def _prepare(self, resume: bool, wait: bool) -> None:
         """Check that the folder is new, or holds a run with the same options, and make it."""
-        config = self.config
-        options = json.loads(json.dumps(dataclasses.asdict(config)))
+        options = json.loads(json.dumps(dataclasses.asdict(self.config)))
         saved = self.path / "config.json"
         if saved.exists():
             begun = [self.path / "stages.json", self.path / "metrics.jsonl", *(self.path / "checkpoints").glob("*")]
@@ -103,12 +126,14 @@ class Run:
                 self._same_options(json.loads(saved.read_text(encoding="utf-8")), options)
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            if fcntl:
+                key = self.path.stat().st_ino
+                self._hold = HELD[key] = HELD.get(key) or Hold(self.path, wait)
             for left in self.path.rglob(".*.tmp"):  # half-written files of a run that was killed
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
             write_json(saved, options)
         except OSError as error:
-            mend = "choose another folder with --out"
-            raise OSError(f"{self.path} cannot be written ({error.strerror}): {mend}") from None
+            raise OSError(f"{self.path} cannot be written ({error.strerror}): choose another with --out") from None
 
     def _same_options(self, old: dict, new: dict) -> None:
         def flat(tree: dict, prefix: str = "") -> dict:
@@ -119,7 +144,9 @@ class Run:
         changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in MAY_CHANGE]
         if changed:
             told = ", ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in changed[:4])
-            raise UserError(f"{self.path} was started with other options ({told}): use the same, or another --name")
+            raise UserError(
+                f"{self.path} was started with other options ({told}): use the same, or another --name or --out"
+            )
 
     def once(
         self,

@@ -25,6 +25,8 @@ from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import quote, urlsplit
 
+import torch
+
 from alignpro_mini.frozen import FrozenModel
 from alignpro_mini.options import UserError, check_ranges, option
 from alignpro_mini.remote.client import KEY, LOOPBACK, ApiConfig
@@ -111,8 +113,8 @@ class HttpUpstream:
 class LocalUpstream:
     """The frozen model in this process. It answers single turns, by its own sampling options."""
 
-    def __init__(self, frozen: FrozenModel, name: str) -> None:
-        self.frozen, self.name, self._lock = frozen, name, threading.Lock()
+    def __init__(self, frozen: FrozenModel, name: str, generator: torch.Generator | None = None) -> None:
+        self.frozen, self.name, self.generator, self._lock = frozen, name, generator, threading.Lock()
 
     def models(self) -> Reply:
         """The one model."""
@@ -127,7 +129,7 @@ class LocalUpstream:
             )
         try:
             with self._lock:
-                (answer,) = self.frozen.answer([messages[0]["content"]])
+                (answer,) = self.frozen.answer([messages[0]["content"]], self.generator)
         except UserError as error:
             return failure(400, str(error))
         reason, count = "length" if answer.truncated else "stop", len(answer.tokens or ())
