@@ -1,6 +1,7 @@
 """The frontier: nothing lies above the closed form, best-of-n against its exact law, and one whole run in small."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -283,3 +284,19 @@ def test_the_ablation_changes_one_thing_at_a_time_and_runs(tmp_path, small, monk
     monkeypatch.setattr("sys.argv", ["ablation", "--theory.inputs", "0"])
     with pytest.raises(SystemExit, match="experiments.ablation: error: the optimum is known"):
         ablation.main()
+
+
+def test_the_value_of_the_best_policy_is_that_of_its_weights_and_never_above_the_true_one():
+    g = torch.Generator().manual_seed(0)
+    r = torch.randn(3, 7, generator=g, dtype=torch.float64)
+    r[1, 5:] = torch.nan  # a request with fewer answers
+    for beta in (0.02, 0.3, 4.0):
+        wanted = 0.0
+        for row in ([v for v in of if v == v] for of in r.tolist()):
+            weights = [math.exp((v - max(row)) / beta) for v in row]  # of pi* ~ pi_F exp(r / beta), pi_F uniform here
+            pi = [w / sum(weights) for w in weights]
+            kl = sum(p * math.log(p * len(row)) for p in pi if p > 0)
+            wanted += (sum(p * v for p, v in zip(pi, row)) - beta * kl) / 3
+        assert frontier.rlhf_optimum(r, beta) == pytest.approx(wanted, abs=1e-12)
+    drawn = torch.randn(4000, 16, generator=g, dtype=torch.float64)  # r ~ N(0, 1): the true value is 1 / (2 beta)
+    assert 0.4 < frontier.rlhf_optimum(drawn, 1.0) < 0.5

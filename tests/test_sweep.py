@@ -85,7 +85,7 @@ def test_what_ends_the_command_ends_its_runs(tmp_path, how):
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     argv = ["--out", str(tmp_path / "file" / "runs")]
-    with pytest.raises(OSError, match="cannot be written .* choose another with --out"):
+    with pytest.raises(OSError, match="cannot be written .* choose another folder with --out"):
         sweep.run_side_by_side([str(tmp_path / "run.py")], argv, parse_command_line(argv)[0], 2)
 
 

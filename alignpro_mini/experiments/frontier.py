@@ -15,6 +15,7 @@
     best-of-n      the same for the distribution of its picks: chosen by one half of the answers, rated by the other
     RLHF           mean reward on the same requests, against the KL of *answers*: another quantity, for comparison.
                    In the figure of all runs Align-Pro's KL is that of its answers too (`optimum.induced_kl`).
+                   A trained oracle is not the best one: the last table compares J - beta KL with the optimum's.
 
 Rewards are in the units that PPO sees, those of lambda (a callable is shifted and scaled; the learned reward already
 is). What it leaves out: seeds in one figure, and settings other than lambda.
@@ -31,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from alignpro_mini import theory
 from alignpro_mini.experiments import frontier_report
@@ -75,7 +77,7 @@ def run_frontier(config: RunConfig, resume: bool, lams: Sequence[float]) -> dict
         point = {"lam": lam, "kl": float(theory.kl(ours.rho, ours.rho_sft).mean())} | kl
         point |= {"mean": float(theory.value(ours.rho, ours.R))} | optimum.describe(ours, lam)
         if oracle is not None:
-            point |= _rlhf(run, rated, pi_f, oracle, reward)
+            point |= _rlhf(run, rated, pi_f, oracle, reward) | {"rlhf_optimum": rlhf_optimum(rated.r[:, 0], lam)}
         points.append(point)
     results = {key: getattr(config, key) for key in ("task", "preset", "seed")}
     results |= {"no_finetuning": float(rated.R[:, 0].mean()), "closed_form": closed_form_curve(untrained, lams)}
@@ -104,6 +106,14 @@ def _rlhf(run: Run, rated: RatedRewrites, pi_f: FrozenLM, oracle: FrozenLM, rewa
         return {f"rlhf_{key}": float(value) for key, value in found.items()} | {"rlhf_gain_ci95": ci95}
 
     return run.json("rlhf", make)
+
+
+def rlhf_optimum(r: Tensor, beta: float) -> float:
+    """max over pi of J(pi) - beta KL(pi || pi_F) = beta E_x log E_pi_F exp(r / beta), from rewards (N, M) of pi_F's
+    answers; NaN: no answer. Too low on average (Jensen), the more the smaller beta: a bound that no PPO run sets."""
+    answered = ~r.isnan()
+    logs = (r / beta).masked_fill(~answered, -math.inf).logsumexp(1)  # (N,)
+    return float(beta * (logs - answered.sum(1).double().log()).mean())
 
 
 def closed_form_curve(listing: Listing, lams: Sequence[float], points: int = 60) -> list[dict[str, float]]:
@@ -181,8 +191,8 @@ def main() -> None:
         results, failed = run_all(["-m", PROG], configs, how, partial(run_frontier, lams=lambdas(how.lambdas)))
     if results and not how.child:
         path = Path(configs[0].out) / f"frontier-{configs[0].preset}.png"
-        told = f"{frontier_report.frontier_table(results)}\n\n{frontier_report.beta_table(results)}"
-        leave(results, path, frontier_report.beta_figure, told)
+        tables = (frontier_report.frontier_table, frontier_report.beta_table, frontier_report.objective_table)
+        leave(results, path, frontier_report.beta_figure, "\n\n".join(table(results) for table in tables))
     exit_if_failed(PROG, configs, failed)
 
 

@@ -101,6 +101,18 @@ def beta_table(runs: list[dict]) -> str:
     return aligned(rows)
 
 
+def objective_table(runs: list[dict]) -> str:
+    """What RLHF maximises, J - beta KL of answers: Align-Pro's, the oracle's, and the least that the optimum has."""
+    less = lambda p, mean, kl: None if p.get(kl) is None else p[mean] - p["lam"] * p[kl]
+    rows = [["task", "λ = β", "J - β KL: no fine-tuning", "Align-Pro", "oracle", "optimum, at least"]]
+    for task, mine in by_task(runs).items():
+        for points in zip(*(run["align_pro"] for run in mine)):
+            told = [[run["no_finetuning"] for run in mine], [less(p, "mean", "answer_kl") for p in points]]
+            told += [[less(p, "rlhf_mean", "rlhf_kl") for p in points], [p.get("rlhf_optimum") for p in points]]
+            rows.append([task, f"{points[0]['lam']:g}", *(over_seeds(each) for each in told)])
+    return aligned(rows)
+
+
 def beta_figure(runs: list[dict], path) -> None:
     """A row a task: reward against the KL coefficient, and against the KL of answers; means and 95 % intervals."""
     tasks = by_task(runs)
