@@ -61,7 +61,7 @@ def grid_table(groups: list[dict]) -> str:
     said += sweep.claim_lines({c: kn for c, kn in sweep.sweep_counts(every).items() if c not in paper}, " single runs")
     for task in sweep.by_task(groups):
         runs = [run for (t, _), found in cells.items() if t == task for run in found]
-        said += ["", f"task {task}, all cells", *sweep.variance_lines(runs), *sweep.right_answers(runs)]
+        said += ["", f"task {task}, all cells", *sweep.variance_lines(runs, False), *sweep.right_answers(runs)]
     return "\n".join([sweep.coefficients(every), aligned(rows), "", *said, "", *_time_lines(groups)])
 
 

@@ -12,8 +12,10 @@
 
 Gao et al. (2023) let a large reward model play the gold reward. Here the gold reward is that of the world. Both rewards
 are reported in standard deviations of the answers to the SFT prompter's rewrites, as gains over it: so a reward model
-that were the gold reward would give equal numbers. Mismatched pairs come on top of the others: with them the reward
-model also trains for twice as many steps. Intervals are 95 % t-intervals over the seeds.
+that were the gold reward would give equal numbers. A reward model that saturates gives a small learned gain where the
+gold gain is large: over-optimisation is a gold gain that falls while the KL rises. Pairs and training steps go
+together (`reward_model.epochs` is the same for all; with mismatched pairs, which come on top of the others, there are
+more). Intervals are 95 % t-intervals over the seeds.
 """
 
 from __future__ import annotations
@@ -100,19 +102,17 @@ def run_cells(
 
 
 def table(runs: list[dict]) -> str:
-    """A row a cell: means over the seeds, 95 % t-intervals of the gains and of their difference."""
+    """A row a cell: means over the seeds, 95 % t-intervals of the gains."""
     by_cell: dict[tuple, list[dict]] = {}
     for run in runs:
         for cell in run["cells"]:
-            by_cell.setdefault((run["task"], cell["mismatched"], cell["lam"], cell["pairs"]), []).append(cell)
-    heads = "task|mismatched|λ|pairs|accuracy|swap acc.|KL|learned gain|gold gain|learned - gold"
+            by_cell.setdefault((run["task"], cell["mismatched"], cell["pairs"], -cell["lam"]), []).append(cell)
+    heads = "task|mismatched|pairs|accuracy|swap acc.|λ|KL|learned gain|gold gain"
     rows = [heads.split("|")]
-    for (task, mismatched, lam, pairs), cells in sorted(by_cell.items()):
-        row = [task, str(mismatched), f"{lam:g}", str(pairs)]
-        row += [num(t_interval([c[key] for c in cells])[0], 2) for key in ("accuracy", "swap_accuracy", "kl")]
-        row += [over_seeds(c[key] for c in cells) for key in ("gain", "gold_gain")]
-        row.append(over_seeds(c["gain"] - c["gold_gain"] for c in cells))
-        rows.append(row)
+    for (task, mismatched, pairs, lam), cells in sorted(by_cell.items()):  # down a block λ falls and the KL rises
+        accuracy, swap, kl = (num(t_interval([c[k] for c in cells])[0], 2) for k in ("accuracy", "swap_accuracy", "kl"))
+        gains = [over_seeds(c[key] for c in cells) for key in ("gain", "gold_gain")]
+        rows.append([task, str(mismatched), str(pairs), accuracy, swap, f"{-lam:g}", kl, *gains])
     return aligned(rows)
 
 

@@ -169,14 +169,18 @@ def right_answers(runs: list[dict]) -> list[str]:
     ]
 
 
-def variance_lines(runs: list[dict]) -> list[str]:
-    """Which variance component falls, and the gold reward: an arm a line, means over the seeds and their intervals."""
+def variance_lines(runs: list[dict], independent: bool = True) -> list[str]:
+    """Which variance component falls, and the gold reward: an arm a line, means over the runs.
+
+    With their intervals, if the runs are `independent`: cells of one seed share models and answers.
+    """
     parts = [("variance_parts", part) for part in ("between_inputs", "between_rewrites", "within")]
     keys = (("variance",), *parts, ("gold_mean",), ("gold_variance",), ("win_rate",))
     heads = ("variance", "between inputs", "between rewrites", "within", "gold mean", "gold variance", "win rate")
-    rows = [["  means, ± 95%", *heads]]
+    mean = lambda values: over_seeds(values, 3) if independent else num(t_interval(values)[0], 3)
+    rows = [["  means, ± 95%" if independent else "  means", *heads]]
     for arm, (name, _) in ARMS.items():
-        found = [over_seeds([get(run, "arms", arm, *key) for run in runs], 3) for key in keys]
+        found = [mean([get(run, "arms", arm, *key) for run in runs]) for key in keys]
         rows += [[f"  {name}", *found]] if any(get(run, "arms", arm, "variance") is not None for run in runs) else []
     return [aligned(rows)]
 
