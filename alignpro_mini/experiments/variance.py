@@ -137,7 +137,7 @@ def table(runs: list[dict]) -> str:
     """A row a world and lambda: predicted and measured gain and variance ratio to no fine-tuning, over the seeds."""
     heads = ["world", "λ", "gain: predicted", "measured", "variance ratio: predicted", "measured", "falls / rises"]
     heads.append("measured above 1")
-    rows, agree, errors = [heads], [], {"gain": [], "ratio": []}
+    rows, agree, by_rule, off, kept = [heads], [], [], [], {"plain": [], "cue": []}
     for world in [w for w in WORLDS if all(w in run["worlds"] for run in runs)]:
         for i, point in enumerate(runs[0]["worlds"][world]["points"]):
             of = lambda kind, run_, j=i, w=world: run_["worlds"][w][kind][j]
@@ -147,18 +147,24 @@ def table(runs: list[dict]) -> str:
                     start = run["worlds"][world][without]
                     gains[column].append(of(kind, run)["mean"] - start["mean"])
                     ratios[column].append(of(kind, run)["total"] / start["total"])
-            errors["gain"] += [b - a for a, b in zip(*gains)]
-            errors["ratio"] += [b - a for a, b in zip(*ratios)]
-            agree.append((np.mean(ratios[0]) < 1) == (np.mean(ratios[1]) < 1))
+            off += [b - a for a, b in zip(*gains)]
+            kept[spread := world.split("-")[1]] += zip(*ratios)
+            falls = np.mean(ratios[1]) < 1
+            agree.append((np.mean(ratios[0]) < 1) == falls)
+            by_rule.append((spread == "plain") == falls)
             told = [over_seeds(values) for values in (*gains, *ratios)]
             said = ["rises" if np.mean(column) > 1 else "falls" for column in ratios]
             above = f"{sum(ratio > 1 for ratio in ratios[1])} of {len(runs)}"
             rows.append([world, f"{point['lam']:g}", *told, " / ".join(said), above])
-    agreed = f"{sum(agree)} of {len(agree)} rows"
+    rms = lambda values: num(np.sqrt(np.mean(np.square(values))))
+    agreed = f"{sum(agree)} of {len(agree)} rows; by the rule that plain falls and cue rises {sum(by_rule)}"
     lines = [aligned(rows), "", f"predicted and measured ratio on the same side of 1: {agreed}"]
-    for key, values in errors.items():
-        spread = np.sqrt(np.mean(np.square(values)))
-        lines.append(f"measured - predicted {key}: mean {num(np.mean(values))}, root mean square {num(spread)}")
+    lines.append(f"measured - predicted gain: mean {num(np.mean(off))}, root mean square {rms(off)}")
+    for spread, pairs in kept.items():
+        if pairs:
+            p, m = np.array(pairs).T
+            told = f"root mean square {rms(m - p)}, of measured - its own mean {rms(m - m.mean())}"
+            lines.append(f"measured - predicted ratio, spread {spread}: {told}")
     return "\n".join(lines)
 
 
