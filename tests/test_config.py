@@ -262,6 +262,14 @@ def test_values_become_the_type_of_their_field(monkeypatch):
         (["--frozen_lm.heldout_examples", "0"], "--frozen_lm.heldout_examples is 0; it must be at least 1"),
         (["--frozen_lm.train_layers", "-1"], "--frozen_lm.train_layers is -1; it must be at least 0"),
         (["--ppo.adaptive_kl_horizon", "0"], "--ppo.adaptive_kl_horizon is 0.0; it must be above 0"),
+        (
+            ["--ppo.adaptive_kl_target", "5", "--ppo.adaptive_kl_horizon", "20"],
+            "--ppo.adaptive_kl_horizon must be at least batch_size, 128",
+        ),  # a larger share of the target would be paid back in one step: lambda below 0
+        (
+            ["--ppo.kl_coef", "0", "--ppo.adaptive_kl_target", "5"],
+            "--ppo.kl_coef is 0; adaptive_kl_target multiplies it: start above 0",
+        ),
         (["--ppo.kl_coef", "nan"], "--ppo.kl_coef is nan; it must be a finite number"),
         (["--oracle.lr", "inf"], "--oracle.lr is inf; it must be a finite number"),
         (["--reward_model.preference_scale", "-1"], "--reward_model.preference_scale is -1.0; it must be above 0"),

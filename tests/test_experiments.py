@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,8 +11,11 @@ from test_grid import small, small_grid  # noqa: F401
 
 from alignpro_mini import theory
 from alignpro_mini.experiments import ablation, estimators, overoptimisation, variance
-from alignpro_mini.lab.cli import chosen
+from alignpro_mini.lab.cli import chosen, with_options
+from alignpro_mini.lab.config import preset
+from alignpro_mini.lab.evaluation import Arm, Evaluator
 from alignpro_mini.lab.optimum import Listing
+from alignpro_mini.lab.run import Run
 from alignpro_mini.lab.statistics import variance_parts
 from alignpro_mini.options import UserError
 from alignpro_mini.ppo import PPOConfig
@@ -96,7 +100,40 @@ def test_a_bad_command_line_ends_before_any_training(study, argv, monkeypatch, c
     assert stop.value.code
 
 
+@pytest.mark.parametrize("study, guarded", [(s, g) for s in (variance, overoptimisation) for g in (True, False)])
+def test_what_is_measured_is_what_the_guard_would_send(study, guarded, tmp_path, monkeypatch):
+    """Align-Pro was trained with it, and `train.py` evaluates with it."""
+    seen = []
+
+    class Watched(Evaluator):
+        def __init__(self, *given, **named):
+            super().__init__(*given, **named)
+            seen.append(self.guard)
+
+        def prompter(self, prompter, reference):
+            r = np.arange(64.0).reshape(2, 8, 4)
+            return Arm(r, r, np.zeros((2, 8)), {})
+
+    monkeypatch.setattr(study, "Evaluator", Watched)
+    run = Run(with_options(preset("tiny"), {"out": str(tmp_path), "name": "r", "guard": guarded}))
+    reward, world = SimpleNamespace(train=None, report=None), SimpleNamespace(eval_requests=["a", "b"], gold=None)
+    if study is variance:
+        found = variance.measured(run, ["a", "b"], None, "rho", "rho_sft", reward)
+    else:
+        found = overoptimisation.measured(run, world, None, "rho", "rho_sft", reward)
+    assert found["mean"] == 31.5 and seen == [guarded]
+
+
 # ---------------------------------------------------------------- variance
+
+
+def test_too_few_answers_for_a_variance_of_each_half_are_told_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(variance, "run_all", lambda *given: pytest.fail("it began"))
+    monkeypatch.setattr("sys.argv", ["variance", "--theory.answers", "2", "--out", str(tmp_path)])
+    with pytest.raises(
+        SystemExit, match="^alignpro_mini.experiments.variance: error: --theory.answers is 2; .*least 4$"
+    ):
+        variance.main()
 
 
 def drawn(N=40, K=6, M=40, seed=0, noise=1.0):

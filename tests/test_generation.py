@@ -22,6 +22,7 @@ from alignpro_mini.generation import (
     sampling_logprobs,
     sequence_logprobs,
 )
+from alignpro_mini.options import UserError
 
 PROMPTS = [[4, 7, 2], [5], [9, 9, 8, 1, 6, 2, 11], [3, 10], [6, 1, 1, 8], [10, 2, 7, 5, 9], [1], [8, 8, 4, 2, 3, 5]]
 FAMILIES = ("gpt2", "llama")
@@ -328,6 +329,32 @@ def test_the_generator_decides_everything():
     )
     same = tokens(generate(model, [[4]] * 8, 8, generator=rng(0)))
     assert len(set(map(tuple, same))) > 4, "equal prompts must draw from streams of their own"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.1])
+def test_rows_that_shared_much_do_not_swell_the_batch_of_those_that_share_nothing(monkeypatch, temperature):
+    """8 equal prompts are 1 row of the model: the batch after them may be four times as large, if it shares as much."""
+    model, sizes = random_lm(), []
+    prompts = [[4]] * 8 + [[4 + i // 8, 4 + i % 8] for i in range(64)]  # sorted by length: the equal ones come first
+    hidden = model.hidden
+
+    def watched(ids, *args, **how):
+        sizes.append(len(ids))
+        return hidden(ids, *args, **how)
+
+    monkeypatch.setattr(model, "hidden", watched)
+    run = lambda **how: generate(model, prompts, 6, temperature=temperature, eos_id=3, generator=rng(), **how)
+    got = run(max_batch=8)
+    assert sizes[0] == 1 and max(sizes) == 8
+    want = run(compact=False)
+    assert tokens(got) == tokens(want)
+    for a, b in zip(got, want):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4) and a.finished == b.finished
+
+
+def test_a_batch_of_no_rows_is_refused():
+    with pytest.raises(UserError, match="max_batch is 0; it must be at least 1"):
+        generate(random_lm(), [[4]], 3, max_batch=0)
 
 
 def test_bad_prompts_are_refused_by_number():

@@ -83,6 +83,16 @@ def test_what_is_told_of_a_reward():
         listing.describe(torch.full((2, 3, 2), 3.0), truncated[:2, :, :2], ["a", "b", "c"])
 
 
+@pytest.mark.parametrize("levels", [(0.0, 1.0), (0.1, 0.7)])  # without rounding, and with
+def test_rewards_that_do_not_depend_on_the_rewrite_have_no_share_of_it(levels, monkeypatch):
+    """Neither does the answer matter: the ICC would be 0 / 0, or rounding errors over rounding errors."""
+    monkeypatch.setattr(listing, "RESAMPLES", 4)
+    r = torch.tensor(levels, dtype=torch.float64).repeat_interleave(6)[:, None, None].expand(12, 3, 5)
+    found = listing.describe(r, torch.zeros(12, 3, 5), ["a", "b", "c"])
+    assert found["icc"] == pytest.approx(0, abs=1e-9)
+    assert [e["gain"] for e in found["endings"]] == pytest.approx([0, 0, 0])
+
+
 class Fake:
     """A frozen model that says its prompt and a random digit; the k-th call may be the last one."""
 
@@ -133,6 +143,29 @@ def test_the_answers_of_a_real_model_serve_every_reward_but_no_other_sampling(tm
         assess.listed_answers(with_options(first, {"sampling.temperature": 0.4}), World(), Fake())
     with pytest.raises(UserError, match="has 2 answers to a rewrite, not 3"):
         assess.listed_answers(with_options(first, {"theory.answers": 3}), World(), Fake())
+
+
+def test_answers_to_other_requests_are_refused(tmp_path, monkeypatch):
+    """As after a change of the world's code, or of the file of --data.prompts: the options are the same."""
+    rows = answers(tmp_path)
+    monkeypatch.setattr(World, "train_requests", ["a", "b", "c", "d", "f"])
+    assert answers(tmp_path, calls=0) == rows, "the first four are the same"
+    for requests in (["a", "b", "d", "c", "e"], ["f", "b", "c", "d", "e"]):
+        monkeypatch.setattr(World, "train_requests", requests)
+        for count in (4, 5):
+            with pytest.raises(UserError, match="answers.jsonl is not of these requests in their order: move"):
+                answers(tmp_path, count)
+
+
+def test_the_embedded_worlds_answers_serve_every_training_but_no_other_world(tmp_path):
+    first = RunConfig(out=str(tmp_path), theory=TheoryConfig(inputs=4, answers=2))
+    rows = assess.listed_answers(first, World(), Fake())
+    trained = {"ppo.lr": 0.1, "ppo.kl_coef": 0.5, "reward_model.pairs": 500, "eval.inputs": 7, "name": "n"}
+    assert assess.listed_answers(with_options(first, trained), World(), Fake(0)) == rows
+    assert [path.name for path in tmp_path.iterdir()] == ["listing-tiny-quality-seed0"]
+    for option, value in (("world.follow", 0.2), ("frozen_lm.steps", 7), ("sampling.temperature", 0.4)):
+        with pytest.raises(UserError, match=f"listing-tiny-quality-seed0 was started .*{option} was"):
+            assess.listed_answers(with_options(first, {option: value}), World(), Fake())
 
 
 def test_answers_are_rated_against_the_request_and_keep_their_missing_end():
@@ -223,6 +256,10 @@ def test_the_prediction_interval_is_wider_than_the_listings_own_and_holds_the_no
         (["--theory.inputs", "3"], "--theory.inputs is 3; it takes at least 4"),
         (["--also", "nonsense"], "--also: ['nonsense'] is no module:function"),
         (["--task", "all"], "one task at a time"),
+        (
+            ["--preset", "smollm2", "--reward", "judge:m", "--theory.inputs", "4"],
+            "--reward judge:MODEL is not listed: each answer would be",
+        ),
     ],
 )
 def test_what_cannot_be_listed_is_told_in_one_line(argv, told, monkeypatch, tmp_path):

@@ -20,6 +20,7 @@ from alignpro_mini.lab.run import Run, RunStage
 from alignpro_mini.options import UserError
 from alignpro_mini.ppo import PPOConfig, PPOTrainer, Rollout, learning_rate, train_ppo
 from alignpro_mini.transformer import Transformer, TransformerConfig
+from alignpro_mini.weights.tensors import load_state
 
 PROMPTS = ["a", "bcdefgh", "hh", "gabcabcagb", "cd", "e"]
 SMALL = PPOConfig(iterations=1, batch_size=6, ppo_epochs=1, num_minibatches=1, max_new_tokens=6, lr=1e-3, anneal=False)
@@ -342,6 +343,15 @@ def test_without_gae_the_value_head_does_not_train(monkeypatch, advantage):
     assert max(head, default=0) == 0
 
 
+@pytest.mark.parametrize("advantage", rl_math.ADVANTAGES)
+def test_the_value_head_can_be_trained_only_where_gae_reads_it(advantage):
+    t = trainer(advantage=advantage, rewrites_per_request=2, whiten_advantages=False)
+    assert {p.requires_grad for p in t.policy.value_head.parameters()} == {advantage == "gae"}
+    before = t.policy.value_head.weight.clone()
+    t.step([x for x in PROMPTS[:3] for _ in range(2)])
+    assert torch.equal(t.policy.value_head.weight, before) == (advantage != "gae")
+
+
 @pytest.mark.parametrize("advantage", rl_math.GROUPED)
 def test_advantages_of_a_group_are_not_whitened(advantage):
     t = trainer(advantage=advantage, rewrites_per_request=2)
@@ -613,4 +623,20 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, capsys, train_layers):
     assert drop(again) == drop(rows) and [row["step"] for row in again] == [1, 2, 3, 4, 5, 6, 7]
     assert shown == samples
     assert len({row["kl_coef"] for row in again}) > 3, "the controller must have moved"
+    capsys.readouterr()
+
+
+def test_a_state_that_several_processes_saved_without_the_value_head_goes_on_in_one(tmp_path, capsys):
+    """For them the head of advantage rloo does not train, and `save` leaves out what does not."""
+    stage = RunStage(Run(RunConfig(out=str(tmp_path), name="r")), "ppo")
+    how, prompts = {"advantage": "rloo", "rewrites_per_request": 2}, [x for x in PROMPTS[:3] for _ in range(2)]
+    several, alone = trainer(**how), trainer(**how, lm=random_lm(seed=9), seed=9)
+    several.policy.value_head.requires_grad_(False)
+    several.step(prompts)
+    stage.save(1, several.policy, several.optimizer, several.generator)
+    assert not any("value_head" in name for name in load_state(stage.state_path)[0])
+    assert stage.restore(alone.policy, alone.optimizer, alone.generator) == (1, {})
+    for t in (several, alone):
+        t.step(prompts)
+    assert checksum(alone.policy) == checksum(several.policy)
     capsys.readouterr()

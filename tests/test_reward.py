@@ -12,6 +12,7 @@ from alignpro_mini import reward
 from alignpro_mini.frozen import Answer, checksum
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.run import Run, RunStage
+from alignpro_mini.options import UserError
 from alignpro_mini.reward import (
     MeanRewardModel,
     Preference,
@@ -306,6 +307,17 @@ def test_pairs_that_cannot_teach_are_left_out_and_counted():
     assert train_reward_model(fresh(), [*pairs, same, long], config, FakeStage(), rng())["left_out"] == 2
     with pytest.raises(ValueError, match="only 0 of 80 preference pairs"):
         train_reward_model(fresh(), pairs, RewardConfig(max_tokens=3), FakeStage(), rng())
+
+
+def test_pairs_beyond_the_models_context_are_left_out_too():
+    """A model of 24 tokens reads pairs of at most 24, whatever `max_tokens` allows."""
+    pairs, config = about_h(80), RewardConfig(epochs=1, batch_size=16, max_tokens=200)
+    just, long = Preference("a", "b", "c" * 20), Preference("a", "c" * 21, "b")  # 1 + 1 + 1 + 20 + 1 tokens, one more
+    assert len(fresh().encode("a", just.rejected)) == fresh().lm.config.max_len
+    facts = train_reward_model(fresh(), [*pairs, just, long], config, FakeStage(), rng())
+    assert facts["left_out"] == 1 and facts["train_pairs"] + facts["heldout_pairs"] == 81
+    with pytest.raises(UserError, match="only 0 of 40 preference pairs differ and fit 24 tokens"):
+        train_reward_model(fresh(), [long] * 40, config, FakeStage(), rng())
 
 
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path, capsys, monkeypatch):

@@ -3,7 +3,10 @@
 import inspect
 import json
 import math
+import multiprocessing
 import os
+import threading
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -78,6 +81,79 @@ def test_a_read_only_folder_is_told_with_the_mend(config, tmp_path):
     (tmp_path / "sealed").mkdir(mode=0o500)
     with pytest.raises(OSError, match="cannot be written.*--out"):
         Run(replace(config, out=str(tmp_path / "sealed")))
+
+
+# ---------------------------------------------------------------- a folder belongs to one process
+
+# Processes are copies of one that has imported torch already, and has no threads and no folders of ours.
+FRESH = multiprocessing.get_context("forkserver") if hasattr(os, "fork") else None
+if FRESH:
+    FRESH.set_forkserver_preload(["alignpro_mini.lab.run", "pytest"])
+needs_locks = pytest.mark.skipif(FRESH is None, reason="no locks on folders here")
+
+
+def hold(line, config) -> None:
+    """In another process: say what became of the folder's claim, and keep it until told otherwise."""
+    try:
+        run = Run(config, resume=True)
+        line.send(f"holds {run.path.name}")
+        line.recv()
+    except UserError as error:
+        line.send(str(error))
+
+
+@contextmanager
+def another_process(config):
+    """(what it says, the process, where to tell it to end) of a process that takes the run's folder."""
+    ours, theirs = FRESH.Pipe()
+    process = FRESH.Process(target=hold, args=(theirs, config), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield ours.recv(), process, ours
+    finally:
+        process.kill()
+        process.join()
+
+
+@needs_locks
+@pytest.mark.parametrize("ends", ["by itself", "by SIGKILL"])
+def test_a_folder_that_another_process_works_in_is_refused_until_that_ends(config, tmp_path, ends):
+    half = tmp_path / "r" / ".stages.json.tmp"
+    with another_process(config) as (said, process, line):
+        assert said == "holds r"
+        half.write_text("half of what the other process wri")
+        for resume in (False, True):
+            with pytest.raises(UserError, match="r is in use by another process: wait, or use another --name"):
+                Run(config, resume)
+        assert half.exists(), "the other one is writing it"
+        line.send("end") if ends == "by itself" else process.kill()
+        process.join(10)
+        Run(config, resume=True)
+    assert not half.exists(), "nobody is writing it any more"
+
+
+@needs_locks
+def test_a_run_that_may_wait_begins_when_the_other_process_ends(config):
+    begun = threading.Event()
+    waits = threading.Thread(target=lambda: Run(config, resume=True, wait=True) and begun.set(), daemon=True)
+    with another_process(config) as (_, _, line):
+        waits.start()
+        assert not begun.wait(0.2)
+        line.send("end")
+        assert begun.wait(10)
+
+
+@needs_locks
+def test_a_process_may_have_several_runs_of_its_folder_and_holds_it_until_the_last_is_gone(config):
+    first, second = Run(config), Run(config, resume=True)
+    del first
+    with another_process(config) as (said, _, _):
+        assert "r is in use by another process" in said
+    assert second.path.is_dir()
+    del second
+    with another_process(config) as (said, _, _):
+        assert said == "holds r"
 
 
 # ---------------------------------------------------------------- files that survive a kill

@@ -8,7 +8,8 @@ import torch
 
 from alignpro_mini.experiments import summary
 from alignpro_mini.lab.config import preset
-from alignpro_mini.weights.tensors import save_state
+from alignpro_mini.options import UserError
+from alignpro_mini.weights.tensors import save_state, write_json
 
 
 def normal(mean: float, sd: float, seed: int, requests: int = 400) -> np.ndarray:
@@ -74,3 +75,19 @@ def test_listings_of_several_seeds_lie_beside_their_runs(tmp_path):
     runs = [replace(preset("smollm2"), seed=k, out="runs", reward="m:kind") for k in range(3)]
     assert str(summary.pooled_folder(runs)) == "runs/smollm2-kind-listing"
     assert str(summary.pooled_folder(runs[:1])) == "runs/smollm2-kind-seed0"
+
+
+def test_a_prediction_is_that_of_the_runs_kl_coefficient_or_names_the_option(tmp_path):
+    config = replace(preset("smollm2"), out=str(tmp_path), reward="m:kind")
+    place, lam = summary.pooled_folder([config]), config.ppo.kl_coef
+    keys = ("gain", "gain_ci95", "ratio", "ratio_ci95", "ratio_pi95")
+    curve = [{"lam": at, **{key: 10 * at for key in keys}} for at in (2 * lam, lam)]
+    place.mkdir()
+    listed = {"rewards": {"m:kind": {"curve": curve}}, "requests": 64, "evaluated_later": 256}
+    write_json(place / "listing.json", listed)
+    assert summary.prediction([config], "m:kind")["gain_sd"] == 10 * lam
+    other = replace(config, ppo=replace(config.ppo, kl_coef=0.777))
+    with pytest.raises(UserError, match=r"listing.json has no λ 0.777: .* with this --ppo.kl_coef"):
+        summary.prediction([other], "m:kind")
+    with pytest.raises(UserError, match="listing.json rated m:kind, not learned"):
+        summary.prediction([config], "learned")

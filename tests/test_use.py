@@ -23,6 +23,7 @@ from api_server import running, serving
 from test_end_to_end import ROOT
 
 from alignpro_mini.__main__ import main
+from alignpro_mini.frozen import Answer
 from alignpro_mini.lab.config import preset
 from alignpro_mini.lab.trained import Trained, config_of
 from alignpro_mini.options import UserError
@@ -181,6 +182,45 @@ def test_streams_come_piece_by_piece(run):
         assert [m.id for m in client(proxy).models.list()] == ["toy"]
         with pytest.raises(openai.BadRequestError, match="single message, or use --upstream"):
             client(proxy).chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}] * 2)
+
+
+class Dice:
+    """A frozen model that answers a draw from the generator that it is given."""
+
+    def answer(self, prompts, generator=None):
+        assert generator is not None, "the global one is every thread's"
+        return [Answer(f"{x} {torch.rand((), generator=generator):.6f}", truncated=False) for x in prompts]
+
+
+def test_a_local_model_answers_from_a_stream_of_its_own():
+    def said(seed):
+        local = LocalUpstream(Dice(), "toy", torch.Generator().manual_seed(seed))
+        replies = [local.chat({"messages": [{"role": "user", "content": X}]}) for _ in range(3)]
+        return [json.loads(b"".join(reply.body))["choices"][0]["message"]["content"] for reply in replies]
+
+    assert said(0) == said(0) != said(1) and len(set(said(0))) == 3
+
+
+def test_serve_seeds_the_models_stream_and_leaves_the_prompters_alone(run, monkeypatch):
+    """Answers and rewrites are drawn in several threads: one stream for both would make no run repeatable."""
+    made = []
+
+    class Unheard(Proxy):
+        def __init__(self, config, rewrite, upstream):
+            super().__init__(config, rewrite, upstream)
+            made.append((rewrite, upstream))
+
+        def serve_forever(self):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("alignpro_mini.__main__.Proxy", Unheard)
+    for _ in range(2):
+        main(["serve", "--run", str(run), "--device", "cpu", "--seed", "4", "--port", "0"])
+    (rewrite, one), (_, other) = made
+    assert one.generator.initial_seed() == other.generator.initial_seed() == 4
+    before = one.generator.get_state()
+    rewrite(X)
+    assert torch.equal(one.generator.get_state(), before)
 
 
 @pytest.mark.parametrize(
