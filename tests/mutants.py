@@ -1926,7 +1926,7 @@ MUTANTS += (
     mutant(
         "lab/assess.py",
         "answers-sampled-in-another-way",
-        ('"frozen", "sampling", "out"', '"frozen", "out"'),
+        ('"dtype", "sampling", "world"', '"dtype", "world"'),
         "test_listing.py::test_the_answers_of_a_real_model_serve_every_reward_but_no_other_sampling",
     ),
     mutant(
