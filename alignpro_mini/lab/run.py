@@ -24,7 +24,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +31,7 @@ from tqdm import tqdm
 
 from alignpro_mini.guards import runaway
 from alignpro_mini.lab import processes
+from alignpro_mini.lab.claim import claim
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.options import UserError
 from alignpro_mini.remote.client import ApiConfig
@@ -41,10 +41,6 @@ from alignpro_mini.transformer import Transformer
 from alignpro_mini.weights.pretrained import load_pretrained, save_pretrained
 from alignpro_mini.weights.tensors import load_state, replacing, save_state, write_json
 
-try:
-    import fcntl
-except ImportError:  # Windows: nothing keeps two processes out of one folder
-    fcntl = None
 # Options that a run may go on with changed: where it lies, how an API is asked, and what ends it.
 MAY_CHANGE = {"out", "stop"} | {f"api.{f.name}" for f in dataclasses.fields(ApiConfig)} - {"api.base_url", "api.system"}
 SHOWN = ("loss", "heldout_loss", "accuracy", "score_mean", "kl_k1", "entropy")  # what the progress line says
@@ -79,25 +75,6 @@ def append_jsonl(path: Path, rows: Sequence[dict]) -> None:
         out.write(("\n" * cut + text).encode())
 
 
-class Hold:
-    """This process's claim on a folder, until nobody refers to it any more; others wait, or get a UserError."""
-
-    def __init__(self, path: Path, wait: bool) -> None:
-        self.fd = os.open(path, os.O_RDONLY)
-        try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise UserError(f"{path} is in use by another process: wait, or use another --name") from None
-        except OSError:  # a file system without locks
-            pass
-
-    def __del__(self) -> None:
-        os.close(self.fd)
-
-
-HELD: WeakValueDictionary[int, Hold] = WeakValueDictionary()  # by inode: a process may have several Runs of a folder
-
-
 class Run:
     """A run's folder. `Run(config, resume)` makes it, or finds it again.
 
@@ -116,23 +93,22 @@ class Run:
     def _prepare(self, resume: bool, wait: bool) -> None:
         """Check that the folder is new, or holds a run with the same options, and make it."""
         options = json.loads(json.dumps(dataclasses.asdict(self.config)))
-        saved = self.path / "config.json"
-        if saved.exists():
-            begun = [self.path / "stages.json", self.path / "metrics.jsonl", *(self.path / "checkpoints").glob("*")]
-            if not resume and any(path.exists() for path in begun):
-                mend = "add --resume to go on with it, or --name NAME to start another"
-                raise FileExistsError(f"{self.path} already holds a run: {mend}")
-            if resume:
-                self._same_options(json.loads(saved.read_text(encoding="utf-8")), options)
+        saved, kept = self.path / "config.json", self.path / "checkpoints"
         try:
-            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            if fcntl:
-                key = self.path.stat().st_ino
-                self._hold = HELD[key] = HELD.get(key) or Hold(self.path, wait)
+            kept.mkdir(parents=True, exist_ok=True)
+            self._claim = claim(self.path, wait)
+            begun = [self.path / "stages.json", self.path / "metrics.jsonl", *kept.glob("*")] if saved.exists() else []
+            if not resume and any(path.exists() for path in begun):
+                mend = "already holds a run: add --resume to go on with it, or --name NAME to start another"
+                raise FileExistsError(f"{self.path} {mend}")
+            if resume and saved.exists():
+                self._same_options(json.loads(saved.read_text(encoding="utf-8")), options)
             for left in self.path.rglob(".*.tmp"):  # half-written files of a run that was killed
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
             write_json(saved, options)
         except OSError as error:
+            if error.errno is None:  # the one above
+                raise
             raise OSError(f"{self.path} cannot be written ({error.strerror}): choose another with --out") from None
 
     def _same_options(self, old: dict, new: dict) -> None:
@@ -145,7 +121,7 @@ class Run:
         if changed:
             told = ", ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in changed[:4])
             raise UserError(
-                f"{self.path} was started with other options ({told}): use the same, or another --name or --out"
+                f"{self.path} was started with other options ({told}): use them, or another --name or --out"
             )
 
     def once(
