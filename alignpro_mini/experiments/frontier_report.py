@@ -102,13 +102,18 @@ def beta_table(runs: list[dict]) -> str:
 
 
 def objective_table(runs: list[dict]) -> str:
-    """What RLHF maximises, J - beta KL of answers: Align-Pro's, the oracle's, and the least that the optimum has."""
+    """What RLHF maximises, J - beta KL of answers: Align-Pro's, the oracle's, and the least that the optimum has.
+
+    The share is the most that the oracle takes of the optimum's gain over no fine-tuning.
+    """
     less = lambda p, mean, kl: None if p.get(kl) is None else p[mean] - p["lam"] * p[kl]
-    rows = [["task", "λ = β", "J - β KL: no fine-tuning", "Align-Pro", "oracle", "optimum, at least"]]
+    rows = [["task", "λ = β", "J - β KL: no fine-tuning", "Align-Pro", "oracle", "optimum, at least", "oracle's share"]]
     for task, mine in by_task(runs).items():
         for points in zip(*(run["align_pro"] for run in mine)):
             told = [[run["no_finetuning"] for run in mine], [less(p, "mean", "answer_kl") for p in points]]
             told += [[less(p, "rlhf_mean", "rlhf_kl") for p in points], [p.get("rlhf_optimum") for p in points]]
+            start, _, oracle, best = told
+            told.append([None if b is None or b <= n else (o - n) / (b - n) for n, o, b in zip(start, oracle, best)])
             rows.append([task, f"{points[0]['lam']:g}", *(over_seeds(each) for each in told)])
     return aligned(rows)
 
@@ -138,6 +143,8 @@ def beta_figure(runs: list[dict], path) -> None:
             ax.axhline(start, color=grey, linestyle="--", label=name)
             ax.set(ylabel="mean reward", title=f"{task}, {len(mine)} seeds")
         left.set(xscale="log", xlabel="KL coefficient: λ of Align-Pro, β of the oracle")
+        left.set_xticks(lams, [f"{lam:g}" for lam in lams])
+        left.minorticks_off()
         right.set(xlabel="KL of the answers to those of no fine-tuning, nats")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path)
