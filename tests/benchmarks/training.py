@@ -110,6 +110,7 @@ def useful_flops(config: TransformerConfig, kind: str, batch: list[Encoded]) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description="a training step on ragged texts against a plain padded loop")
     parser.add_argument("--size", choices=tuple(SHAPES), default="tiny")
+    parser.add_argument("--step", choices=("sft", "reward"), help="one of the two (default: both)")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each (default 5)")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
@@ -126,8 +127,9 @@ def main() -> None:
     print(
         f"GEMM 2048 x 2048 x 2048 in float32: {peak / 1e9:.0f} GFLOP/s\n\n{'step':18}{'ours':>10}{'padded':>10}  ratio"
     )
-    for kind, model in models.items():
-        model.eval()
+    kinds = [args.step] if args.step else list(models)
+    for kind in kinds:
+        model = models[kind].eval()
         same_gradients(model, batches["ragged"][0], micro, sides[kind])
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = training.make_optimizer(parameters, 1e-6, 0.0)
@@ -147,7 +149,9 @@ def main() -> None:
             told = f"{kind + ', ' + shape:18}{1000 * ours:8.1f}ms{1000 * padded:8.1f}ms  {padded / ours:.2f}"
             print(f"{told}   useful FLOPs at {flops / ours / peak:.2f} of the peak", flush=True)
     same = {"dtype": "float32", "device": device_name(args.device), "threads": torch.get_num_threads()}
-    print(json.dumps(result | {"ratio": result["sft_ragged"]["ratio"], "gemm_gflops": round(peak / 1e9)} | same))
+    print(
+        json.dumps(result | {"ratio": result[f"{kinds[0]}_ragged"]["ratio"], "gemm_gflops": round(peak / 1e9)} | same)
+    )
 
 
 if __name__ == "__main__":
