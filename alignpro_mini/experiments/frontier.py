@@ -18,7 +18,7 @@
                    A trained oracle is not the best one: the last table compares J - beta KL with the optimum's.
 
 Rewards are in the units that PPO sees, those of lambda (a callable is shifted and scaled; the learned reward already
-is). What it leaves out: seeds in one figure, and settings other than lambda.
+is). What it leaves out: settings other than lambda.
 """
 
 from __future__ import annotations
@@ -109,11 +109,13 @@ def _rlhf(run: Run, rated: RatedRewrites, pi_f: FrozenLM, oracle: FrozenLM, rewa
 
 
 def rlhf_optimum(r: Tensor, beta: float) -> float:
-    """max over pi of J(pi) - beta KL(pi || pi_F) = beta E_x log E_pi_F exp(r / beta), from rewards (N, M) of pi_F's
-    answers; NaN: no answer. Too low on average (Jensen), the more the smaller beta: a bound that no PPO run sets."""
-    answered = ~r.isnan()
-    logs = (r / beta).masked_fill(~answered, -math.inf).logsumexp(1)  # (N,)
-    return float(beta * (logs - answered.sum(1).double().log()).mean())
+    """The most that RLHF can reach, max over pi of J(pi) - beta KL(pi || pi_F), from rewards (N, M) of pi_F's answers.
+
+    That is beta E_x log E exp(r / beta), by M answers too low on average (Jensen). NaN in r: no answer.
+    """
+    answered, r = (~r.isnan()).double(), r.nan_to_num()
+    pi_f = answered / answered.sum(1, keepdim=True)  # each answer is a draw of pi_F
+    return float(theory.regularised_value(theory.optimal_prompter(pi_f, r, beta), pi_f, r, beta))
 
 
 def closed_form_curve(listing: Listing, lams: Sequence[float], points: int = 60) -> list[dict[str, float]]:
