@@ -88,11 +88,9 @@ def serve(args: argparse.Namespace) -> None:
     trained = Trained(args.run, args.device, args.seed)
     config = ProxyConfig(**{f.name: getattr(args, f.name) for f in dataclasses.fields(ProxyConfig)})
     url = args.upstream or (trained.config.api.base_url if trained.config.remote else "")
-    if url:
-        upstream = HttpUpstream(url, config.timeout)
-    else:  # a stream of its own: requests come from several threads
-        draws = torch.Generator().manual_seed(trained.generator.initial_seed())
-        upstream = LocalUpstream(trained.frozen, trained.config.run_name, draws)
+    draws = torch.Generator().manual_seed(trained.generator.initial_seed())  # own stream: requests come from threads
+    local = lambda: LocalUpstream(trained.frozen, trained.config.run_name, draws)
+    upstream = HttpUpstream(url, config.timeout) if url else local()
     proxy = Proxy(config, lambda x: trained.rewrite([x], args.greedy)[0].sent, upstream)
     if config.host not in LOOPBACK:
         print(f"warning: {config.host} can be reached by others, and there is no authentication", file=sys.stderr)

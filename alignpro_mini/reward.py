@@ -253,8 +253,8 @@ def train_reward_model(
     """Bradley-Terry training; returns what `describe` finds on the held-out pairs, and how many pairs there were.
 
     The frozen trunk's outputs are computed once and kept in memory (2 x pairs x tokens x D numbers). Pairs longer than
-    `config.max_tokens` or the context are left out and counted. `generator` draws the split and the order of the pairs (None:
-    PyTorch's global one). Raises UserError when fewer than two batches of pairs remain.
+    `config.max_tokens` or the context are left out and counted. `generator` draws the split and the order of the pairs
+    (None: PyTorch's global one). Raises UserError when fewer than two batches of pairs remain.
     """
     most = min(config.max_tokens, model.lm.config.max_len)
     fits = lambda p: max(len(model.encode(p.prompt, y)) for y in (p.chosen, p.rejected)) <= most

@@ -1,4 +1,4 @@
-"""One process at a time in a folder: two that write one log, or clear each other's half-written files, would ruin a run."""
+"""One process at a time in a folder: two that write one log or clear each other's unfinished files would ruin a run."""
 
 from __future__ import annotations
 

@@ -120,9 +120,7 @@ class Run:
         changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in MAY_CHANGE]
         if changed:
             told = ", ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in changed[:4])
-            raise UserError(
-                f"{self.path} was started with other options ({told}): use them, or another --name or --out"
-            )
+            raise UserError(f"{self.path} was started with other options ({told}): use these, another --name or --out")
 
     def once(
         self,
