@@ -9,6 +9,8 @@ Left padding puts the last prompt token of every row in the same column, so one 
 Each row has its own stream of uniform numbers, drawn before the loop: which rows share a batch, and when the
 others leave it, does not change what a row samples. A prompt that comes more than once goes through the model once,
 and on a CPU so do its continuations as long as they are the same: rows part where they draw different tokens.
+On a GPU the kernels of a step are recorded once and replayed (a CUDA graph): starting them from Python takes longer
+than they run.
 
 Shape legend:  N prompts   U distinct prompts   R rows still generating   B rows of the model (R or fewer)
                P longest prompt   T new tokens   V vocabulary
@@ -16,8 +18,9 @@ Shape legend:  N prompts   U distinct prompts   R rows still generating   B rows
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -105,18 +108,21 @@ def generate(
     generator: torch.Generator | None = None,
     max_batch: int | None = None,
     compact: bool = True,
+    fixed_shapes: bool | None = None,
 ) -> list[Completion]:
     """Sample a continuation of each prompt (lists of token ids), returned in the order of the prompts.
 
     A row stops at `eos_id` (kept in its tokens) or after `max_new_tokens`. Temperature 0 is greedy. `max_batch` rows
     run at once (None: 256 on a CPU, 2,048 on a GPU), prompts of similar length together; up to four times as many where
     rows share so much that about max_batch go through the model. `compact=False` gives each row one of the model's to
-    the end (for tests). The model is put in eval mode for the call.
+    the end (for tests). `fixed_shapes` (None: on a GPU) makes every step alike, which a GPU then replays. The model is put
+    in eval mode for the call.
     Raises UserError for an empty prompt, for one that leaves too little of the context, and for a max_batch below 1.
     """
     # A CPU is faster while the keys and values fit its cache, a GPU with fewer and larger kernels.
-    if max_batch is None:
-        max_batch = 2048 if model.device.type == "cuda" else 256
+    on_gpu = model.device.type == "cuda"
+    max_batch = (2048 if on_gpu else 256) if max_batch is None else max_batch
+    fixed = on_gpu if fixed_shapes is None else fixed_shapes
     require(max_batch >= 1, f"max_batch is {max_batch}; it must be at least 1")
     room = model.config.max_len - max_new_tokens
     _refuse_empty(prompts)
@@ -139,7 +145,7 @@ def generate(
                 take = max_batch
             chunk, order = order[:take], order[take:]
             rows, draws = [prompts[i] for i in chunk], uniforms[chunk].to(model.device)
-            tokens, logps, most = _generate_batch(model, rows, draws, temperature, top_p, eos_id, compact)
+            tokens, logps, most = _generate_batch(model, rows, draws, temperature, top_p, eos_id, compact, fixed)
             take = min(max_batch * len(chunk) // most, 4 * max_batch)
             for i, row, logp in zip(chunk, tokens.tolist(), logps.tolist()):
                 length = row.index(eos_id) + 1 if eos_id in row else len(row)
@@ -149,8 +155,62 @@ def generate(
     return results
 
 
+class _FixedCache(KVCache):
+    """A cache under which a step of one token has the same shapes each time, so that a GPU can replay it.
+
+    All slots are attended to, the empty ones masked. A new token stands in the last slot, where the causal mask lets
+    it see itself, and in the first empty one, where it stays.
+    """
+
+    def __init__(self, cache: KVCache) -> None:
+        self.whole, self.k, self.v, self.mask = cache.whole, cache.k, cache.v, cache.mask
+        self.mask[:, cache.length : -1] = False
+        self.whole[..., cache.length :, :] = 0  # a masked slot weighs 0, but 0 x NaN is NaN
+        self.length = self.mask.shape[1] - 1  # up to the last slot
+        self.slots = torch.tensor([cache.length, self.length], device=self.mask.device)
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the new (B, G, 1, E) key and value of one layer; return those of all slots, (B, G, S_max, E)."""
+        self.k[layer].index_copy_(2, self.slots, k.expand(-1, -1, 2, -1))
+        self.v[layer].index_copy_(2, self.slots, v.expand(-1, -1, 2, -1))
+        return self.k[layer], self.v[layer]
+
+    def advance(self) -> None:
+        """After a step: its token is one of the past, and the next goes into the slot after it."""
+        self.length -= 1  # the model has counted it
+        self.mask.index_fill_(1, self.slots[:1], True)
+        self.slots[:1] += 1
+
+    def keep(self, rows: Tensor) -> None:
+        before = self.length
+        super().keep(rows)
+        self.slots -= before - self.length
+
+
+@lru_cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """Where steps are recorded: one stream for all of them, because each stream keeps 32 MiB for matrix products."""
+    return torch.cuda.Stream(device)
+
+
+def _recorded(step: Callable[[], None], device: torch.device) -> Callable[[], object]:
+    """Run a step, and return what runs it again: on a GPU the replay of its kernels (a CUDA graph), without Python."""
+    if device.type != "cuda":
+        step()
+        return step
+    graph, side, main = torch.cuda.CUDAGraph(), _side_stream(device), torch.cuda.current_stream(device)
+    side.wait_stream(main)
+    with torch.cuda.stream(side):
+        step()  # a first call allocates and picks kernels, which cannot be recorded
+        graph.capture_begin(capture_error_mode="thread_local")  # other threads may go on using the GPU
+        step()
+        graph.capture_end()
+    main.wait_stream(side)
+    return graph.replay
+
+
 def _generate_batch(
-    model: Transformer, prompts, uniforms: Tensor, temperature: float, top_p: float, eos_id: int | None, compact: bool
+    model: Transformer, prompts, uniforms: Tensor, temperature, top_p, eos_id, compact: bool, fixed: bool
 ) -> tuple[Tensor, Tensor, int]:
     """One batch: tokens (N, T) and their log-probs (N, T); what follows a row's EOS is meaningless. And the most B."""
     device, N, limit = model.device, *uniforms.shape
@@ -162,43 +222,62 @@ def _generate_batch(
     rows = torch.arange(N, device=device)  # (R,) which result row each row writes to
     states = model.hidden(ids, cache=cache)[:, -1]  # (U, D)
     # Parting rows reads what they drew. A GPU would wait for that, and has room for all rows at once.
-    share = compact and device.type != "cuda"
-    if share:
+    if compact and not fixed and device.type != "cuda":
         cache.spread(torch.arange(len(place), device=device), limit, N)
     else:
         cache.spread(which, limit, N)
         states, which = states[which], rows
+    cache = _FixedCache(cache) if fixed else cache
     tokens = torch.zeros(N, limit, dtype=torch.long, device=device)  # (N, T)
     logps = torch.zeros(N, limit, device=device)  # (N, T)
     if eos_id is not None:
         tokens.fill_(eos_id)
     done = torch.zeros(N, dtype=torch.bool, device=device)  # (R,)
-    most, new = len(states), rows  # new (B,): the token that each row of the model took last
-    # Reading `done` from a GPU waits for it, so there it is read only every 8 tokens.
-    every = 8 if device.type == "cuda" else 1
-    for t in range(limit):
-        if t:
-            states = model.hidden(new[:, None], cache=cache)[:, -1]  # (B, D)
+    t = torch.zeros(1, dtype=torch.long, device=device)  # the column of the next token
+
+    def draw(states: Tensor) -> Tensor:
+        """The next token of each row, noted: the model's last states (B, D) -> ids (R,)."""
         logp = sampling_logprobs(model.unembed(states), temperature, top_p)  # (B, V)
-        if shared := len(logp) < len(rows):
+        if len(logp) < len(rows):
             logp = logp[which]  # (R, V)
         new = logp.argmax(-1) if temperature == 0 else _draw(logp, uniforms[rows, t])  # (R,)
         tokens[rows, t] = new
         logps[rows, t] = logp.gather(-1, new[:, None])[:, 0]
         if eos_id is not None:
-            done |= new == eos_id
-        if (t + 1) % every == 0:
+            done.logical_or_(new == eos_id)
+        t.add_(1)
+        return new
+
+    def step() -> None:
+        """The next token of each row, into the same tensors each time."""
+        new.copy_(draw(model.hidden(new[:, None], cache=cache)[:, -1]))
+        cache.advance()
+
+    again, most = None, len(states)
+    # Reading `done` from a GPU waits for it, so there it is read only every 8 tokens.
+    every = 8 if device.type == "cuda" else 1
+    for count in range(1, limit + 1):
+        if count == 1:
+            new = draw(states)  # (B,): the token that each row of the model took last; here and below R, if B is less
+        elif not fixed:
+            new = draw(model.hidden(new[:, None], cache=cache)[:, -1])
+        elif again is None:
+            again = _recorded(step, device)
+        else:
+            again()
+        if count % every == 0:
             alive = (~done).nonzero()[:, 0]
             if len(alive) == 0:
                 break
-            # It costs a part of a step, so a few finished rows are carried along.
-            if compact and (shared or len(alive) <= 0.9 * len(rows)):
+            # It costs a part of a step, so a few finished rows are carried along; more where a GPU must record anew.
+            shared = len(cache.mask) < len(rows)  # B < R
+            if compact and (shared or len(alive) <= (0.5 * len(rows) - 64 if fixed else 0.9 * len(rows))):
                 source, which = _regroup(which[alive], (which * model.config.vocab_size + new)[alive])
                 cache.keep(source)
                 in_order = which.argsort()  # so that rows which share nothing are those of the model, one by one
                 rows, which, done = rows[alive][in_order], which[in_order], done[alive]
                 new = torch.empty_like(source).scatter(0, which, new[alive][in_order])  # (B,)
-                most = max(most, len(source))
+                again, most = None, max(most, len(source))
     return tokens, logps, most
 
 

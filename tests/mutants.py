@@ -86,6 +86,7 @@ PAD_GRAD = "test_gradient_is_finite_and_exactly_zero_on_padding"
 SHAPES = "test_column_against_row_is_refused_not_broadcast"
 GREEDY = "test_greedy_equals_each_row_alone_without_a_cache"
 BATCHING = "test_neither_compaction_nor_the_batching_changes_what_a_row_samples"
+FIXED = "test_steps_of_fixed_shapes_give_the_same_answers[1.0-True-llama]"
 LOGPROBS = "test_logprobs_are_those_of_the_distribution_sampled_from"
 EACH_ROW = "test_ppo.py::test_every_number_of_a_rollout_is_that_of_the_row_alone"
 VISIBLE = "(real & (key <= query)) | (key == query)"  # source
@@ -484,18 +485,20 @@ MUTANTS: tuple[Mutant, ...] = (
     # compaction writes to the wrong rows, or gives a row another row's draws
     _generation(
         "compaction-writes-to-the-wrong-rows",
-        ("tokens[rows, t] = new", "tokens[: len(new), t] = new"),
+        ("tokens[rows, t] = new", "tokens[torch.arange(len(new)), t] = new"),
         f"{GREEDY}[1-llama]",
         BATCHING,
     ),
     _generation(
         "compaction-notes-logprobs-in-the-wrong-rows",
-        ("logps[rows, t] =", "logps[: len(new), t] ="),
+        ("logps[rows, t] =", "logps[torch.arange(len(new)), t] ="),
         BATCHING,
         f"{LOGPROBS}[1.0-1.0-llama]",
     ),
     _generation(
-        "compaction-mixes-up-the-draws", ("uniforms[rows, t]", "uniforms[: len(rows), t]"), f"{BATCHING}[1.0-llama]"
+        "compaction-mixes-up-the-draws",
+        ("uniforms[rows, t]", "uniforms[torch.arange(len(rows)), t]"),
+        f"{BATCHING}[1.0-llama]",
     ),
     _generation(
         "compaction-keeps-the-wrong-cache",
@@ -528,8 +531,19 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _generation(
         "finished-rows-stay",
-        ("len(alive) <= 0.9 * len(rows)", "False"),
+        ("len(alive) <= (0.5 * len(rows) - 64 if fixed else 0.9 * len(rows))", "False"),
         "test_finished_rows_leave_and_a_few_are_carried_along",
+    ),
+    # steps that a GPU replays
+    _generation("empty-slots-of-any-content", ("self.whole[..., cache.length :, :] = 0", "pass"), FIXED),
+    _generation("empty-slots-are-attended-to", ("self.mask[:, cache.length : -1] = False", "pass"), FIXED),
+    _generation("a-token-is-forgotten", ("self.mask.index_fill_(1, self.slots[:1], True)", "pass"), FIXED),
+    _generation("one-slot-for-all-tokens", ("self.slots[:1] += 1", "pass"), FIXED),
+    _generation("slots-stay-where-padding-left", ("self.slots -= before - self.length", "pass"), FIXED),
+    _generation(
+        "recorded-anew-for-each-row-that-leaves",
+        ("(0.5 * len(rows) - 64 if fixed else 0.9 * len(rows))", "0.9 * len(rows)"),
+        FIXED,
     ),
     _generation(
         "a-batch-that-never-grows",
@@ -609,7 +623,10 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _generation(
         "a-wait-in-the-token-loop",
-        ("model.hidden(new[:, None], cache=cache)", "model.hidden(new[:, None] + 0 * new[0].item(), cache=cache)"),
+        (
+            "            new = draw(model.hidden(new[:, None], ",
+            "            new = draw(model.hidden(new[:, None] + 0 * new[0].item(), ",
+        ),
         "test_the_token_loop_never_waits_for_a_number",
     ),
     _generation(

@@ -380,12 +380,35 @@ def test_the_models_mode_is_put_back_and_no_gradient_is_kept(training):
 
 def test_the_token_loop_never_waits_for_a_number():
     """`.item()`, `.tolist()`, `.cpu()` would wait for a GPU at each token; only "all done?" may, at every n-th step."""
-    for name in ("_generate_batch", "_draw", "sampling_logprobs"):
+    for name in ("_generate_batch", "_FixedCache", "_draw", "sampling_logprobs"):
         tree = ast.parse(inspect.getsource(getattr(generation, name)))
         loops = [node for node in ast.walk(tree) if isinstance(node, (ast.For, ast.While))]
         assert loops or name != "_generate_batch"
         calls = {n.func.attr for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)}
         assert not calls & {"item", "tolist", "cpu", "numpy", "any", "all"}, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("temperature", "ends"), [(0.0, True), (1.0, True), (1.0, False)])
+def test_steps_of_fixed_shapes_give_the_same_answers(monkeypatch, family, temperature, ends):
+    """As a GPU works, without the recording: ragged prompts, rows that leave, and memory that holds anything."""
+    model, kept, keep = random_lm(family=family, spread=0.3), [], generation._FixedCache.keep
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, *shape: x.new_full(shape, math.nan))
+    monkeypatch.setattr(generation._FixedCache, "keep", lambda cache, rows: (kept.append(len(rows)), keep(cache, rows)))
+    run = lambda **how: generate(model, PROMPTS * 40, 20, temperature=temperature, generator=rng(7), **how)
+    common = Counter(sum(tokens(run()), [])).most_common(1)[0][0] if ends else None
+    want, got = run(eos_id=common, fixed_shapes=False), run(eos_id=common, fixed_shapes=True)
+    assert tokens(got) == tokens(want) and [c.finished for c in got] == [c.finished for c in want]
+    for a, b in zip(got, want):
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+    rows = [256, *kept]  # the first batch, and what is left of it; that of the other 64 rows stays whole
+    assert all(after <= before / 2 - 64 for before, after in zip(rows, kept)) and bool(kept) == ends
+
+
+def test_fixed_shapes_fit_the_whole_context():
+    model = random_lm(max_len=10)
+    run = lambda fixed: tokens(generate(model, [[6] * 7, [5]], 3, generator=rng(), fixed_shapes=fixed))
+    assert run(True) == run(False)
 
 
 @pytest.mark.cuda

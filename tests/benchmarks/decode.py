@@ -16,7 +16,7 @@ import json
 import torch
 from machine import bandwidth, device_name, forward_flops, gemm_peak, median_seconds, weights
 
-from alignpro_mini.generation import sampling_logprobs
+from alignpro_mini.generation import _FixedCache, _recorded, sampling_logprobs
 from alignpro_mini.transformer import KVCache, Transformer, TransformerConfig
 
 SHAPES = {
@@ -29,23 +29,27 @@ CONTEXT = 64  # tokens in the cache before the step
 
 @torch.no_grad()
 def step_seconds(model: Transformer, rows: int, device: str) -> tuple[float, float]:
-    """Seconds of a step up to the logits, and of drawing the next tokens from them."""
+    """Seconds of a step up to the logits, and of drawing the next tokens from them; on a GPU both are replayed."""
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (rows, CONTEXT), generator=draw).to(device)
+    where = torch.device(device)
     cache = KVCache(model.config, rows, CONTEXT + 1, model.embed.weight)
     cache.mask.fill_(True)
     for part in ids.split(16, dim=1):  # in parts: a long prompt at once would take gigabytes at 512 rows
         model.hidden(part, cache=cache)
 
-    def step() -> torch.Tensor:
+    if where.type == "cuda":
+        cache = _FixedCache(cache)
+
+    def step() -> None:
         cache.length = CONTEXT  # every step writes the same slot
-        return model.unembed(model.hidden(ids[:, :1], cache=cache)[:, -1])
+        logits.copy_(model.unembed(model.hidden(ids[:, :1], cache=cache)[:, -1]))
 
     def sample() -> torch.Tensor:
         return sampling_logprobs(logits).exp().cumsum(-1)
 
-    logits = step()
-    return median_seconds(step, device), median_seconds(sample, device)
+    logits = torch.empty(rows, model.config.vocab_size, device=device, dtype=model.embed.weight.dtype)
+    return median_seconds(_recorded(step, where), device), median_seconds(_recorded(sample, where), device)
 
 
 def main() -> None:
