@@ -25,7 +25,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from alignpro_mini.options import UserError, require
+from alignpro_mini.options import require
 from alignpro_mini.transformer import KVCache, Transformer
 
 
@@ -127,11 +127,9 @@ def generate(
     room = model.config.max_len - max_new_tokens
     _refuse_empty(prompts)
     for i, prompt in enumerate(prompts):
-        if len(prompt) > room:
-            raise UserError(
-                f"prompt {i} has {len(prompt)} tokens; with {max_new_tokens} new ones it does not fit the context "
-                f"of {model.config.max_len}: shorten it to {max(room, 0)} or lower max_new_tokens"
-            )
+        told = f"prompt {i} has {len(prompt)} tokens; with {max_new_tokens} new ones it does not fit the context of"
+        mend = f"{model.config.max_len}: shorten it to {max(room, 0)} or lower max_new_tokens"
+        require(len(prompt) <= room, f"{told} {mend}")
     draw_on = generator.device if generator is not None else "cpu"
     uniforms = torch.rand(len(prompts), max_new_tokens, generator=generator, device=draw_on)  # (N, T)
     was_training = model.training
@@ -188,9 +186,17 @@ class _FixedCache(KVCache):
 
 
 @lru_cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """Where steps are recorded: one stream for all of them, because each stream keeps 32 MiB for matrix products."""
-    return torch.cuda.Stream(device)
+def _recorder(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.CUDAGraph]:
+    """Where all steps are recorded: a stream, and a graph whose memory they take over one after the other.
+
+    Each stream keeps memory for matrix products, and a graph that is gone keeps its own until there is none left.
+    """
+    side, first = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
+    with torch.cuda.stream(side):
+        first.capture_begin(capture_error_mode="thread_local")
+        torch.zeros(1, device=device)
+        first.capture_end()
+    return side, first
 
 
 def _recorded(step: Callable[[], None], device: torch.device) -> Callable[[], object]:
@@ -198,11 +204,11 @@ def _recorded(step: Callable[[], None], device: torch.device) -> Callable[[], ob
     if device.type != "cuda":
         step()
         return step
-    graph, side, main = torch.cuda.CUDAGraph(), _side_stream(device), torch.cuda.current_stream(device)
+    graph, main, (side, first) = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device), _recorder(device)
     side.wait_stream(main)
     with torch.cuda.stream(side):
         step()  # a first call allocates and picks kernels, which cannot be recorded
-        graph.capture_begin(capture_error_mode="thread_local")  # other threads may go on using the GPU
+        graph.capture_begin(first.pool(), "thread_local")  # other threads may go on using the GPU
         step()
         graph.capture_end()
     main.wait_stream(side)
@@ -310,8 +316,7 @@ def _draw(logp: Tensor, uniform: Tensor) -> Tensor:
 
 def _refuse_empty(prompts: Sequence[Sequence[int]]) -> None:
     for i, prompt in enumerate(prompts):
-        if not prompt:
-            raise UserError(f"prompt {i} is empty: give it at least one token")
+        require(len(prompt) > 0, f"prompt {i} is empty: give it at least one token")
 
 
 @torch.no_grad()

@@ -421,6 +421,23 @@ def test_a_gpu_that_asks_who_is_done_every_eight_tokens_gives_the_same_tokens(te
     assert tokens(got) == tokens(want) and [c.finished for c in got] == [c.finished for c in want]
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_records_step_after_step_in_the_same_memory():
+    """Rows leave, so each call records more than once; weights that changed are seen, and memory does not grow."""
+    model, sizes = random_lm(spread=0.3).cuda(), []
+    for shift in range(4):
+        with torch.no_grad():
+            model.embed.weight.copy_(model.embed.weight.roll(shift, 0))
+        got, want = (
+            tokens(generate(model, PROMPTS * 40, 40, eos_id=4, generator=rng(shift), fixed_shapes=fixed))
+            for fixed in (True, False)
+        )
+        assert got == want
+        sizes.append(torch.cuda.memory_reserved())
+    assert sizes[1] == sizes[-1]
+
+
 @pytest.mark.parametrize(
     ("pad", "ids", "mask"),
     [
