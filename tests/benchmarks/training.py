@@ -121,7 +121,8 @@ def main() -> None:
     batches["full"] = [texts(config.vocab_size, rows, draw, full=True)]
     lm = lambda: Transformer(config, torch.Generator().manual_seed(0)).to(args.device)
     models = {"sft": lm(), "reward": RewardModel(lm(), NoTokenizer()).to(args.device)}
-    torch.nn.init.normal_(models["reward"].head.weight)  # at 0 no gradient would reach the blocks
+    # At 0 no gradient would reach the blocks; far larger ones make gradients so small that a CPU computes them slowly.
+    torch.nn.init.normal_(models["reward"].head.weight, std=config.d_model**-0.5)
     sides = {"sft": {"ours": our_sft, "padded": plain_sft}, "reward": {"ours": our_reward, "padded": plain_reward}}
     peak, result = gemm_peak(torch.float32, args.device), {"benchmark": "training", "size": args.size}
     print(
