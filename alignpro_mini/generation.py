@@ -9,8 +9,7 @@ Left padding puts the last prompt token of every row in the same column, so one 
 Each row has its own stream of uniform numbers, drawn before the loop: which rows share a batch, and when the
 others leave it, does not change what a row samples. A prompt that comes more than once goes through the model once,
 and on a CPU so do its continuations as long as they are the same: rows part where they draw different tokens.
-On a GPU the kernels of a step are recorded once and replayed (a CUDA graph): starting them from Python takes longer
-than they run.
+On a GPU a step is recorded once and replayed (a CUDA graph): starting its kernels from Python takes longer than they run.
 
 Shape legend:  N prompts   U distinct prompts   R rows still generating   B rows of the model (R or fewer)
                P longest prompt   T new tokens   V vocabulary
@@ -115,14 +114,12 @@ def generate(
     A row stops at `eos_id` (kept in its tokens) or after `max_new_tokens`. Temperature 0 is greedy. `max_batch` rows
     run at once (None: 256 on a CPU, 2,048 on a GPU), prompts of similar length together; up to four times as many where
     rows share so much that about max_batch go through the model. `compact=False` gives each row one of the model's to
-    the end (for tests). `fixed_shapes` (None: on a GPU) makes every step alike, which a GPU then replays. The model is put
-    in eval mode for the call.
+    the end (for tests). `fixed_shapes` (None: on a GPU): steps that a GPU can replay. The model is put in eval mode.
     Raises UserError for an empty prompt, for one that leaves too little of the context, and for a max_batch below 1.
     """
     # A CPU is faster while the keys and values fit its cache, a GPU with fewer and larger kernels.
-    on_gpu = model.device.type == "cuda"
-    max_batch = (2048 if on_gpu else 256) if max_batch is None else max_batch
-    fixed = on_gpu if fixed_shapes is None else fixed_shapes
+    max_batch = (2048 if model.device.type == "cuda" else 256) if max_batch is None else max_batch
+    fixed = model.device.type == "cuda" if fixed_shapes is None else fixed_shapes
     require(max_batch >= 1, f"max_batch is {max_batch}; it must be at least 1")
     room = model.config.max_len - max_new_tokens
     _refuse_empty(prompts)
@@ -186,17 +183,9 @@ class _FixedCache(KVCache):
 
 
 @lru_cache
-def _recorder(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.CUDAGraph]:
-    """Where all steps are recorded: a stream, and a graph whose memory they take over one after the other.
-
-    Each stream keeps memory for matrix products, and a graph that is gone keeps its own until there is none left.
-    """
-    side, first = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
-    with torch.cuda.stream(side):
-        first.capture_begin(capture_error_mode="thread_local")
-        torch.zeros(1, device=device)
-        first.capture_end()
-    return side, first
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """Where steps are recorded: one stream for all of them, because each stream keeps memory for matrix products."""
+    return torch.cuda.Stream(device)
 
 
 def _recorded(step: Callable[[], None], device: torch.device) -> Callable[[], object]:
@@ -204,15 +193,36 @@ def _recorded(step: Callable[[], None], device: torch.device) -> Callable[[], ob
     if device.type != "cuda":
         step()
         return step
-    graph, main, (side, first) = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device), _recorder(device)
+    graph, side, main = torch.cuda.CUDAGraph(), _side_stream(device), torch.cuda.current_stream(device)
     side.wait_stream(main)
     with torch.cuda.stream(side):
         step()  # a first call allocates and picks kernels, which cannot be recorded
-        graph.capture_begin(first.pool(), "thread_local")  # other threads may go on using the GPU
-        step()
-        graph.capture_end()
+        free, total = torch.cuda.mem_get_info(device)
+        if free < total / 4:  # of graphs that are gone, for one; while it records, PyTorch cannot give it back
+            torch.cuda.empty_cache()
+        graph.capture_begin(capture_error_mode="thread_local")  # other threads may go on using the GPU
+        try:
+            step()
+        finally:
+            graph.capture_end()
     main.wait_stream(side)
     return graph.replay
+
+
+def _prefill(model: Transformer, prompts, limit: int, share: bool, fixed: bool) -> tuple[KVCache, Tensor, Tensor]:
+    """Each distinct prompt through the model: the cache, its last states (B, D), and each prompt's row of them (R,)."""
+    place = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}  # U distinct ones
+    ids, mask = pad_left(list(place), 0, model.device)  # (U, P)
+    cache = KVCache(model.config, *mask.shape, model.embed.weight)
+    cache.mask.copy_(mask)
+    which = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=model.device)  # (R,)
+    states = model.hidden(ids, cache=cache)[:, -1]  # (U, D)
+    if share:
+        cache.spread(torch.arange(len(place), device=model.device), limit, len(prompts))
+    else:
+        cache.spread(which, limit, len(prompts))
+        states, which = states[which], torch.arange(len(prompts), device=model.device)
+    return _FixedCache(cache) if fixed else cache, states, which
 
 
 def _generate_batch(
@@ -220,24 +230,12 @@ def _generate_batch(
 ) -> tuple[Tensor, Tensor, int]:
     """One batch: tokens (N, T) and their log-probs (N, T); what follows a row's EOS is meaningless. And the most B."""
     device, N, limit = model.device, *uniforms.shape
-    place = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}  # U distinct ones
-    ids, mask = pad_left(list(place), 0, device)  # (U, P)
-    cache = KVCache(model.config, *mask.shape, model.embed.weight)
-    cache.mask.copy_(mask)
-    which = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)  # (R,) each row's of the model
-    rows = torch.arange(N, device=device)  # (R,) which result row each row writes to
-    states = model.hidden(ids, cache=cache)[:, -1]  # (U, D)
     # Parting rows reads what they drew. A GPU would wait for that, and has room for all rows at once.
-    if compact and not fixed and device.type != "cuda":
-        cache.spread(torch.arange(len(place), device=device), limit, N)
-    else:
-        cache.spread(which, limit, N)
-        states, which = states[which], rows
-    cache = _FixedCache(cache) if fixed else cache
-    tokens = torch.zeros(N, limit, dtype=torch.long, device=device)  # (N, T)
+    share = compact and not fixed and device.type != "cuda"
+    cache, states, which = _prefill(model, prompts, limit, share, fixed)  # which (R,): each row's of the model
+    rows = torch.arange(N, device=device)  # (R,) which result row each row writes to
+    tokens = torch.full((N, limit), -1 if eos_id is None else eos_id, device=device)  # (N, T)
     logps = torch.zeros(N, limit, device=device)  # (N, T)
-    if eos_id is not None:
-        tokens.fill_(eos_id)
     done = torch.zeros(N, dtype=torch.bool, device=device)  # (R,)
     t = torch.zeros(1, dtype=torch.long, device=device)  # the column of the next token
 

@@ -573,7 +573,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _generation(
         "prompts-padded-on-the-right",
-        ("ids, mask = pad_left(list(place), 0, device)", "ids, mask = pad_right(list(place), 0, device)"),
+        ("pad_left(list(place), 0, model.device)", "pad_right(list(place), 0, model.device)"),
         f"{GREEDY}[1-llama]",
         f"{GREEDY}[1-gpt2]",
     ),

@@ -423,9 +423,9 @@ def test_a_gpu_that_asks_who_is_done_every_eight_tokens_gives_the_same_tokens(te
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_records_step_after_step_in_the_same_memory():
-    """Rows leave, so each call records more than once; weights that changed are seen, and memory does not grow."""
-    model, sizes = random_lm(spread=0.3).cuda(), []
+def test_a_gpu_records_anew_when_rows_leave_and_in_each_call():
+    """Weights that changed in place are seen, and rows that stay go on from where they were."""
+    model = random_lm(spread=0.3).cuda()
     for shift in range(4):
         with torch.no_grad():
             model.embed.weight.copy_(model.embed.weight.roll(shift, 0))
@@ -434,8 +434,6 @@ def test_a_gpu_records_step_after_step_in_the_same_memory():
             for fixed in (True, False)
         )
         assert got == want
-        sizes.append(torch.cuda.memory_reserved())
-    assert sizes[1] == sizes[-1]
 
 
 @pytest.mark.parametrize(
