@@ -398,6 +398,24 @@ def test_restore_drops_the_log_after_the_state(run):
     assert [r["step"] for r in run.rows("metrics.jsonl")] == [1, 2]
 
 
+@pytest.mark.parametrize(("takes", "saved"), [(0.5, [0, 1, 2, 3, 4, 5, 6, 7]), (1.5, [0, 3, 6]), (3.0, [0, 6])])
+def test_a_state_that_takes_long_to_write_is_saved_less_often(run, monkeypatch, takes, saved):
+    """Every 5 seconds the trainer offers a state; writing takes at most a tenth of the time, unless it is quick."""
+    now, steps = [100.0], []
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def write(path, tensors, meta):
+        steps.append(meta["step"])
+        now[0] += takes
+
+    monkeypatch.setattr("alignpro_mini.lab.run.save_state", write)
+    stage = RunStage(run, "s")
+    for step in range(8):
+        now[0] = 100.0 + 5 * step
+        stage.save(step, nn.Linear(1, 1))
+    assert steps == saved
+
+
 def test_seconds_before_a_kill_are_counted(run):
     stage = RunStage(run, "s")
     stage._clock -= 100  # as if it had run for 100 seconds

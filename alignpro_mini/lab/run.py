@@ -213,6 +213,7 @@ class RunStage:
         self._latest = ""  # the last logged metrics, for the progress line
         self._before = 0.0  # seconds spent before a kill
         self._clock = time.perf_counter()
+        self._next_save = 0.0  # no state is saved before
         self._bar: tqdm | None = None
         self._ppo: list[dict] = []  # its iterations so far
         self._stopped = False
@@ -224,9 +225,10 @@ class RunStage:
     def save(self, step: int, *things: Saved, **meta) -> None:
         """Keep the state after `step` steps: trainable weights, optimiser moments, generators, and JSON-able `meta`.
 
-        Frozen weights are left out: they are where the stage took them from, and may be most of a large model.
+        Frozen weights are left out: they are where the stage took them from, and may be most of a large model. Where it
+        takes more than a second, it is left out now and then, so that it takes a tenth of the time at most.
         """
-        if not self.run.leads:
+        if not self.run.leads or (begun := time.perf_counter()) < self._next_save:
             return
         tensors: dict[str, Tensor] = {}
         groups = {}
@@ -241,6 +243,8 @@ class RunStage:
                 groups[str(i)] = state["param_groups"]
                 tensors |= {f"{i}.{p}.{k}": v for p, moments in state["state"].items() for k, v in moments.items()}
         save_state(self.state_path, tensors, {"step": step, "groups": groups, "meta": meta, "seconds": self.seconds()})
+        if (took := time.perf_counter() - begun) > 1:
+            self._next_save = begun + 10 * took
 
     def restore(self, *things: Saved) -> tuple[int, dict]:
         """Bring `things` (the same, in the same order, as in `save`) to the saved state; returns its step and meta."""
