@@ -61,7 +61,7 @@ class PPOConfig:
     temperature: float = option(1.0, "temperature of the policy's sampling, and of the log-probs that PPO uses")
     max_new_tokens: int = option(48, "longest completion of the policy", least=1)
     train_layers: int = option(0, TRAIN_LAYERS, least=0)
-    checkpoint_every: int = option(10, "iterations between saved training states", least=1)
+    checkpoint_every: int = option(10, "iterations between saved states, more if a save takes seconds", least=1)
 
     def __post_init__(self) -> None:
         check_ranges(self)
