@@ -9,7 +9,8 @@ Left padding puts the last prompt token of every row in the same column, so one 
 Each row has its own stream of uniform numbers, drawn before the loop: which rows share a batch, and when the
 others leave it, does not change what a row samples. A prompt that comes more than once goes through the model once,
 and on a CPU so do its continuations as long as they are the same: rows part where they draw different tokens.
-On a GPU a step is recorded once and replayed (a CUDA graph): starting its kernels from Python takes longer than they run.
+On a GPU a step is recorded and then replayed (a CUDA graph): to start its kernels from Python takes longer than to run
+them.
 
 Shape legend:  N prompts   U distinct prompts   R rows still generating   B rows of the model (R or fewer)
                P longest prompt   T new tokens   V vocabulary
@@ -17,15 +18,18 @@ Shape legend:  N prompts   U distinct prompts   R rows still generating   B rows
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from alignpro_mini.options import require
 from alignpro_mini.transformer import KVCache, Transformer
+
+# Steps are recorded by one thread at a time, all on one stream of a GPU: each stream keeps memory for matrix products.
+RECORDING, SIDE_STREAMS = threading.Lock(), {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +170,8 @@ class _FixedCache(KVCache):
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write the new (B, G, 1, E) key and value of one layer; return those of all slots, (B, G, S_max, E)."""
-        self.k[layer].index_copy_(2, self.slots, k.expand(-1, -1, 2, -1))
-        self.v[layer].index_copy_(2, self.slots, v.expand(-1, -1, 2, -1))
+        for held, new in ((self.k[layer], k), (self.v[layer], v)):
+            held.index_copy_(2, self.slots, new.to(held.dtype).expand(-1, -1, 2, -1))
         return self.k[layer], self.v[layer]
 
     def advance(self) -> None:
@@ -182,30 +186,28 @@ class _FixedCache(KVCache):
         self.slots -= before - self.length
 
 
-@lru_cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """Where steps are recorded: one stream for all of them, because each stream keeps memory for matrix products."""
-    return torch.cuda.Stream(device)
-
-
 def _recorded(step: Callable[[], None], device: torch.device) -> Callable[[], object]:
     """Run a step, and return what runs it again: on a GPU the replay of its kernels (a CUDA graph), without Python."""
     if device.type != "cuda":
         step()
         return step
-    graph, side, main = torch.cuda.CUDAGraph(), _side_stream(device), torch.cuda.current_stream(device)
-    side.wait_stream(main)
-    with torch.cuda.stream(side):
-        step()  # a first call allocates and picks kernels, which cannot be recorded
-        free, total = torch.cuda.mem_get_info(device)
-        if free < total / 4:  # of graphs that are gone, for one; while it records, PyTorch cannot give it back
-            torch.cuda.empty_cache()
-        graph.capture_begin(capture_error_mode="thread_local")  # other threads may go on using the GPU
-        try:
-            step()
-        finally:
-            graph.capture_end()
-    main.wait_stream(side)
+    graph, main = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
+    with RECORDING:
+        side = SIDE_STREAMS.setdefault(device, torch.cuda.Stream(device))
+        side.wait_stream(main)
+        with torch.cuda.stream(side):
+            try:
+                step()  # a first call allocates and picks kernels, which cannot be recorded
+                free, total = torch.cuda.mem_get_info(device)
+                if free < total / 4:  # dropped graphs may still hold memory, and it cannot be freed while this records
+                    torch.cuda.empty_cache()
+                graph.capture_begin(capture_error_mode="thread_local")  # other threads may go on with other work
+                try:
+                    step()
+                finally:
+                    graph.capture_end()
+            finally:
+                main.wait_stream(side)
     return graph.replay
 
 
@@ -228,7 +230,7 @@ def _prefill(model: Transformer, prompts, limit: int, share: bool, fixed: bool) 
 def _generate_batch(
     model: Transformer, prompts, uniforms: Tensor, temperature, top_p, eos_id, compact: bool, fixed: bool
 ) -> tuple[Tensor, Tensor, int]:
-    """One batch: tokens (N, T) and their log-probs (N, T); what follows a row's EOS is meaningless. And the most B."""
+    """One batch: tokens (N, T) and their log-probs (N, T); what follows a row's EOS is meaningless. Also the largest B."""
     device, N, limit = model.device, *uniforms.shape
     # Parting rows reads what they drew. A GPU would wait for that, and has room for all rows at once.
     share = compact and not fixed and device.type != "cuda"
@@ -262,18 +264,18 @@ def _generate_batch(
     every = 8 if device.type == "cuda" else 1
     for count in range(1, limit + 1):
         if count == 1:
-            new = draw(states)  # (B,): the token that each row of the model took last; here and below R, if B is less
-        elif not fixed:
-            new = draw(model.hidden(new[:, None], cache=cache)[:, -1])
-        elif again is None:
+            new = draw(states)  # (B,) the last token of each row of the model; (R,) until rows are put together below
+        elif again is not None:
+            again()
+        elif fixed and count < limit:
             again = _recorded(step, device)
         else:
-            again()
-        if count % every == 0:
+            new = draw(model.hidden(new[:, None], cache=cache)[:, -1])
+        if count % every == 0 and count < limit:
             alive = (~done).nonzero()[:, 0]
             if len(alive) == 0:
                 break
-            # It costs a part of a step, so a few finished rows are carried along; more where a GPU must record anew.
+            # To take rows out costs a part of a step, so some finished ones stay; more where a GPU must record anew.
             shared = len(cache.mask) < len(rows)  # B < R
             if compact and (shared or len(alive) <= (0.5 * len(rows) - 64 if fixed else 0.9 * len(rows))):
                 source, which = _regroup(which[alive], (which * model.config.vocab_size + new)[alive])

@@ -7,6 +7,7 @@ import ast
 import inspect
 import math
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -405,10 +406,18 @@ def test_steps_of_fixed_shapes_give_the_same_answers(monkeypatch, family, temper
     assert all(after <= before / 2 - 64 for before, after in zip(rows, kept)) and bool(kept) == ends
 
 
-def test_fixed_shapes_fit_the_whole_context():
-    model = random_lm(max_len=10)
-    run = lambda fixed: tokens(generate(model, [[6] * 7, [5]], 3, generator=rng(), fixed_shapes=fixed))
-    assert run(True) == run(False)
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_fixed_shapes_fit_the_whole_context(limit):
+    model = random_lm(max_len=7 + limit)
+    run = lambda fixed: tokens(generate(model, [[6] * 7, [5]], limit, generator=rng(), fixed_shapes=fixed))
+    assert run(True) == run(False) and [len(row) for row in run(True)] == [limit] * 2
+
+
+def test_fixed_shapes_take_keys_of_another_dtype():
+    """Under a caller's autocast the keys are coarser than the cache, which has the dtype of the weights."""
+    with torch.autocast("cpu", torch.bfloat16):
+        found = generate(random_lm(), PROMPTS, 5, generator=rng(), fixed_shapes=True)
+    assert [len(c.tokens) for c in found] == [5] * len(PROMPTS)
 
 
 @pytest.mark.cuda
@@ -434,6 +443,16 @@ def test_a_gpu_records_anew_when_rows_leave_and_in_each_call():
             for fixed in (True, False)
         )
         assert got == want
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_threads_that_sample_at_the_same_time_on_a_gpu_do_not_disturb_each_other():
+    models = [random_lm(family, spread=0.3).cuda() for family in FAMILIES]
+    run = lambda i: [tokens(generate(models[i], PROMPTS, 20, generator=rng(seed))) for seed in range(10)]
+    want = [run(0), run(1)]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(run, (0, 1))) == want
 
 
 @pytest.mark.parametrize(

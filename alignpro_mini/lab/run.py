@@ -213,7 +213,7 @@ class RunStage:
         self._latest = ""  # the last logged metrics, for the progress line
         self._before = 0.0  # seconds spent before a kill
         self._clock = time.perf_counter()
-        self._next_save = 0.0  # no state is saved before
+        self._next_save = 0.0  # earliest time of the next save
         self._bar: tqdm | None = None
         self._ppo: list[dict] = []  # its iterations so far
         self._stopped = False
@@ -225,8 +225,8 @@ class RunStage:
     def save(self, step: int, *things: Saved, **meta) -> None:
         """Keep the state after `step` steps: trainable weights, optimiser moments, generators, and JSON-able `meta`.
 
-        Frozen weights are left out: they are where the stage took them from, and may be most of a large model. Where it
-        takes more than a second, it is left out now and then, so that it takes a tenth of the time at most.
+        Frozen weights are left out: they are where the stage took them from, and may be most of a large model. If
+        writing takes more than a second, some states are skipped, so that it takes at most a tenth of the time.
         """
         if not self.run.leads or (begun := time.perf_counter()) < self._next_save:
             return

@@ -38,8 +38,12 @@ def gemm_peak(dtype: torch.dtype, device: str, m: int = 2048, k: int = 2048, n: 
     """FLOP/s of (m, k) times (k, n), as `nn.Linear` computes it."""
     x, w = torch.randn(m, k, device=device, dtype=dtype), torch.randn(n, k, device=device, dtype=dtype)
     many = 50 if device.startswith("cuda") else 1  # recorded together: starting a small one takes longer than it runs
-    products = _recorded(lambda: [torch.nn.functional.linear(x, w) for _ in range(many)], torch.device(device))
-    return 2 * m * k * n * many / median_seconds(products, device)
+
+    def products() -> None:
+        for _ in range(many):
+            torch.nn.functional.linear(x, w)
+
+    return 2 * m * k * n * many / median_seconds(_recorded(products, torch.device(device)), device)
 
 
 def bandwidth(device: str, mebibytes: int = 512) -> float:
