@@ -144,6 +144,10 @@ show(figure)
 # Left: the area under the curve is the work if finished rows leave, under the dashed line if all stay. Right: with
 # the right temperature all 64 ratios are 1.
 #
+# On a GPU it takes longer to start the small operations of one token from Python than to run them. So the GPU records
+# them once and repeats the recording (a CUDA graph). For this every token needs the same shapes: attention goes over all
+# slots of the cache, and the mask hides the empty ones. When rows leave, a new recording is needed.
+#
 # ## Exercise
 #
 # A token has logits (1, 0), and it was sampled at temperature 0.5. Predict the first ratio of token 1 if it is scored at
