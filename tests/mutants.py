@@ -404,7 +404,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _generation(
         "noted-without-the-temperature",
-        ("logps[rows, t] = logp.gather", "logps[rows, t] = logits.log_softmax(-1).gather"),
+        ("logps[rows, t] = logp.gather", "logps[rows, t] = sampling_logprobs(model.unembed(states))[which].gather"),
         f"{LOGPROBS}[0.7-1.0-gpt2]",
         f"{LOGPROBS}[1.5-0.8-llama]",
         "test_ppo.py::test_every_number_of_a_rollout_is_that_of_the_row_alone[0.7-llama]",
