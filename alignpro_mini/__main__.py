@@ -89,8 +89,8 @@ def serve(args: argparse.Namespace) -> None:
     config = ProxyConfig(**{f.name: getattr(args, f.name) for f in dataclasses.fields(ProxyConfig)})
     url = args.upstream or (trained.config.api.base_url if trained.config.remote else "")
     draws = torch.Generator().manual_seed(trained.generator.initial_seed())  # own stream: requests come from threads
-    local = lambda: LocalUpstream(trained.frozen, trained.config.run_name, draws)
-    upstream = HttpUpstream(url, config.timeout) if url else local()
+    name = trained.config.run_name
+    upstream = HttpUpstream(url, config.timeout) if url else LocalUpstream(trained.frozen, name, draws)
     proxy = Proxy(config, lambda x: trained.rewrite([x], args.greedy)[0].sent, upstream)
     if config.host not in LOOPBACK:
         print(f"warning: {config.host} can be reached by others, and there is no authentication", file=sys.stderr)

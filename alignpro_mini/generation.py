@@ -9,8 +9,7 @@ Left padding puts the last prompt token of every row in the same column, so one 
 Each row has its own stream of uniform numbers, drawn before the loop: which rows share a batch, and when the
 others leave it, does not change what a row samples. A prompt that comes more than once goes through the model once,
 and on a CPU so do its continuations as long as they are the same: rows part where they draw different tokens.
-On a GPU a step is recorded and then replayed (a CUDA graph): to start its kernels from Python takes longer than to run
-them.
+On a GPU a step is recorded and replayed (a CUDA graph): from Python its kernels would start slower than they run.
 
 Shape legend:  N prompts   U distinct prompts   R rows still generating   B rows of the model (R or fewer)
                P longest prompt   T new tokens   V vocabulary
@@ -230,7 +229,7 @@ def _prefill(model: Transformer, prompts, limit: int, share: bool, fixed: bool) 
 def _generate_batch(
     model: Transformer, prompts, uniforms: Tensor, temperature, top_p, eos_id, compact: bool, fixed: bool
 ) -> tuple[Tensor, Tensor, int]:
-    """One batch: tokens (N, T) and their log-probs (N, T); what follows a row's EOS is meaningless. Also the largest B."""
+    """One batch: tokens (N, T), their log-probs (N, T), and the largest B; what follows a row's EOS is meaningless."""
     device, N, limit = model.device, *uniforms.shape
     # Parting rows reads what they drew. A GPU would wait for that, and has room for all rows at once.
     share = compact and not fixed and device.type != "cuda"

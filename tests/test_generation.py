@@ -27,6 +27,7 @@ from alignpro_mini.options import UserError
 
 PROMPTS = [[4, 7, 2], [5], [9, 9, 8, 1, 6, 2, 11], [3, 10], [6, 1, 1, 8], [10, 2, 7, 5, 9], [1], [8, 8, 4, 2, 3, 5]]
 FAMILIES = ("gpt2", "llama")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -421,7 +422,7 @@ def test_fixed_shapes_take_keys_of_another_dtype():
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_gpu_that_asks_who_is_done_every_eight_tokens_gives_the_same_tokens(temperature):
     model = random_lm(spread=0.3)
@@ -431,7 +432,7 @@ def test_a_gpu_that_asks_who_is_done_every_eight_tokens_gives_the_same_tokens(te
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 def test_a_gpu_records_anew_when_rows_leave_and_in_each_call():
     """Weights that changed in place are seen, and rows that stay go on from where they were."""
     model = random_lm(spread=0.3).cuda()
@@ -446,7 +447,7 @@ def test_a_gpu_records_anew_when_rows_leave_and_in_each_call():
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 def test_threads_that_sample_at_the_same_time_on_a_gpu_do_not_disturb_each_other():
     models = [random_lm(family, spread=0.3).cuda() for family in FAMILIES]
     run = lambda i: [tokens(generate(models[i], PROMPTS, 20, generator=rng(seed))) for seed in range(10)]
