@@ -218,12 +218,10 @@ def _prefill(model: Transformer, prompts, limit: int, share: bool, fixed: bool) 
     cache.mask.copy_(mask)
     which = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=model.device)  # (R,)
     states = model.hidden(ids, cache=cache)[:, -1]  # (U, D)
-    if share:
-        cache.spread(torch.arange(len(place), device=model.device), limit, len(prompts))
-    else:
-        cache.spread(which, limit, len(prompts))
-        states, which = states[which], torch.arange(len(prompts), device=model.device)
-    return _FixedCache(cache) if fixed else cache, states, which
+    source = torch.arange(len(place), device=model.device) if share else which  # (B,)
+    cache.spread(source, limit, len(prompts))
+    which = which if share else torch.arange(len(prompts), device=model.device)
+    return _FixedCache(cache) if fixed else cache, states[source], which
 
 
 def _generate_batch(
