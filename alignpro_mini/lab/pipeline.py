@@ -195,6 +195,7 @@ def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -
     model = new_reward_model(c, pi_f)
 
     def make(stage: RunStage) -> tuple[dict, dict]:
+        """Label pairs, train on them and set the unit: the model's weights, and the facts that are told of it."""
         g = run.generator("preferences")
         pairs = _preferences(run, world, pi_f, rho_sft, g)
         # A file's answers may be longer than those that the run rates; a remote LM has no tokenizer here.
