@@ -23,7 +23,8 @@ def short_pauses(monkeypatch):
 
 
 def client(server, tmp_path, **options) -> Client:
-    how = {"base_url": server.url, "timeout": 0.4, "concurrency": 16, "retries": 8} | options
+    """A client whose timeout no polite answer needs, on a busy machine either."""
+    how = {"base_url": server.url, "timeout": 30.0, "concurrency": 16, "retries": 8} | options
     return Client(ApiConfig(**how), tmp_path / "api.jsonl")
 
 
@@ -48,12 +49,12 @@ def test_answers_come_in_the_order_of_the_questions_and_are_paid_for_once(tmp_pa
 
 def test_200_faults_lose_no_answer_and_none_is_paid_for_twice(tmp_path):
     """No episode lost, none duplicated, no traceback: whatever goes wrong is tried again."""
-    kinds = ["429", "500", "503", "409", "drop", "truncated", "cut", "html", "no choices", "no message", "stall"]
-    faults = [kinds[i % len(kinds)] for i in range(180)] + ["late", "twice", "no usage", "length"] * 5
+    kinds = ["429", "500", "503", "409", "drop", "truncated", "cut", "html", "no choices", "no message"]
+    faults = [kinds[i % len(kinds)] for i in range(176)] + ["late", "twice", "no usage", "length"] * 5 + ["stall"] * 4
     random.Random(0).shuffle(faults)
     with serving(faults) as server:
         asked = questions(120)
-        rows = client(server, tmp_path, retries=40).ask(asked)
+        rows = client(server, tmp_path, retries=40, timeout=3.0).ask(asked)
         assert len(faults) == 200 and sum(server.seen[kind] for kind in set(faults)) == 200
         assert [row["prompt"] for row in rows] == [q.prompt for q in asked]
         assert all(row["text"] == polite(q.prompt, {"seed": q.draw}) for row, q in zip(rows, asked))
@@ -80,7 +81,8 @@ def test_200_faults_lose_no_answer_and_none_is_paid_for_twice(tmp_path):
 )
 def test_each_failure_that_stays_is_one_clear_line(tmp_path, fault, said):
     with serving([fault] * 50) as server:
-        one = client(server, tmp_path, retries=1, concurrency=1)
+        patience = {"timeout": 0.4} if fault == "stall" else {}
+        one = client(server, tmp_path, retries=1, concurrency=1, **patience)
         with pytest.raises(UserError) as told:
             one.ask(questions(3))
         message = str(told.value)
