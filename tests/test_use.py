@@ -136,7 +136,7 @@ def ask(proxy, body: bytes, path="/v1/chat/completions", **headers) -> tuple[int
     headers = {"Content-Type": "application/json"} | {k.replace("_", "-"): v for k, v in headers.items()}
     request = urllib.request.Request(proxy.url.removesuffix("/v1") + path, body, headers)
     try:
-        with urllib.request.urlopen(request, timeout=10) as reply:
+        with urllib.request.urlopen(request, timeout=60) as reply:
             return reply.status, dict(reply.headers), reply.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, dict(error.headers), error.read().decode()
@@ -144,7 +144,7 @@ def ask(proxy, body: bytes, path="/v1/chat/completions", **headers) -> tuple[int
 
 def test_the_openai_client_talks_through_the_proxy(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-mine")
-    with serving() as server, proxied(HttpUpstream(server.url, 5.0)) as proxy:
+    with serving() as server, proxied(HttpUpstream(server.url, 30.0)) as proxy:
         turns = ("system", "s"), ("user", "first"), ("assistant", "a"), ("user", "ümlaut?")
         said = [{"role": role, "content": content} for role, content in turns]
         raw = client(proxy).chat.completions.with_raw_response.create(model="m", messages=said, temperature=0.3, seed=4)
@@ -159,12 +159,12 @@ def test_the_openai_client_talks_through_the_proxy(monkeypatch):
 
 
 def test_the_upstreams_refusal_is_passed_on():
-    with serving(["404", "429"]) as server, proxied(HttpUpstream(server.url, 5.0)) as proxy:
+    with serving(["404", "429"]) as server, proxied(HttpUpstream(server.url, 30.0)) as proxy:
         with pytest.raises(openai.NotFoundError, match="fault 404"):
             client(proxy).chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])
         with pytest.raises(openai.RateLimitError):
             client(proxy).chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])
-    with proxied(HttpUpstream("http://127.0.0.1:9/v1", 5.0)) as proxy:
+    with proxied(HttpUpstream("http://127.0.0.1:9/v1", 30.0)) as proxy:
         status, _, told = ask(proxy, b'{"messages": [{"role": "user", "content": "x"}]}')
         assert status == 502 and "127.0.0.1:9/v1 does not answer" in told
 
@@ -240,7 +240,7 @@ def test_serve_seeds_the_models_stream_and_leaves_the_prompters_alone(run, monke
     ],
 )
 def test_bad_requests_are_told_in_the_apis_form(body, headers, status, said):
-    with serving() as server, proxied(HttpUpstream(server.url, 5.0), max_body=100_000) as proxy:
+    with serving() as server, proxied(HttpUpstream(server.url, 30.0), max_body=100_000) as proxy:
         body = body * 100 if status == 413 else body
         found, _, told = ask(proxy, body, **headers)
         assert (found, said in json.loads(told)["error"]["message"]) == (status, True), told
@@ -283,7 +283,7 @@ def test_a_redirect_does_not_take_the_key_along(monkeypatch):
     with (
         serving() as other,
         upstream("redirect", f"{other.url}/chat/completions") as url,
-        proxied(HttpUpstream(url, 5.0)) as proxy,
+        proxied(HttpUpstream(url, 30.0)) as proxy,
     ):
         status, _, _ = ask(proxy, b'{"messages": [{"role": "user", "content": "x"}]}')
         assert status == 302 and not other.keys
@@ -291,7 +291,7 @@ def test_a_redirect_does_not_take_the_key_along(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["length", "chunked"])
 def test_half_an_answer_does_not_look_whole(kind):
-    with upstream(kind) as url, proxied(HttpUpstream(url, 5.0)) as proxy:
+    with upstream(kind) as url, proxied(HttpUpstream(url, 30.0)) as proxy:
         with pytest.raises((OSError, http.client.HTTPException)):
             ask(proxy, b'{"messages": [{"role": "user", "content": "x"}]}')
 
@@ -306,7 +306,7 @@ def test_too_many_requests_at_the_same_time_are_told_to_come_back():
     body = b'{"model": "m", "messages": [{"role": "user", "content": "x"}]}'
     with (
         serving() as server,
-        proxied(HttpUpstream(server.url, 5.0), lambda x: gate.wait(10) and x, max_waiting=2) as proxy,
+        proxied(HttpUpstream(server.url, 30.0), lambda x: gate.wait(60) and x, max_waiting=2) as proxy,
     ):
         statuses = []
         threads = [threading.Thread(target=lambda: statuses.append(ask(proxy, body)[0])) for _ in range(2)]
@@ -323,7 +323,7 @@ def test_too_many_requests_at_the_same_time_are_told_to_come_back():
 
 
 def test_a_bug_in_the_rewriting_is_an_error_500_and_no_silence(capsys):
-    with serving() as server, proxied(HttpUpstream(server.url, 5.0), lambda x: 1 / 0) as proxy:
+    with serving() as server, proxied(HttpUpstream(server.url, 30.0), lambda x: 1 / 0) as proxy:
         status, _, told = ask(proxy, b'{"messages": [{"role": "user", "content": "secret"}]}')
         assert status == 500 and "an error in the proxy" in told
     assert "ZeroDivisionError in a request" in capsys.readouterr().err
@@ -353,7 +353,7 @@ def test_what_of_a_turn_is_rewritten(content, sent):
 
 
 def test_a_long_rewrite_is_shown_up_to_a_whole_letter():
-    with serving() as server, proxied(HttpUpstream(server.url, 5.0), lambda x: "x" + "ü" * 5000) as proxy:
+    with serving() as server, proxied(HttpUpstream(server.url, 30.0), lambda x: "x" + "ü" * 5000) as proxy:
         body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}]}).encode()
         status, headers, _ = ask(proxy, body)
     assert status == 200 and unquote(headers["x-alignpro-rewrite"], errors="strict") == "x" + "ü" * 666
