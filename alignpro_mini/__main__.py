@@ -88,7 +88,8 @@ def serve(args: argparse.Namespace) -> None:
     trained = Trained(args.run, args.device, args.seed)
     config = ProxyConfig(**{f.name: getattr(args, f.name) for f in dataclasses.fields(ProxyConfig)})
     url = args.upstream or (trained.config.api.base_url if trained.config.remote else "")
-    draws = torch.Generator().manual_seed(trained.generator.initial_seed())  # own stream: requests come from threads
+    # A stream of its own, as requests come from threads; of another seed, as x' and y must not share their draws.
+    draws = torch.Generator().manual_seed(trained.generator.initial_seed() ^ 1)
     name = trained.config.run_name
     upstream = HttpUpstream(url, config.timeout) if url else LocalUpstream(trained.frozen, name, draws)
     proxy = Proxy(config, lambda x: trained.rewrite([x], args.greedy)[0].sent, upstream)
