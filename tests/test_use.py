@@ -217,7 +217,9 @@ def test_serve_seeds_the_models_stream_and_leaves_the_prompters_alone(run, monke
     for _ in range(2):
         main(["serve", "--run", str(run), "--device", "cpu", "--seed", "4", "--port", "0"])
     (rewrite, one), (_, other) = made
-    assert one.generator.initial_seed() == other.generator.initial_seed() == 4
+    assert one.generator.initial_seed() == other.generator.initial_seed()
+    same = torch.rand(3, generator=torch.Generator().manual_seed(4))
+    assert not torch.equal(torch.rand(3, generator=other.generator), same), "the prompter draws with seed 4"
     before = one.generator.get_state()
     rewrite(X)
     assert torch.equal(one.generator.get_state(), before)
@@ -237,6 +239,8 @@ def test_serve_seeds_the_models_stream_and_leaves_the_prompters_alone(run, monke
         (b"{}", {"Content_Type": "text/plain"}, 415, "application/json"),
         (b"{}", {"Content_Type": "text/plain; x=application/json"}, 415, "application/json"),
         (b"{}", {"Host": "evil.example:8100"}, 403, "not evil.example"),
+        (b"{}", {"Host": "["}, 403, "not ["),
+        (b"x" * 90_000, {"Host": "evil.example:8100"}, 403, "not evil.example"),
     ],
 )
 def test_bad_requests_are_told_in_the_apis_form(body, headers, status, said):
@@ -314,7 +318,7 @@ def test_too_many_requests_at_the_same_time_are_told_to_come_back():
             thread.start()
         while proxy.places._value:
             time.sleep(0.01)
-        status, headers, _ = ask(proxy, body)
+        status, headers, _ = ask(proxy, body + b" " * 900_000)  # more than the socket holds
         assert status == 503 and headers["Retry-After"] == "1"
         gate.set()
         for thread in threads:

@@ -209,22 +209,31 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args) -> None:
         """Nothing is logged: requests are private."""
 
-    def _misnamed(self) -> Reply | None:
-        """A refusal if this machine is called by another name: a page in a browser can give it one of its own."""
-        named = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-        if self.server.config.host not in LOOPBACK or named in LOOPBACK:
-            return None
-        return failure(403, f"this server is {self.server.config.host}, not {named}")
+    def _misnamed(self) -> str:
+        """What is wrong if this machine is called by another name: a page in a browser can give it one of its own."""
+        host, named = self.server.config.host, self.headers.get("Host", "")
+        try:
+            known = host not in LOOPBACK or urlsplit(f"//{named}").hostname in LOOPBACK
+        except ValueError:  # a bracket that is never closed
+            known = False
+        return "" if known else f"this server is {host}, not {named}"
+
+    def _unread(self, status: int, message: str) -> Reply:
+        """A refusal of a request whose body is not needed: a client that still writes it would not read the answer."""
+        length = self.headers.get("Content-Length", "")
+        self.rfile.read(min(int(length), 8 * self.server.config.max_body) if length.isdecimal() else 0)
+        return failure(status, message)
 
     def do_GET(self) -> None:
         there = (
             self.server.upstream.models if self.path == MODELS else lambda: failure(404, f"only {CHAT} and {MODELS}")
         )
-        self._send(self._misnamed() or there())
+        wrong = self._misnamed()
+        self._send(failure(403, wrong) if wrong else there())
 
     def do_POST(self) -> None:
         if not self.server.places.acquire(blocking=False):
-            return self._send(failure(503, "too many requests at the same time"), {"Retry-After": "1"})
+            return self._send(self._unread(503, "too many requests at the same time"), {"Retry-After": "1"})
         try:
             reply, headers = failure(500, "an error in the proxy"), {}
             try:
@@ -237,17 +246,16 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self) -> tuple[Reply, dict[str, str]]:
         """The upstream's reply, and headers of our own."""
         length, most = self.headers.get("Content-Length", ""), self.server.config.max_body
-        if refusal := self._misnamed():
-            return refusal, {}
+        if wrong := self._misnamed():
+            return self._unread(403, wrong), {}
         if self.path != CHAT:
-            return failure(404, f"only {CHAT} and {MODELS}"), {}
+            return self._unread(404, f"only {CHAT} and {MODELS}"), {}
         if self.headers.get_content_type() != "application/json":  # a form, which any page in a browser may send
-            return failure(415, "the Content-Type must be application/json"), {}
+            return self._unread(415, "the Content-Type must be application/json"), {}
         if not length.isdecimal():
             return failure(411, "a Content-Length is needed"), {}
         if int(length) > most:
-            self.rfile.read(min(int(length), 8 * most))  # a client that still writes would not read the answer
-            return failure(413, f"the body has {length} bytes; at most {most} are taken"), {}
+            return self._unread(413, f"the body has {length} bytes; at most {most} are taken"), {}
         try:
             body = json.loads(self.rfile.read(int(length)))
             if not isinstance(body, dict):
