@@ -20,6 +20,7 @@ from torch import Tensor
 from alignpro_mini import guards
 from alignpro_mini.frozen import Answer, FrozenModel
 from alignpro_mini.generation import Completion, generate
+from alignpro_mini.options import UserError
 from alignpro_mini.ppo import PPOConfig, PPOTrainer, train_ppo
 from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.training import Score, SilentStage, Stage
@@ -62,12 +63,19 @@ class PromptScore:
         self.r = torch.zeros(0)
 
     def __call__(self, requests: Sequence[str], rewrites: Sequence[str]) -> Tensor:
-        """Requests x and rewrites x', B each -> scores (B,), float32; sets what the class says that it keeps."""
+        """Requests x and rewrites x', B each -> scores (B,), float32; sets what the class says that it keeps.
+
+        Raises UserError where the reward does not return one number for each answer.
+        """
         self.x_prime, self.fallbacks = usable_rewrites(requests, rewrites, self.frozen.fits)
         asked = [x_prime for x_prime in self.x_prime for _ in range(self.answers)]  # (B*M)
         self.x = [x for x in requests for _ in range(self.answers)]  # (B*M)
         self.y = self.frozen.answer(asked, self.generator)
         r = torch.as_tensor(self.reward(self.x, [a.text for a in self.y]), dtype=torch.float32)  # (B*M,)
+        if r.shape != (len(self.x),):
+            raise UserError(
+                f"the reward returned shape {tuple(r.shape)} for {len(self.x)} answers: one number for each"
+            )
         self.r = r.view(len(requests), self.answers)  # (B, M)
         return self.r.mean(1)  # (B,)
 

@@ -996,6 +996,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_the_gradient_is_clipped_to_the_promised_norm[0.05]",
     ),
     _ppo(
+        "held-to-itself",
+        ("require(lm is not reference,", "require(True,"),
+        "test_one_model_as_policy_and_reference_and_no_prompts_are_refused",
+    ),
+    _ppo(
         "any-shape-of-score",
         ("if scores.shape != rollout.finished.shape:", "if False:"),
         "test_a_bad_score_stops_the_round_before_any_weight_moves",
@@ -1415,6 +1420,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "answers-averaged-across-requests",
         ("view(len(requests), self.answers)", "view(self.answers, len(requests)).T"),
         "test_m_answers_are_averaged_for_each_request",
+    ),
+    mutant(
+        "alignpro.py",
+        "any-shape-of-reward",
+        ("if r.shape != (len(self.x),):", "if False:"),
+        "test_a_reward_that_is_not_one_number_for_each_answer_is_named",
     ),
     mutant(
         "alignpro.py",

@@ -10,6 +10,7 @@ from conftest import FakeStage, Letters, lookup_lm, random_lm
 from alignpro_mini import alignpro, guards
 from alignpro_mini.alignpro import Prompter, PromptScore, train_align_pro, train_rlhf_oracle, usable_rewrites
 from alignpro_mini.frozen import Answer, FrozenLM, SamplingConfig, checksum
+from alignpro_mini.options import UserError
 from alignpro_mini.ppo import PPOConfig
 from alignpro_mini.transformer import Transformer, TransformerConfig
 
@@ -69,6 +70,20 @@ def test_m_answers_are_averaged_for_each_request():
     assert got.tolist() == pytest.approx([111 / 3, 111_000 / 3])
     assert score.r.tolist() == [[1, 10, 100], [1000, 10_000, 100_000]] and score.x_prime == ["a", "b"]
     assert [a.text for a in score.y] == [f"{p}#{i}" for i, p in enumerate("aaabbb")]
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ([1.0, 2.0], r"shape \(2,\) for 4 answers"),
+        (torch.ones(2, 2), r"shape \(2, 2\) for 4 answers"),  # request by request, or draw by draw? nobody can tell
+        (3.0, r"shape \(\) for 4 answers"),
+    ],
+)
+def test_a_reward_that_is_not_one_number_for_each_answer_is_named(returned, said):
+    score = PromptScore(FakeFrozen(), lambda prompts, completions: returned, rng(), answers=2)
+    with pytest.raises(UserError, match=f"the reward returned .*{said}"):
+        score(["x1", "x2"], ["a", "b"])
 
 
 def test_an_empty_or_too_long_rewrite_falls_back_to_the_request_and_is_counted():

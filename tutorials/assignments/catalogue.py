@@ -139,6 +139,8 @@ ASSIGNMENTS = {
             "",
             TORCH[2],
             "from torch import Tensor, nn",
+            "",
+            "from alignpro_mini.options import UserError",
         ),
     ),
     "a8": Assignment(

@@ -216,6 +216,7 @@ HINTS = {
     "a-missing-rewrite-is-not-noticed": "zip ends with the shorter list, silently: raise ValueError for another number of rewrites",
     "the-rewrite-is-rated": "the reward is r(x, y) with the *request* x; you gave it the rewrite",
     "the-request-is-sent": "the frozen model must be asked the rewrite; you asked it the request",
+    "any-shape-of-reward": "rewards of another shape than (B*M,) must raise UserError; view would mix up the requests",
     "answers-averaged-across-requests": "the rewards come request by request: the row of r is the request, the column the answer",
     "scores-are-sums-over-answers": "the score is the mean over the M answers, not the sum",
     "the-first-answer-is-the-score": "the score is the mean over all M answers, not the first one's reward",

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from alignpro_mini.options import UserError
+
 
 def checksum(model: nn.Module) -> str:
     """SHA-256 over the state_dict (parameters, persistent buffers): names, dtypes, shapes, bytes. Equal: bitwise."""
@@ -29,5 +31,8 @@ class FrozenLM:
 
 class PromptScore:
     def __call__(self, requests: Sequence[str], rewrites: Sequence[str]) -> Tensor:
-        """Requests x and rewrites x', B each -> scores (B,), float32; sets what the class says that it keeps."""
+        """Requests x and rewrites x', B each -> scores (B,), float32; sets what the class says that it keeps.
+
+        Raises UserError where the reward does not return one number for each answer.
+        """
         raise NotImplementedError

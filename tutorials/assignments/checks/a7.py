@@ -7,7 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from checks.base import Case, sentences
+from alignpro_mini.options import UserError
+from checks.base import WRONG_SHAPES, Case, sentences
 
 
 def seed(rng: torch.Generator) -> int:
@@ -303,6 +304,10 @@ def shown(x_prime, x, texts, fallbacks, asked, seen, with_generator=True) -> lis
 
 def oracle_score(score, *calls) -> tuple:
     """Loops over requests and answers."""
+    for requests, _ in calls:
+        count = len(requests) * score.answers
+        if torch.as_tensor(score.reward.form([0.0] * count)).shape != (count,):
+            raise UserError(WRONG_SHAPES)
     number, M, asked, seen = 0, score.answers, [], []
     for requests, rewrites in calls:
         x_prime, x_all, texts, r, fallbacks = [], [], [], [], 0
@@ -342,6 +347,8 @@ def _score(rng: torch.Generator) -> list[Case]:
         case("four requests, three of their rewrites cannot be sent, two answers each", 2, mixed),
         case("a reward that returns a float64 tensor", 2, three, form=in_double),
         case("a second call after one with fallbacks", 2, mixed, three),
+        case("a reward of shape (M, B)", 2, three, form=lambda rows: torch.tensor(rows).view(2, -1)),
+        case("a reward with too few numbers", 2, three, form=lambda rows: rows[:3]),
         case("a second call with fallbacks", 1, mixed, mixed),
         case("six requests, four answers each", 4, many, form=torch.tensor),
     ]
