@@ -48,7 +48,7 @@ class PPOConfig:
     adaptive_kl_horizon: float = option(10_000.0, "episodes over which the adaptive controller reacts", above=0)
     gamma: float = option(1.0, "discount; 1, because the score comes once, at the end of a short text")
     kl_estimator: str = option("k1", "estimator of that KL on each token", rl_math.KL_KINDS)
-    kl_placement: str = option("reward", "KL penalty in the reward, or as a loss on each token's own KL", KL_PLACES)
+    kl_placement: str = option("reward", "KL penalty in the reward, or (k2, k3) as a loss token by token", KL_PLACES)
     advantage: str = option("gae", "how advantages are estimated; all but gae need no value head", rl_math.ADVANTAGES)
     gae_lambda: float = option(0.95, "lambda of GAE: 1 is unbiased, lower values rely more on the value head")
     ratio: str = option("token", "probability ratio of each token, or one for the completion", ("token", "sequence"))
@@ -89,7 +89,7 @@ class PPOConfig:
 class PPOTrainer:
     """Trains `lm` to raise `score`, with a KL penalty to `reference` (a frozen copy of where it started).
 
-    lm, reference  transformers of one shape; with `config.train_layers` their lower blocks must be equal
+    lm, reference  two transformers of one shape (UserError for one object); with `train_layers` equal lower blocks
     score          any callable (prompts, completions) -> rewards (B,)
     generator      draws the rollouts, the prompts and the minibatches (None: PyTorch's global one)
     """
@@ -103,10 +103,11 @@ class PPOTrainer:
         config: PPOConfig = PPOConfig(),
         generator: torch.Generator | None = None,
     ) -> None:
+        require(lm is not reference, "lm and reference are one model: give copy.deepcopy(lm) as the reference")
         self.policy, self.tokenizer, self.score, self.config = Policy(lm, config.train_layers), tokenizer, score, config
         self.policy.value_head.requires_grad_(config.advantage == "gae")  # for others no gradient ever comes to it
         self.reference = reference.eval().requires_grad_(False)
-        self.generator, self.kl_coef, self.lr = generator, config.kl_coef, config.lr
+        self.generator, self.kl_coef, self.lr = generator or torch.default_generator, config.kl_coef, config.lr
         self.parameters = [*trainable(lm, config.train_layers), *self.policy.value_head.parameters()]
         self.optimizer = make_optimizer(self.parameters, config.lr, weight_decay=0.0)
         self.advantage_std = 1.0  # of the last rollout, before whitening
@@ -118,11 +119,10 @@ class PPOTrainer:
         Raises UserError for fewer prompts than minibatches, or prompts that do not come in groups of
         `rewrites_per_request` equal ones.
         """
-        K = self.config.rewrites_per_request
-        if any(prompts[i] != prompts[i - i % K] for i in range(len(prompts))) or len(prompts) % K:
-            raise UserError(f"rewrites_per_request is {K}: give each prompt {K} times, side by side")
-        if len(prompts) < self.config.num_minibatches:
-            raise UserError(f"{len(prompts)} prompts cannot be cut into {self.config.num_minibatches} minibatches")
+        K, parts = self.config.rewrites_per_request, self.config.num_minibatches
+        grouped = len(prompts) % K == 0 and all(prompts[i] == prompts[i - i % K] for i in range(len(prompts)))
+        require(grouped, f"rewrites_per_request is {K}: give each prompt {K} times, side by side")
+        require(len(prompts) >= parts, f"{len(prompts)} prompts cannot be cut into {parts} minibatches")
         clock = [time.perf_counter()]
         rollout = self.rollout(prompts)
         clock.append(time.perf_counter())
@@ -227,8 +227,7 @@ class PPOTrainer:
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """`ppo_epochs` passes of `num_minibatches` clipped steps over the rollout; returns their mean metrics."""
-        sums: dict[str, float] = defaultdict(float)
-        ratio_max = 0.0
+        sums, ratio_max = defaultdict(float), 0.0
         self.policy.lm.train()
         for _ in range(self.config.ppo_epochs):
             order = torch.randperm(len(rollout.prompts), generator=self.generator).to(rollout.mask.device)
@@ -333,9 +332,10 @@ def train_ppo(
     """`config.iterations` of `trainer.step` over random batches of `prompts`; returns the trained model in eval mode.
 
     Metrics, samples and saved states go through `stage`. `observe(trainer)` adds metrics and sample rows
-    (x, x_prime, y, reward, kl) after an iteration.
+    (x, x_prime, y, reward, kl) after an iteration. Raises UserError for no prompts.
     """
     c, K = trainer.config, trainer.config.rewrites_per_request
+    require(len(prompts) > 0, "no prompts: PPO needs at least one to draw from")
     start, meta = stage.restore(trainer.policy, trainer.optimizer, trainer.generator)
     trainer.kl_coef = meta.get("kl_coef", trainer.kl_coef)
     for step in stage.progress(start, c.iterations):

@@ -626,6 +626,27 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, capsys, train_layers):
     capsys.readouterr()
 
 
+def test_without_a_generator_the_global_one_draws_and_is_saved(tmp_path, capsys):
+    def go(name: str) -> list[float]:
+        torch.manual_seed(5)
+        lm = fresh_lm()
+        t = PPOTrainer(lm, copy.deepcopy(lm), Letters(), length_score, replace(SMALL, iterations=2))
+        run = Run(RunConfig(out=str(tmp_path), name=name))
+        train_ppo(t, ["a", "bc"], RunStage(run, "ppo"))
+        return [row["score_mean"] for row in run.rows("metrics.jsonl")]
+
+    assert go("one") == go("other")
+    capsys.readouterr()
+
+
+def test_one_model_as_policy_and_reference_and_no_prompts_are_refused():
+    lm = fresh_lm()
+    with pytest.raises(UserError, match="give copy.deepcopy"):
+        PPOTrainer(lm, lm, Letters(), length_score, SMALL)
+    with pytest.raises(UserError, match="no prompts"):
+        train_ppo(trainer(), [])
+
+
 def test_a_state_that_several_processes_saved_without_the_value_head_goes_on_in_one(tmp_path, capsys):
     """For them the head of advantage rloo does not train, and `save` leaves out what does not."""
     stage = RunStage(Run(RunConfig(out=str(tmp_path), name="r")), "ppo")
