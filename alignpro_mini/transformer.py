@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alignpro_mini.options import UserError
+from alignpro_mini.options import UserError, require
 
 # For the whole process: new GPUs prefer cuDNN's attention, which plans anew for each shape, and so at every new token.
 torch.backends.cuda.enable_cudnn_sdp(False)
@@ -52,26 +52,26 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         set_ = lambda name, value: object.__setattr__(self, name, value)  # frozen: only here, once
-        if self.family not in FAMILIES:
-            raise UserError(f"family is {self.family!r}; it must be one of {', '.join(FAMILIES)}")
+        require(self.family in FAMILIES, f"family is {self.family!r}; it must be one of {', '.join(FAMILIES)}")
         if self.n_kv_heads == 0:
             set_("n_kv_heads", self.n_heads)
         if self.d_ff == 0:
             set_("d_ff", 4 * self.d_model if self.family == "gpt2" else (8 * self.d_model // 3 + 7) // 8 * 8)
         for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "max_len"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.head_dim == 0:
-            if self.d_model % self.n_heads:
-                raise UserError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
+            told = f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}"
+            require(self.d_model % self.n_heads == 0, told)
             set_("head_dim", self.d_model // self.n_heads)
-        if self.n_heads % self.n_kv_heads:
-            raise UserError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
-        if self.family == "llama" and self.head_dim % 2:
-            raise UserError(f"RoPE rotates pairs, so the head width {self.head_dim} must be even")
+        told = f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}"
+        require(self.n_heads % self.n_kv_heads == 0, told)
+        even = self.family == "gpt2" or self.head_dim % 2 == 0
+        require(even, f"RoPE rotates pairs, so the head width {self.head_dim} must be even")
+        require(not (self.qkv_bias and self.qk_norm), "no published family has qkv_bias and qk_norm: leave one out")
         if self.family == "gpt2":
-            if self.n_kv_heads != self.n_heads:
-                raise UserError("the GPT-2 family has no grouped heads: leave n_kv_heads out")
+            require(self.n_kv_heads == self.n_heads, "the GPT-2 family has no grouped heads: leave n_kv_heads out")
+            own = self.qk_norm or self.rope_scaling or self.head_dim * self.n_heads != self.d_model
+            require(not own, "the GPT-2 family has no qk_norm, rope_scaling or head_dim of its own: leave them out")
             set_("qkv_bias", True)
 
 

@@ -1,6 +1,7 @@
 """Checkpoints against those that `transformers` wrote (tests/fixtures), bad input, kills half-way; the tokenizer."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -248,6 +249,12 @@ def test_a_tied_checkpoint_with_two_matrices(folder):
         (dict(partial_rotary_factor=0.5), "partial_rotary_factor is 0.5"),
         (dict(use_sliding_window=True), "use_sliding_window is True, but only False"),
         (dict(layer_types=["full_attention", "sliding_attention"]), "layer_types"),
+        (dict(layer_types=3), "layer_types"),
+        (dict(layer_types=[["x"]]), "layer_types"),
+        (dict(rms_norm_eps=math.nan), "rms_norm_eps is nan"),
+        (dict(rms_norm_eps=-1.0), "rms_norm_eps is -1.0"),
+        (dict(rope_parameters={"rope_type": "default", "rope_theta": 0}), "rope_theta is 0"),
+        (dict(rope_parameters={"rope_type": "default", "rope_theta": math.inf}), "rope_theta is inf"),
         (dict(attention_bias=True), "attention_bias is True"),
         (dict(mlp_bias=True), "mlp_bias is True"),
         (dict(hidden_act="gelu"), "hidden_act is 'gelu', but only 'silu'"),
@@ -357,6 +364,13 @@ def test_a_saved_folder_is_there_only_when_it_is_whole(tmp_path, monkeypatch):
 
 
 # ---------------------------------------------------------------- training state
+
+
+@pytest.mark.parametrize("own", [dict(), dict(qkv_bias=True), dict(qk_norm=True)])
+def test_heads_of_another_width_come_back(own, tmp_path):
+    config = TransformerConfig(31, d_model=24, n_layers=1, n_heads=4, head_dim=8, max_len=8, **own)
+    save_pretrained(Transformer(config), tmp_path / "wide")
+    assert load_pretrained(tmp_path / "wide")[0].config == config
 
 
 def test_state_round_trip_of_every_dtype_size_and_layout(tmp_path):

@@ -14,6 +14,7 @@ A folder is written beside its place and renamed into it as a whole, so a kill l
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -249,7 +250,7 @@ def _published_config(model: Transformer, tokenizer: Tokenizer | None) -> dict:
     if config.rope_scaling:
         raw["rope_scaling"] = {"rope_type": "llama3"} | dict(zip(LLAMA3, config.rope_scaling))
     raw |= {key: getattr(config, field) for field, key in KEYS[config.family].items()}
-    if kind == "qwen2":
+    if kind == "qwen2" and config.head_dim * config.n_heads == config.d_model:
         del raw["head_dim"]  # it has no such key
     raw |= {"torch_dtype": str(model.embed.weight.dtype).removeprefix("torch.")}
     if kind == "gpt2":  # published defaults drop out, we do not
@@ -288,7 +289,8 @@ def _read_config(file: Path) -> TransformerConfig:
         value = raw[key] if raw.get(key) is not None else optional.get(field)
         if type(value) not in ((int, float) if field in ("norm_eps", "rope_theta") else (int,)):
             raise UserError(f"{file}: {key} is {value!r:.60}; it must be a number: copy the file again")
-        if isinstance(value, int) and not 0 <= value <= LARGEST:
+        good = 0 <= value <= LARGEST if type(optional.get(field)) is not float else 0 < value < math.inf
+        if not good:
             raise UserError(f"{file}: {key} is {value}; no model has that: copy the file again")
         fields[field] = value
     fields["rope_scaling"] = _rope_scaling(file, rope)
@@ -319,8 +321,9 @@ def _refuse_unsupported(file: Path, raw: dict, rope: dict, config: TransformerCo
     kinds = {rope.get("rope_type"), rope.get("type")} - {None, "default", "llama3"}  # "type" is the older name
     if kinds or rope.get("partial_rotary_factor", 1) != 1:
         asked["rope_scaling"] = rope
-    if set(raw.get("layer_types") or ()) - {"full_attention"}:
-        asked["layer_types"] = sorted(set(raw["layer_types"]))
+    kinds = raw.get("layer_types") or []
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+        asked["layer_types"] = kinds
     if asked:
         key, value = next(iter(asked.items()))
         values = " or ".join(repr(value) for value in honoured.get(key, ("the default",))) or "none"
