@@ -118,12 +118,14 @@ def generate(
     run at once (None: 256 on a CPU, 2,048 on a GPU), prompts of similar length together; up to four times as many where
     rows share so much that about max_batch go through the model. `compact=False` gives each row one of the model's to
     the end (for tests). `fixed_shapes` (None: on a GPU): steps that a GPU can replay. The model is put in eval mode.
-    Raises UserError for an empty prompt, for one that leaves too little of the context, and for a max_batch below 1.
+    Raises UserError for an empty prompt, one that leaves too little of the context, a max_batch below 1 and a negative
+    max_new_tokens; ValueError as `sampling_logprobs` does.
     """
     # A CPU is faster while the keys and values fit its cache, a GPU with fewer and larger kernels.
     max_batch = (2048 if model.device.type == "cuda" else 256) if max_batch is None else max_batch
     fixed = model.device.type == "cuda" if fixed_shapes is None else fixed_shapes
     require(max_batch >= 1, f"max_batch is {max_batch}; it must be at least 1")
+    require(max_new_tokens >= 0, f"max_new_tokens is {max_new_tokens}; it must be at least 0")
     room = model.config.max_len - max_new_tokens
     _refuse_empty(prompts)
     for i, prompt in enumerate(prompts):
@@ -328,8 +330,8 @@ def sequence_logprobs(
     """log p(completion | prompt) under the sampling of `generate`, summed over the completion: (N,) on the CPU.
 
     Both are lists of token ids; whether an EOS counts is up to the completion. -inf where top_p rules a token out.
-    At most max_batch sequences at a time. Raises UserError for an empty prompt: then nothing predicts the first token;
-    ValueError where there are not as many completions as prompts.
+    At most max_batch sequences at a time. Raises UserError for an empty prompt, as then nothing predicts the first
+    token, and for a row longer than the context; ValueError where there are not as many completions as prompts.
     """
     _refuse_empty(prompts)
     found = torch.empty(len(prompts))

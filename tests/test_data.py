@@ -167,6 +167,8 @@ def test_a_malformed_name_of_the_hub_is_told_before_anything_is_done(field, name
         ("The word Human: in a sentence", "The word Human: in a sentence"),
         ("\n\nHuman: One\n\nAssistant: Two\n\nHuman: Three\n\nAssistant:", None),
         ("\n\nHuman: One\n\nAssistant: Two", None),
+        ("Context.\n\nHuman: One\n\nAssistant:", None),
+        ("Assistant: One\n\nHuman:", None),
     ],
 )
 def test_dialogues_of_one_turn_are_unwrapped_and_longer_ones_left_out(prompt, want):

@@ -354,9 +354,11 @@ def test_rows_that_shared_much_do_not_swell_the_batch_of_those_that_share_nothin
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4) and a.finished == b.finished
 
 
-def test_a_batch_of_no_rows_is_refused():
+def test_a_batch_of_no_rows_and_fewer_than_no_tokens_are_refused():
     with pytest.raises(UserError, match="max_batch is 0; it must be at least 1"):
         generate(random_lm(), [[4]], 3, max_batch=0)
+    with pytest.raises(UserError, match="max_new_tokens is -1; it must be at least 0"):
+        generate(random_lm(), [[4]], -1)
 
 
 def test_bad_prompts_are_refused_by_number():

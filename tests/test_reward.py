@@ -400,6 +400,8 @@ def test_wrong_rewards_are_refused_when_they_come(own, function, words):
         ".x:f",
         "garbled:f",
         "reward_of_a_test:constant",
+        "no_colon",
+        "two:co:lons",
     ],
 )
 def test_a_missing_callable_is_named(own, spec, tmp_path):

@@ -19,12 +19,18 @@ def load_callable(spec: str, option: str = "reward") -> Score:
     Raises UserError when the module or function is missing or cannot be read, or when a call returns something else
     than one finite reward for each answer. An error inside the function itself passes through.
     """
-    module_name, function_name = spec.split(":")
     if "" not in sys.path:
         sys.path.insert(0, "")  # a reward file in the working directory, also when the script lies elsewhere
     try:
+        module_name, function_name = spec.split(":")
         function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:  # the two last: ":f" and ".x:f"
+    except (
+        ImportError,
+        AttributeError,
+        SyntaxError,
+        TypeError,
+        ValueError,
+    ) as error:  # the last two: ":f", ".x:f", "x"
         raise UserError(f"--{option} {spec}: {error}; write module:function of an importable module") from None
     if not callable(function):
         raise UserError(f"--{option} {spec} is a {type(function).__name__}, not a function of (prompts, completions)")

@@ -114,11 +114,12 @@ def read_files(paths: str, fields: Sequence[str]) -> list[dict]:
 
 
 def single_turn(prompt: str) -> str | None:
-    """The user's words: a dialogue of one "Human: ... Assistant:" turn is unwrapped; longer ones give None."""
-    turns = re.split(r"(?:^|\n\n)(?:Human|Assistant):", prompt)
-    if len(turns) == 1:
+    """The user's words: a dialogue of one "Human: ... Assistant:" turn is unwrapped; any other one gives None."""
+    before, *turns = re.split(r"(?:^|\n\n)(Human|Assistant):", prompt)  # then role and words, by turns
+    if not turns:
         return prompt.strip()
-    return turns[1].strip() if len(turns) == 3 and not turns[2].strip() else None
+    alone = turns[::2] == ["Human", "Assistant"] and not before.strip() and not turns[3].strip()
+    return turns[1].strip() if alone else None
 
 
 def read_preferences(config: DataConfig, held_out: Sequence[str]) -> list[tuple[str, str, str]]:

@@ -17,6 +17,7 @@ from alignpro_mini.options import UserError
 from alignpro_mini.training import Score, Truncated
 
 # A full stop, exclamation or question mark with closing quotes or brackets; not the "2." that begins a list's item.
+# Only one digit is taken for such a number: "10." ends a sentence here, and "You need 2." does not.
 END = re.compile(r"(?:(?<!\s\d)(?<!^\d)\.|[!?])[\"'”’)\]*]*(?=\s|$)", re.MULTILINE)
 LOW = 0.05  # an answer without a whole sentence gets this quantile of the other answers' rewards
 

@@ -83,7 +83,7 @@ class ToyWorld:
             x = rng.choice(self.corpus_requests)
             phrasings = self._phrasings(x)
             form = rng.randrange(len(phrasings))
-            # A third of the corpus carries no cue, because that is how people ask.
+            # Five in twelve carry no cue, because that is how people ask: a third, and the empty one of the eight cues.
             cue = "" if rng.random() < 1 / 3 else rng.choice(self.cues)
             answer = self.kind.answer(self.fills[x], cue, form == 0, rng)
             pairs.append((f"{phrasings[form]} {cue}".rstrip(), answer))

@@ -55,7 +55,7 @@ def sequence_logprobs(
     """log p(completion | prompt) under the sampling of `generate`, summed over the completion: (N,) on the CPU.
 
     Both are lists of token ids; whether an EOS counts is up to the completion. -inf where top_p rules a token out.
-    At most max_batch sequences at a time. Raises UserError for an empty prompt: then nothing predicts the first token;
-    ValueError where there are not as many completions as prompts.
+    At most max_batch sequences at a time. Raises UserError for an empty prompt, as then nothing predicts the first
+    token, and for a row longer than the context; ValueError where there are not as many completions as prompts.
     """
     raise NotImplementedError
