@@ -1,5 +1,6 @@
 """The frontier: nothing lies above the closed form, best-of-n against its exact law, and one whole run in small."""
 
+import importlib
 import json
 import math
 
@@ -14,7 +15,7 @@ from test_grid import (
 
 from alignpro_mini import theory
 from alignpro_mini.alignpro import Prompter
-from alignpro_mini.experiments import ablation, frontier, frontier_report
+from alignpro_mini.experiments import ablation, estimators, frontier, frontier_report
 from alignpro_mini.lab import optimum
 from alignpro_mini.lab.config import preset
 from alignpro_mini.lab.optimum import Listing
@@ -197,11 +198,11 @@ def test_the_oracle_is_met_at_equal_coefficient_and_at_equal_kl_of_answers(tmp_p
         (["--lambdas", "0.1", "--grid", "all"], "unknown argument --grid; use the command python -m"),
         (["--frontier", "0.1"], "unknown argument --frontier; use the command python -m"),
         (["--theory.inputs", "0"], "--theory.inputs 0"),
-        (["--ppo.adaptive_kl_target", "3"], "one KL coefficient above 0 only"),
-        (["--ppo.kl_coef", "0"], "one KL coefficient above 0 only"),
-        (["--oracle.adaptive_kl_target", "3"], "leave out --oracle.adaptive_kl_target"),
-        (["--ppo.kl_coef", "0.2"], "leave out --ppo.kl_coef"),
-        (["--oracle.kl_coef", "0.2"], "leave out --oracle.kl_coef"),
+        (["--ppo.adaptive_kl_target", "3"], "--ppo.adaptive_kl_target: it is varied here"),
+        (["--ppo.kl_coef", "0"], "--ppo.kl_coef: it is varied here"),
+        (["--oracle.adaptive_kl_target", "3"], "--oracle.adaptive_kl_target: it is varied here; leave it out"),
+        (["--ppo.kl_coef", "0.2"], "--ppo.kl_coef: it is varied here; leave it out"),
+        (["--oracle.kl_coef", "0.2"], "--oracle.kl_coef: it is varied here; leave it out"),
         (
             ["--preset", "smollm2", "--data.prompts", "p", "--data.preferences", "q"],
             "the optimum is known for the embedded world",
@@ -216,6 +217,36 @@ def test_prices_that_cannot_be_are_refused(argv, told, monkeypatch, capsys):
     said = capsys.readouterr().err if stop.value.code == 2 else stop.value.code
     (line,) = [line for line in said.splitlines() if line and not line.startswith("usage:")]
     assert line.startswith("alignpro_mini.experiments.frontier: error: ") and told in line
+
+
+@pytest.mark.parametrize(
+    ("study", "option", "told"),
+    [
+        ("ablation", "--oracle.lr", "this study does not read it"),
+        ("ablation", "--eval.best_of_n", "this study does not read it"),
+        ("variance", "--eval.answers", "this study does not read it"),
+        ("variance", "--world.follow", "it is varied here"),
+        ("overoptimisation", "--theory.answers", "this study does not read it"),
+        ("overoptimisation", "--ppo.adaptive_kl_target", "it is varied here"),
+        ("estimators", "--ppo.rewrites_per_request", "it is varied here"),
+        ("estimators", "--ppo.kl_estimator", "it is varied here"),
+        ("estimators", "--ppo.gamma", "it is varied here"),
+    ],
+)
+def test_an_option_that_a_study_would_not_read_is_refused(study, option, told, monkeypatch, capsys):
+    module = importlib.import_module(f"alignpro_mini.experiments.{study}")
+    monkeypatch.setattr(module, "run_all", lambda *given: pytest.fail("it began"))
+    value = {"--ppo.kl_estimator": "k2", "--ppo.rewrites_per_request": "4", "--theory.answers": "4"}.get(option, "1")
+    monkeypatch.setattr("sys.argv", [study, option, value])
+    with pytest.raises(SystemExit) as stop:
+        module.main()
+    assert stop.value.code == 2 and f"{option}: {told}; leave it out" in capsys.readouterr().err
+
+
+def test_the_estimators_take_one_task(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["estimators", "--task", "all"])
+    with pytest.raises(SystemExit, match="one task at a time"):
+        estimators.main()
 
 
 def started(monkeypatch, module, *argv) -> tuple:
@@ -266,9 +297,8 @@ def test_the_ablation_changes_one_thing_at_a_time_and_runs(tmp_path, small, monk
         assert all(k == "seed" or getattr(base, k.removeprefix("ppo.")) != v for k, v in change(base).items()), name
     kept = {name: ablation.VARIANTS[name] for name in ("as it is", "as it is, other draws", "clip / 2")}
     monkeypatch.setattr(ablation, "VARIANTS", kept)
-    options = [
-        word for name, value in TINY.items() if not name.startswith("eval") for word in (f"--{name}", str(value))
-    ]
+    read = {k: v for k, v in TINY.items() if not k.startswith(("eval", "oracle"))}
+    options = [word for name, value in read.items() for word in (f"--{name}", str(value))]
     argv = ["ablation", *options, "--out", str(tmp_path), "--device", "cpu", "--eval.inputs", "24"]
     monkeypatch.setattr("sys.argv", argv)
     ablation.main()

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from alignpro_mini import theory
 from alignpro_mini.experiments.frontier import base, require_enumerable
-from alignpro_mini.experiments.sweep import exit_if_failed, run_all
+from alignpro_mini.experiments.sweep import ARM_OPTIONS, ORACLE_OPTIONS, exit_if_failed, not_read, run_all
 from alignpro_mini.lab import optimum, pipeline
 from alignpro_mini.lab.cli import one_line_errors, parse_command_line, with_options
 from alignpro_mini.lab.config import RunConfig
@@ -106,7 +106,7 @@ def table(runs: list[dict]) -> str:
 
 def main() -> None:
     """The command at the top of this module."""
-    configs, how = parse_command_line(prog=PROG)
+    configs, how = parse_command_line(prog=PROG, unread=not_read(*ARM_OPTIONS, *ORACLE_OPTIONS))
     with one_line_errors(PROG):
         require_enumerable(configs[0])
         configs = [replace(c, name=f"ablation-{c.run_name}") for c in configs]

@@ -29,7 +29,7 @@ import torch
 from alignpro_mini.experiments import ablation, gradient
 from alignpro_mini.experiments.frontier import require_enumerable
 from alignpro_mini.experiments.gradient import Estimator
-from alignpro_mini.experiments.sweep import exit_if_failed, run_all
+from alignpro_mini.experiments.sweep import ARM_OPTIONS, ORACLE_OPTIONS, exit_if_failed, not_read, run_all
 from alignpro_mini.lab.cli import chosen, one_line_errors, parse_command_line
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.statistics import t_interval
@@ -166,9 +166,17 @@ def main() -> None:
         parser.add_argument("--variants", default="all", help="all, or names separated by ; (default: all)")
         parser.add_argument("--batches", type=int, default=200, help="gradient estimates of each variant")
 
-    configs, how = parse_command_line(prog=PROG, add=add)
+    # The gradients are of a problem of their own, which reads no option of the run.
+    varied = {
+        "ppo.gamma",
+        "ppo.whiten_advantages",
+        *(f"ppo.{name}" for changed in OPTIONS.values() for name in changed),
+    }
+    unread = not_read(*ARM_OPTIONS, *ORACLE_OPTIONS, varied=sorted(varied))
+    configs, how = parse_command_line(prog=PROG, add=add, unread=unread)
     with one_line_errors(PROG):
         require_enumerable(configs[0])
+        require(len({c.task for c in configs}) == 1, "one task at a time: the intervals are over its seeds")
         names = chosen(how.variants, OPTIONS, "variants", ";")
         require(how.batches >= 2, f"--batches is {how.batches}; it must be at least 2")
         configs = [replace(c, name=f"estimators-{c.run_name}") for c in configs]

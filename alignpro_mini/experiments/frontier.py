@@ -36,7 +36,7 @@ from torch import Tensor
 
 from alignpro_mini import theory
 from alignpro_mini.experiments import frontier_report
-from alignpro_mini.experiments.sweep import exit_if_failed, leave, run_all
+from alignpro_mini.experiments.sweep import ARM_OPTIONS, exit_if_failed, leave, not_read, run_all
 from alignpro_mini.frozen import FrozenLM, FrozenModel
 from alignpro_mini.lab import assess, optimum, pipeline
 from alignpro_mini.lab.cli import one_line_errors, parse_command_line
@@ -183,12 +183,10 @@ def main() -> None:
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--lambdas", default="0.02,0.05,0.1,0.2,0.5", help="KL coefficients (default: %(default)s)")
 
-    configs, how = parse_command_line(prog=PROG, add=add)
+    varied = [f"{section}.{name}" for section in ("ppo", "oracle") for name in ("kl_coef", "adaptive_kl_target")]
+    configs, how = parse_command_line(prog=PROG, add=add, unread=not_read(*ARM_OPTIONS, varied=varied))
     with one_line_errors(PROG):
         require_enumerable(configs[0])
-        for name in sorted(how.given):
-            other = not name.endswith(("kl_coef", "kl_target"))
-            require(other, f"--lambdas sets the KL coefficient: leave out --{name}")
         configs = [replace(c, name=f"frontier-{c.run_name}") for c in configs]
         results, failed = run_all(["-m", PROG], configs, how, partial(run_frontier, lams=lambdas(how.lambdas)))
     if results and not how.child:

@@ -254,6 +254,7 @@ def main() -> None:
     with one_line_errors(PROG):
         c = configs[0]
         require(len({config.task for config in configs}) == 1, "one task at a time: give one --task")
+        require(how.jobs == 1, "--jobs: the seeds are listed one after the other; leave it out")
         require(not c.judge, "--reward judge:MODEL is not listed: each answer would be paid for")
         require(c.theory.inputs >= 4, f"--theory.inputs is {c.theory.inputs}; it takes at least 4")
         also = [name.strip() for name in how.also.split(",") if name.strip()]

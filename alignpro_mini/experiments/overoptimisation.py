@@ -30,7 +30,7 @@ from pathlib import Path
 
 from alignpro_mini.alignpro import Prompter
 from alignpro_mini.experiments.frontier import lambdas
-from alignpro_mini.experiments.sweep import exit_if_failed, leave, run_all
+from alignpro_mini.experiments.sweep import ORACLE_OPTIONS, exit_if_failed, leave, not_read, run_all
 from alignpro_mini.frozen import FrozenModel
 from alignpro_mini.lab import pipeline
 from alignpro_mini.lab.cli import one_line_errors, parse_command_line
@@ -160,15 +160,15 @@ def main() -> None:
         help_ = "mismatched pairs a pair, 0 to 2 (default: %(default)s)"
         parser.add_argument("--mismatched", default="0,1", help=help_)
 
-    configs, how = parse_command_line(prog=PROG, add=add)
+    varied = ("ppo.kl_coef", "ppo.adaptive_kl_target", "reward_model.pairs", "reward_model.mismatched")
+    unread = not_read("theory", "eval.best_of_n", "eval.headroom_inputs", *ORACLE_OPTIONS, varied=varied)
+    configs, how = parse_command_line(prog=PROG, add=add, unread=unread)
     with one_line_errors(PROG):
         known = not configs[0].real_model and not configs[0].reward
         require(known, "it needs a learned reward and a known gold reward")
         # Pairs of equal answers are dropped, and two batches must remain.
         pairs = numbers(how.pairs, "pairs", 3 * configs[0].reward_model.batch_size)
         mixed = numbers(how.mismatched, "mismatched", 0, 2)
-        for name in ("ppo.kl_coef", "reward_model.pairs", "reward_model.mismatched"):
-            require(name not in how.given, f"--{name} is varied here: leave it out")
         configs = [replace(c, name=f"overoptimisation-{c.run_name}") for c in configs]
         one = partial(run_cells, pairs=pairs, lams=lambdas(how.lambdas), mixed=mixed)
         results, failed = run_all(["-m", PROG], configs, how, one)

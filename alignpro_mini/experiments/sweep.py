@@ -40,6 +40,16 @@ def run_all(
     return [one(config, how.resume) for config in configs], []
 
 
+# How `train.py` evaluates all arms, and its oracle: options that most studies do not read.
+ARM_OPTIONS = ("eval.rewrites", "eval.answers", "eval.best_of_n", "eval.headroom_inputs", "theory.samples")
+ORACLE_OPTIONS = ("oracle", "eval.oracle", "eval.bootstrap")
+
+
+def not_read(*names: str, varied: Sequence[str] = ()) -> dict[str, str]:
+    """For `parse_command_line`: options that a study does not read, and those that it varies itself, {name: why}."""
+    return dict.fromkeys(names, "this study does not read it") | dict.fromkeys(varied, "it is varied here")
+
+
 def leave(results: list[dict], path: Path, figure: Callable, table: str) -> None:
     """What a study of several runs ends with: its figure, its numbers in one file beside it, its table."""
     figure(results, path)

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from alignpro_mini import theory
 from alignpro_mini.experiments.frontier import base, lambdas, require_enumerable
-from alignpro_mini.experiments.sweep import exit_if_failed, leave, run_all
+from alignpro_mini.experiments.sweep import ARM_OPTIONS, ORACLE_OPTIONS, exit_if_failed, leave, not_read, run_all
 from alignpro_mini.lab import pipeline
 from alignpro_mini.lab.cli import chosen, one_line_errors, parse_command_line
 from alignpro_mini.lab.config import RunConfig
@@ -195,13 +195,12 @@ def main() -> None:
         parser.add_argument("--worlds", default="all", help=f"all, or some of {', '.join(WORLDS)} (default: all)")
         parser.add_argument("--lambdas", default="0.05,0.2,0.8", help="KL coefficients (default: %(default)s)")
 
-    configs, how = parse_command_line(prog=PROG, add=add)
+    unread = not_read(*ARM_OPTIONS, *ORACLE_OPTIONS, varied=("ppo.kl_coef", "world.follow", "world.spread"))
+    configs, how = parse_command_line(prog=PROG, add=add, unread=unread)
     with one_line_errors(PROG):
         require_enumerable(configs[0])
         few = f"--theory.answers is {configs[0].theory.answers}; each half of the answers needs a variance: at least 4"
         require(configs[0].theory.answers >= 4, few)
-        for name in ("ppo.kl_coef", "world.follow", "world.spread"):
-            require(name not in how.given, f"--{name} is varied here: leave it out")
         require({c.task for c in configs} == {RunConfig().task}, "--task is varied here: leave it out, or use --worlds")
         configs = [replace(c, name=f"variance-{c.preset}-seed{c.seed}") for c in configs]
         one = partial(run_worlds, worlds=chosen(how.worlds, WORLDS, "worlds"), lams=lambdas(how.lambdas))

@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import difflib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import reduce
@@ -132,11 +132,13 @@ def parse_command_line(
     argv: list[str] | None = None,
     prog: str = "train.py",
     add: Callable[[argparse.ArgumentParser], object] = lambda parser: None,
+    unread: Mapping[str, str] | None = None,
 ) -> tuple[list[RunConfig], argparse.Namespace]:
     """The runs asked for, and the other arguments: `resume`, `jobs`, those that `add(parser)` defines, `given` options.
 
     `--task a,b` (or all) and `--seed 0-4` ask for several runs. Ends the program with a one-line error for an unknown
-    option (naming its new name or the nearest one), an impossible value, or an option that the run would not read.
+    option (naming its new name or the nearest one), an impossible value, or an option that the run would not read
+    (`unread`: those of this program, {section or option: why}).
     """
     argv = sys.argv[1:] if argv is None else argv
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -168,14 +170,16 @@ def parse_command_line(
         if choices and options[name] not in choices:
             parser.error(f"--{name}: {text!r} is not one of {', '.join(choices)}{nearest(text, choices)}")
     try:
-        runs = _runs(base, options, given)
+        runs = _runs(base, options, given, unread or {})
     except UserError as error:
         parser.error(str(error))
     extra = {key: value for key, value in vars(given).items() if key not in known}
     return runs, argparse.Namespace(**extra, given=set(options))
 
 
-def _runs(base: RunConfig, options: dict[str, object], given: argparse.Namespace) -> list[RunConfig]:
+def _runs(
+    base: RunConfig, options: dict[str, object], given: argparse.Namespace, unread: Mapping[str, str]
+) -> list[RunConfig]:
     """A checked configuration for each task and seed."""
     tasks = {None: [base.task], "all": list(TASKS)}.get(given.task) or list(dict.fromkeys(given.task.split(",")))
     for task in tasks:
@@ -189,7 +193,7 @@ def _runs(base: RunConfig, options: dict[str, object], given: argparse.Namespace
     runs = [with_options(base, options | {"task": t, "seed": s}).validate() for t in tasks for s in seeds]
     if len(runs) > 1 and given.name:
         raise UserError("--name names one run; with several tasks or seeds leave it out (use --out for another folder)")
-    unread = runs[0].unread()
+    unread = runs[0].unread() | unread
     for name in options:
         if why := unread.get(name) or unread.get(name.partition(".")[0]):
             raise UserError(f"--{name}: {why}; leave it out")
