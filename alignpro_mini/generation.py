@@ -193,22 +193,21 @@ def _recorded(step: Callable[[], None], device: torch.device) -> Callable[[], ob
         step()
         return step
     graph, main = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
-    with RECORDING:
-        side = SIDE_STREAMS.setdefault(device, torch.cuda.Stream(device))
+    side = SIDE_STREAMS.setdefault(device, torch.cuda.Stream(device))
+    with RECORDING, torch.cuda.stream(side):
         side.wait_stream(main)
-        with torch.cuda.stream(side):
+        try:
+            step()  # a first call allocates and picks kernels, which cannot be recorded
+            free, total = torch.cuda.mem_get_info(device)
+            if free < total / 4:  # dropped graphs may still hold memory, and it cannot be freed while this records
+                torch.cuda.empty_cache()
+            graph.capture_begin(capture_error_mode="thread_local")  # other threads may go on with other work
             try:
-                step()  # a first call allocates and picks kernels, which cannot be recorded
-                free, total = torch.cuda.mem_get_info(device)
-                if free < total / 4:  # dropped graphs may still hold memory, and it cannot be freed while this records
-                    torch.cuda.empty_cache()
-                graph.capture_begin(capture_error_mode="thread_local")  # other threads may go on with other work
-                try:
-                    step()
-                finally:
-                    graph.capture_end()
+                step()
             finally:
-                main.wait_stream(side)
+                graph.capture_end()
+        finally:
+            main.wait_stream(side)
     return graph.replay
 
 
