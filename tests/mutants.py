@@ -791,8 +791,8 @@ MUTANTS: tuple[Mutant, ...] = (
     _transformer(
         "grouped-heads-in-the-wrong-order",
         (
-            "q, k, v, attn_mask=allowed, is_causal=allowed is None, enable_gqa=self.kv_heads != self.heads",
-            "q, *(x.repeat(1, self.heads // self.kv_heads, 1, 1) for x in (k, v)), allowed, is_causal=allowed is None",
+            "q, k, v, attn_mask=allowed",
+            "q, *(x.repeat(1, self.heads // self.kv_heads, 1, 1) for x in (k, v)), attn_mask=allowed",
         ),
         f"{LOGITS}[llama]",
         f"{WRITTEN_OUT}[2]",

@@ -30,6 +30,10 @@ def checks_of(key: str):
     return __import__(f"checks.{key}", fromlist=["cases"])
 
 
+def key_of(path: str) -> str:
+    return next(key for key in KEYS if path in catalogue.ASSIGNMENTS[key].functions)
+
+
 def submission(tmp_path: Path, *sources: str, name: str = "mine.py") -> Path:
     path = tmp_path / name
     head = () if sources[:1] == catalogue.TORCH[:1] else catalogue.TORCH
@@ -98,8 +102,7 @@ def constant(like, value: float):
 @pytest.mark.parametrize("path", [path for key in KEYS for path in catalogue.ASSIGNMENTS[key].functions])
 def test_the_reference_passes_and_constants_and_the_first_argument_fail(path):
     """In this process: the package's own function first, which also tells what a careless check would let through."""
-    key = next(key for key in KEYS if path in catalogue.ASSIGNMENTS[key].functions)
-    graft = child.Graft([path], cut)
+    key, graft = key_of(path), child.Graft([path], cut)
     ours, returned, now = graft.current[path], {}, None
 
     def passes(function, exceptions: bool = True) -> bool:
@@ -207,6 +210,16 @@ def test_every_hint_is_that_of_a_mutant_inside_an_assigned_function():
                 if cut.definition(grade.mutated(mutant), names) != cut.definition(cut.source_of(module), names):
                     inside.add(mutant.name)
     assert inside == set(HINTS), "a mutant inside an assigned function has a hint"
+
+
+@pytest.mark.parametrize("path", [path for key in KEYS for path in catalogue.ASSIGNMENTS[key].functions])
+def test_no_known_mistake_only_crashes(path):
+    """One that raises in every case is wrong for no reason of its own, and its hint would be that of every crash."""
+    graft = child.Graft([path], cut)
+    cases = checks_of(key_of(path)).cases(path, torch.Generator().manual_seed(1))
+    for mistake in grade.known_mistakes([path])[path]:
+        wrong = graft.compiled(path, mistake["source"])
+        assert any(base.outcome(wrong, case)[0] == "value" for case in cases), mistake["name"]
 
 
 @pytest.mark.parametrize(("key", "path", "mistake"), one_of_each())
