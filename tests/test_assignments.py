@@ -166,6 +166,11 @@ RIGHT_GAE = cut.definition(cut.source_of("rl_math"), ["gae"])
         (["import os", "def assemble_rewards(*args):\n    os._exit(0)", RIGHT_GAE], "it ended the process", True),
         (["import sys", "def assemble_rewards(*args):\n    sys.exit()", RIGHT_GAE], "SystemExit", True),
         ([RIGHT_GAE], "assemble_rewards is not defined in your file", True),
+        (
+            ["def assemble_rewards(*args):\n    return lamda", RIGHT_GAE],
+            "`return lamda`: NameError: name 'lamda' is",
+            True,
+        ),
         (["def assemble_rewards(:"], "your file does not import: SyntaxError", False),
         (["raise SystemExit"], "your file does not import: SystemExit", False),
         (
@@ -174,7 +179,7 @@ RIGHT_GAE = cut.definition(cut.source_of("rl_math"), ["gae"])
             True,
         ),
     ],
-    ids=["endless loop", "os._exit", "sys.exit", "missing", "syntax", "exit at import", "garbage"],
+    ids=["endless loop", "os._exit", "sys.exit", "missing", "exception", "syntax", "exit at import", "garbage"],
 )
 def test_what_a_submission_may_do(sources, told, gae_is_right, ahead):
     """One function's trouble is that function's: the other one is graded all the same."""

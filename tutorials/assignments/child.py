@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from bug_child import told
 from graft import Places, submitted
 
 
@@ -46,8 +47,8 @@ def check_function(path: str, function: Callable, cases: list, graft: Graft, mut
         if found[:2] == ("raised", "NotImplementedError"):
             return {"ok": False, "message": "not written yet (NotImplementedError)", "hint": ""}
         message = f"on {case.about}: {base.difference(found, want, case.tolerance)}"
-        if told := base.call_of(case):
-            message += f"\nthe call: {graft.cut.name_of(path)}{told}"
+        if call := base.call_of(case):
+            message += f"\nthe call: {graft.cut.name_of(path)}{call}"
         return {"ok": False, "message": message, "hint": hint(path, function, case, cases, graft, mutants, base)}
     return {"ok": True, "message": f"{len(cases)} cases", "hint": ""}
 
@@ -63,7 +64,7 @@ def hint(path: str, function: Callable, case, cases: list, graft: Graft, mutants
     right = [base.outcome(on.oracle, on, numeric=True) for on in tried]
     mine = [base.outcome(function, on) for on in tried]
     passed = same(mine, right)
-    best, told = 0, ""
+    best, found = 0, ""
     for mutant in mutants:
         known = graft.compiled(path, mutant["source"])
         if not base.same(base.outcome(known, case), mine[0], case.tolerance):
@@ -72,8 +73,8 @@ def hint(path: str, function: Callable, case, cases: list, graft: Graft, mutants
         possible = all(a for a, p in zip(agrees, passed) if p)
         # A submission that draws may be right at this second call: then it agrees with mistakes that are none here.
         if not passed[0] and possible and sum(agrees) > best:
-            best, told = sum(agrees), mutant["hint"]
-    return told
+            best, found = sum(agrees), mutant["hint"]
+    return found
 
 
 def main(spec: dict) -> None:
@@ -132,8 +133,7 @@ def main(spec: dict) -> None:
                     graft.put(check, graft.reference(check))
                     vars(module).update(written)
         except BaseException as error:
-            told = f"{type(error).__name__}: {error}".splitlines()
-            result = {"ok": False, "message": " ".join(told)[:600], "hint": ""}
+            result = {"ok": False, "message": told(error, spec["submission"]), "hint": ""}
         wrong = wrong or not result["ok"]
         write(done=check, **result)
 

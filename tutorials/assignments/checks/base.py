@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from bug_child import told
 from torch import Tensor
 
 WRONG_SHAPES = "shapes that do not fit"
@@ -36,14 +38,18 @@ class Case:
 
 
 def outcome(function: Callable, case: Case, numeric: bool = False) -> tuple:
-    """("value", outputs, gradient or None) or ("raised", the exception's class, None). `numeric`: the function is the oracle."""
+    """("value", outputs, gradient or None) or ("raised", the exception's class, what it says and where; "" of the oracle).
+
+    `numeric`: the function is the oracle.
+    """
     args = case.made()
     if case.gradient and not numeric:
         args[0].requires_grad_()
     try:
         outputs = _outputs(function(*args) if numeric or case.call is None else case.call(function, *args))
     except Exception as error:
-        return ("raised", type(error).__name__, None)
+        code = getattr(inspect.unwrap(function), "__code__", None)
+        return ("raised", type(error).__name__, "" if numeric else told(error, getattr(code, "co_filename", "")))
     gradient = None
     if case.gradient:
         gradient = _numeric(case) if numeric else _gradient(outputs, args[0])
@@ -125,7 +131,7 @@ def difference(found: tuple, wanted: tuple, tolerance: float) -> str:
 
 def _told(kind: str, outputs, gradient) -> str:
     if kind == "raised":
-        return f"{outputs} was raised"
+        return f"an exception: {gradient}" if gradient else f"{outputs} was raised"
     said = ", ".join(map(_short, outputs))
     return said if gradient is None else f"{said} with gradient {_short(gradient)}".strip()
 
