@@ -153,6 +153,21 @@ def test_a_wrong_attempt_gets_its_points_its_counterexample_and_its_hint(tmp_pat
     )
 
 
+@pytest.mark.parametrize(
+    ("wanted", "found", "told"),
+    [
+        (1e306, float("inf"), "expected inf, got inf: expected 1e+306, got inf"),
+        ([[1.0, 2.0]], [[1.0, 2.00001]], "[[1.0, 2.0]]: expected 2.0 at [0, 1], got 2.00001"),
+        ([0.0] * 30, [0.0] * 29 + [0.5], "got a tensor of shape (30,): expected 0.0 at [29], got 0.5"),
+        (torch.zeros(0), torch.zeros(0, 3), "got []: expected shape (0,), got (0, 3)"),
+        (0.1, 0.2, "expected 0.1, got 0.2"),
+    ],
+)
+def test_two_results_of_one_text_are_told_apart(wanted, found, told):
+    wanted, found = (("value", [torch.as_tensor(x, dtype=torch.float64)], None) for x in (wanted, found))
+    assert not base.same(found, wanted) and base.difference(found, wanted, 1e-6).endswith(told)
+
+
 HELPER = cut.definition(cut.source_of("rl_math"), ["_same_shape"])
 LOOP = "def assemble_rewards(*args):\n    while True:\n        pass"
 RIGHT_GAE = cut.definition(cut.source_of("rl_math"), ["gae"])

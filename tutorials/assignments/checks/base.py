@@ -12,6 +12,7 @@ from bug_child import told
 from torch import Tensor
 
 WRONG_SHAPES = "shapes that do not fit"
+GRADIENT_TOLERANCE = 1e-4  # finite differences
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +108,17 @@ def same(a: tuple, b: tuple, tolerance: float = 1e-6) -> bool:
         return a[:2] == b[:2]
     if len(a[1]) != len(b[1]) or not all(_alike(x, y, tolerance) for x, y in zip(a[1], b[1])):
         return False
-    return a[2] is None or b[2] is None or _alike(a[2], b[2], 1e-4)
+    return a[2] is None or b[2] is None or _alike(a[2], b[2], GRADIENT_TOLERANCE)
 
 
 def _alike(x, y, tolerance: float) -> bool:
     if not isinstance(x, Tensor) or not isinstance(y, Tensor):
         return type(x) is type(y) and x == y
-    if x.shape != y.shape:
-        return False
-    return torch.allclose(x.double(), y.double(), rtol=tolerance, atol=tolerance / 100, equal_nan=True)
+    return x.shape == y.shape and bool(_close(x, y, tolerance).all())
+
+
+def _close(x: Tensor, y: Tensor, tolerance: float) -> Tensor:
+    return torch.isclose(x.double(), y.double(), rtol=tolerance, atol=tolerance / 100, equal_nan=True)
 
 
 def difference(found: tuple, wanted: tuple, tolerance: float) -> str:
@@ -126,7 +129,18 @@ def difference(found: tuple, wanted: tuple, tolerance: float) -> str:
         shown = sorted(wrong | {i - 1 for i in wrong if i and isinstance(found[1][i - 1], str)})
         parts = [[outputs[i] for i in shown] for outputs in parts]
     got, expected = (_told(kind, part, gradient) for (kind, _, gradient), part in zip((found, wanted), parts))
-    return f"expected {expected}, got {got}"
+    both = f"expected {expected}, got {got}"
+    if got != expected:
+        return both
+    # They differ in what is rounded away, or only their shapes were told: then the first entry that differs.
+    pairs = [(x, y, tolerance) for x, y in zip(*parts)] + [(found[2], wanted[2], GRADIENT_TOLERANCE)]
+    for x, y, close in pairs:
+        if isinstance(x, Tensor) and isinstance(y, Tensor) and not _alike(x, y, close):
+            if x.shape != y.shape:
+                return f"{both}: expected shape {tuple(y.shape)}, got {tuple(x.shape)}"
+            at = tuple((~_close(x, y, close)).nonzero()[0].tolist())
+            return f"{both}: expected {y[at].item()!r}{f' at {list(at)}' if at else ''}, got {x[at].item()!r}"
+    return both
 
 
 def _told(kind: str, outputs, gradient) -> str:
