@@ -203,6 +203,39 @@ def test_what_a_submission_may_do(sources, told, gae_is_right, ahead):
     assert ahead["rl_math.gae"]["ok"] == gae_is_right, ahead
 
 
+def judged(path: str, source: str) -> dict:
+    """The grader's judgement of the function in this text of its module: in this process, without the import of torch."""
+    graft = child.Graft([path], cut)
+    ours, wrong = graft.current[path], graft.compiled(path, source)
+    graft.put(path, wrong)
+    try:
+        cases = checks_of(key_of(path)).cases(path, torch.Generator().manual_seed(1))
+        return child.check_function(path, wrong, cases, graft, grade.known_mistakes([path])[path], base)
+    finally:
+        graft.put(path, ours)
+
+
+# (function, a piece of its module, what stands there instead, what the grader says)
+SLIPS = [
+    ("rl_math.assemble_rewards", "mask, -lam * kl", "mask, kl.mul_(-lam)", "argument 2 was changed in place"),
+    (
+        "ppo.PPOTrainer.assemble_rewards",
+        "scores = rollout.scores - ",
+        "scores = rollout.scores; scores -= ",
+        "Rollout.scores was",
+    ),
+    ("transformer.Attention.forward", "B, T, D = x.shape", "B, T, D = x.shapes", "no attribute 'shapes'"),
+]
+
+
+@pytest.mark.parametrize(("path", "right", "wrong", "told"), SLIPS)
+def test_a_slip_without_a_hint_is_caught(path, right, wrong, told):
+    source = cut.source_of(cut.split(path)[0])
+    assert source.count(right) == 1
+    found = judged(path, source.replace(right, wrong))
+    assert not found["ok"] and told in found["message"] and found["hint"] == "", found
+
+
 def known() -> list[tuple[str, str, dict]]:
     """(assignment, function, mistake) of every mutant with a hint."""
     found = []
@@ -215,8 +248,8 @@ def known() -> list[tuple[str, str, dict]]:
 def one_of_each() -> list:
     """Parameters: the first mistake of each function; the others are slow (a minute for all)."""
     last, found = None, []
-    for key, path, mistake in known():
-        found.append(pytest.param(key, path, mistake, id=mistake["name"], marks=[pytest.mark.slow] * (path == last)))
+    for _, path, mistake in known():
+        found.append(pytest.param(path, mistake, id=mistake["name"], marks=[pytest.mark.slow] * (path == last)))
         last = path
     return found
 
@@ -242,17 +275,9 @@ def test_no_known_mistake_only_crashes(path):
         assert any(base.outcome(wrong, case)[0] == "value" for case in cases), mistake["name"]
 
 
-@pytest.mark.parametrize(("key", "path", "mistake"), one_of_each())
-def test_a_known_mistake_fails_and_gets_its_own_hint(key, path, mistake):
-    """In this process, without the import of torch: the grader's own judgement of one function."""
-    graft = child.Graft([path], cut)
-    ours, wrong = graft.current[path], graft.compiled(path, mistake["source"])
-    graft.put(path, wrong)
-    try:
-        cases = checks_of(key).cases(path, torch.Generator().manual_seed(1))
-        found = child.check_function(path, wrong, cases, graft, grade.known_mistakes([path])[path], base)
-    finally:
-        graft.put(path, ours)
+@pytest.mark.parametrize(("path", "mistake"), one_of_each())
+def test_a_known_mistake_fails_and_gets_its_own_hint(path, mistake):
+    found = judged(path, mistake["source"])
     assert not found["ok"] and found["hint"] == mistake["hint"], found
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 
+import numpy as np
 import torch
 from bug_child import told
 from torch import Tensor
@@ -46,6 +47,7 @@ def outcome(function: Callable, case: Case, numeric: bool = False) -> tuple:
     args = case.made()
     if case.gradient and not numeric:
         args[0].requires_grad_()
+    watched = [(name, x, x.detach().clone()) for name, x in _tensors(args)]
     try:
         outputs = _outputs(function(*args) if numeric or case.call is None else case.call(function, *args))
     except Exception as error:
@@ -54,7 +56,16 @@ def outcome(function: Callable, case: Case, numeric: bool = False) -> tuple:
     gradient = None
     if case.gradient:
         gradient = _numeric(case) if numeric else _gradient(outputs, args[0])
+    # A result may be right and the caller's own numbers spoiled.
+    outputs += [f"{name} was changed in place" for name, x, was in watched if ((x != was) & (was == was)).any()]
     return ("value", [x.detach().clone() if isinstance(x, Tensor) else x for x in outputs], gradient)
+
+
+def _tensors(args: list) -> list[tuple[str, Tensor]]:
+    """The tensors and arrays among the arguments, and those that a dataclass among them holds, such as a Rollout."""
+    found = [(f"argument {i}", x) for i, x in enumerate(args, 1)]
+    found += [(f"{type(a).__name__}.{f.name}", getattr(a, f.name)) for a in args if is_dataclass(a) for f in fields(a)]
+    return [(name, torch.as_tensor(x)) for name, x in found if isinstance(x, (Tensor, np.ndarray))]
 
 
 def _outputs(found) -> list:
