@@ -224,6 +224,26 @@ SLIPS = [
         "scores = rollout.scores; scores -= ",
         "Rollout.scores was",
     ),
+    ("ppo.PPOTrainer.loss", "policy.sum().item()", "policy.sum().detach()", "policy_loss is a Tensor, not a number"),
+    (
+        "ppo.PPOTrainer.estimate_advantages",
+        "float(rl_math.masked_var(advantages, mask).sqrt())",
+        "rl_math.masked_var(advantages, mask).sqrt()",
+        "advantage_std is a Tensor, not a number",
+    ),
+    (
+        "reward.accuracy",
+        "(chosen == rejected).float()).mean().item()",
+        "(chosen == rejected).float()).mean()",
+        "the result is a Tensor, not a number",
+    ),
+    (
+        "rl_math.explained_variance",
+        "return 1 - masked_var(returns - values, mask) / masked_var(returns, mask).clamp(min=1e-8)",
+        "return 1 - float(masked_var(returns - values, mask)) / max(float(masked_var(returns, mask)), 1e-8)",
+        "a float, not a tensor",
+    ),
+    ("rl_math.adaptive_kl_coef", "return coef * (1 + ", "return torch.tensor(coef) * (1 + ", "a Tensor, not a number"),
     ("transformer.Attention.forward", "B, T, D = x.shape", "B, T, D = x.shapes", "no attribute 'shapes'"),
 ]
 

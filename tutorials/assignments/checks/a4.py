@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from checks.base import WRONG_SHAPES, Case, sentences
+from checks.base import WRONG_SHAPES, Case, number, sentences
 
 WEIGHTS = ("blocks.0.norm1.weight", "blocks.1.norm2.weight", "norm.weight")  # their gradients are compared
 
@@ -323,12 +323,12 @@ class Rated:
         return (self.raw(prompts, completions) - 1) / 2
 
 
-def oracle_accuracy(model: Rated, pairs) -> Tensor:
+def oracle_accuracy(model: Rated, pairs) -> tuple:
     points = 0.0
     for p in pairs:
         a, b = model.table[p.prompt, p.chosen], model.table[p.prompt, p.rejected]
         points += 1.0 if a > b else 0.5 if a == b else 0.0
-    return f64(points / len(pairs)).float()
+    return number(points / len(pairs))
 
 
 def _accuracy(rng: torch.Generator) -> list[Case]:
@@ -338,7 +338,8 @@ def _accuracy(rng: torch.Generator) -> list[Case]:
         pairs = [Preference(f"x{i}", f"chosen {i}", f"rejected {i}") for i in range(len(rewards))]
         table = {(p.prompt, p.chosen): a for p, (a, _) in zip(pairs, rewards)}
         table |= {(p.prompt, p.rejected): b for p, (_, b) in zip(pairs, rewards)}
-        return Case(about, (Rated(table), pairs), oracle_accuracy)
+        call = lambda function, *args: number(function(*args))
+        return Case(about, (Rated(table), pairs), oracle_accuracy, call=call)
 
     several = torch.randint(-3, 4, (25, 2), generator=rng).float().tolist()
     return [

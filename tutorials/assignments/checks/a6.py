@@ -17,7 +17,7 @@ from alignpro_mini.ppo import PPOConfig, PPOTrainer
 from alignpro_mini.rollout import Policy, Rollout
 from alignpro_mini.transformer import Transformer
 from checks.a5 import f64, oracle_assemble, oracle_gae
-from checks.base import WRONG_SHAPES, Case
+from checks.base import WRONG_SHAPES, Case, number
 
 GARBAGE = (7.0, math.inf, math.nan)
 GROUPED = ("rloo", "grpo", "grpo_unscaled")
@@ -164,7 +164,9 @@ def oracle_explained(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
 
 def _explained_variance(rng: torch.Generator) -> list[Case]:
     returns, mask = f64([[1, 2, 3, -6]]), torch.ones(1, 4, dtype=torch.bool)
-    case = partial(Case, oracle=oracle_explained)
+    told = lambda x: "a tensor" if isinstance(x, Tensor) else f"a {type(x).__name__}, not a tensor"
+    call = lambda function, *args: (found := function(*args), told(found))
+    case = partial(Case, oracle=partial(call, oracle_explained), call=call)
     found = [
         case("values = returns / 2", (returns / 2, returns, mask)),
         case("values = returns", (returns.clone(), returns, mask)),
@@ -188,10 +190,10 @@ def oracle_coef(coef: float, kl: float, target: float, horizon: float, steps: fl
 
 def _adaptive_kl_coef(rng: torch.Generator) -> list[Case]:
     told = ((4.4, "above it"), (3.6, "below it"), (4.0, "equal to it"), (400.0, "far above it"), (0.0, "far below it"))
-    found = [
-        Case(f"coef 10, target 4, kl {kl:g}: {how}", (10.0, kl, 4.0, 640.0, 64.0), oracle_coef) for kl, how in told
-    ]
-    return [*found, Case("another horizon", (0.1, 6.5, 6.0, 10_000.0, 128), oracle_coef)]
+    call = lambda function, *args: number(function(*args))
+    case = partial(Case, oracle=partial(call, oracle_coef), call=call)
+    found = [case(f"coef 10, target 4, kl {kl:g}: {how}", (10.0, kl, 4.0, 640.0, 64.0)) for kl, how in told]
+    return [*found, case("another horizon", (0.1, 6.5, 6.0, 10_000.0, 128))]
 
 
 # ---------------------------------------------------------------- rows for the policy and the trainer
@@ -353,7 +355,7 @@ def oracle_advantages(t: PPOTrainer, rollout: Rollout, rewards: Tensor) -> tuple
     advantages = raw
     if c.whiten_advantages and c.advantage not in GROUPED:
         advantages = torch.where(mask, (raw - mean) / math.sqrt(spread**2 + 1e-8), 0.0)
-    return "advantages", advantages, "returns", returns, "advantage_std", spread
+    return "advantages", advantages, "returns", returns, "advantage_std", *number(spread, "advantage_std")
 
 
 def critic_free(kind: str, rows: list[list[float]], group: int) -> list[float]:
@@ -380,7 +382,14 @@ def _estimated(function, t: PPOTrainer, rollout: Rollout, rewards: Tensor) -> tu
     """What the method left in the rollout and the trainer."""
     function(t, rollout, rewards)
     returns = "left out" if rollout.returns is None else rollout.returns
-    return "advantages", rollout.advantages, "returns", returns, "advantage_std", t.advantage_std
+    return (
+        "advantages",
+        rollout.advantages,
+        "returns",
+        returns,
+        "advantage_std",
+        *number(t.advantage_std, "advantage_std"),
+    )
 
 
 def _estimate_advantages(rng: torch.Generator) -> list[Case]:
@@ -414,11 +423,12 @@ def weights(t: PPOTrainer) -> list[Tensor]:
 def with_gradients(total: Tensor, parts: dict[str, float], t: PPOTrainer) -> tuple:
     """The loss, what is logged, and the gradients of two weights; each after its name."""
     names = sorted(parts)
+    wrong = "".join(f"; {number(x, name)[1]}" for name, x in parts.items() if not isinstance(x, (int, float)))
     found = torch.autograd.grad(total, weights(t), allow_unused=True) if total.requires_grad else (None, None)
     gradients = [torch.zeros_like(w) if g is None else g for g, w in zip(found, weights(t))]
     logged = f64([float(parts[name]) for name in names])
     told = ("gradient of the last norm", gradients[0], "gradient of the value head", gradients[1])
-    return "loss", total.detach(), f"logged ({', '.join(names)})", logged, *told
+    return "loss", total.detach(), f"logged ({', '.join(names)}{wrong})", logged, *told
 
 
 def oracle_loss(t: PPOTrainer, part: Rollout, rows: list[Row]) -> tuple:

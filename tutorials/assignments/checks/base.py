@@ -178,6 +178,11 @@ def _short(x) -> str:
     return str(rounded.tolist())
 
 
+def number(x, name: str = "the result") -> tuple:
+    """x, and whether it is a number of Python: a tensor cannot be written to the log, which is JSON."""
+    return x, f"{name} is a {'number' if isinstance(x, (int, float)) else f'{type(x).__name__}, not a number'}"
+
+
 def sentences(*claims: tuple[bool, str]) -> str:
     """What is wrong, of (it holds, what to say if not): the output of a check of properties. "all is right" if nothing."""
     return "; ".join(wrong for holds, wrong in claims if not holds) or "all is right"
