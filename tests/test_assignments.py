@@ -217,6 +217,22 @@ def judged(path: str, source: str) -> dict:
 
 # (function, a piece of its module, what stands there instead, what the grader says)
 SLIPS = [
+    ("rl_math.whiten", "torch.rsqrt(var + eps)", "torch.rsqrt(var)", "on eps 1"),
+    ("rl_math.whiten", "torch.rsqrt(var + eps)", "torch.rsqrt(var.clamp(min=eps))", "on eps 1"),
+    ("rl_math.whiten", "* torch.rsqrt(var + eps)", "/ (var.sqrt() + eps)", "on eps 1"),
+    ("rl_math.whiten", "torch.rsqrt(var + eps)", "torch.rsqrt(var + 1e-8)", "on eps 1"),
+    (
+        "rl_math.exact_kl",
+        "(logp - logq).masked_fill(logp == -torch.inf, 0.0)",
+        "(logp - logq).masked_fill((logp == -torch.inf) | (logq == -torch.inf), 0.0)",
+        "on a logit of -inf in the reference only",
+    ),
+    (
+        "rl_math.exact_kl",
+        "(logp - logq).masked_fill(logp == -torch.inf, 0.0)",
+        "(logp - logq).masked_fill(logq == -torch.inf, 0.0)",
+        "on a logit of -inf in p only",
+    ),
     ("rl_math.assemble_rewards", "mask, -lam * kl", "mask, kl.mul_(-lam)", "argument 2 was changed in place"),
     (
         "ppo.PPOTrainer.assemble_rewards",

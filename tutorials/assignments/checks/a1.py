@@ -78,7 +78,7 @@ def oracle_kl(logits: Tensor, logits_ref: Tensor) -> Tensor:
     found = []
     for a, b in zip(logits.flatten(0, -2).tolist(), logits_ref.flatten(0, -2).tolist()):
         p, q = _softmax(a), _softmax(b)
-        found.append(math.fsum(u * math.log(u / v) for u, v in zip(p, q) if u > 0))
+        found.append(math.fsum(u * math.log(u / v) if v > 0 else math.inf for u, v in zip(p, q) if u > 0))
     return f64(found).view(logits.shape[:-1])
 
 
@@ -117,7 +117,12 @@ def cases(path: str, rng: torch.Generator) -> list[Case]:
             found.append(Case(f"three rows, {garbage} in the padding, {more[0]}", (dirty, mask, *options), oracle))
     found.append(Case("a gradient", (torch.where(mask, x, 3.0), mask), oracle, gradient=True))
     if name == "whiten":
-        found.append(Case("large numbers far from 0", (1000 + 50 * x, mask), oracle))
+        constant = torch.full_like(small[0], 3.0)
+        found += [
+            Case("eps 1", (*small, True, 1.0), oracle),
+            Case("a constant x, whose variance is 0", (constant, small[1]), oracle),
+            Case("large numbers far from 0", (1000 + 50 * x, mask), oracle),
+        ]
     found.append(Case("a column against a row", (x[:, :1], mask), oracle))
     return found
 
@@ -144,10 +149,10 @@ def _vocabulary(name: str, draw) -> list[Case]:
     oracle = oracle_kl if name == "exact_kl" else oracle_entropy
     two = f64([[0.0, math.log(3)]])
     other = f64([[math.log(3), 0.0]])
-    forbidden = f64([[0.5, float("-inf"), -1.0, 0.25]])
+    forbidden, free = f64([[0.5, float("-inf"), -1.0, 0.25]]), f64([[0.0, 2.0, 0.0, 1.0]])
     args = lambda x, y: (x, y) if name == "exact_kl" else (x,)
     x, y = draw(2, 3, 5), draw(2, 3, 5)
-    return [
+    found = [
         Case("two tokens", args(two, other), oracle),
         Case("two rows of three positions, five tokens", args(x, y), oracle),
         Case("logits shifted by 100", args(x + 100, y), oracle),
@@ -155,6 +160,12 @@ def _vocabulary(name: str, draw) -> list[Case]:
         Case("a token that cannot come (logit -inf)", args(forbidden, f64([[0.0, float("-inf"), 0.0, 1.0]])), oracle),
         Case("its gradient", args(forbidden, f64([[0.0, float("-inf"), 0.0, 1.0]])), oracle, gradient=True),
     ]
+    if name == "exact_kl":
+        found += [
+            Case("a logit of -inf in p only", (forbidden, free), oracle, gradient=True),
+            Case("a logit of -inf in the reference only", (free, forbidden), oracle),
+        ]
+    return found
 
 
 def whole(rng: torch.Generator) -> None:
