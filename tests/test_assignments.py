@@ -260,6 +260,13 @@ SLIPS = [
         "a float, not a tensor",
     ),
     ("rl_math.adaptive_kl_coef", "return coef * (1 + ", "return torch.tensor(coef) * (1 + ", "a Tensor, not a number"),
+    ("reward.split_by_prompt", "prompts = sorted(", "prompts = list(", "other prompts are held out in another process"),
+    (
+        "lab.statistics.bootstrap_interval",
+        "interval(resampled_moments(per_input[:, None, None], resamples, groups)[0])",
+        "interval(np.random.default_rng().choice(per_input, (resamples, len(per_input))).mean(1))",
+        "two calls with the same values gave two intervals",
+    ),
     ("transformer.Attention.forward", "B, T, D = x.shape", "B, T, D = x.shapes", "no attribute 'shapes'"),
 ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -281,6 +281,25 @@ def split_follows_the_generator(function, pairs: list, share: float, drawn: int)
     )
 
 
+class Hashed(str):
+    """A text whose hash depends on `process`, as Python draws the hashes of texts anew in every process."""
+
+    process = 0
+
+    def __hash__(self) -> int:
+        return hash((self.process, str(self)))
+
+
+def split_is_that_of_every_process(function, pairs: list, share: float, drawn: int) -> str:
+    """Whether the split depends on the order of a set of prompts."""
+    found = []
+    for Hashed.process in range(10):
+        these = [replace(p, prompt=Hashed(p.prompt)) for p in pairs]
+        found.append({str(p.prompt) for p in function(these, share, torch.Generator().manual_seed(drawn))[1]})
+    told = "other prompts are held out in another process: a set of texts has another order there, so sort it"
+    return sentences((all(prompts == found[0] for prompts in found), told))
+
+
 def _split(rng: torch.Generator) -> list[Case]:
     from alignpro_mini.reward import Preference
 
@@ -302,6 +321,7 @@ def _split(rng: torch.Generator) -> list[Case]:
     found = [Case(about, (list(these), share, drawn), right, call=split_is_right) for about, these, share in told]
     args = (pairs[:12], 0.5, drawn)
     found.append(Case("60 splits of 8 prompts in halves", args, right, call=split_follows_the_generator))
+    found.append(Case("the same pairs in ten processes", args, right, call=split_is_that_of_every_process))
     mixed = [*pairs[:8], *other[:8], only]
     about = "60 splits with mismatched pairs"
     return [*found, Case(about, (mixed, 0.5, drawn), right, call=split_follows_the_generator)]

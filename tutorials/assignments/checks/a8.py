@@ -233,6 +233,10 @@ def _bootstrap_interval(rng: torch.Generator) -> list[Case]:
             (b - a < 4.4, "the interval is too wide for 95 %"),
         )
 
+    def twice(function, *args) -> str:
+        once, again = ([float(x) for x in function(*args)] for _ in range(2))
+        return sentences((once == again, "two calls with the same values gave two intervals: draw from a fixed seed"))
+
     return [
         sure([2.5, 2.5, 2.5], 2.5, 2.5),
         sure([0.0, 1.0], 0.0, 1.0),  # a resample's mean is 0 in 1/4 of them, 1 in 1/4
@@ -241,6 +245,7 @@ def _bootstrap_interval(rng: torch.Generator) -> list[Case]:
         sure([0.0, 0.0, 0.0, 1.0, 1.0, 1.0], 1 / 6, 5 / 6),  # 0 in 1/64 = 1.6 %, at most 1/6 in 11 %
         properties("one resample of 100 values", values, 1, lambda a, b: sentences((a == b, "one mean has no width"))),
         properties(f"100 normal values, {RESAMPLES} resamples", values, RESAMPLES, normal),
+        Case("100 normal values, twice", lambda: (values.copy(), 200), lambda *_: sentences(), call=twice),
     ]
 
 
