@@ -267,6 +267,15 @@ SLIPS = [
         "interval(np.random.default_rng().choice(per_input, (resamples, len(per_input))).mean(1))",
         "two calls with the same values gave two intervals",
     ),
+    ("transformer.Transformer._allowed", "| (key == query)", "| (key == query).float()", "not implemented for 'Float'"),
+    (
+        "transformer.Transformer._allowed",
+        "return (real & (key <= query)) | (key == query)",
+        "return 1.0 * ((real & (key <= query)) | (key == query))",
+        "expected torch.bool, got torch.float32",
+    ),
+    ("transformer.Attention.forward", "self.q_norm(q.view", "(q.view", "q_norm and k_norm"),
+    ("transformer.Attention.forward", "self.k_norm(k.view", "(k.view", "q_norm and k_norm"),
     ("transformer.Attention.forward", "B, T, D = x.shape", "B, T, D = x.shapes", "no attribute 'shapes'"),
 ]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 def told(error: BaseException, file: str) -> str:
     """The exception, with the last line of the submission that it went through."""
-    said = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(": ")
+    said = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     where = f"line {lines[-1]}, `{linecache.getline(file, lines[-1]).strip()}`: " if lines else ""
     return (where + said)[:600]

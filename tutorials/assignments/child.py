@@ -44,7 +44,7 @@ def check_function(path: str, function: Callable, cases: list, graft: Graft, mut
         found, want = base.outcome(function, case), base.outcome(case.oracle, case, numeric=True)
         if base.same(found, want, case.tolerance):
             continue
-        if found[:2] == ("raised", "NotImplementedError"):
+        if found[0] == "raised" and found[2].endswith("NotImplementedError"):  # PyTorch's own have a text
             return {"ok": False, "message": "not written yet (NotImplementedError)", "hint": ""}
         message = f"on {case.about}: {base.difference(found, want, case.tolerance)}"
         if call := base.call_of(case):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -103,7 +104,8 @@ def attend(layer, x: Tensor, sees: Callable[[int, int, int], bool], rope: Tensor
         for t in range(T):
             z = weight @ x[b, t] + (0.0 if bias is None else bias)
             for n in range(H + 2 * G):
-                part = [z[n * E + e] for e in range(E)]
+                norm = layer.q_norm if n < H else layer.k_norm if n < H + G else torch.nn.Identity()
+                part = list(norm(z[n * E : (n + 1) * E]))
                 part = turned(part, angles[b][0][t]) if angles is not None and n < H + G else part
                 heads[n].append(torch.stack(part))
         queries, fresh_k, fresh_v = heads[:H], heads[H : H + G], heads[H + G :]
@@ -247,7 +249,8 @@ def _positions(rng: torch.Generator) -> list[Case]:
 
 
 def _allowed(rng: torch.Generator) -> list[Case]:
-    return _model_cases(rng, oracle_allowed, None)
+    call = lambda function, *args: (y := function(*args), kind(y))
+    return _model_cases(rng, partial(call, oracle_allowed), call)
 
 
 def _append(rng: torch.Generator) -> list[Case]:
@@ -295,6 +298,7 @@ def _forward(rng: torch.Generator) -> list[Case]:
     bias = tiny(rng, family="gpt2")
     groups = tiny(rng, n_heads=4, n_kv_heads=2, qkv_bias=True)
     shared = tiny(rng, d_model=12, n_heads=6, n_kv_heads=2, n_layers=3)
+    normed = tiny(rng, qk_norm=True)
     mask = bools([[0, 1, 1], [1, 1, 1]])
     layered = lambda model, n=0: model.blocks[n].attn
 
@@ -346,6 +350,10 @@ def _forward(rng: torch.Generator) -> list[Case]:
         Case("GPT-2's biases", plain(bias, x8, None, sees(x8, mask))),
         Case("four query heads, two of keys and values", plain(groups, x8)),
         Case("six query heads, two of keys and values, RoPE, padding", plain(shared, x12, rope12, sees(x12, mask))),
+        Case(
+            "two rows, two heads, q_norm and k_norm, RoPE",
+            plain(normed, x8, turns(f64([[0], [1], [2]]) * f64([1, 0.1]))),
+        ),
         Case("a cache with one token, one new one", cached(one, 0, bools([[1, 1]]), 1)),
         Case("a cache with two tokens, one new one, layer 1", cached(heads, 1, bools([[0, 1, 1], [1, 1, 1]]), 2)),
         Case("an empty cache, three new tokens, RoPE", cached(heads, 0, mask, 0, rope8)),
