@@ -85,6 +85,7 @@ ONE = "def test_bug_1():\n"
         ),
         (ONE + "    exec('x')", "test_bug_1", "line 2: exec is not"),
         (ONE + "    f = eval", "test_bug_1", "line 2: eval is not"),
+        ("from torch import compile", "", "line 1: compile is not"),
         (ONE + "    f.__code__", "test_bug_1", "line 2: __code__ is not"),
         (ONE + "    __import__('os')", "test_bug_1", "line 2: __import__ is not"),
         (ONE + "    torch.inspect.getsource", "test_bug_1", "line 2: getsource is not"),
@@ -99,7 +100,9 @@ def test_each_rule_has_its_message(source, where, told):
 
 def test_a_file_within_the_rules():
     head = '"""Mine."""\n\nfrom __future__ import annotations\nimport math, copy, pytest\nimport numpy as np\n'
-    tests = [f"def {name}():\n" + "    import torch.nn as nn\n" + "    pass\n" * 9 for name in bug_hunt.TESTS]
+    tests = [
+        f"def {name}():\n" + "    import torch.nn as nn\n    lm.eval()\n" + "    pass\n" * 8 for name in bug_hunt.TESTS
+    ]
     assert bug_hunt.broken_rules(head + "from alignpro_mini.ppo import PPOTrainer\n\n" + "\n".join(tests)) == {}
     assert set(bug_hunt.broken_rules("")) == set(bug_hunt.TESTS)
 

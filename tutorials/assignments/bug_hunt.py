@@ -48,7 +48,8 @@ POOL = {
 
 MAX_LINES, MAX_COLUMNS = 10, 120
 MAY_IMPORT = ("__future__", "alignpro_mini", "torch", "numpy", "math", "copy", "pytest")
-FORBIDDEN = ("inspect", "getsource", "getsourcelines", "open", "exec", "eval", "compile", "globals")
+FORBIDDEN = ("inspect", "getsource", "getsourcelines")
+BUILTINS = ("open", "exec", "eval", "compile", "globals")  # as names only: `lm.eval()` is a method of a model
 
 
 def bugs(seed: int) -> list[Mutant]:
@@ -118,7 +119,9 @@ def _wrong_words(tree: ast.AST) -> str:
         else:
             words = [getattr(node, "id", None) or getattr(node, "attr", None) or ""]
         for word in words:
-            if word in FORBIDDEN or (word.startswith("__") and word != "__future__"):
+            if word in (FORBIDDEN if isinstance(node, ast.Attribute) else FORBIDDEN + BUILTINS) or (
+                word.startswith("__") and word != "__future__"
+            ):
                 return f"line {node.lineno}: {word} is not allowed: a test calls the code, it does not read it"
     return ""
 
