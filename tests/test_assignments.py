@@ -267,6 +267,12 @@ SLIPS = [
         "interval(np.random.default_rng().choice(per_input, (resamples, len(per_input))).mean(1))",
         "two calls with the same values gave two intervals",
     ),
+    (
+        "generation.sequence_logprobs",
+        "pad_pairs([(prompts[i], completions[i]) for i in chunk], model.device)",
+        "pad_pairs([(prompts[i], completions[i][: 16 - len(prompts[i])]) for i in chunk], model.device)",
+        "on a row longer than the context",
+    ),
     ("transformer.Transformer._allowed", "| (key == query)", "| (key == query).float()", "not implemented for 'Float'"),
     (
         "transformer.Transformer._allowed",

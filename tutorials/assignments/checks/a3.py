@@ -99,8 +99,8 @@ def oracle_scores(model, prompts, completions, temperature: float = 1.0, top_p: 
     """Each row alone, each token from the logits of all that stands before it."""
     from alignpro_mini.options import UserError
 
-    if not all(prompts):
-        raise UserError("an empty prompt")
+    if not all(prompts) or any(len(p) + len(c) > model.config.max_len for p, c in zip(prompts, completions)):
+        raise UserError("an empty prompt, or a row longer than the context")
     if len(prompts) != len(completions):
         raise ValueError("prompts and completions differ in number")
     found = []
@@ -273,6 +273,7 @@ def _scores(rng: torch.Generator) -> list[Case]:
         Case("rows that fill the context", (absolute, *full)),
         Case("no rows", (model, [], [])),
         Case("an empty prompt", (model, [[4], []], [[5], [5]])),
+        Case("a row longer than the context", (model, [[4], [5] * 12], [[6], [7] * 8])),
         Case("two prompts, one completion", (model, [[4], [5]], [[6]])),
     ]
 
