@@ -160,7 +160,7 @@ assert FAST or rich_share > 0.95
 #
 # 2. Is a rewrite that answers the request itself a good one?
 # <details><summary>Answer</summary>
-# No. The frozen LM shall answer; a rewrite that contains the answer moves the task into the small prompter, and the
+# No. The frozen LM should answer; a rewrite that contains the answer moves the task into the small prompter, and the
 # reward would praise it.
 # </details>
 #

@@ -160,8 +160,8 @@ right.legend(frameon=False, fontsize=7, ncols=2)
 show(figure)
 
 # %% [markdown]
-# Left: near d = 0 all three agree, far away they do not. The dotted line is a bug that is easy to write: exp(d) − 1 − d.
-# Its mean under p is another divergence. Right: the bars of "k1, loss" are missing, because they are 0.
+# Left: near d = 0 k2 and k3 agree; k1 agrees with them only on average. The dotted line is a bug that is easy to write:
+# exp(d) − 1 − d. Its mean under p is another divergence. Right: the bars of "k1, loss" are missing, because they are 0.
 #
 # ## Exercise: spot the k1 in the loss
 #

@@ -54,7 +54,7 @@ torch.testing.assert_close(rl_math.assemble_rewards(scores, log_ratio, mask, lam
 
 # %% [markdown]
 # The mistake that many implementations have made: to leave EOS out of the mask, so that the score lands one token too
-# early, or to write it into the padding. Then the model never learns when to stop. Here EOS is sampled, so it has a
+# early, or to write the score into the padding. Then the model never learns when to stop. Here EOS is sampled, so it has a
 # log-probability, a value, an advantage, and it can be wrong.
 #
 # ## From rewards to advantages

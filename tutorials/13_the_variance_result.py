@@ -5,7 +5,7 @@
 #
 # * Align-Pro's two claims, mean and variance, with intervals, against the baselines that a referee asks for;
 # * which of the three variance components falls, and why;
-# * that "prompt optimisation lowers the variance" is a property of a world and no theorem.
+# * that "prompt optimisation lowers the variance" is a property of a world, not a theorem.
 #
 # Time: 40 minutes. You need: tutorials 07, 11 and 12. If run first, it trains everything (four minutes).
 
@@ -132,7 +132,7 @@ show(figure)
 assert curves["good rewrites are steady"][-1] < steady[0, 0] and curves["good rewrites are gambles"][-1] > gamble[0, 0]
 
 # %% [markdown]
-# Both worlds gain the same mean. In one the variance falls to a fifth, in the other it rises to four times.
+# Both worlds gain the same mean. In one the variance falls, in the other it rises, by a factor of 4.5 each.
 #
 # ## Exercise: predict `--world.spread cue`
 #
