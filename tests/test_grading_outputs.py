@@ -270,6 +270,9 @@ def test_what_the_student_copy_holds(student):
     page = (out / "tutorials" / "STUDENT.md").read_text(encoding="utf-8")
     assert all((out / name).exists() for name in re.findall(r"`(tests/\w+\.py)`", page))
     assert max(map(len, page.splitlines())) <= 150
+    tests = {name: (out / name).read_text(encoding="utf-8") for name in re.findall(r"`(tests/\w+\.py)`", page)}
+    assert not [name for name, text in tests.items() if re.search(r"raises\((Value|User)Error, match=", text)]
+    assert all(f"def {name}(" in "".join(tests.values()) for name in re.findall(r"`(test_\w+)`", page))
 
 
 def test_notebooks_are_otherwise_as_they_were(student):
