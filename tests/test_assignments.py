@@ -268,6 +268,12 @@ SLIPS = [
         "two calls with the same values gave two intervals",
     ),
     (
+        "lab.statistics.bootstrap_interval",
+        "return interval(resampled_moments(per_input[:, None, None], resamples, groups)[0])",
+        "return np.array(interval(resampled_moments(per_input[:, None, None], resamples, groups)[0]))",
+        "expected list, got ndarray",
+    ),
+    (
         "generation.sequence_logprobs",
         "pad_pairs([(prompts[i], completions[i]) for i in chunk], model.device)",
         "pad_pairs([(prompts[i], completions[i][: 16 - len(prompts[i])]) for i in chunk], model.device)",

@@ -215,7 +215,9 @@ def _bootstrap_interval(rng: torch.Generator) -> list[Case]:
 
     def sure(values: list[float], low: float, high: float) -> Case:
         about = f"the values {values}, {RESAMPLES} resamples"
-        return Case(about, lambda: (np.array(values), RESAMPLES), lambda *_: f64([low, high]))
+        # An array cannot be written as JSON.
+        call = lambda function, *args: (found := function(*args), type(found).__name__)
+        return Case(about, lambda: (np.array(values), RESAMPLES), lambda *_: (f64([low, high]), "list"), call=call)
 
     def properties(about: str, values: np.ndarray, resamples: int, judge) -> Case:
         call = lambda function, *args: judge(*(float(x) for x in function(*args)))
