@@ -73,9 +73,7 @@ class PromptScore:
         self.y = self.frozen.answer(asked, self.generator)
         r = torch.as_tensor(self.reward(self.x, [a.text for a in self.y]), dtype=torch.float32)  # (B*M,)
         if r.shape != (len(self.x),):
-            raise UserError(
-                f"the reward returned shape {tuple(r.shape)} for {len(self.x)} answers: one number for each"
-            )
+            raise UserError(f"the reward returned shape {tuple(r.shape)}; one per answer is ({len(self.x)},)")
         self.r = r.view(len(requests), self.answers)  # (B, M)
         return self.r.mean(1)  # (B,)
 

@@ -329,6 +329,7 @@ def test_every_hint_is_that_of_a_mutant_inside_an_assigned_function():
     assert inside == set(HINTS), "a mutant inside an assigned function has a hint"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [path for key in KEYS for path in catalogue.ASSIGNMENTS[key].functions])
 def test_no_known_mistake_only_crashes(path):
     """One that raises in every case is wrong for no reason of its own, and its hint would be that of every crash."""
