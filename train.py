@@ -1,6 +1,6 @@
 """Align-Pro from scratch to a trained prompter, in the order of the paper's pipeline.
 
-    python train.py                                     # the embedded world, task quality: 4 to 7 minutes on two cores,
+    python train.py                                     # the embedded world, task quality: 3.5 to 7 minutes on two cores,
                                                         # mean reward about -0.2 -> 1.0, variance about 1.0 -> 0.6
     python train.py --task all --seed 0-4 --jobs 2      # several runs, two side by side, and one table
     python train.py --preset smollm2 --data.prompts ... # a real chat model and real prompts (see the README)
