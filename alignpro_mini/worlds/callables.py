@@ -30,7 +30,7 @@ def load_callable(spec: str, option: str = "reward") -> Score:
         SyntaxError,
         TypeError,
         ValueError,
-    ) as error:  # the last two: ":f", ".x:f", "x"
+    ) as error:  # the last two: ".x:f"; "x", ":f"
         raise UserError(f"--{option} {spec}: {error}; write module:function of an importable module") from None
     if not callable(function):
         raise UserError(f"--{option} {spec} is a {type(function).__name__}, not a function of (prompts, completions)")
