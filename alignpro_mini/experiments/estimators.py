@@ -167,12 +167,8 @@ def main() -> None:
         parser.add_argument("--batches", type=int, default=200, help="gradient estimates of each variant")
 
     # The gradients are of a problem of their own, which reads no option of the run.
-    varied = {
-        "ppo.gamma",
-        "ppo.whiten_advantages",
-        *(f"ppo.{name}" for changed in OPTIONS.values() for name in changed),
-    }
-    unread = not_read(*ARM_OPTIONS, *ORACLE_OPTIONS, varied=sorted(varied))
+    varied = ("gamma", "whiten_advantages", *(name for changed in OPTIONS.values() for name in changed))
+    unread = not_read(*ARM_OPTIONS, *ORACLE_OPTIONS, varied=[f"ppo.{name}" for name in varied])
     configs, how = parse_command_line(prog=PROG, add=add, unread=unread)
     with one_line_errors(PROG):
         require_enumerable(configs[0])
