@@ -101,12 +101,11 @@ def train_align_pro(
     trainer = trainer_class(copy.deepcopy(rho_sft), rho_sft, tokenizer, sent, config, generator)
 
     def observe(trainer: PPOTrainer) -> tuple[dict, list[dict]]:
+        """Metrics and sample rows of the last rollout, as `train_ppo` asks for them."""
         kl = trainer.last_rollout.kl.tolist()
         texts = [a.text for a in score.y]
-        extra = {
-            "fallback_rate": score.fallbacks * config.answers / len(score.y),
-            "answer_length": answer_length(score.y),
-        }
+        fallback_rate = score.fallbacks * config.answers / len(score.y)
+        extra = {"fallback_rate": fallback_rate, "answer_length": answer_length(score.y)}
         extra["objection_rate"] = guards.objection_rate(trainer.last_rollout.prompts, trainer.last_rollout.completions)
         if gold is not None:
             extra["gold_mean"] = sum(gold(score.x, texts)) / len(texts)
@@ -132,6 +131,7 @@ def train_rlhf_oracle(
     trainer = trainer_class(copy.deepcopy(pi_f), pi_f, tokenizer, reward, config, generator)
 
     def observe(trainer: PPOTrainer) -> tuple[dict, list[dict]]:
+        """The same of answers: there is no rewrite."""
         r = trainer.last_rollout
         extra = {} if gold is None else {"gold_mean": sum(gold(r.prompts, r.completions)) / len(r.prompts)}
         rows = zip(r.prompts[:8], [""] * 8, r.completions, r.scores.tolist(), r.kl.tolist())
