@@ -82,7 +82,7 @@ def work(folder: Path) -> dict:
         [*TORCHRUN, __file__, str(folder / "found.pt")], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(folder / "found.pt")
+    return torch.load(folder / "found.pt", weights_only=True)
 
 
 def compare(folder: Path) -> None:
