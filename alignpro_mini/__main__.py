@@ -66,9 +66,8 @@ def rewrite(args: argparse.Namespace) -> None:
         answers = trained.frozen.answer([x, sent], trained.generator)
         rewards = trained.reward([x, x], [answer.text for answer in answers])
         for name, text, answer, r in zip(("x ", "x'"), (x, sent), answers, rewards):
-            print(
-                f"{name} {text}\ny  {answer.text}\nr  {float(r):+.2f}{' (truncated)' * answer.truncated}\n", flush=True
-            )
+            cut = " (truncated)" * answer.truncated
+            print(f"{name} {text}\ny  {answer.text}\nr  {float(r):+.2f}{cut}\n", flush=True)
 
 
 def chat(args: argparse.Namespace) -> None:
@@ -96,10 +95,8 @@ def serve(args: argparse.Namespace) -> None:
     if config.host not in LOOPBACK:
         print(f"warning: {config.host} can be reached by others, and there is no authentication", file=sys.stderr)
     print(f"{proxy.url} rewrites the last user turn for {url or 'the frozen model of the run'}")
-    print(
-        f"the reply's header {REWRITTEN} tells the rewrite; the request's header {SWITCH}: off leaves it out",
-        flush=True,
-    )
+    told = f"the reply's header {REWRITTEN} tells the rewrite; the request's header {SWITCH}: off leaves it out"
+    print(told, flush=True)
     try:
         proxy.serve_forever()
     except KeyboardInterrupt:
@@ -123,9 +120,7 @@ def main(argv: list[str] | None = None) -> None:
             one.add_argument("--file", help="a text file with a request in each line")
             one.add_argument("--answer", action="store_true", help="show the frozen model's answers to x and x'")
         if command is serve:
-            one.add_argument(
-                "--upstream", default="", help="OpenAI-compatible API, up to /v1 (default: the run's model)"
-            )
+            one.add_argument("--upstream", help="OpenAI-compatible API, up to /v1 (default: the run's model)")
             for f in dataclasses.fields(ProxyConfig):
                 told = f"{f.metadata['help']} (default: {f.default})"
                 one.add_argument(f"--{f.name.replace('_', '-')}", type=type(f.default), default=f.default, help=told)

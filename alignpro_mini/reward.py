@@ -48,9 +48,7 @@ class RewardConfig:
     max_grad_norm: float = option(1.0, MAX_GRAD_NORM, above=0)
     train_layers: int = option(0, TRAIN_LAYERS, least=0)
     blocks: int = option(0, "blocks of the LM that the reward model keeps, the lower ones; 0: all", least=0)
-    read: str = option(
-        "last", "state that the reward is read off: the last token's, or the row's mean", ("last", "mean")
-    )
+    read: str = option("last", "state that the reward is read off: the last token's, or the mean", ("last", "mean"))
     normalise_on: int = option(1000, "answers to SFT rewrites that set the reward's mean and scale", least=2)
     max_tokens: int = option(256, "pairs longer than this, prompt and answer, are left out and counted", least=1)
 
