@@ -24,13 +24,7 @@ def load_callable(spec: str, option: str = "reward") -> Score:
     try:
         module_name, function_name = spec.split(":")
         function = getattr(importlib.import_module(module_name), function_name)
-    except (
-        ImportError,
-        AttributeError,
-        SyntaxError,
-        TypeError,
-        ValueError,
-    ) as error:  # the last two: ".x:f"; "x", ":f"
+    except (ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:  # the last two: ".x:f", "x"
         raise UserError(f"--{option} {spec}: {error}; write module:function of an importable module") from None
     if not callable(function):
         raise UserError(f"--{option} {spec} is a {type(function).__name__}, not a function of (prompts, completions)")
