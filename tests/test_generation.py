@@ -28,6 +28,8 @@ from alignpro_mini.options import UserError
 PROMPTS = [[4, 7, 2], [5], [9, 9, 8, 1, 6, 2, 11], [3, 10], [6, 1, 1, 8], [10, 2, 7, 5, 9], [1], [8, 8, 4, 2, 3, 5]]
 FAMILIES = ("gpt2", "llama")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+# Where a test needs a GPU to say much, it runs on the CPU too: a mistake in the test itself is then seen everywhere.
+EACH_DEVICE = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, needs_gpu])])
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -433,11 +435,10 @@ def test_a_gpu_that_asks_who_is_done_every_eight_tokens_gives_the_same_tokens(te
     assert tokens(got) == tokens(want) and [c.finished for c in got] == [c.finished for c in want]
 
 
-@pytest.mark.cuda
-@needs_gpu
-def test_a_gpu_records_anew_when_rows_leave_and_in_each_call():
+@EACH_DEVICE
+def test_recorded_steps_are_recorded_anew_when_rows_leave_and_in_each_call(device):
     """Weights that changed in place are seen, and rows that stay go on from where they were."""
-    model = random_lm(spread=0.3).cuda()
+    model = random_lm(spread=0.3, max_len=50).to(device)
     for shift in range(4):
         with torch.no_grad():
             model.embed.weight.copy_(model.embed.weight.roll(shift, 0))
@@ -448,10 +449,9 @@ def test_a_gpu_records_anew_when_rows_leave_and_in_each_call():
         assert got == want
 
 
-@pytest.mark.cuda
-@needs_gpu
-def test_threads_that_sample_at_the_same_time_on_a_gpu_do_not_disturb_each_other():
-    models = [random_lm(family, spread=0.3).cuda() for family in FAMILIES]
+@EACH_DEVICE
+def test_threads_that_sample_at_the_same_time_do_not_disturb_each_other(device):
+    models = [random_lm(family, spread=0.3).to(device) for family in FAMILIES]
     run = lambda i: [tokens(generate(models[i], PROMPTS, 20, generator=rng(seed))) for seed in range(10)]
     want = [run(0), run(1)]
     with ThreadPoolExecutor(2) as pool:
