@@ -7,8 +7,8 @@
 
 Left padding puts the last prompt token of every row in the same column, so one write index serves all rows.
 Each row has its own stream of uniform numbers, drawn before the loop: which rows share a batch, and when the
-others leave it, does not change what a row samples. A prompt that comes more than once goes through the model once,
-and on a CPU so do its continuations as long as they are the same: rows part where they draw different tokens.
+others leave it, does not change what a row samples. Equal prompts go through the model once, and so does what all
+begin with. On a CPU so do equal continuations of a prompt: rows part where they draw different tokens.
 On a GPU a step is recorded and replayed (a CUDA graph): from Python its kernels would start slower than they run.
 
 Shape legend:  N prompts   U distinct prompts   R rows still generating   B rows of the model (R or fewer)
@@ -20,6 +20,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from os.path import commonprefix  # of any sequences
 
 import torch
 from torch import Tensor
@@ -115,11 +116,10 @@ def generate(
     """Sample a continuation of each prompt (lists of token ids), returned in the order of the prompts.
 
     A row stops at `eos_id` (kept in its tokens) or after `max_new_tokens`. Temperature 0 is greedy. `max_batch` rows
-    run at once (None: 256 on a CPU, 2,048 on a GPU), prompts of similar length together; up to four times as many where
-    rows share so much that about max_batch go through the model. `compact=False` gives each row one of the model's to
-    the end (for tests). `fixed_shapes` (None: on a GPU): steps that a GPU can replay. The model is put in eval mode.
-    Raises UserError for an empty prompt, one that leaves too little of the context, a max_batch below 1 and a negative
-    max_new_tokens; ValueError as `sampling_logprobs` does.
+    run at once (None: 256 on a CPU, 2,048 on a GPU), up to four times as many while rows share so much that no more go
+    through the model. `compact=False`: no rows shared or taken out (for tests). `fixed_shapes` (None: on a GPU): steps
+    that a GPU can replay. Raises UserError for an empty prompt, one that leaves too little of the context, a max_batch
+    below 1 and a negative max_new_tokens; ValueError as `sampling_logprobs` does.
     """
     # A CPU is faster while the keys and values fit its cache, a GPU with fewer and larger kernels.
     max_batch = (2048 if model.device.type == "cuda" else 256) if max_batch is None else max_batch
@@ -127,8 +127,8 @@ def generate(
     require(max_batch >= 1, f"max_batch is {max_batch}; it must be at least 1")
     require(max_new_tokens >= 0, f"max_new_tokens is {max_new_tokens}; it must be at least 0")
     room = model.config.max_len - max_new_tokens
-    _refuse_empty(prompts)
     for i, prompt in enumerate(prompts):
+        require(len(prompt) > 0, f"prompt {i} is empty: give it at least one token")
         told = f"prompt {i} has {len(prompt)} tokens; with {max_new_tokens} new ones it does not fit the context of"
         mend = f"{model.config.max_len}: shorten it to {max(room, 0)} or lower max_new_tokens"
         require(len(prompt) <= room, f"{told} {mend}")
@@ -214,9 +214,15 @@ def _recorded(step: Callable[[], None], device: torch.device) -> Callable[[], ob
 def _prefill(model: Transformer, prompts, limit: int, share: bool, fixed: bool) -> tuple[KVCache, Tensor, Tensor]:
     """Each distinct prompt through the model: the cache, its last states (B, D), and each prompt's row of them (R,)."""
     place = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}  # U distinct ones
-    ids, mask = pad_left(list(place), 0, model.device)  # (U, P)
-    cache = KVCache(model.config, *mask.shape, model.embed.weight)
-    cache.mask.copy_(mask)
+    C = min(len(commonprefix(list(place))), min(map(len, place)) - 1)  # the common tokens; one of each prompt is left
+    C = C if C >= 16 and len(place) > 1 else 0  # few are not worth a pass of their own
+    cache = KVCache(model.config, 1, C, model.embed.weight)
+    if C:
+        cache.mask[:] = True
+        model.hidden(torch.tensor([prompts[0][:C]], device=model.device), cache=cache)
+    ids, mask = pad_left([prompt[C:] for prompt in place], 0, model.device)  # (U, P - C)
+    cache.spread(torch.zeros(len(place), dtype=torch.long, device=model.device), mask.shape[1], len(place))
+    cache.mask[:, C:] = mask
     which = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=model.device)  # (R,)
     states = model.hidden(ids, cache=cache)[:, -1]  # (U, D)
     source = torch.arange(len(place), device=model.device) if share else which  # (B,)
@@ -238,15 +244,16 @@ def _generate_batch(
     logps = torch.zeros(N, limit, device=device)  # (N, T)
     done = torch.zeros(N, dtype=torch.bool, device=device)  # (R,)
     t = torch.zeros(1, dtype=torch.long, device=device)  # the column of the next token
+    few = N if device.type == "cuda" else max(1, 2**20 // model.config.vocab_size)  # their table fits a CPU's cache
 
     def draw(states: Tensor) -> Tensor:
         """The next token of each row, noted: the model's last states (B, D) -> ids (R,)."""
-        logp = sampling_logprobs(model.unembed(states), temperature, top_p)  # (B, V)
-        if len(logp) < len(rows):
-            logp = logp[which]  # (R, V)
-        new = logp.argmax(-1) if temperature == 0 else _draw(logp, uniforms[rows, t])  # (R,)
+        logits, new = model.unembed(states), torch.empty_like(rows)  # (B, V), (R,)
+        for part in torch.arange(len(rows), device=device).split(few):
+            logp = sampling_logprobs(logits[which[part]], temperature, top_p)  # (few, V)
+            new[part] = logp.argmax(-1) if temperature == 0 else _draw(logp, uniforms[rows[part], t])
+            logps[rows[part], t] = logp.gather(-1, new[part, None])[:, 0]
         tokens[rows, t] = new
-        logps[rows, t] = logp.gather(-1, new[:, None])[:, 0]
         if eos_id is not None:
             done.logical_or_(new == eos_id)
         t.add_(1)
@@ -258,8 +265,7 @@ def _generate_batch(
         cache.advance()
 
     again, most = None, len(states)
-    # Reading `done` from a GPU waits for it, so there it is read only every 8 tokens.
-    every = 8 if device.type == "cuda" else 1
+    every = 8 if device.type == "cuda" else 1  # reading `done` from a GPU waits for it
     for count in range(1, limit + 1):
         if count == 1:
             new = draw(states)  # (B,) the last token of each row of the model; (R,) until rows are put together below
@@ -312,11 +318,6 @@ def _draw(logp: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(cdf, u, right=True)[:, 0]  # (B,)
 
 
-def _refuse_empty(prompts: Sequence[Sequence[int]]) -> None:
-    for i, prompt in enumerate(prompts):
-        require(len(prompt) > 0, f"prompt {i} is empty: give it at least one token")
-
-
 @torch.no_grad()
 def sequence_logprobs(
     model: Transformer,
@@ -332,7 +333,8 @@ def sequence_logprobs(
     At most max_batch sequences at a time. Raises UserError for an empty prompt, as then nothing predicts the first
     token, and for a row longer than the context; ValueError where there are not as many completions as prompts.
     """
-    _refuse_empty(prompts)
+    for i, prompt in enumerate(prompts):
+        require(len(prompt) > 0, f"prompt {i} is empty: give it at least one token")
     found = torch.empty(len(prompts))
     for chunk in by_length([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)], max_batch):
         ids, action = pad_pairs([(prompts[i], completions[i]) for i in chunk], model.device)  # (B, S)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from alignpro_mini import training
 from alignpro_mini.generation import by_length, pad_pairs
-from alignpro_mini.options import MAX_GRAD_NORM, MICRO_BATCH, TRAIN_LAYERS, UserError, check_ranges, option
+from alignpro_mini.options import MAX_GRAD_NORM, MICRO_BATCH, TRAIN_LAYERS, check_ranges, option, require
 from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.training import LOG_EVERY, SilentStage, Stage
 from alignpro_mini.transformer import Transformer
@@ -48,11 +48,8 @@ def encode_pairs(pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer, max_len
     encoded = []
     for i, (prompt, answer) in enumerate(pairs):
         ids = tokenizer.chat_with_answer(prompt, answer)
-        if sum(map(len, ids)) > max_len:
-            raise UserError(
-                f"training pair {i} has {sum(map(len, ids))} tokens, more than the context of {max_len}: "
-                f"shorten it or raise max_len ({prompt[:60]!r})"
-            )
+        told = f"training pair {i} has {sum(map(len, ids))} tokens, more than the context of {max_len}"
+        require(sum(map(len, ids)) <= max_len, f"{told}: shorten it or raise max_len ({prompt[:60]!r})")
         encoded.append(ids)
     return encoded
 

@@ -95,6 +95,8 @@ LOGITS, CACHE = "test_logits_equal_those_of_transformers", "test_cache_equals_re
 WRITTEN_OUT = "test_attention_equals_attention_written_out"
 PADDED_QUERY = "test_a_padded_query_sees_itself"
 ROPE, ROPE_DTYPE = "test_rope_is_multiplication_by_a_unit_complex_number", "test_rope_keeps_the_dtype"
+COMMON = "test_what_all_prompts_begin_with_goes_through_the_model_once"
+SAVES_LITTLE = "test_a_beginning_that_saves_little_gets_no_pass_of_its_own"
 PAD_BY_HAND, PAIRS_BY_HAND = "test_padding_by_hand", "test_pairs_are_padded_by_hand"
 FIRST_RATIO = "test_ppo.py::test_the_first_ratio_is_one_against_the_sampling_logprobs"
 PPO_EOS = "test_ppo.py::test_eos_is_a_sampled_token_and_carries_the_score"
@@ -404,7 +406,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _generation(
         "noted-without-the-temperature",
-        ("logps[rows, t] = logp.gather", "logps[rows, t] = sampling_logprobs(model.unembed(states))[which].gather"),
+        ("logps[rows[part], t] = logp.gather", "logps[rows[part], t] = sampling_logprobs(logits[which[part]]).gather"),
         f"{LOGPROBS}[0.7-1.0-gpt2]",
         f"{LOGPROBS}[1.5-0.8-llama]",
         "test_ppo.py::test_every_number_of_a_rollout_is_that_of_the_row_alone[0.7-llama]",
@@ -573,9 +575,42 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _generation(
         "prompts-padded-on-the-right",
-        ("pad_left(list(place), 0, model.device)", "pad_right(list(place), 0, model.device)"),
+        ("pad_left([prompt[C:] for", "pad_right([prompt[C:] for"),
         f"{GREEDY}[1-llama]",
         f"{GREEDY}[1-gpt2]",
+    ),
+    _generation(
+        "common-beginning-run-twice",
+        ("pad_left([prompt[C:] for", "pad_left([prompt[C - bool(C) :] for"),
+        f"{COMMON}[False-llama]",
+        f"{COMMON}[True-gpt2]",
+    ),
+    _generation(
+        "nothing-left-of-the-shortest-prompt",
+        ("min(map(len, place)) - 1)", "min(map(len, place)))"),
+        f"{COMMON}[False-llama]",
+    ),
+    _generation(
+        "padding-after-the-common-beginning-is-seen",
+        ("    cache.mask[:, C:] = mask\n", "    cache.mask[:, C:] = mask | (C > 0)\n"),
+        f"{COMMON}[False-llama]",
+        f"{COMMON}[False-gpt2]",
+    ),
+    _generation(
+        "a-pass-of-its-own-for-a-few-tokens",
+        ("C if C >= 16 and len(place) > 1 else 0", "C"),
+        f"{SAVES_LITTLE}[one]",
+        f"{SAVES_LITTLE}[few]",
+    ),
+    _generation(
+        "all-rows-drawn-at-once",
+        ("max(1, 2**20 // model.config.vocab_size)", "N"),
+        "test_a_large_vocabulary_is_drawn_from_a_few_rows_at_a_time",
+    ),
+    _generation(
+        "drawn-with-the-first-rows-numbers",
+        ("uniforms[rows[part], t]", "uniforms[rows[: len(part)], t]"),
+        "test_a_large_vocabulary_is_drawn_from_a_few_rows_at_a_time",
     ),
     # EOS lost; the draw takes what it must not; the seed; a wait in the loop; the mode
     _generation(
@@ -618,7 +653,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _generation(
         "one-draw-for-all-rows",
-        ("_draw(logp, uniforms[rows, t])", "_draw(logp, uniforms[rows * 0, t])"),
+        ("_draw(logp, uniforms[rows[part], t])", "_draw(logp, uniforms[rows[part] * 0, t])"),
         "test_the_generator_decides_everything",
     ),
     _generation(
@@ -2374,6 +2409,12 @@ MUTANTS += (
         ("(ours - theirs)", "(theirs - ours)"),
         "test_sequence_kl_against_each_row_alone",
         "test_sequence_kl_averages_to_the_enumerated_kl",
+    ),
+    mutant(
+        "lab/run.py",
+        "freed-memory-kept",
+        ("        trim(0)", "        pass"),
+        "test_memory_that_a_step_freed_goes_back_to_the_system",
     ),
     # runs: a stage redone; a resume without the optimiser or the random stream; log lines twice, or lost
     mutant(

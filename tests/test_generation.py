@@ -153,6 +153,46 @@ def shapes_of_passes(model, monkeypatch) -> list[tuple[int, ...]]:
     return seen
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("fixed", [False, True])
+def test_what_all_prompts_begin_with_goes_through_the_model_once(monkeypatch, family, fixed):
+    """A system prompt before ragged requests, one of them nothing else: the same answers as each row alone."""
+    model, shared = random_lm(family, spread=0.3), [3, 8, 5, 9] * 5
+    prompts = [shared, *([*shared, *prompt] for prompt in PROMPTS)]
+    want = [naive_greedy(model, prompt, 6, None) for prompt in prompts]
+    seen = shapes_of_passes(model, monkeypatch)
+    assert tokens(generate(model, prompts, 6, temperature=0, fixed_shapes=fixed)) == want
+    assert seen[:2] == [(1, 19), (9, 8)]  # the last common token stays with the rows: nothing else is left of the first
+    got = generate(model, prompts, 6, temperature=0.7, eos_id=4, generator=rng(), fixed_shapes=fixed)
+    for prompt, completion in zip(prompts, got):
+        alone = naive_logprobs(model, prompt, completion.tokens, 0.7, 1.0)
+        assert completion.logprobs == pytest.approx(alone, abs=2e-4)
+
+
+@pytest.mark.parametrize("prompts", [[[7] * 30], [[7] * 15 + [8], [7] * 15 + [9]]], ids=["one", "few"])
+def test_a_beginning_that_saves_little_gets_no_pass_of_its_own(monkeypatch, prompts):
+    model = random_lm()
+    seen = shapes_of_passes(model, monkeypatch)
+    generate(model, prompts, 2, generator=rng())
+    assert seen[0] == (len(prompts), len(prompts[0]))
+
+
+def test_a_large_vocabulary_is_drawn_from_a_few_rows_at_a_time(monkeypatch):
+    """Equal to each row alone, with rows that leave and rows that go through the model together."""
+    model, prompts = random_lm(vocab_size=2**17, spread=0.1), PROMPTS * 3
+    run = lambda prompts, **how: generate(model, prompts, 4, temperature=0.5, eos_id=4, **how)
+    uniforms, rand, sizes = torch.rand(24, 4, generator=rng()), torch.rand, []
+    inner = generation.sampling_logprobs
+    monkeypatch.setattr(generation, "sampling_logprobs", lambda x, *how: (sizes.append(len(x)), inner(x, *how))[1])
+    got = run(prompts, generator=rng())
+    assert max(sizes) == 8 and sum(sizes) > 8
+    for i, (prompt, completion) in enumerate(zip(prompts, got)):
+        monkeypatch.setattr(torch, "rand", lambda *shape, i=i, **how: uniforms[i : i + 1])
+        (alone,) = run([prompt])
+        assert completion.tokens == alone.tokens and completion.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
+    monkeypatch.setattr(torch, "rand", rand)
+
+
 def test_rows_go_through_the_model_once_as_long_as_they_are_the_same(monkeypatch):
     model = random_lm(spread=0.3)
     seen, prompts = shapes_of_passes(model, monkeypatch), [PROMPTS[0], PROMPTS[1]] * 12
