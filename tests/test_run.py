@@ -1,5 +1,6 @@
 """A run's folder: what it refuses, which files a kill leaves, and that a stage goes on where it stopped, bit for bit."""
 
+import ctypes
 import inspect
 import json
 import math
@@ -8,6 +9,7 @@ import os
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -294,6 +296,27 @@ def test_a_runs_stage_offers_what_the_trainers_call(run):
             assert list(inspect.signature(getattr(kind, name)).parameters) == wanted, (kind, name)
     assert list(RunStage(run, "s").progress(2, 5)) == list(SilentStage().progress(2, 5)) == [2, 3, 4]
     assert SilentStage().restore(nn.Linear(1, 1)) == (0, {})
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's count of resident pages")
+def test_memory_that_a_step_freed_goes_back_to_the_system(run, monkeypatch):
+    """glibc keeps what lies below a block that is still in use."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is None:
+        pytest.skip("this C library has no malloc_trim")
+    resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    monkeypatch.setattr("alignpro_mini.lab.run.TRIM_EVERY", 0.0)
+    torch.ones(2**22)  # freed at once: from here on blocks of up to 16 MB come from the heap
+    trim(0)
+    before, held = resident(), []
+    for step in RunStage(run, "s").progress(0, 2):
+        if step == 0:
+            blocks = [torch.ones(2**18) for _ in range(200)]  # 1 MB each
+            held, peak = blocks[-1:], resident()
+            del blocks
+            kept = resident()
+    assert peak - before > 150e6 and kept - before > 150e6 and len(held) == 1
+    assert resident() - before < 50e6
 
 
 def test_samples_are_kept_with_their_step_and_the_first_three_shown(run, capsys):
