@@ -165,7 +165,7 @@ def evaluate_prompters(
 ) -> dict[str, Arm]:
     """Stage 9: the arms with a prompter, on the same requests."""
     arms: dict[str, MakeArm] = {
-        "untrained_prompter": lambda e: e.prompter(rho_sft, rho_sft),
+        "untrained_prompter": lambda e: e.prompter(rho_sft, None),  # its KL to itself is 0
         "best_of_n": lambda e: e.best_of_n(rho_sft),
         "align_pro": lambda e: e.prompter(rho, rho_sft),
     }
