@@ -493,13 +493,13 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _generation(
         "compaction-notes-logprobs-in-the-wrong-rows",
-        ("logps[rows, t] =", "logps[torch.arange(len(new)), t] ="),
+        ("logps[rows[part], t] =", "logps[part, t] ="),
         BATCHING,
         f"{LOGPROBS}[1.0-1.0-llama]",
     ),
     _generation(
         "compaction-mixes-up-the-draws",
-        ("uniforms[rows, t]", "uniforms[torch.arange(len(rows)), t]"),
+        ("uniforms[rows[part], t]", "uniforms[part, t]"),
         f"{BATCHING}[1.0-llama]",
     ),
     _generation(
