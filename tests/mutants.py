@@ -498,9 +498,7 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{LOGPROBS}[1.0-1.0-llama]",
     ),
     _generation(
-        "compaction-mixes-up-the-draws",
-        ("uniforms[rows[part], t]", "uniforms[part, t]"),
-        f"{BATCHING}[1.0-llama]",
+        "compaction-mixes-up-the-draws", ("uniforms[rows[part], t]", "uniforms[part, t]"), f"{BATCHING}[1.0-llama]"
     ),
     _generation(
         "compaction-keeps-the-wrong-cache",
