@@ -49,7 +49,7 @@ SHOWN = ("loss", "heldout_loss", "accuracy", "score_mean", "kl_k1", "entropy")  
 
 
 def return_freed_memory() -> None:
-    """Give freed memory back to the system: glibc keeps it in pieces, more than half of what a real model's run takes."""
+    """Give freed memory back to the system: glibc keeps it in pieces, of a real model's run gigabytes."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # musl has none
         trim(0)
 
