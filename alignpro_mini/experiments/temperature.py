@@ -42,7 +42,7 @@ def run_temperatures(config: RunConfig, temperatures: Sequence[float], requests:
     rho = pipeline.align_pro(run, world, pi_f, rho_sft, reward)
     makers: dict[str, assess.MakeArm] = {
         "no_finetuning": lambda e: e.plain(),
-        "untrained_prompter": lambda e: e.prompter(rho_sft, rho_sft),
+        "untrained_prompter": lambda e: e.prompter(rho_sft, None),  # its KL to itself is 0
         "align_pro": lambda e: e.prompter(rho, rho_sft),
     }
     lm = pipeline.with_weights(pi_f, "another temperature")
