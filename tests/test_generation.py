@@ -181,7 +181,7 @@ def test_a_large_vocabulary_is_drawn_from_a_few_rows_at_a_time(monkeypatch):
     """Equal to each row alone, with rows that leave and rows that go through the model together."""
     model, prompts = random_lm(vocab_size=2**17, spread=0.1), PROMPTS * 3
     run = lambda prompts, **how: generate(model, prompts, 4, temperature=0.5, eos_id=4, **how)
-    uniforms, rand, sizes = torch.rand(24, 4, generator=rng()), torch.rand, []
+    uniforms, sizes = torch.rand(24, 4, generator=rng()), []
     inner = generation.sampling_logprobs
     monkeypatch.setattr(generation, "sampling_logprobs", lambda x, *how: (sizes.append(len(x)), inner(x, *how))[1])
     got = run(prompts, generator=rng())
@@ -190,7 +190,6 @@ def test_a_large_vocabulary_is_drawn_from_a_few_rows_at_a_time(monkeypatch):
         monkeypatch.setattr(torch, "rand", lambda *shape, i=i, **how: uniforms[i : i + 1])
         (alone,) = run([prompt])
         assert completion.tokens == alone.tokens and completion.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
-    monkeypatch.setattr(torch, "rand", rand)
 
 
 def test_rows_go_through_the_model_once_as_long_as_they_are_the_same(monkeypatch):
