@@ -79,6 +79,7 @@ def test_options_that_the_pages_name_exist():
         "episodes",
         "tokens",
         "tiny",
+        "skip-hf",
         "as",
         "to",
         "port",
