@@ -9,7 +9,7 @@ R(x, x') = E_{y ~ pi_F(.|x')}[r(x, y)] is averaged over answers *before* it is e
 another, risk-seeking optimum. Delta may be negative, because J does not contain the KL penalty.
 
 The objective and rho* are the paper's (Align-Pro, AAAI 2025); the identity, the sharper bound and the derivatives are
-derived, and tests/test_theory.py checks them on thousands of random problems.
+derived, and tests/core/test_theory.py checks them on thousands of random problems.
 
 Shape legend:  N inputs   K rewrites of an input   Y answers
 Arrays are accepted as well as tensors.

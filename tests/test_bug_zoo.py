@@ -1,17 +1,14 @@
-"""The bug zoo: defects of well-known RLHF code that the test-suite must catch (table and runner: tests/mutants.py).
+"""The bug zoo: defects of well-known RLHF code that the test-suite must catch (tables and runner: tests/mutants/).
 
 By default this only checks that the table still fits the source, in milliseconds. `pytest -m slow` breaks the
 source once per mutant and demands that the named tests fail, and that the runner itself can be trusted.
 """
 
 import re
-from pathlib import Path
 
 import mutants
 import pytest
-from mutants import MUTANTS, ROOT
-
-TESTS = Path(__file__).parent
+from mutants import MUTANTS, ROOT, runner
 
 
 def test_names_are_unique():
@@ -26,13 +23,13 @@ def test_every_mutant_still_fits_the_source(mutant):
     compile(broken, mutant.file, "exec")
     assert mutant.killed_by
     for node in mutant.killed_by:
-        file, name = re.fullmatch(r"([^:]+)::(\w+)(?:\[.+\])?", node).groups()
-        assert re.search(rf"^def {name}\(", (TESTS / file).read_text(), re.MULTILINE), f"no test {node}"
+        path, name = re.fullmatch(r"([^:]+)::(\w+)(?:\[.+\])?", runner.path_of(node)).groups()
+        assert re.search(rf"^def {name}\(", (ROOT / path).read_text(), re.MULTILINE), f"no test {node}"
 
 
 @pytest.mark.slow
 def test_every_mutant_is_killed(capsys):
-    status = mutants.main([])
+    status = runner.main([])
     assert status == 0, capsys.readouterr().out
 
 
@@ -46,11 +43,11 @@ def test_the_runner_reports_survivors_broken_mutants_and_failing_baselines(capsy
         mutants.mutant("rl_math.py", "typo", typo, entropy),
         mutants.mutant("rl_math.py", "gone", ("no such source", ""), entropy),
     )
-    assert mutants.main([], sample) == 1
+    assert runner.main([], sample) == 1
     out = capsys.readouterr().out
     assert "| no-op | rl_math.py | SURVIVED |" in out
     assert "| typo | rl_math.py | BROKEN |" in out and "| gone | rl_math.py | BROKEN |" in out
     missing = (mutants.mutant("rl_math.py", "lost", harmless, "test_that_is_not_there"),)
-    assert mutants.main([], missing) == 1
+    assert runner.main([], missing) == 1
     assert "must pass on the unbroken source" in capsys.readouterr().err
-    assert mutants.main(["no-such-mutant"]) == 2
+    assert runner.main(["no-such-mutant"]) == 2

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FakeStage, Letters, lookup_lm, random_lm
+from doubles import FakeStage, Letters, lookup_lm, random_lm
 
 from alignpro_mini import generation, sft
 from alignpro_mini.alignpro import Prompter, PromptScore, train_align_pro, train_rlhf_oracle

@@ -1,6 +1,6 @@
 """The bug hunt, a9: which bugs are drawn, the rules for the tests that are handed in, and their points.
 
-A bug is a mutant of tests/mutants.py. The tests run on a copy of the right package, then on five copies with one bug
+A bug is a mutant of tests/mutants/. The tests run on a copy of the right package, then on five copies with one bug
 each, every copy in a process of its own (bug_child.py). The rules keep a test a test; they stop no one who cheats.
 """
 

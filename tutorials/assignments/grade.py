@@ -13,7 +13,7 @@
 How it works: the package is copied without the bodies of *all* assigned functions, and the submission's functions are
 put in their place, one at a time over the reference (partial credit), then all together. So a function that only calls
 the package's own is a function that calls itself, or an empty one. Every check is a call on small inputs, compared
-with an oracle. On the first difference the grader also runs known mistakes (tests/mutants.py) on the same input: the
+with an oracle. On the first difference the grader also runs known mistakes (tests/mutants/) on the same input: the
 one that gives the same wrong result provides the hint.
 
 The submission runs in a process of its own with a time limit for each check. Exit status 0 means that the grader
@@ -41,7 +41,7 @@ LIMIT_S = 20.0  # for one check
 
 
 def known_mistakes(functions: list[str]) -> dict[str, list[dict]]:
-    """{function: [{"name", "hint", "source": the module's text with the mistake}]} from tests/mutants.py."""
+    """{function: [{"name", "hint", "source": the module's text with the mistake}]} from tests/mutants/."""
     from hints import HINTS
     from mutants import MUTANTS
 
@@ -106,7 +106,7 @@ def graded(key: str, place: Path, seed: int) -> outputs.Report:
         sys.exit("grade.py: error: a student copy has no grader and nothing to compare with; see tutorials/STUDENT.md")
     told = {"ok": False, "message": f"there is no file {place.name}: hand it in under this name", "hint": ""}
     if key == "a9":
-        import bug_hunt  # it reads tests/mutants.py, which a student copy has not
+        import bug_hunt  # it reads tests/mutants/, which a student copy has not
 
         results = bug_hunt.run_checks(place, seed) if place.is_file() else dict.fromkeys(bug_hunt.CHECKS, told)
         return outputs.Report(bug_hunt.TITLE, bug_hunt.scored(results))

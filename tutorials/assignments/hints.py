@@ -1,4 +1,4 @@
-"""What the grader tells who made a known mistake: {name of the mutant in tests/mutants.py: hint}."""
+"""What the grader tells who made a known mistake: {name of the mutant in tests/mutants/: hint}."""
 
 HINTS = {
     # a1: masks and KL

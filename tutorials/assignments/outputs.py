@@ -161,7 +161,7 @@ def bundle(key: str, out: Path, seed: int) -> str:
     extra = "[test]" if key == "a9" else ""  # there the submission is a test
     place = cut.ROOT / "tutorials" / "assignments"
     files = [*cut.PACKAGE.rglob("*.py"), *place.glob("*.py"), *place.glob("checks/*.py")]
-    files += [cut.ROOT / "tests" / "mutants.py", cut.ROOT / "pyproject.toml"]
+    files += [*(cut.ROOT / "tests" / "mutants").glob("*.py"), cut.ROOT / "pyproject.toml"]
     texts = {file.relative_to(cut.ROOT).as_posix(): file.read_bytes() for file in sorted(files)}
     texts["README.md"] = ABOUT.format(key=key, seed=seed)  # pyproject.toml names it
     scripts = {
@@ -182,7 +182,7 @@ def bundle(key: str, out: Path, seed: int) -> str:
 # ---------------------------------------------------------------- a student copy
 
 # The grader itself: it needs the functions that a student copy has not, or tells which bug was drawn.
-GRADER = (".ci/", "tests/mutants.py", "tutorials/assignments/checks/", "tutorials/assignments/hints.py")
+GRADER = (".ci/", "tests/mutants/", "tutorials/assignments/checks/", "tutorials/assignments/hints.py")
 GRADER += ("tutorials/assignments/child.py", "tutorials/assignments/bug_", "tutorials/assignments/a9_bug_hunt/draw.py")
 GRADERS_TESTS = re.compile(
     r"^\s*(?:from|import) (?:mutants|grade|catalogue|cut|outputs|own_run|bug_hunt)\b", re.MULTILINE
@@ -279,7 +279,7 @@ is not here either, because it compares with those functions: your teacher runs 
 
 ```
 python tutorials/assignments/grade.py --graft my_work --out try
-cd try && python -m pytest -p no:cacheprovider ../tests/test_rl_math.py -k "gae or assemble"
+cd try && python -m pytest -p no:cacheprovider ../tests/core/test_rl_math.py -k "gae or assemble"
 ```
 
 Tests of what you have not written fail with `NotImplementedError`. Make `try` anew after each change, or go on with the file in
@@ -287,14 +287,14 @@ Tests of what you have not written fail with `NotImplementedError`. Make `try` a
 
 | assignment | its tests | written before |
 |---|---|---|
-| a1 | `tests/test_rl_math.py` | |
-| a2 | `tests/test_transformer.py` | |
-| a3 | `tests/test_generation.py` | a2 |
-| a4 | `tests/test_sft.py`, `tests/test_reward.py` | a1, a2, a3; for a few tests `checksum` of a7 |
-| a5 | `tests/test_rl_math.py` | |
-| a6 | `tests/test_ppo.py`, `tests/test_rl_math.py` | a1, a2, a3, a5; for a few tests `checksum` of a7 |
-| a7 | `tests/test_frozen.py`, `tests/test_alignpro.py` | a1 to a6 |
-| a8 | `tests/test_theory.py`, `tests/test_evaluation.py` | |
+| a1 | `tests/core/test_rl_math.py` | |
+| a2 | `tests/core/test_transformer.py` | |
+| a3 | `tests/core/test_generation.py` | a2 |
+| a4 | `tests/core/test_sft.py`, `tests/core/test_reward.py` | a1, a2, a3; for a few tests `checksum` of a7 |
+| a5 | `tests/core/test_rl_math.py` | |
+| a6 | `tests/core/test_ppo.py`, `tests/core/test_rl_math.py` | a1, a2, a3, a5; for a few tests `checksum` of a7 |
+| a7 | `tests/core/test_frozen.py`, `tests/core/test_alignpro.py` | a1 to a6 |
+| a8 | `tests/core/test_theory.py`, `tests/lab/test_evaluation.py` | |
 
 Passing these tests is a good sign; the grader has inputs of its own. a10 needs all of a1 to a8. a9 is about bugs in right functions: it needs
 the full package.

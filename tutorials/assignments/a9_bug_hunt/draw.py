@@ -89,7 +89,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="draw the five pictures of a bug hunt")
     parser.add_argument("--seed", type=int, default=0, help="of the bugs")
     parser.add_argument("--out", type=Path, required=True, help="folder of the pictures")
-    parser.add_argument("--mutants", nargs="*", default=[], help="draw these of tests/mutants.py instead")
+    parser.add_argument("--mutants", nargs="*", default=[], help="draw these of tests/mutants/ instead")
     parser.add_argument("--package", type=Path, help="draw instead the package in this folder, into mine.png")
     args = parser.parse_args()
     if args.package and not (args.package / "alignpro_mini").is_dir():

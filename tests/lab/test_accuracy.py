@@ -1,0 +1,113 @@
+"""How far a reward model's held-out accuracy can be believed, on examples done by hand."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from doubles import Letters
+
+from alignpro_mini import reward
+from alignpro_mini.frozen import SamplingConfig
+from alignpro_mini.lab import pipeline
+from alignpro_mini.lab.accuracy import accuracy_facts, cut_at
+from alignpro_mini.lab.config import preset
+from alignpro_mini.lab.run import Run
+from alignpro_mini.reward import Preference, accuracy, always_longer
+from alignpro_mini.training import Truncated
+
+
+class Worth:
+    """A reward model of which only `raw` is there: the number of h in an answer; `seen` keeps what it rated."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def raw(self, prompts, completions) -> torch.Tensor:
+        self.seen += completions
+        return torch.tensor([float(y.count("h")) for y in completions])
+
+
+def told(pairs: list[Preference], cut=lambda y: y) -> dict:
+    return accuracy_facts(Worth(), pairs, cut)
+
+
+def test_the_interval_resamples_prompts_and_weighs_them_by_their_pairs():
+    """Two prompts, 3 pairs right and 1 wrong: a quarter of the resamples holds either prompt alone."""
+    right, wrong = lambda x: Preference(x, "h", "a"), lambda x: Preference(x, "a", "h")
+    assert told([right("a"), right("a"), wrong("b"), right("a")])["accuracy_ci95"] == [0.0, 1.0]
+    before = torch.get_rng_state()
+    pairs = [right(f"x{i // 9}") for i in range(90)] + [wrong(f"y{i}") for i in range(10)]
+    low, high = told(pairs)["accuracy_ci95"]  # 10 prompts with 9 right pairs, 10 with a wrong one
+    assert low < 0.9 < high and [low, high] == told(pairs)["accuracy_ci95"]
+    assert torch.equal(before, torch.get_rng_state()), "the interval takes no draw from a training"
+    drawn = np.random.default_rng(1).integers(0, 20, (4000, 20))  # by hand: shares of 9 right or 1 wrong a prompt
+    right_of = (drawn < 10).sum(1) * 9
+    want = np.quantile(right_of / (right_of + (drawn >= 10).sum(1)), (0.025, 0.975))
+    assert [low, high] == pytest.approx(list(want), abs=0.02)
+    alone = told([right(str(i)) if i % 2 else wrong(str(i)) for i in range(400)])["accuracy_ci95"]
+    assert alone == pytest.approx([0.5 - 1.96 * 0.025, 0.5 + 1.96 * 0.025], abs=0.008)
+    assert told([right(x) for x in "aabbccdd"])["accuracy_ci95"] == [1.0, 1.0]
+    assert told([right("a"), wrong("a")])["accuracy_ci95"] is None
+
+
+def test_the_accuracy_on_answers_of_like_length_by_hand():
+    """Ten pairs of like length, three right and a tie; longer by more than a tenth, all right: those do not count."""
+    pair = lambda chosen, rejected: Preference("x", chosen, rejected)
+    like = (
+        [pair("h" + "a" * 9, "a" * 9)] * 3 + [pair("a" * 9, "h" + "a" * 9)] * 6 + [pair("ha", "ah")]
+    )  # 10 and 9 letters
+    other = [pair("h" + "a" * 8, "a" * 8)] * 5  # 9 and 8
+    facts = told(like + other)
+    assert (facts["length_matched"], facts["length_matched_pairs"]) == (pytest.approx(0.35), 10)
+    assert facts["accuracy"] == pytest.approx((3 + 0.5 + 5) / 15) == accuracy(Worth(), like + other)
+    facts = told(like[1:] + other)
+    assert (facts["length_matched"], facts["length_matched_pairs"]) == (None, 9)
+    assert facts["always_longer"] == always_longer(like[1:] + other) and facts["ceiling"] is None
+    assert facts["accuracy_ci95"] is None and facts["truncated_accuracy"] is None
+
+
+def test_an_answer_is_cut_where_the_lm_would_have_been():
+    """Four tokens are three letters and EOS, or four letters without one."""
+    for text, want in (("abc", "abc"), ("abcd", "abcd"), ("abcdefg", "abcd")):
+        found = cut_at(text, Letters(), 4)
+        assert found == want and isinstance(found, Truncated) == (len(text) > 3)
+    sampled = Truncated("abcdefg")  # already cut when it was sampled: decoded and encoded again it may have more tokens
+    assert cut_at(sampled, Letters(), 4) is sampled
+
+
+def test_the_accuracy_on_truncated_answers_by_hand():
+    """Whole, all three are right; cut after four letters one is right, one wrong and one a tie."""
+    pairs = [Preference("x", "hhabcdef", "h"), Preference("y", "abcdehh", "h"), Preference("z", "abcdh", "abcde")]
+    model, cut = Worth(), lambda y: cut_at(y, Letters(), 4)
+    facts = accuracy_facts(model, pairs, cut)
+    assert facts["accuracy"] == 1 and facts["truncated_accuracy"] == 0.5
+    assert model.seen[6:] == ["hhab", "abcd", "abcd", "h", "h", "abcd"]
+    assert [isinstance(y, Truncated) for y in model.seen] == [False] * 6 + [True] * 3 + [False] * 2 + [True]
+    assert accuracy_facts(model, [Preference("x", "h", "abc")] * 12, cut)["truncated_accuracy"] is None
+    assert accuracy_facts(model, [Preference("x", "h", Truncated("abcdefg"))], cut)["truncated_accuracy"] is None
+    nothing = lambda y: Truncated("") if len(y) == 7 else cut(y)  # no whole sentence is left
+    assert accuracy_facts(model, pairs, nothing)["truncated_accuracy"] == 0.75
+
+
+@pytest.mark.parametrize(("name", "want"), [("tiny", "ab. cdef"), ("smollm2", "ab.")])
+def test_a_run_cuts_the_answers_as_it_rates_them(tmp_path, monkeypatch, name, want):
+    """At the frozen LM's limit by its own tokens; a real model's answers are rated up to their last whole sentence."""
+
+    class Seen(Exception):
+        pass
+
+    def describe(model, pairs, cut):
+        raise Seen([cut("ab. cdefgh"), cut("ab. cde")])
+
+    monkeypatch.setattr(reward, "train_reward_model", lambda *given: given[-1](None, None))
+    monkeypatch.setattr(pipeline, "accuracy_facts", describe)
+    monkeypatch.setattr(pipeline, "new_reward_model", lambda c, pi_f: SimpleNamespace(tokenizer=None))
+    monkeypatch.setattr(pipeline, "_preferences", lambda *_: [])
+    config = replace(preset(name), out=str(tmp_path), sampling=SamplingConfig(max_new_tokens=8))
+    pi_f = SimpleNamespace(tokenizer=Letters(letters="abcdefgh. "))
+    with pytest.raises(Seen) as told:
+        pipeline.reward_model(Run(config), None, pi_f, None)
+    cut, whole = told.value.args[0]
+    assert (cut, type(cut), whole, type(whole)) == (want, Truncated, "ab. cde", str)

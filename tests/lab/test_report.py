@@ -1,0 +1,381 @@
+"""The report against hand-worked tables: what was measured is printed, what was not is a dash, every text is escaped."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from results import PNG, make_results
+
+from alignpro_mini.lab import plots, report, tables
+from alignpro_mini.lab.glossary import GLOSSARY, METRICS
+
+PPO_KEYS = (
+    "score_mean score_std reward_mean gold_mean kl_k1 kl_k3 kl_exact kl_coef entropy policy_loss value_loss clip_fraction "
+    "value_clip_fraction ratio_max approx_kl explained_variance grad_norm missing_eos fallback_rate completion_length "
+    "answer_length lr tokens_per_s rollout_s score_s update_s advantage_std"
+).split()
+EARLIER_KEYS = "loss heldout_loss lr tokens_per_s accuracy heldout_accuracy margin".split()
+RESULT_KEYS = (
+    "mean variance between_inputs between_rewrites within ci95 gold_mean gold_variance kl win_rate tie_rate difference "
+    "rewrite_length answer_length right_rate worked_rate asks_for_steps fallback_rate truncated inputs gap_closed "
+    "variance_ratio accuracy ceiling always_longer icc best_rewrite_gain accuracy_ci95 length_matched length_matched_pairs "
+    "truncated_accuracy"
+).split()
+
+
+def make_metrics(steps: int = 3) -> list[dict]:
+    rows = [
+        {
+            "stage": s,
+            "step": i,
+            "loss": 2.0 / (i + 1),
+            "heldout_loss": None if i else 2.1,
+            "lr": 1e-3,
+            "tokens_per_s": 9.0,
+        }
+        for s in ("frozen_lm", "prompter_sft")
+        for i in range(steps)
+    ]
+    rows += [
+        {"stage": "reward_model", "step": i, "loss": 0.6, "accuracy": 0.6, "heldout_accuracy": 0.6, "margin": 0.1}
+        for i in range(steps)
+    ]
+    for stage in ("align_pro", "rlhf_oracle"):
+        rows += [{"stage": stage, "step": i} | dict.fromkeys(PPO_KEYS, 0.1 * i) for i in range(steps)]
+    return rows
+
+
+def make_samples() -> list[dict]:
+    def row(step, x, y, **more):
+        return {
+            "stage": "align_pro",
+            "step": step,
+            "x": x,
+            "x_prime": f"{x} kindly",
+            "y": y,
+            "reward": 1.25,
+            "kl": 0.5,
+        } | more
+
+    return [
+        row(1, "FIRST <script>alert('x')</script>", "<img src=http://evil.example/a.png onerror=alert(1)>"),
+        row(5, "MIDDLE", "m"),
+        row(9, "LAST", "lone surrogate \udc80"),
+        row(9, "OTHER", "y", stage="rlhf_oracle"),
+        {
+            "stage": "evaluation",
+            "arm": "align_pro",
+            "x": "EVALUATED",
+            "x_prime": None,
+            "y": "e",
+            "reward": 2.0,
+            "kl": None,
+        },
+    ]
+
+
+def make_rewards() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "no_finetuning": rng.normal(1, 1, (20, 1, 4)),
+        "align_pro": rng.normal(1.8, 1, (20, 2, 2)),
+        "unknown": np.ones((2, 1, 1)),
+    }
+
+
+class Page(HTMLParser):
+    """The page as a browser parses it: the tags with their attributes, and the text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    given = make_results(), make_metrics(), make_samples()
+    before = copy.deepcopy(given)
+    path = report.write_report(folder, *given, make_rewards())
+    assert given == before, "a report must not change what it reports"
+    return path, Page(path.read_text(encoding="utf-8"))
+
+
+# ---------------------------------------------------------------- tables
+
+
+def test_final_table_prints_each_arms_numbers_in_its_row():
+    text = tables.final_table(make_results())
+    means, variances, _ = text.split("\n\n")
+    rows = {line[:14].strip(): line[14:].split() for line in means.splitlines()[2:]}
+    assert list(rows) == ["no fine-tuning", "SFT prompter", "Align-Pro", "oracle"]
+    assert rows["Align-Pro"] == "1.800 [1.750, 1.850] 0.900 1.25 0.62 [0.580, 0.660] 0.11 12.3 45.6 0.07".split()
+    assert rows["no fine-tuning"][4:6] == ["0.00", "–"] and rows["no fine-tuning"][8] == "–"
+    rows = {line[:14].strip(): line[14:].split() for line in variances.splitlines()[2:]}
+    assert rows["Align-Pro"] == "1.000 0.350 0.050 0.600 [0.900, 1.100] 0.500 [0.400, 0.600]".split()
+    for line in (
+        "Align-Pro (λ 0.1) - oracle (β 0.1), paired: -0.200, 95% CI [-0.300, -0.100]",
+        "oracle (β 0.1) closed: 0.80, 95% CI [0.750, 0.850]",
+        "no fine-tuning: 0.62, 95% CI [0.525, 0.725]",
+        "never trained on: 0.80, 95% CI [0.700, 1.100]",
+        "+0.800, 95% CI [0.700, 0.900]",
+        "judged by the gold reward",
+        "(ICC): 0.123",
+        "held-out accuracy 0.712",
+        "0.781",
+        "0.553",
+        "swap accuracy 0.941",
+    ):
+        assert line in text
+    assert "WARNING" not in text and "at or above" not in text
+
+
+def test_how_far_the_reward_models_accuracy_can_be_believed():
+    told = "accuracy on answers of like length"
+    assert told not in tables.final_table(make_results()) and "CI –" not in tables.final_table(make_results())
+    results = make_results()
+    results["reward_model"] |= {"accuracy_ci95": [0.661, 0.758], "length_matched": 0.583, "length_matched_pairs": 123}
+    results["reward_model"] |= {"truncated_accuracy": 0.634}
+    text = tables.final_table(results)
+    assert "held-out accuracy 0.712, 95% CI [0.661, 0.758], label noise allows 0.781, always-longer 0.553" in text
+    assert f"{told} 0.583 (123 pairs), on truncated answers 0.634" in text
+    assert max(map(len, text.splitlines())) <= 110
+    few = {"accuracy_ci95": None, "length_matched": None, "length_matched_pairs": 0, "truncated_accuracy": None}
+    text = tables.final_table(results | {"reward_model": results["reward_model"] | few})
+    assert "accuracy 0.712, label noise" in text and f"{told} – (0 pairs), on truncated answers –" in text
+
+
+def test_a_reward_that_does_not_read_the_request_and_an_oracle_that_is_reached_are_told():
+    results = make_results(pro=2.5) | {"judge": "reward"}
+    results["reward_model"]["swap_accuracy"] = 0.52
+    results["difference_to_oracle"] = {"mean": 0.5, "ci95": [0.4, 0.6]}
+    text = tables.final_table(results)
+    assert "WARNING: the reward model hardly reads the request x" in text and "+0.500" in text
+    assert "(at or above the oracle)" in text and "reward that was optimised" in text
+    assert "at or above the oracle's" in report.headline(results)
+    results |= {"gap_closed": None, "gap_closed_ci95": None}
+    assert "closed: –, the oracle's gain is not shown" in tables.final_table(results)
+
+
+def test_final_table_is_aligned_and_at_most_110_columns_even_for_wide_numbers():
+    results = make_results(base=-12.345, pro=-1.8, oracle=-0.0001)
+    for a in results["arms"].values():
+        a["right_rate"] = 0.5
+    text = tables.final_table(results)
+    for table in text.split("\n\n")[:2]:
+        ends = {len(line) for line in table.splitlines()}
+        assert len(ends) == 1, "the last column is right-aligned, so every line ends at the same place"
+    assert max(map(len, text.splitlines())) <= 110
+    assert "-0.000 " not in text
+
+
+def test_what_was_not_measured_is_a_dash_and_never_zero():
+    results = make_results(oracle=None)
+    results["reward_model"] = results["headroom"] = None
+    for a in results["arms"].values():
+        a["gold_mean"] = a["gold_variance"] = None
+        a["variance_parts"]["within"] = float("nan")
+    text = tables.final_table(results)
+    assert "oracle (β" not in text and "ICC" not in text and "Reward model" not in text
+    means, variances = [line.split() for line in text.splitlines() if line.startswith("Align-Pro ")][:2]
+    assert means[4] == "–" and variances[4] == "–" and variances[7] == "–"  # gold mean, within, gold variance
+
+
+def test_right_answers_have_a_column_only_in_the_reasoning_task():
+    results = make_results(task="reasoning")
+    assert "right" not in tables.final_table(results)
+    results["arms"]["align_pro"] |= {"right_rate": 0.83, "worked_rate": 0.9}
+    text = tables.final_table(results)
+    rows = {line[:14].strip(): line.split()[-1] for line in text.split("\n\n")[0].splitlines()[2:]}
+    assert text.splitlines()[0].endswith("right") and rows["Align-Pro"] == "0.83" and rows["oracle"] == "–"
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (0.1234, "0.123"),
+        (12.345, "12.35"),
+        (123.456, "123.5"),
+        (-0.0001, "0.000"),
+        (None, "–"),
+        (float("nan"), "–"),
+        (float("inf"), "–"),
+        (1234567.0, "1e+06"),
+        ([1, -2.5], "[1.000, -2.500]"),
+    ],
+)
+def test_number_format(value, text):
+    assert tables.num(value) == text
+
+
+# ---------------------------------------------------------------- words
+
+
+def test_headline_tells_a_gain_a_loss_and_no_gain_apart():
+    assert "raised the reward: 1.000 to 1.800" in report.headline(make_results())
+    assert "no clear gain" in report.headline(make_results(pro=1.05, ci=(-0.1, 0.2)))
+    assert "lowered the reward" in report.headline(make_results(pro=0.5, ci=(-0.6, -0.4)))
+    assert "Variance fell: 0.62 [0.525, 0.725] times" in report.headline(make_results())
+    assert "Gold variance showed no clear change: 0.80 [0.700, 1.100] times" in report.headline(make_results())
+    assert "Variance rose" in report.headline(make_results(ratio=1.3))
+    assert "oracle (KL coefficient 0.1) closed: 0.80" in report.headline(make_results())
+    bare = make_results()
+    del bare["arms"]["align_pro"]
+    assert "did not compare" in report.headline(bare) and "did not compare" in report.headline({})
+
+
+def test_headline_admits_over_optimisation_and_an_idle_rl_stage():
+    results = make_results()
+    results["arms"]["align_pro"]["gold_mean"] = 0.2
+    assert "Gold reward did not rise: 0.500 to 0.200" in report.headline(results)
+    assert "RL added nothing" not in report.headline(results)
+    for a in results["arms"].values():
+        a["mean"] -= 1.8  # the better arm's mean is exactly 0 now, which is not "missing"
+    results["arms"]["untrained_prompter"]["mean"] = 0.0
+    assert "RL added nothing" in report.headline(results)
+
+
+def test_variance_sentence_names_the_part_that_fell_the_most():
+    results = make_results()  # inputs 0.40 -> 0.35, rewrites 0 -> 0.05, within 1.2 -> 0.6
+    assert "within (the frozen LM's own sampling): 1.200 to 0.600" in report.variance_sentence(results)
+    results["arms"]["align_pro"]["variance_parts"] = {"between_inputs": 0.1, "between_rewrites": 0.0, "within": 1.1}
+    assert "between inputs" in report.variance_sentence(results)
+    results["arms"]["align_pro"]["variance_parts"] = {"between_inputs": 0.5, "between_rewrites": None, "within": 1.3}
+    none = "No variance component was seen to fall from no fine-tuning to Align-Pro."
+    assert report.variance_sentence(results) == report.variance_sentence({}) == none
+
+
+@pytest.mark.parametrize("key", sorted({*PPO_KEYS, *EARLIER_KEYS, *RESULT_KEYS}))
+def test_every_metric_is_explained(key):
+    assert len(METRICS[key]) == 3 and all(part.strip() for part in METRICS[key])
+
+
+def test_no_metric_is_explained_twice():
+    keys = [key for line in GLOSSARY.splitlines() for key in line.split(" | ")[0].split()]
+    assert len(keys) == len(set(keys)) and set(keys) == METRICS.keys()
+
+
+# ---------------------------------------------------------------- plots and page
+
+
+def test_the_page_is_one_file_that_loads_nothing(page):
+    path, parsed = page
+    assert path.name == "report.html" and path.read_text(encoding="utf-8").lower().startswith("<!doctype html>")
+    links = [
+        value for _, attrs in parsed.tags for name, value in attrs.items() if name in ("src", "href", "action", "data")
+    ]
+    assert len(links) == 4 and all(link.startswith("data:image/png;base64,iVBORw0KGgo") for link in links)
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in parsed.tags}
+    policy = next(attrs["content"] for tag, attrs in parsed.tags if attrs.get("http-equiv"))
+    assert "default-src 'none'" in policy and "@import" not in path.read_text(encoding="utf-8")
+
+
+def test_untrusted_text_is_shown_and_not_run(page):
+    _, parsed = page
+    assert "<script>alert('x')</script>" in parsed.text and "<img src=http://evil.example" in parsed.text
+    assert "</pre><b>" in parsed.text and not [tag for tag, _ in parsed.tags if tag == "b"]
+    assert not any(name.startswith("on") for _, attrs in parsed.tags for name in attrs)
+
+
+def test_the_page_holds_the_first_and_last_step_the_evaluation_and_the_numbers(page):
+    _, parsed = page
+    for text in (
+        "FIRST",
+        "LAST",
+        "EVALUATED",
+        "step 1",
+        "step 9",
+        "[1.750, 1.850]",
+        "1.200 to 0.600",
+        '"lr": 0.0001',
+        *METRICS,
+    ):
+        assert text in parsed.text, text
+    assert "MIDDLE" not in parsed.text and "OTHER" not in parsed.text
+    assert report.headline(make_results()) in parsed.text
+
+
+def test_the_task_name_is_escaped_everywhere(tmp_path):
+    results = make_results(task="<script>alert(2)</script>$x^$")
+    html = report.write_report(tmp_path, results, [], [], {}).read_text(encoding="utf-8")
+    assert "<script>" not in html
+    assert "&lt;script&gt;alert(2)&lt;/script&gt;$x^$" in html
+
+
+def test_plots_are_pngs(page, tmp_path):
+    made = sorted((page[0].parent / "plots").iterdir())
+    assert [p.name for p in made] == ["learning_curves.png", "losses.png", "reward_histograms.png", "reward_vs_kl.png"]
+    plots.reward_vs_kl(make_results(), make_metrics(), tmp_path / "new" / "folder" / "plot.png")
+    for path in (*made, tmp_path / "new" / "folder" / "plot.png"):
+        assert path.read_bytes().startswith(PNG) and path.stat().st_size > 5000
+
+
+def test_missing_parts_do_not_crash(tmp_path):
+    assert report.write_report(tmp_path / "empty", {}, [], [], {}).exists()
+    results = make_results(oracle=None)
+    for optional in ("config", "reward_model", "headroom", "wall_s", "variance_ratio", "preset"):
+        del results[optional]
+    for a in results["arms"].values():
+        a.update(dict.fromkeys(a, None), mean=a["mean"])
+    metrics = [{"stage": "align_pro", "step": i, "score_mean": None, "kl_k1": 1.0} for i in range(3)]
+    rewards = {"align_pro": np.array([[[np.nan, 1.0, 2.0]]]), "no_finetuning": np.ones((2, 1, 1))}
+    assert report.write_report(
+        tmp_path / "sparse", results, metrics, [{"stage": "evaluation", "x": "x"}], rewards
+    ).exists()
+    assert "–" in tables.final_table(results)
+
+
+def test_a_step_logged_twice_keeps_its_last_value_in_the_order_of_steps():
+    rows = [{"stage": "a", "step": s, "v": v} for s, v in ((2, 1.0), (1, 5.0), (2, 7.0), (3, None), (4, float("nan")))]
+    assert list(plots._series(rows + [{"stage": "b", "step": 9, "v": 0.0}], "a", "v").items()) == [(1, 5.0), (2, 7.0)]
+
+
+THEORY = {
+    "attainable_gain_share": 0.963,
+    "attainable_gain_share_cross_fitted": 1.004,
+    "attainable_gain_share_less_unlisted": 0.961,
+    "regularised_gap": 0.0421,
+    "lambda_kl_to_optimum": 0.0421,
+    "mass_outside": 0.031,
+    "mass_outside_sft": 0.02,
+    "unlisted_cost": 0.003,
+    "optimum_noise": 0.01,
+    "delta1": 1.5,
+    "delta2": -0.25,
+    "delta3": -1.0,
+    "r_max": 4.0,
+    "bound_paper": 3.0,
+    "bound_sharp": 2.0,
+}
+
+
+def test_the_distance_to_the_optimum_is_told():
+    results = make_results() | {"theory": THEORY}
+    results["arms"]["closed_form"] = arm(1.9, 0.5, inputs=48)
+    text = tables.final_table(results)
+    assert "first 48 requests" in text and "0.963 of the gain attainable with the enumerated rewrites" in text
+    assert "cross-fitted optimum 1.004; less the cost of other rewrites 0.961, their probability 0.031)" in text
+    assert "gap 0.0421 = λ KL to the optimum 0.0421" in text
+    assert "1.500 + -0.250 + -1.000 = 0.250; bounds: sharper 2.000, the paper's (recalled) 3.000" in text
+    assert THEORY.keys() <= METRICS.keys()
+    without = {k: v for k, v in THEORY.items() if not k.startswith(("delta", "bound"))}  # no oracle was trained
+    assert "Suboptimality" not in tables.final_table(results | {"theory": without})
+
+
+def test_importing_it_leaves_matplotlib_alone():
+    code = "import sys; from alignpro_mini.lab import report; print('matplotlib' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.split() == ["False", "False"]

@@ -1,0 +1,70 @@
+"""Known mistakes of experiments/, each with the tests that must fail (see tests/mutants/__init__.py)."""
+
+from mutants import Mutant, mutant
+
+FRONTIER = "test_a_frontier_end_to_end_and_again_with_resume"
+SHARED = "test_grid.py::test_every_cell_has_its_results_and_the_cells_of_a_model_share_its_arms"
+
+MUTANTS: tuple[Mutant, ...] = (
+    mutant(
+        "experiments/frontier.py",
+        "frontier-of-the-untrained-prompter",
+        ("        ours = rated.under(rho_sft, rho)\n", "        ours = untrained\n"),
+        FRONTIER,
+    ),
+    mutant("frontier-against-another-rewrite", ("float(rated.R[:, 0]", "float(rated.R[:, 1]"), FRONTIER),
+    "experiments/frontier.py",
+    mutant("oracle-against-another-rewrite", ("- rated.R[:, 0]", "- rated.R[:, 1]"), FRONTIER),
+    "experiments/frontier.py",
+    mutant(
+        "experiments/frontier.py",
+        "best-of-n-rated-by-what-chose-it",
+        (
+            "rated_by = listing.r[:, :, : M // 2], listing.r[:, :, M // 2 :]",
+            "rated_by = listing.r[:, :, : M // 2], listing.r[:, :, : M // 2]",
+        ),
+        "test_picks_are_rated_by_answers_that_did_not_choose_them",
+    ),
+    mutant(
+        "experiments/frontier.py",
+        "rlhf-in-other-units",
+        ("pi_f, reward.train, None, many", "pi_f, reward.report, None, many"),
+        "test_frontier.py::test_a_callable_is_drawn_in_the_units_of_lambda",
+    ),
+    mutant(
+        "experiments/frontier.py",
+        "held-out-curve-rated-by-what-chose-it",
+        ("theory.value(other, rates)", "theory.value(other, chose)"),
+        "test_the_two_curves_lie_on_either_side_of_the_truth",
+    ),
+    mutant(
+        "experiments/grid.py",
+        "every-cell-rated-by-the-first-model",
+        ("rated[F], samples[F])", "rated[min(rated)], samples[F])"),
+        SHARED,
+    ),
+    mutant(
+        "experiments/grid.py",
+        "every-oracle-the-first",
+        ("rated[F], samples[F])", "rated[F], samples[min(samples)])"),
+        SHARED,
+    ),
+    mutant(
+        "experiments/grid.py",
+        "earlier-cells-forgotten",
+        ("if cell in cells or parts.finished(cell)]", "if cell in cells]"),
+        "test_grid.py::test_cells_of_two_commands_end_up_in_one_file",
+    ),
+    mutant(
+        "experiments/grid.py",
+        "earlier-groups-not-drawn",
+        ("(*others, *groups)", "groups"),
+        "test_grid.py::test_the_figures_hold_what_earlier_commands_left_beside_them",
+    ),
+    mutant(
+        "experiments/sweep.py",
+        "children-outlive-the-command",
+        ("(subprocess.Popen.terminate, subprocess.Popen.wait)", "()"),
+        "test_what_ends_the_command_ends_its_runs",
+    ),
+)

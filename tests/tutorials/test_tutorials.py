@@ -1,0 +1,96 @@
+"""The tutorials: each runs, keeps to the form, and its notebook is built from it and from nothing else."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PLACE = ROOT / "tutorials"
+SOURCES = sorted(PLACE.glob("[0-9][0-9]_*.py"))
+
+
+def module(name: str):
+    spec = importlib.util.spec_from_file_location(name, PLACE / f"{name}.py")
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+def cells(text: str) -> list[tuple[str, str]]:
+    """(kind, source) of each cell of a percent script, comment signs of Markdown and of magics taken off."""
+    found = []
+    for part in re.split(r"^# %%", text, flags=re.MULTILINE)[1:]:
+        head, _, body = part.partition("\n")
+        lines = body.strip("\n").split("\n")
+        if "[markdown]" in head:
+            found.append(("markdown", "\n".join(re.sub(r"^# ?", "", line) for line in lines).strip()))
+        else:
+            found.append(("code", "\n".join(re.sub(r"^# (?=[!%])", "", line) for line in lines).strip()))
+    return found
+
+
+def test_there_are_fourteen():
+    assert [path.name[:2] for path in SOURCES] == [f"{i:02}" for i in range(1, 15)]
+    ladder = (PLACE / "README.md").read_text(encoding="utf-8")
+    assert all(f"({path.stem}.ipynb)" in ladder for path in SOURCES)
+
+
+def run_it(path: Path) -> subprocess.CompletedProcess:
+    """From another folder, as a script; micro sizes."""
+    with tempfile.TemporaryDirectory() as place:
+        environment = os.environ | {"FAST": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TMPDIR": place}
+        return subprocess.run([sys.executable, str(path)], cwd=place, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.ahead(run=run_it)
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
+def test_a_tutorial_runs_in_seconds(path, ahead):
+    assert ahead.returncode == 0, ahead.stderr[-3000:]
+    notebook = json.loads(path.with_suffix(".ipynb").read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        if re.search(r"^source\(", "".join(cell["source"]), flags=re.MULTILINE):
+            shown = "".join("".join(output.get("text", [])) for output in cell["outputs"])
+            function = re.search(r"^( *)(@|def ).*\n(\1[ )].*\n|\s*\n|\1def .*\n)*", shown, flags=re.MULTILINE)
+            assert function[0].strip() in ahead.stdout, f"the package changed: tutorials/build.py {path.name[:2]}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
+def test_a_tutorial_keeps_to_the_form(path):
+    text = path.read_text(encoding="utf-8")
+    (kind, opening), (_, colab), *rest = cells(text)
+    assert kind == "markdown" and opening.startswith(f"# {path.name[:2]} · ")
+    assert "At the end you will know" in opening and "Time:" in opening and "You need:" in opening
+    assert all(line[0] in "!%" for line in colab.splitlines()), "the Colab cell holds magics only"
+    assert module("build").COLAB in text, "the repository's address stands in build.py"
+    assert 100 <= len(text.splitlines()) <= 200
+    assert "## Exercise" in text and text.count("<summary>Answer</summary>") == 3
+    code = "\n".join(source for kind, source in rest if kind == "code")
+    assert "show(figure)" in code and "source(" in code and "assert " in code
+    if "shared_run(" in code:
+        assert "If run first, it trains" in opening
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
+def test_a_notebook_has_the_sources_of_its_script_and_renders(path):
+    file = path.with_suffix(".ipynb")
+    notebook = json.loads(file.read_text(encoding="utf-8"))
+    found = [(cell["cell_type"], "".join(cell["source"]).strip()) for cell in notebook["cells"]]
+    assert found == cells(path.read_text(encoding="utf-8")), (
+        f"build it again: python tutorials/build.py {path.name[:2]}"
+    )
+    assert file.stat().st_size <= 400_000 and "widgets" not in notebook["metadata"]
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    counts = [cell["execution_count"] for cell in code if "skip-execution" not in cell["metadata"].get("tags", [])]
+    assert counts == list(range(1, len(counts) + 1)), "executed once, from top to bottom"
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
+    assert sum("image/png" in o.get("data", {}) for o in outputs) >= 1
+    told = "".join("".join(o.get("text", [])) for o in outputs)
+    assert str(ROOT) not in told and "/tmp" not in told, "a path of the machine that built it"
