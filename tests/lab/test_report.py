@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from results import PNG, make_results
+from results import PNG, arm, make_results
 
 from alignpro_mini.lab import plots, report, tables
 from alignpro_mini.lab.glossary import GLOSSARY, METRICS

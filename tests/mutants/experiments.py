@@ -12,10 +12,15 @@ MUTANTS: tuple[Mutant, ...] = (
         ("        ours = rated.under(rho_sft, rho)\n", "        ours = untrained\n"),
         FRONTIER,
     ),
-    mutant("frontier-against-another-rewrite", ("float(rated.R[:, 0]", "float(rated.R[:, 1]"), FRONTIER),
-    "experiments/frontier.py",
-    mutant("oracle-against-another-rewrite", ("- rated.R[:, 0]", "- rated.R[:, 1]"), FRONTIER),
-    "experiments/frontier.py",
+    mutant(
+        "experiments/frontier.py",
+        "frontier-against-another-rewrite",
+        ("float(rated.R[:, 0]", "float(rated.R[:, 1]"),
+        FRONTIER,
+    ),
+    mutant(
+        "experiments/frontier.py", "oracle-against-another-rewrite", ("- rated.R[:, 0]", "- rated.R[:, 1]"), FRONTIER
+    ),
     mutant(
         "experiments/frontier.py",
         "best-of-n-rated-by-what-chose-it",

@@ -21,10 +21,18 @@ MUTANTS: tuple[Mutant, ...] = (
         ("*zip(*pairs), prompter.temperature)", "*zip(*pairs))"),
         "test_probabilities_are_products_over_the_tokens_and_the_eos[0.6]",
     ),
-    mutant("noise-without-lam", ("/ (2 * lam)", "/ 2"), "test_the_noise_in_R_flatters_the_optimum_by_what_is_told"),
-    "lab/optimum.py",
-    mutant("tv-may-be-negative", (".clamp(min=0)", ""), "test_deltas_and_bounds_equal_the_enumerated_ones"),
-    "lab/optimum.py",
+    mutant(
+        "lab/optimum.py",
+        "noise-without-lam",
+        ("/ (2 * lam)", "/ 2"),
+        "test_the_noise_in_R_flatters_the_optimum_by_what_is_told",
+    ),
+    mutant(
+        "lab/optimum.py",
+        "tv-may-be-negative",
+        (".clamp(min=0)", ""),
+        "test_deltas_and_bounds_equal_the_enumerated_ones",
+    ),
     mutant(
         "lab/optimum.py",
         "tv-of-the-plain-request-for-the-mixture",

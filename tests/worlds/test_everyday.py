@@ -18,8 +18,6 @@ from alignpro_mini.lab.tables import num
 from alignpro_mini.options import UserError
 from alignpro_mini.worlds.everyday import ENDINGS, QUESTIONS, SITUATIONS, TOPICS, UNSEEN_TOPICS
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def test_thousands_of_requests_and_the_held_out_ones_are_about_other_topics():
     world = everyday()
