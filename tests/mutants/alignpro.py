@@ -122,4 +122,9 @@ MUTANTS: tuple[Mutant, ...] = (
         ("copy.deepcopy(pi_f), pi_f", "pi_f, copy.deepcopy(pi_f)"),
         "test_the_oracle_trains_a_copy_of_the_lm",
     ),
+    of(
+        "answers-measured-without-eos",
+        ("[len(a.tokens) for a", "[len(a.tokens) - 1 for a"),
+        "test_regressions.py::test_rewrites_and_answers_are_measured_alike",
+    ),
 )

@@ -72,4 +72,52 @@ MUTANTS: tuple[Mutant, ...] = (
         ("(subprocess.Popen.terminate, subprocess.Popen.wait)", "()"),
         "test_what_ends_the_command_ends_its_runs",
     ),
+    mutant(
+        "experiments/listing.py",
+        "described-by-the-half-that-chose",
+        ("under(optimum(chose, lam), rates)", "under(optimum(rates, lam), rates)"),
+        "test_the_half_that_chose_does_not_describe",
+    ),
+    mutant(
+        "experiments/listing.py",
+        "later-answers-from-the-plain-request",
+        ("for which in (endings, 0))", "for which in (0, 0))"),
+        "test_a_later_measurement_of_a_known_ratio",
+    ),
+    mutant(
+        "experiments/listing.py",
+        "a-prediction-without-the-noise-of-the-evaluation",
+        (" * noise / noise.mean()", ""),
+        "test_the_prediction_interval_is_wider_than_the_listings_own_and_holds_the_noise_of_the_evaluation",
+    ),
+    mutant(
+        "experiments/listing.py",
+        "seeds-in-the-units-of-the-first",
+        ("for listing, u in zip(listings, units)]", "for listing, u in zip(listings, units[:1] * len(units))]"),
+        "test_several_seeds_are_described_together_each_reward_in_its_own_units",
+    ),
+    mutant(
+        "experiments/summary.py",
+        "each-seeds-level-enters",
+        ("run[name] - centre * run[name].mean()", "run[name]"),
+        "test_the_ratio_is_that_of_the_mean_variances_and_no_seeds_level_enters",
+    ),
+    mutant(
+        "experiments/summary.py",
+        "a-share-of-no-gain",
+        ("if np.quantile(resampled[1], 0.025) > 0:", "if True:"),
+        "test_a_share_of_an_oracle_that_gains_nothing_is_none",
+    ),
+    mutant(
+        "experiments/frontier_report.py",
+        "matched-kl-from-the-reward",
+        ('((p["rlhf_kl"], p["rlhf_mean"])', '((p["rlhf_mean"], p["rlhf_mean"])'),
+        "test_frontier.py::test_the_oracle_is_met_at_equal_coefficient_and_at_equal_kl_of_answers",
+    ),
+    mutant(
+        "experiments/variance.py",
+        "noise-of-R-passes-for-variance",
+        (".mean() - noise\n", ".mean()\n"),
+        "test_experiments.py::test_noise_in_R_does_not_pass_for_variance",
+    ),
 )

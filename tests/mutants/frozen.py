@@ -99,4 +99,9 @@ MUTANTS: tuple[Mutant, ...] = (
         ("not c.finished, c.tokens", "c.finished, c.tokens"),
         "test_texts_in_answers_out_and_the_truncated_ones_marked",
     ),
+    of(
+        "a-truncated-answer-is-a-plain-text",
+        ("        if self.truncated:\n", "        if False:\n"),
+        "test_reward.py::test_a_truncated_answer_is_read_at_its_last_token_without_an_eos",
+    ),
 )

@@ -305,4 +305,37 @@ MUTANTS: tuple[Mutant, ...] = (
         ("mask[:, : prompt.shape[1]] &= ~prompt", "mask[:] = True\n    mask[:, : prompt.shape[1]] &= ~prompt"),
         *SFT_LOSS,
     ),
+    of(
+        "scorer-states-one-to-the-right",
+        ("model.hidden(ids)[:, :-1][action]", "model.hidden(ids)[:, 1:][action]"),
+        "test_evaluation.py::test_sequence_kl_against_each_row_alone",
+        "test_scorer_gives_the_samplers_log_probs",
+    ),
+    of(
+        "scorer-ignores-the-temperature",
+        ("model.unembed(s), temperature, top_p)", "model.unembed(s))"),
+        "test_evaluation.py::test_sequence_kl_against_each_row_alone",
+        "test_scorer_gives_the_samplers_log_probs",
+    ),
+    of(
+        "scorer-forgets-the-order",
+        ("found[chunk] = logp", "found[sorted(chunk)] = logp"),
+        "test_scorer_gives_the_samplers_log_probs",
+    ),
+    of(
+        "scorer-takes-the-mean",
+        ("found[chunk] = logp.sum(1).cpu()", "found[chunk] = (logp.sum(1) / action.sum(1).clamp(min=1)).cpu()"),
+        "test_evaluation.py::test_sequence_kl_against_each_row_alone",
+        "test_scorer_gives_the_samplers_log_probs",
+    ),
+    of(
+        "scorer-lets-the-lists-differ",
+        ("zip(prompts, completions, strict=True)", "zip(prompts, completions)"),
+        "test_bad_prompts_are_refused_by_number",
+    ),
+    of(
+        "all-logits-at-once",
+        ("max(1, 2**24 // model.config.vocab_size)", "10**9"),
+        "test_regressions.py::test_logits_of_a_large_vocabulary_are_made_a_few_tokens_at_a_time",
+    ),
 )

@@ -222,4 +222,49 @@ MUTANTS: tuple[Mutant, ...] = (
         ("self.reference = reference.eval()", "self.reference = lm.eval()"),
         f"{EACH_ROW}[1.0-llama]",
     ),
+    of(
+        "more-minibatches-than-rows",
+        ("require(parts <= rows, f", "require(True, f"),
+        "test_config.py::test_impossible_values_stop_at_once_not_after_the_training",
+    ),
+    of(
+        "ratios-to-the-samplers-own-log-probs",
+        ('found["logp"] = ours', 'found["values"] = 0 * ours'),
+        "test_precision.py::test_the_first_ratios_are_1_and_the_kl_starts_at_0",
+    ),
+    of(
+        "the-policy-is-rounded-to-sample",
+        ("copy.deepcopy(lm).to(lm.embed", "lm.to(lm.embed"),
+        "test_precision.py::test_the_first_ratios_are_1_and_the_kl_starts_at_0",
+    ),
+    of(
+        "the-kl-loss-weighs-more-beside-whitened-advantages",
+        ("scale = 1 / max(self.advantage_std, 1e-4) if c.whitens else 1.0", "scale = 1.0"),
+        "test_a_kl_loss_keeps_its_weight_beside_whitened_advantages",
+    ),
+    of(
+        "the-value-head-trains-without-gae",
+        ('        if c.advantage == "gae":  # the others', "        if True:  # the others"),
+        "test_without_gae_the_value_head_does_not_train[rloo]",
+    ),
+    of(
+        "the-kl-penalty-counts-twice",
+        ('coef = self.kl_coef if self.config.kl_placement == "reward" else 0.0', "coef = self.kl_coef"),
+        "test_the_kl_penalty_is_in_the_reward_or_in_the_loss[k1]",
+    ),
+    of(
+        "more-prompts-than-the-batch-has",
+        ("(c.batch_size // K,)", "(c.batch_size,)"),
+        "test_a_batch_holds_each_prompt_k_times_side_by_side",
+    ),
+    of(
+        "penalty-in-the-score",
+        ("        return scores\n", "        return scores - self.config.missing_eos_penalty * (~rollout.finished)\n"),
+        "test_regressions.py::test_the_mean_score_holds_no_penalty",
+    ),
+    of(
+        "no-penalty-for-a-missing-eos",
+        ("rollout.scores - self.config.missing_eos_penalty * (~rollout.finished)", "rollout.scores"),
+        "test_the_missing_eos_penalty_knows_a_custom_stop_token",
+    ),
 )

@@ -131,4 +131,40 @@ MUTANTS: tuple[Mutant, ...] = (
         ("for _ in range(start):\n        next(batches)", "for _ in range(0):\n        next(batches)"),
         "test_a_killed_run_goes_on_bit_for_bit",
     ),
+    of(
+        "a-mean-over-padding",
+        ("(hidden * mask[..., None]).float().sum(1) / mask", "hidden.float().sum(1) / mask"),
+        "test_the_mean_of_the_rows_states_whoever_shares_the_batch[1]",
+    ),
+    of(
+        "loaded-weights-are-rounded",
+        ("        training.trainable(lm, train_layers)  # their dtype, also where finished weights are loaded\n", ""),
+        "test_precision.py::test_a_reward_model_rates_the_same_after_it_is_loaded",
+    ),
+    # a reward that does not read x; a truncated answer with an EOS that nobody wrote
+    of(
+        "eos-on-a-truncated-answer",
+        ("answer_ids[:-1] if isinstance(completion, Truncated) else answer_ids", "answer_ids"),
+        "test_a_truncated_answer_is_read_at_its_last_token_without_an_eos",
+    ),
+    of(
+        "mismatched-pairs-held-out",
+        ("if p.prompt in kept_out and not p.mismatched]", "if p.prompt in kept_out]"),
+        "test_mismatched_pairs_teach_but_are_not_held_out",
+    ),
+    of(
+        "mismatched-pairs-teach-nothing",
+        ("if p.prompt not in kept_out], heldout", "if p.prompt not in kept_out and not p.mismatched], heldout"),
+        "test_mismatched_pairs_teach_but_are_not_held_out",
+    ),
+    of(
+        "mismatched-pairs-move-the-split",
+        ("{p.prompt for p in pairs if not p.mismatched}", "{p.prompt for p in pairs}"),
+        "test_mismatched_pairs_teach_but_are_not_held_out",
+    ),
+    of(
+        "equal-texts-count-as-swaps",
+        ("strict=True) if y != other]\n    if not kept", "strict=True)]\n    if not kept"),
+        "test_swap_accuracy_by_hand",
+    ),
 )

@@ -286,4 +286,27 @@ MUTANTS: tuple[Mutant, ...] = (
         ("masked_var(returns - values, mask)", "masked_mean((returns - values) ** 2, mask)"),
         "test_explained_variance_known_cases[values1-1.0]",
     ),
+    # advantages without a value head
+    of("rloo-counts-itself", (" * K / (K - 1)", ""), "test_rloo_against_the_mean_of_the_others"),
+    of(
+        "grpo-divides-by-the-variance",
+        ("(rewards.std(1, keepdim=True) + eps)", "(rewards.var(1, keepdim=True) + eps)"),
+        "test_grpo_by_hand_with_and_without_its_standard_deviation",
+    ),
+    of(
+        "groups-across-prompts",
+        ("total.view(-1, group)", "total.view(group, -1).T"),
+        "test_every_token_gets_the_advantage_of_its_completion[rloo]",
+    ),
+    of(
+        "reinforce-plus-plus-without-what-follows",
+        ("torch.zeros_like(rewards), mask, 1.0, 1.0)[0]", "torch.zeros_like(rewards), mask, 1.0, 0.0)[0]"),
+        "test_reinforce_plus_plus_sums_the_rewards_from_each_token_on",
+    ),
+    of(
+        "the-ratio-of-a-row-is-a-sum",
+        ("masked_mean(log_ratio, mask, dim=1)", "log_ratio.sum(1)"),
+        "test_one_ratio_a_row_is_the_geometric_mean_of_its_tokens",
+        "test_the_gradient_of_one_ratio_a_row_is_that_of_the_whole_sequence",
+    ),
 )

@@ -33,4 +33,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_rows_cuts_the_columns_that_are_padding_in_all_of_them",
         f"{EACH_ROW}[1.0-gpt2]",
     ),
+    of(
+        "rows-of-some-fields",
+        ("value and [value[i] for i in index.tolist()]", "value"),
+        "test_regressions.py::test_rows_of_a_rollout_are_rows_of_every_field",
+    ),
 )

@@ -81,4 +81,9 @@ MUTANTS: tuple[Mutant, ...] = (
         ("in examples[count:]", "in examples"),
         "test_the_heldout_examples_are_not_trained_on",
     ),
+    of(
+        "held-out-prompts-trained-on",
+        (" if tuple(example[0]) not in prompts]", "]"),
+        "test_regressions.py::test_no_held_out_prompt_is_trained_on",
+    ),
 )

@@ -40,4 +40,9 @@ MUTANTS: tuple[Mutant, ...] = (
         ("model.requires_grad_(train_layers == 0)", "model.requires_grad_(False) if train_layers else None"),
         "test_ppo.py::test_a_copy_of_a_frozen_model_trains_and_the_reference_does_not",
     ),
+    of(
+        "steps-in-bfloat16",
+        ("p.data = p.data.float()", "pass"),
+        "test_precision.py::test_what_trains_has_float32_weights_and_computes_as_before[llama]",
+    ),
 )

@@ -184,4 +184,9 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{LOGITS}[gpt2]",
         WRITTEN_OUT,
     ),
+    of(
+        "slow-rotations-stay",
+        ("frequency * (keep + (1 - keep) / factor)", "frequency * (keep + (1 - keep))"),
+        f"{LOGITS}[llama3]",
+    ),
 )

@@ -16,9 +16,43 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_transformer.py::test_logits_equal_those_of_transformers[llama]",
     ),
     mutant(
+        "weights/pretrained.py",
+        "a-saved-model-is-overwritten",
+        ("    check_new(directory)\n", ""),
+        "test_a_folder_that_holds_files_is_not_overwritten",
+    ),
+    mutant(
         "weights/chat.py",
         "system-prompt-lost",
         ("tokenizer.with_system(system)", "tokenizer"),
         "test_checkpoint.py::test_the_system_prompt_comes_back",
+    ),
+    mutant(
+        "weights/chat.py",
+        "control-tokens-as-text",
+        ("[[self._special[part]] if part in self._special else self._encode(part)", "[self._encode(part)"),
+        "test_chat.py::test_chatml_by_its_template",
+    ),
+    mutant(
+        "weights/chat.py",
+        "the-end-of-a-text-ends-an-answer",
+        ("end if found is None else found", "end"),
+        (
+            'end = tokenizer.backend.token_to_id(names.get("eos_token", ""))',
+            'end = tokenizer.backend.token_to_id("<|end_of_text|>")',
+        ),
+        "test_chat.py::test_headers_by_their_template",
+    ),
+    mutant(
+        "weights/tensors.py",
+        "json-written-in-place",
+        ('beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")', "beside = path"),
+        "test_run.py::test_write_json_killed_before_the_rename_keeps_the_old_file",
+    ),
+    mutant(
+        "weights/tensors.py",
+        "one-temporary-name-for-all",
+        ('f".{path.name}.{os.getpid()}.tmp"', 'f".{path.name}.tmp"'),
+        "test_regressions.py::test_two_processes_may_write_one_file",
     ),
 )

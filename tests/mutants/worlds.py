@@ -2,11 +2,170 @@
 
 from mutants import Mutant, mutant
 
+LEAK = "test_no_evaluation_request_reaches_the_training_data"
+
 MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "worlds/callables.py",
         "own-reward-unchecked",
         ("if rewards.shape != (len(prompts),):", "if False:"),
         "test_wrong_rewards_are_refused_when_they_come",
+    ),
+    # the split leaks evaluation requests; the loader ignores the seed
+    mutant(
+        "worlds/files.py",
+        "eval-requests-trained-on",
+        ("requests[eval_inputs:]", "requests"),
+        "test_the_split_has_no_overlap_and_counts_what_it_left_out",
+        LEAK,
+    ),
+    mutant(
+        "worlds/files.py",
+        "eval-requests-in-the-preferences",
+        ("if x and x not in left_out and a != b", "if x and a != b"),
+        LEAK,
+    ),
+    mutant(
+        "worlds/files.py",
+        "eval-requests-in-the-rewrites",
+        ("if x and x not in held_out][:count]", "if x][:count]"),
+        LEAK,
+    ),
+    mutant(
+        "worlds/files.py",
+        "dialogues-hide-eval-requests",
+        ('((single_turn(row["prompt"]), row[field])', '((row["prompt"], row[field])'),
+        LEAK,
+    ),
+    mutant(
+        "worlds/files.py",
+        "split-ignores-the-seed",
+        ('random.Random(f"requests {seed}")', "random.Random(0)"),
+        "test_two_seeds_split_differently_and_one_seed_the_same",
+    ),
+    mutant(
+        "worlds/sentences.py",
+        "an-end-is-invented",
+        ("Truncated(text[: ends[-1]]) if ends", "text[: ends[-1]] if ends"),
+        "test_where_the_last_whole_sentence_ends",
+    ),
+    mutant(
+        "worlds/sentences.py",
+        "a-list-number-ends-a-sentence",
+        (r"(?:(?<!\s\d)(?<!^\d)\.|[!?])", "[.!?]"),
+        "test_where_the_last_whole_sentence_ends",
+    ),
+    mutant(
+        "worlds/sentences.py",
+        "rewards-beside-other-requests",
+        ("score([prompts[i] for i in kept],", "score(list(prompts)[: len(kept)],"),
+        "test_each_answer_keeps_its_request",
+    ),
+    mutant(
+        "worlds/sentences.py",
+        "an-empty-answer-is-unfinished",
+        ("if y or not isinstance(y, Truncated)]", "if y]"),
+        "test_a_text_without_a_whole_sentence_gets_the_low_reward",
+    ),
+    mutant(
+        "worlds/gold.py",
+        "long-sentences-are-good",
+        ('- z(m, "length")', '+ z(m, "length")'),
+        "test_the_formula_with_equal_weights_and_its_scales",
+    ),
+    mutant("worlds/gold.py", "common-words-are-a-topic", (" if word not in COMMON}", "}"), "test_measures_by_hand"),
+    mutant(
+        "worlds/everyday.py",
+        "held-out-topics-are-trained-on",
+        ("requests_about(TOPICS), ", "requests_about(TOPICS + UNSEEN_TOPICS), "),
+        "test_thousands_of_requests_and_the_held_out_ones_are_about_other_topics",
+    ),
+    mutant(
+        "worlds/everyday.py",
+        "everyday-seed-ignored",
+        ('random.Random(f"everyday {seed}")', "random.Random(0)"),
+        "test_thousands_of_requests_and_the_held_out_ones_are_about_other_topics",
+    ),
+    mutant(
+        "worlds/everyday.py",
+        "a-rewrite-that-is-not-listed",
+        ("rng.choice(self.rewrites(x))", 'rng.choice(["Please. " + x, *self.rewrites(x)])'),
+        "test_every_rewrite_to_imitate_is_listed_and_each_ending_comes_as_often",
+    ),
+    mutant(
+        "worlds/everyday.py",
+        "rewrites-beside-other-requests",
+        ("zip(requests[::each], rewrites)", "zip(requests, rewrites)"),
+        "test_rewrites_that_keep_the_request_are_counted",
+    ),
+    mutant(
+        "worlds/toy.py",
+        "world-split-leaks",
+        ("[x for x in requests if x not in held_out]", "list(requests)"),
+        "test_enough_distinct_requests_and_a_clean_split",
+    ),
+    mutant(
+        "worlds/toy.py",
+        "world-ignores-the-seed",
+        ('random.Random(f"requests {seed}")', "random.Random(0)"),
+        "test_one_seed_one_world_two_seeds_two_worlds",
+    ),
+    mutant(
+        "worlds/toy.py",
+        "corpus-from-eval-requests",
+        ("rng.choice(self.corpus_requests)", "rng.choice(self.eval_requests)"),
+        "test_corpus_and_rewrite_pairs_use_training_requests_only",
+    ),
+    mutant(
+        "worlds/toy.py",
+        "unseen-towns-are-seen",
+        ('if self.fills[x].get("town") not in unseen]', "]"),
+        "test_unseen_towns_are_read_about_by_the_frozen_lm_alone[quality]",
+    ),
+    # the gold reward
+    mutant(
+        "worlds/sums.py",
+        "clock-wraps-to-zero",
+        ("(a + n - 1) % 12 + 1", "(a + n) % 12"),
+        "test_every_sum_of_the_world_is_what_its_english_says",
+    ),
+    mutant(
+        "worlds/sums.py",
+        "first-number-counts",
+        ("stated[-1] ==", "stated[0] =="),
+        "test_reasoning_by_hand_with_the_turn_past_twelve",
+    ),
+    mutant(
+        "worlds/sums.py",
+        "direct-answers-taught-wrong",
+        (
+            "shows {fill['shown'][-1]}.\"\n        if",
+            "shows {fill['shown'][-1] if rng.random() < 0.9 else 12}.\"\n        if",
+        ),
+        "test_the_corpus_never_teaches_a_wrong_sum_whether_worked_or_not",
+    ),
+    mutant(
+        "worlds/towns.py",
+        "repeating-pays",
+        (" and SENTENCES[sentence][0] not in seen:", ":"),
+        "test_quality_by_hand[a fact repeated is malformed]",
+    ),
+    mutant(
+        "worlds/towns.py",
+        "facts-of-another-town-pay",
+        ("for ok, _ in seen.values()) if on_topic else 0", "for ok, _ in seen.values())"),
+        "test_quality_by_hand[no town named]",
+    ),
+    mutant(
+        "worlds/towns.py",
+        "verbosity-pays",
+        ('"verbosity": -0.4', '"verbosity": 0.4'),
+        "test_attributes_by_hand[three fillers]",
+    ),
+    mutant(
+        "worlds/towns.py",
+        "a-swap-to-the-same-town",
+        (' if town != fill["town"]]', "]"),
+        "test_toyworld.py::test_a_swapped_answer_belongs_to_another_request[quality]",
     ),
 )
