@@ -256,9 +256,9 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
     return torch.view_as_real(pairs * rope).flatten(-2).to(x.dtype)  # (B, H, T, E)
 
 
-@lru_cache(maxsize=16)
-def rope_table(config: TransformerConfig, device: torch.device) -> Tensor:
-    """exp(i position frequency) of every position: (max_len, E/2), complex. Made once for a shape.
+@lru_cache(maxsize=64)
+def rope_table(config: TransformerConfig, device: torch.device, length: int) -> Tensor:
+    """exp(i position frequency) of the first positions: (length, E/2), complex. Made once.
 
     frequency_i = theta^(-2i/E) (Su et al. 2021). With `rope_scaling`, Llama 3's way to a longer
     context, slow rotations get slower by `factor`, fast ones stay, and those that turn `low` to
@@ -272,8 +272,8 @@ def rope_table(config: TransformerConfig, device: torch.device) -> Tensor:
         turns = former_context * frequency / (2 * torch.pi)  # (E/2,)
         keep = ((turns - low) / (high - low)).clamp(0, 1)  # (E/2,)
         frequency = frequency * (keep + (1 - keep) / factor)
-    positions = torch.arange(config.max_len, device=device, dtype=torch.float32)  # (max_len,)
-    angles = positions[:, None] * frequency  # (max_len, E/2)
+    positions = torch.arange(length, device=device, dtype=torch.float32)  # (length,)
+    angles = positions[:, None] * frequency  # (length, E/2)
     return torch.polar(torch.ones_like(angles), angles)
 
 
@@ -345,7 +345,8 @@ class Transformer(nn.Module):
                 x = x + self.positions(positions)  # (B, T, D)
         rope = None
         if self.config.family == "llama":
-            rope = rope_table(self.config, x.device)[positions][:, None]  # (B, 1, T, E/2)
+            length = 2 ** (S - 1).bit_length()  # few lengths, so that few tables are made
+            rope = rope_table(self.config, x.device, length)[positions][:, None]  # (B, 1, T, E/2)
         allowed = self._allowed(x, mask, cache)  # (B, 1, T, S)
         last = self.config.n_layers if stop is None else stop
         for layer in range(start, last):

@@ -127,7 +127,7 @@ def test_rope_is_multiplication_by_a_unit_complex_number():
     positions = torch.tensor([[0, 1, 2, 7, 30]])
     angles = positions[0, :, None] * torch.tensor([1.0, 100**-0.25, 100**-0.5, 100**-0.75])  # (T, E/2)
     turned = torch.complex(x[..., 0::2], x[..., 1::2]) * torch.polar(torch.ones(5, 4), angles)
-    result = rotate(x, rope_table(model.config, x.device)[positions][:, None])
+    result = rotate(x, rope_table(model.config, x.device, 40)[positions][:, None])
     assert close(result[..., 0::2], turned.real, 1e-5) and close(result[..., 1::2], turned.imag, 1e-5)
     assert torch.equal(result[:, :, 0], x[:, :, 0]), "position 0 is not turned"
 
@@ -143,7 +143,7 @@ def test_rope_dot_products_depend_on_the_distance_only():
     q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(3))
 
     def score(at_q: int, at_k: int) -> float:
-        turn = lambda x, p: rotate(x, rope_table(model.config, x.device)[torch.tensor([[p]])][:, None])
+        turn = lambda x, p: rotate(x, rope_table(model.config, x.device, 40)[torch.tensor([[p]])][:, None])
         return (turn(q, at_q) * turn(k, at_k)).sum().item()
 
     assert score(9, 4) == pytest.approx(score(25, 20), abs=1e-4) == pytest.approx(score(5, 0), abs=1e-4)
@@ -154,8 +154,8 @@ def test_rope_dot_products_depend_on_the_distance_only():
 def test_the_table_of_rotations_is_made_once_for_a_shape():
     one, same, other = (make(rope_theta=theta) for theta in (100.0, 100.0, 200.0))
     cpu = torch.device("cpu")
-    assert rope_table(one.config, cpu) is rope_table(same.config, cpu) is not rope_table(other.config, cpu)
-    assert rope_table(one.config, cpu).shape == (40, 3)
+    assert rope_table(one.config, cpu, 40) is rope_table(same.config, cpu, 40) is not rope_table(other.config, cpu, 40)
+    assert rope_table(one.config, cpu, 40).shape == (40, 3)
 
 
 def test_rms_norm_by_hand():
