@@ -101,7 +101,7 @@ class TransformerConfig:
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, in float32 whatever the dtype: squares in bfloat16 lose the small ones."""
+    """x / rms(x) * weight, in float32 whatever the dtype: squares in bfloat16 lose small ones."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(B, T, H * E))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
-        """softmax(q k^T / sqrt(E)) v over the allowed keys; a key head serves H/G query heads in a row.
+        """softmax(q k^T / sqrt(E)) v over the allowed keys; a key head serves H/G query heads.
 
         q (B, H, T, E), k and v (B, G, S, E), allowed (B, 1, T, S) -> (B, H, T, E).
         """
@@ -280,9 +280,8 @@ def rope_table(config: TransformerConfig, device: torch.device, length: int) -> 
 class Transformer(nn.Module):
     """Decoder-only language model: `Transformer(config)(ids, mask) -> logits (B, T, V)`.
 
-    ids (B, T) integers; mask (B, T), True on real tokens (None: all real). The logits at t predict the
-    token at t+1. `generator` draws the initial weights (None: PyTorch's global one).
-    Raises UserError for rows longer than `config.max_len`.
+    ids (B, T) integers; mask (B, T), True on real tokens (None: all real). The logits at t predict
+    the token at t+1. `generator` draws the initial weights (None: PyTorch's global one). Raises UserError for rows longer than `config.max_len`.
     """
 
     block: type[Block] = Block
@@ -324,7 +323,7 @@ class Transformer(nn.Module):
         start: int = 0,
         stop: int | None = None,
     ) -> Tensor:
-        """Blocks `start` to `stop` (not included): (B, T) ids or, from `start` on, (B, T, D) states.
+        """Blocks `start` to `stop` (excluded): (B, T) ids, or (B, T, D) states above `start`.
 
         Returns states (B, T, D). Without `stop` all blocks and the last norm: the states that
         predict the next tokens. So a trunk that is frozen runs once for many updates above it:
