@@ -281,7 +281,8 @@ class Transformer(nn.Module):
     """Decoder-only language model: `Transformer(config)(ids, mask) -> logits (B, T, V)`.
 
     ids (B, T) integers; mask (B, T), True on real tokens (None: all real). The logits at t predict
-    the token at t+1. `generator` draws the initial weights (None: PyTorch's global one). Raises UserError for rows longer than `config.max_len`.
+    the token at t+1. `generator` draws the initial weights (None: PyTorch's global one).
+    Raises UserError for rows longer than `config.max_len`.
     """
 
     block: type[Block] = Block
