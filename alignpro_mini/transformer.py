@@ -257,6 +257,7 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # a table made in inference mode could not be used in training
 def rope_table(config: TransformerConfig, device: torch.device, length: int) -> Tensor:
     """exp(i position frequency) of the first positions: (length, E/2), complex. Made once.
 
