@@ -19,8 +19,7 @@ import os
 # slower. A short busy-wait costs about 10 % when the machine is otherwise free. Must be set before torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
-from alignpro_mini.experiments import sweep
-from alignpro_mini.lab import assess, pipeline, processes, tables
+from alignpro_mini.lab import assess, pipeline, processes, sweep, tables
 from alignpro_mini.lab.cli import one_line_errors, parse_command_line
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.run import Run

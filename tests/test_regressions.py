@@ -13,13 +13,13 @@ from doubles import FakeStage, Letters, lookup_lm, random_lm
 
 from alignpro_mini import generation, sft
 from alignpro_mini.alignpro import Prompter, PromptScore, train_align_pro, train_rlhf_oracle
-from alignpro_mini.experiments.sweep import sweep_table
 from alignpro_mini.frozen import Answer, FrozenLM, SamplingConfig
 from alignpro_mini.generation import sequence_logprobs
 from alignpro_mini.lab import optimum, pipeline, report, run, tables
 from alignpro_mini.lab.cli import one_line_errors, parse_command_line
 from alignpro_mini.lab.config import EvalConfig, preset
 from alignpro_mini.lab.evaluation import Arm, Evaluator, summarise
+from alignpro_mini.lab.sweep import sweep_table
 from alignpro_mini.options import UserError
 from alignpro_mini.ppo import PPOConfig, PPOTrainer
 from alignpro_mini.sft import SFTConfig, train_sft

@@ -21,11 +21,11 @@ from pathlib import Path
 
 from alignpro_mini import theory
 from alignpro_mini.experiments.frontier import base, require_enumerable
-from alignpro_mini.experiments.sweep import ARM_OPTIONS, ORACLE_OPTIONS, exit_if_failed, not_read, run_all
 from alignpro_mini.lab import optimum, pipeline
 from alignpro_mini.lab.cli import one_line_errors, parse_command_line, with_options
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.run import Run
+from alignpro_mini.lab.sweep import ARM_OPTIONS, ORACLE_OPTIONS, exit_if_failed, not_read, run_all
 from alignpro_mini.lab.tables import num
 from alignpro_mini.ppo import PPOConfig
 from alignpro_mini.weights.tensors import write_json

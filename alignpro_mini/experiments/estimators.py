@@ -29,10 +29,10 @@ import torch
 from alignpro_mini.experiments import ablation, gradient
 from alignpro_mini.experiments.frontier import require_enumerable
 from alignpro_mini.experiments.gradient import Estimator
-from alignpro_mini.experiments.sweep import ARM_OPTIONS, ORACLE_OPTIONS, exit_if_failed, not_read, run_all
 from alignpro_mini.lab.cli import chosen, one_line_errors, parse_command_line
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.statistics import t_interval
+from alignpro_mini.lab.sweep import ARM_OPTIONS, ORACLE_OPTIONS, exit_if_failed, not_read, run_all
 from alignpro_mini.lab.tables import num
 from alignpro_mini.options import require
 from alignpro_mini.ppo import PPOConfig

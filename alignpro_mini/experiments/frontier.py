@@ -36,7 +36,6 @@ from torch import Tensor
 
 from alignpro_mini import theory
 from alignpro_mini.experiments import frontier_report
-from alignpro_mini.experiments.sweep import ARM_OPTIONS, exit_if_failed, leave, not_read, run_all
 from alignpro_mini.frozen import FrozenLM, FrozenModel
 from alignpro_mini.lab import assess, optimum, pipeline
 from alignpro_mini.lab.cli import one_line_errors, parse_command_line
@@ -45,6 +44,7 @@ from alignpro_mini.lab.evaluation import Evaluator
 from alignpro_mini.lab.optimum import Listing, RatedRewrites
 from alignpro_mini.lab.run import Run, RunStage
 from alignpro_mini.lab.statistics import bootstrap_interval
+from alignpro_mini.lab.sweep import ARM_OPTIONS, exit_if_failed, leave, not_read, run_all
 from alignpro_mini.options import require
 from alignpro_mini.weights.tensors import write_json
 

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
-from alignpro_mini.experiments.sweep import by_task
 from alignpro_mini.lab.glossary import ARMS, TRIO
 from alignpro_mini.lab.plots import new_figure
 from alignpro_mini.lab.statistics import t_interval
+from alignpro_mini.lab.sweep import by_task
 from alignpro_mini.lab.tables import aligned, num, over_seeds
 
 

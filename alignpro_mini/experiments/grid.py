@@ -26,13 +26,13 @@ from functools import partial
 from pathlib import Path
 
 from alignpro_mini.experiments import grid_report
-from alignpro_mini.experiments.paper import CELLS
-from alignpro_mini.experiments.sweep import exit_if_failed, run_all
 from alignpro_mini.frozen import FrozenLM
 from alignpro_mini.lab import assess, pipeline
 from alignpro_mini.lab.cli import chosen, one_line_errors, parse_command_line
 from alignpro_mini.lab.config import RunConfig, ShapeConfig
+from alignpro_mini.lab.paper import CELLS
 from alignpro_mini.lab.run import Run
+from alignpro_mini.lab.sweep import exit_if_failed, run_all
 from alignpro_mini.options import require
 from alignpro_mini.weights.tensors import write_json
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from alignpro_mini.experiments import sweep
-from alignpro_mini.experiments.paper import CELLS, PAPER_CELLS
+from alignpro_mini.lab import sweep
 from alignpro_mini.lab.glossary import ARMS, TRIO
+from alignpro_mini.lab.paper import CELLS, PAPER_CELLS
 from alignpro_mini.lab.plots import new_figure
 from alignpro_mini.lab.tables import aligned, get, num, over_seeds
 

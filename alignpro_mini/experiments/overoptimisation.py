@@ -30,7 +30,6 @@ from pathlib import Path
 
 from alignpro_mini.alignpro import Prompter
 from alignpro_mini.experiments.frontier import lambdas
-from alignpro_mini.experiments.sweep import ORACLE_OPTIONS, exit_if_failed, leave, not_read, run_all
 from alignpro_mini.frozen import FrozenModel
 from alignpro_mini.lab import pipeline
 from alignpro_mini.lab.cli import one_line_errors, parse_command_line
@@ -39,6 +38,7 @@ from alignpro_mini.lab.evaluation import Evaluator
 from alignpro_mini.lab.plots import new_figure
 from alignpro_mini.lab.run import Run, RunStage
 from alignpro_mini.lab.statistics import t_interval
+from alignpro_mini.lab.sweep import ORACLE_OPTIONS, exit_if_failed, leave, not_read, run_all
 from alignpro_mini.lab.tables import aligned, num, over_seeds
 from alignpro_mini.options import require
 from alignpro_mini.weights.tensors import write_json

@@ -21,13 +21,13 @@ from pathlib import Path
 import numpy as np
 
 from alignpro_mini.experiments.listing import pooled_folder
-from alignpro_mini.experiments.sweep import coefficients
 from alignpro_mini.lab import pipeline
 from alignpro_mini.lab.cli import one_line_errors, parse_command_line
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.evaluation import ratio_of_variances
 from alignpro_mini.lab.glossary import ARMS
 from alignpro_mini.lab.statistics import Groups, bootstrap_interval, interval, resampled_moments, t_interval
+from alignpro_mini.lab.sweep import coefficients
 from alignpro_mini.lab.tables import get, num
 from alignpro_mini.options import UserError
 from alignpro_mini.weights.tensors import load_state, write_json

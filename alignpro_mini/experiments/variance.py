@@ -32,7 +32,6 @@ from torch import Tensor
 
 from alignpro_mini import theory
 from alignpro_mini.experiments.frontier import base, lambdas, require_enumerable
-from alignpro_mini.experiments.sweep import ARM_OPTIONS, ORACLE_OPTIONS, exit_if_failed, leave, not_read, run_all
 from alignpro_mini.lab import pipeline
 from alignpro_mini.lab.cli import chosen, one_line_errors, parse_command_line
 from alignpro_mini.lab.config import RunConfig
@@ -42,6 +41,7 @@ from alignpro_mini.lab.optimum import Listing, RatedRewrites
 from alignpro_mini.lab.plots import new_figure
 from alignpro_mini.lab.run import Run, RunStage
 from alignpro_mini.lab.statistics import variance_parts
+from alignpro_mini.lab.sweep import ARM_OPTIONS, ORACLE_OPTIONS, exit_if_failed, leave, not_read, run_all
 from alignpro_mini.lab.tables import aligned, num, over_seeds
 from alignpro_mini.options import require
 from alignpro_mini.weights.tensors import write_json

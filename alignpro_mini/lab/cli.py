@@ -208,7 +208,7 @@ def _parser(base: RunConfig, prog: str, everything: bool) -> argparse.ArgumentPa
     parser = argparse.ArgumentParser(prog, usage, None, epilog, **style)
     parser.add_argument("--resume", action="store_true", help="go on where a run of the same name stopped")
     parser.add_argument("--jobs", type=int, default=1, help="how many of several runs side by side, sharing the cores")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)  # started by experiments.sweep
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)  # started by sweep.run_side_by_side
     groups = {"": parser.add_argument_group("run")}
     for name, f in leaves(base).items():
         section, metavar = name.rpartition(".")[0], name.rpartition(".")[2].upper()

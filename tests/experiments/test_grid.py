@@ -11,10 +11,10 @@ from results import PNG, make_results
 
 from alignpro_mini.experiments import grid, grid_report
 from alignpro_mini.experiments.grid import grid_part
-from alignpro_mini.experiments.paper import CELLS, PAPER, PAPER_CELLS
 from alignpro_mini.lab import assess, pipeline
 from alignpro_mini.lab.cli import with_options
 from alignpro_mini.lab.config import ShapeConfig, preset
+from alignpro_mini.lab.paper import CELLS, PAPER, PAPER_CELLS
 from alignpro_mini.options import UserError
 from alignpro_mini.weights.pretrained import load_pretrained
 from alignpro_mini.weights.tensors import load_state

@@ -468,4 +468,10 @@ MUTANTS: tuple[Mutant, ...] = (
         ("- size * mean**2)", ")"),
         "test_resampled_moments_are_those_of_the_resampled_requests",
     ),
+    mutant(
+        "lab/sweep.py",
+        "children-outlive-the-command",
+        ("(subprocess.Popen.terminate, subprocess.Popen.wait)", "()"),
+        "test_what_ends_the_command_ends_its_runs",
+    ),
 )
