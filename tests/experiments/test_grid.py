@@ -114,9 +114,9 @@ def test_a_cell_is_evaluated_with_its_own_prompters_and_frozen_model(group, monk
 def test_figures_and_numbers_are_left_behind(group):
     config = small_grid(group[0].parent)  # with a name of its own
     assert [p.name for p in grid.draw([group[3]], config)] == [
-        "grid-tiny.png",
-        "grid-tiny-variance.png",
-        "grid-tiny.json",
+        "grid-micro.png",
+        "grid-micro-variance.png",
+        "grid-micro.json",
     ]
     assert all(p.parent == group[0] and p.stat().st_size > 1000 for p in grid.draw([group[3]], config))
 
@@ -228,7 +228,7 @@ def test_only_the_parent_process_draws_the_shared_figures(group, child, tmp_path
     monkeypatch.setattr(grid, "run_all", lambda program, configs, how, one: ([group[3]], []))
     monkeypatch.setattr("sys.argv", ["grid", "--out", str(tmp_path), *["--child"] * child])
     grid.main()
-    figures = {"grid-tiny.png", "grid-tiny-variance.png", "grid-tiny.json"}
+    figures = {"grid-micro.png", "grid-micro-variance.png", "grid-micro.json"}
     assert {p.name for p in tmp_path.iterdir()} == (set() if child else figures)
     out = capsys.readouterr().out
     assert out == "" if child else "P2-F2" in out and "figures: " in out
