@@ -228,7 +228,7 @@ def test_only_the_parent_process_draws_the_shared_figures(group, child, tmp_path
     monkeypatch.setattr(grid, "run_all", lambda program, configs, how, one: ([group[3]], []))
     monkeypatch.setattr("sys.argv", ["grid", "--out", str(tmp_path), *["--child"] * child])
     grid.main()
-    figures = {"grid-micro.png", "grid-micro-variance.png", "grid-micro.json"}
+    figures = {"grid-tiny.png", "grid-tiny-variance.png", "grid-tiny.json"}
     assert {p.name for p in tmp_path.iterdir()} == (set() if child else figures)
     out = capsys.readouterr().out
     assert out == "" if child else "P2-F2" in out and "figures: " in out
