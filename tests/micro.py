@@ -25,7 +25,7 @@ TINY = {
     "prompter_model.d_model": 32,
     "prompter_model.n_layers": 1,
     "prompter_model.n_heads": 2,
-    "reward_model.pairs": 80,
+    "preferences.pairs": 80,
     "reward_model.batch_size": 16,
     "ppo.iterations": 5,
     "ppo.batch_size": 16,

@@ -123,9 +123,9 @@ MICRO = {  # for FAST=1: every stage runs, nothing is learned
     "ppo.iterations": 3,
     "ppo.batch_size": 16,
     "ppo.max_new_tokens": 20,
-    "reward_model.pairs": 80,
+    "preferences.pairs": 80,
     "reward_model.batch_size": 16,
-    "reward_model.normalise_on": 40,
+    "preferences.normalise_on": 40,
 }
 for _model, _sft in (("frozen_model", "frozen_lm"), ("prompter_model", "prompter_sft")):
     MICRO |= {f"{_model}.d_model": 32, f"{_model}.n_layers": 1, f"{_model}.n_heads": 2}

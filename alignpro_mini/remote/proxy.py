@@ -28,9 +28,8 @@ from urllib.parse import quote, urlsplit
 import torch
 
 from alignpro_mini.frozen import FrozenModel
-from alignpro_mini.options import UserError, check_ranges, option
+from alignpro_mini.options import UserError, check_ranges, one_line, option
 from alignpro_mini.remote.client import KEY, LOOPBACK, ApiConfig
-from alignpro_mini.tokenizer import one_line
 
 CHAT, MODELS = "/v1/chat/completions", "/v1/models"
 REWRITTEN, SWITCH, MOST_SHOWN = "x-alignpro-rewrite", "x-alignpro", 1333  # bytes, up to three characters each

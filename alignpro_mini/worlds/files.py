@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignpro_mini.alignpro import Gold
-from alignpro_mini.options import UserError, check_ranges, option, require, unique
-from alignpro_mini.tokenizer import one_line
+from alignpro_mini.options import UserError, check_ranges, one_line, option, require, unique
 from alignpro_mini.worlds.world import answers_of_others
 
 HUB = re.compile(r"hf:([\w.-]+/[\w.-]+):([^/,][^,]*\.jsonl(?:\.gz)?)")  # a data set on the Hugging Face hub, file in it
