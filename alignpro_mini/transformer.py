@@ -248,9 +248,13 @@ class Transformer(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.unembed(self.hidden(ids, mask))  # (B, T, V)
 
-    def hidden(self, ids: Tensor, mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """The normalised last hidden states (B, T, D); with a cache, ids (B, T) continue what it holds."""
-        return self.upper(self.lower(ids, mask, self.config.n_layers, cache), mask, self.config.n_layers, cache)
+    def hidden(
+        self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None, start: int = 0, stop=None
+    ) -> Tensor:
+        """Blocks start to stop - 1 of ids (B, T) or states (B, T, D): (B, T, D); without `stop` with the last norm."""
+        last = self.config.n_layers if stop is None else stop
+        x = self.lower(x, mask, last, cache) if start == 0 else self._run(x, mask, start, last, cache)
+        return x if stop is not None else self.upper(x, mask, last, cache)
 
     def lower(self, ids: Tensor, mask: Tensor | None, depth: int, cache: KVCache | None = None) -> Tensor:
         """Embedding and the first `depth` blocks: (B, T) ids -> (B, T, D). A frozen trunk is run once by this.

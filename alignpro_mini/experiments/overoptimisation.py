@@ -81,14 +81,14 @@ def run_cells(
     for count in pairs:
         for mismatched in mixed:
             name = f"pairs-{count}-mismatched-{mismatched}"
-            learns = replace(config.reward_model, pairs=count, mismatched=float(mismatched))
-            run = part(name, reward_model=learns)
+            preferences = replace(config.preferences, pairs=count, mismatched=float(mismatched))
+            run = part(name, preferences=preferences)
             reward = pipeline.reward_model(run, world, pi_f, rho_sft)
             facts = json.loads((run.path / "checkpoints" / "reward_model.json").read_text(encoding="utf-8"))
             start = measured(run, world, pi_f, rho_sft, rho_sft, reward)
             for lam in lams:
                 ppo = replace(config.ppo, kl_coef=lam, adaptive_kl_target=0.0)
-                run = part(f"{name}-lam-{lam:g}", reward_model=learns, ppo=ppo)
+                run = part(f"{name}-lam-{lam:g}", preferences=preferences, ppo=ppo)
                 rho = pipeline.align_pro(run, world, pi_f, rho_sft, reward)
                 end = measured(run, world, pi_f, rho, rho_sft, reward)
                 cell = {"pairs": count, "mismatched": mismatched, "lam": lam, "kl": end["kl"]}
@@ -160,7 +160,7 @@ def main() -> None:
         help_ = "mismatched pairs a pair, 0 to 2 (default: %(default)s)"
         parser.add_argument("--mismatched", default="0,1", help=help_)
 
-    varied = ("ppo.kl_coef", "ppo.adaptive_kl_target", "reward_model.pairs", "reward_model.mismatched")
+    varied = ("ppo.kl_coef", "ppo.adaptive_kl_target", "preferences.pairs", "preferences.mismatched")
     unread = not_read("theory", "eval.best_of_n", "eval.headroom_inputs", *ORACLE_OPTIONS, varied=varied)
     configs, how = parse_command_line(prog=PROG, add=add, unread=unread)
     with one_line_errors(PROG):

@@ -24,6 +24,7 @@ from alignpro_mini.worlds.toy import TASKS
 from alignpro_mini.worlds.world import WorldConfig
 
 PRESETS = ("micro", "tiny", "small", "gpt2", "smollm2")
+READS = ("last", "mean")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -44,6 +45,22 @@ class ShapeConfig:
         """This shape with a vocabulary. Raises UserError for one that no transformer has."""
         size = vocab_size, self.d_model, self.n_layers, self.n_heads, self.n_kv_heads
         return TransformerConfig(*size, max_len=self.max_len, family=self.family)
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceConfig:
+    """The pairs of answers that a learned reward is trained on, and the answers that set a reward's unit."""
+
+    pairs: int = option(3000, "preference pairs of the frozen LM's answers (files bring their own)", least=1)
+    answers_per_request: int = option(2, "answers to a request, each compared with each of the others", least=2)
+    scale: float = option(2.0, "P(a over b) = sigmoid(scale x gold difference); larger is cleaner", above=0)
+    mismatched: float = option(1.5, "further pairs with an answer to another request, for each of `pairs`", least=0)
+    normalise_on: int = option(1000, "answers to SFT rewrites that set the reward's mean and scale", least=2)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        most = 2 / (self.answers_per_request - 1)  # as many as there are answers
+        require(self.mismatched <= most, f"mismatched is {self.mismatched}; each answer serves once, {most:g} at most")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +111,8 @@ class RunConfig:
     frozen: str = option("", "the frozen model: folder, hub name, or api:MODEL; empty: SmolLM2 (preset smollm2)")
     prompter: str = option("", "what the prompter starts from: folder or hub name; empty: SmolLM2 (preset smollm2)")
     reward_base: str = option("", "what a learned reward starts from: folder or hub name; empty: the frozen model")
+    reward_blocks: int = option(0, "blocks of that model that the reward keeps, the lower ones; 0: all", least=0)
+    reward_read: str = option("last", "state that the reward is read off: the last token's, or the mean", READS)
     reward: str = option("", "module:function(prompts, completions) -> rewards, or judge:MODEL; empty: learned")
     gold: str = option("", "module:function, the true reward of a real model's answers; empty: the package's own")
     guard: bool = option(False, "replace rewrites with an objection (guards.py) by the request; else only count them")
@@ -109,6 +128,7 @@ class RunConfig:
     data: DataConfig = DataConfig()
     frozen_lm: SFTConfig = SFTConfig(steps=1200)
     prompter_sft: SFTConfig = SFTConfig(steps=1200)
+    preferences: PreferenceConfig = PreferenceConfig()
     reward_model: RewardConfig = RewardConfig()
     sampling: SamplingConfig = SamplingConfig()
     ppo: PPOConfig = PPOConfig()
@@ -188,9 +208,9 @@ class RunConfig:
         yield self.task != "reasoning" or as_usual, f"{towns}: leave them or the task out"
         yield not self.judge, f"--reward judge:MODEL is for a real model, not for the embedded world of {self.preset}"
         yield not self.gold, f"--gold is for a real model: the embedded world of --preset {self.preset} has its own"
-        pairs, batch = self.reward_model.pairs, self.reward_model.batch_size
+        pairs, batch = self.preferences.pairs, self.reward_model.batch_size
         two = f"it takes at least two batches of --reward_model.batch_size {batch}"
-        yield pairs >= 2 * batch, f"--reward_model.pairs is {pairs}; {two}"
+        yield pairs >= 2 * batch, f"--preferences.pairs is {pairs}; {two}"
         for section, model in (("ppo", "prompter_model"), ("sampling", "frozen_model"), ("oracle", "frozen_model")):
             length, longest = getattr(self, section).max_new_tokens, getattr(self, model).max_len
             message = f"--{section}.max_new_tokens is {length}; with the prompt it must fit --{model}.max_len {longest}"
@@ -218,16 +238,17 @@ class RunConfig:
             why = "it is not read with --theory.inputs 0, --ppo.kl_coef 0 or --ppo.adaptive_kl_target"
             found |= dict.fromkeys(("theory.answers", "theory.more_answers", "theory.samples"), why)
         if self.reward:
-            learned = (f"reward_model.{f.name}" for f in fields(RewardConfig) if f.name != "normalise_on")
-            found |= dict.fromkeys(("data.preferences", "reward_base", *learned), "it is not read with --reward")
+            learned = ["reward_model", "reward_base", "reward_blocks", "reward_read", "data.preferences"]
+            learned += [f"preferences.{f.name}" for f in fields(PreferenceConfig) if f.name != "normalise_on"]
+            found |= dict.fromkeys(learned, "it is not read with --reward")
         if not (self.remote or self.judge):
             found["api"] = "only --frozen api:MODEL and --reward judge:MODEL read it"
         toy = ("world", "frozen_lm", "frozen_model", "prompter_model", "vocab_size")
         other = toy if self.real_model else ("data", "api", "frozen", "prompter", "reward_base")
         if self.data.preferences:
             why = "it is about pairs of the frozen LM's answers: not read with --data.preferences"
-            for name in ("pairs", "mismatched", "answers_per_request", "preference_scale"):
-                found[f"reward_model.{name}"] = why
+            for name in ("pairs", "mismatched", "answers_per_request", "scale"):
+                found[f"preferences.{name}"] = why
         if self.data.prompts:
             found["theory"] = "rewrites of requests from --data.prompts are not enumerated"
         elif self.real_model:
@@ -258,7 +279,8 @@ def preset(name: str) -> RunConfig:
         "prompter_model": shape if name == "gpt2" else replace(shape, d_model=192, n_layers=4, n_heads=6),
         "frozen_lm": replace(tiny.frozen_lm, lr=lr, steps=1500, **micro[0]),
         "prompter_sft": replace(tiny.prompter_sft, lr=lr, steps=800, **micro[0]),
-        "reward_model": replace(tiny.reward_model, lr=lr / 4, pairs=8000, **micro[1]),
+        "preferences": replace(tiny.preferences, pairs=8000),
+        "reward_model": replace(tiny.reward_model, lr=lr / 4, **micro[1]),
     }
     return replace(tiny, preset=name, ppo=replace(tiny.ppo, **rl), oracle=replace(tiny.oracle, **rl), **changes)
 
@@ -277,7 +299,8 @@ def _micro(tiny: RunConfig) -> RunConfig:
         prompter_model=shape,
         frozen_lm=sft,
         prompter_sft=sft,
-        reward_model=replace(tiny.reward_model, pairs=80, batch_size=16, normalise_on=64),
+        preferences=replace(tiny.preferences, pairs=80, normalise_on=64),
+        reward_model=replace(tiny.reward_model, batch_size=16),
         sampling=replace(tiny.sampling, max_new_tokens=20),
         ppo=ppo,
         oracle=ppo,
@@ -295,13 +318,13 @@ def _smollm2(tiny: RunConfig) -> RunConfig:
     as_the_lm = {"temperature": sampling.temperature, "max_new_tokens": sampling.max_new_tokens}
     oracle = replace(ppo, missing_eos_penalty=0.0, answers=1, **as_the_lm)
     sft = SFTConfig(4000, steps=200, batch_size=16, lr=3e-4, train_layers=10, heldout_examples=64)
-    pairs = {"pairs": 6000, "answers_per_request": 6, "mismatched": 0.15, "preference_scale": 1.0}
+    preferences = PreferenceConfig(6000, answers_per_request=6, mismatched=0.15, scale=1.0, normalise_on=384)
+    rewards = RewardConfig(epochs=1.0, batch_size=32, lr=3e-4, train_layers=6)
     # The last blocks turn the state into the next token; two thirds of the way up it says more about the whole answer.
-    pairs |= {"blocks": 20, "train_layers": 6, "read": "mean", "normalise_on": 384}
-    rewards = RewardConfig(**pairs, epochs=1.0, batch_size=32, lr=3e-4)
+    learned = {"preferences": preferences, "reward_model": rewards, "reward_blocks": 20, "reward_read": "mean"}
     evaluation = EvalConfig(headroom_inputs=24, best_of_n=2)
     theory = TheoryConfig(answers=4, more_answers=0)
-    parts = {"prompter_sft": sft, "reward_model": rewards, "sampling": sampling, "ppo": ppo, "eval": evaluation}
+    parts = {"prompter_sft": sft, "sampling": sampling, "ppo": ppo, "eval": evaluation} | learned
     return replace(tiny, preset="smollm2", task="chat", dtype="bfloat16", oracle=oracle, theory=theory, **parts)
 
 

@@ -14,18 +14,28 @@ from pathlib import Path
 
 import torch
 
-from alignpro_mini import reward as reward_
 from alignpro_mini.alignpro import Gold, Prompter, train_align_pro, train_rlhf_oracle, usable_rewrites
+from alignpro_mini.fast.reward import TrunkCache
 from alignpro_mini.frozen import FrozenLM, FrozenModel
 from alignpro_mini.jsonl import append_jsonl, read_jsonl
 from alignpro_mini.lab import evaluation, processes
-from alignpro_mini.lab.accuracy import accuracy_facts, cut_at
+from alignpro_mini.lab.accuracy import accuracy_facts, cut_at, swap_accuracy
 from alignpro_mini.lab.config import DTYPES, RunConfig, ShapeConfig, resolve_device
+from alignpro_mini.lab.mean_reward import REWARD_MODELS
 from alignpro_mini.lab.run import Run, RunStage
 from alignpro_mini.lab.tables import reward_model_lines
 from alignpro_mini.options import UserError, require
 from alignpro_mini.remote.client import Client, check_access
 from alignpro_mini.remote.lm import Judge, RemoteLM
+from alignpro_mini.reward import (
+    Preference,
+    RewardModel,
+    draw_preferences,
+    moments,
+    split_by_prompt,
+    train_reward_model,
+    usable_pairs,
+)
 from alignpro_mini.sft import encode_pairs, train_sft
 from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.training import Score
@@ -105,7 +115,7 @@ def copy_of(model: Transformer, train_layers: int = 0, blocks: int = 0) -> Trans
     `blocks`: only so many of the model's blocks, the lower ones (0: all). Raises UserError where it has fewer.
     """
     c, dtype = model.config, torch.float32 if train_layers == 0 else model.embed.weight.dtype
-    require(blocks <= c.n_layers, f"--reward_model.blocks is {blocks}, but the model has {c.n_layers}: lower it")
+    require(blocks <= c.n_layers, f"--reward_blocks is {blocks}, but the model has {c.n_layers}: lower it")
     twin = Transformer(replace(c, n_layers=blocks or c.n_layers)).to(model.device, dtype)
     names = twin.state_dict().keys()
     twin.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if name in names})
@@ -187,11 +197,11 @@ def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -
         def scale(stage: RunStage) -> dict[str, float]:
             sample = _answers_to_rewrites(run, world, pi_f, rho_sft)
             low = low_reward(score, *sample) if c.real_model else None
-            return reward_.moments(by_sentences(score, low)(*sample)) | {"low": low}
+            return moments(by_sentences(score, low)(*sample)) | {"low": low}
 
         m = run.json("reward_scale", scale)
         assert_frozen(pi_f, "reward_scale")
-        report = by_sentences(score, m.get("low"))  # absent in a run of an earlier version
+        report = by_sentences(score, m["low"])
         return Reward(report, lambda x, y: (report(x, y) - m["mean"]) / m["std"])
     model = new_reward_model(c, pi_f)
 
@@ -199,21 +209,24 @@ def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -
         """Label pairs, train on them and set the unit: the model's weights, and the facts that are told of it."""
         g = run.generator("preferences")
         pairs = _preferences(run, world, pi_f, rho_sft, g)
+        usable = usable_pairs(model, pairs, c.reward_model)
+        train, heldout = split_by_prompt(usable, c.reward_model.heldout_share, g)
+        train_reward_model(model, train, heldout, c.reward_model, stage, g, TrunkCache(model, train))
         # A file's answers may be longer than those that the run rates; a remote LM has no tokenizer here.
         tokenizer = getattr(pi_f, "tokenizer", model.tokenizer)
         short = lambda y: cut_at(y, tokenizer, c.sampling.max_new_tokens)
         cut = (lambda y: whole_sentences(short(y))) if c.real_model else short
-        describe = lambda trained, heldout: accuracy_facts(trained, heldout, cut)
-        facts = reward_.train_reward_model(model, pairs, c.reward_model, stage, g, describe)
+        facts = accuracy_facts(model, heldout, cut)
+        facts |= {"train_pairs": len(train), "heldout_pairs": len(heldout), "left_out": len(pairs) - len(usable)}
         sample = _answers_to_rewrites(run, world, pi_f, rho_sft)
         model.normalise(*sample)
         facts["low"] = low_reward(model.score, *sample) if c.real_model else None
         held_out = world.eval_requests[: c.eval.inputs]
         answers = sample_answers(pi_f, rho_sft, held_out, g)
         swapped = world.swapped(held_out, answers, random.Random(f"swaps {c.seed}"))
-        facts["swap_accuracy"] = reward_.swap_accuracy(model.score, held_out, answers, swapped)
+        facts["swap_accuracy"] = swap_accuracy(model.score, held_out, answers, swapped)
         gold = world.gold
-        facts["swap_ceiling"] = gold and reward_.swap_accuracy(gold, held_out, answers, swapped)
+        facts["swap_ceiling"] = gold and swap_accuracy(gold, held_out, answers, swapped)
         return model.state_dict(), facts
 
     tensors, facts = run.tensors("reward_model", make)
@@ -227,14 +240,14 @@ def reward_model(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -
     return Reward(score, score)
 
 
-def new_reward_model(c: RunConfig, pi_f: FrozenModel) -> reward_.RewardModel:
+def new_reward_model(c: RunConfig, pi_f: FrozenModel) -> RewardModel:
     """A reward model before it has learned anything: it starts from the LM, which knows the language already."""
     layers, device = c.reward_model.train_layers, resolve_device(c.device)
     if c.reward_base or c.remote:
         base, vocabulary = load_model(c.reward_base, device, DTYPES[c.dtype])
     else:
         base, vocabulary = (lm := with_weights(pi_f, "a learned reward")).model, lm.tokenizer
-    return reward_.READS[c.reward_model.read](copy_of(base, layers, c.reward_model.blocks), vocabulary, layers)
+    return REWARD_MODELS[c.reward_read](copy_of(base, layers, c.reward_blocks), vocabulary, layers)
 
 
 def judge(c: RunConfig, place: Path, file: str, pi_f: FrozenModel) -> Judge:
@@ -261,31 +274,31 @@ def judge(c: RunConfig, place: Path, file: str, pi_f: FrozenModel) -> Judge:
     return Judge(Client(c.api, place / file), c.judge, plain)
 
 
-def _preferences(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter, g: torch.Generator) -> list:
+def _preferences(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter, g: torch.Generator) -> list[Preference]:
     """The world's pairs, or pairs of the frozen LM's answers, each to a rewrite of its own, judged with noise.
 
     All answers to a request are compared in pairs. Mismatched pairs need no further answers: beside an answer stands
     what it would be for another request.
     """
-    found = world.preferences()
-    if found is not None:
-        return [reward_.Preference(*pair) for pair in found]
-    c, scale = run.config.reward_model, run.config.reward_model.preference_scale
+    of_the_world = world.preferences()
+    if of_the_world is not None:
+        return [Preference(*pair) for pair in of_the_world]
+    c = run.config.preferences
     couples = list(combinations(range(c.answers_per_request), 2))
     picked = torch.randint(len(world.train_requests), (math.ceil(c.pairs / len(couples)),), generator=g).tolist()
     requests = [world.train_requests[i] for i in picked]  # N
     texts = [sample_answers(pi_f, rho_sft, requests, g) for _ in range(c.answers_per_request)]  # (A, N)
     compared = [(x, texts[i][n], texts[j][n]) for n, x in enumerate(requests) for i, j in couples][: c.pairs]
-    pairs = reward_.draw_preferences(*zip(*compared), world.gold, scale, g)
+    pairs = draw_preferences(*zip(*compared), world.gold, c.scale, g)
     count = round(c.mismatched * c.pairs)
     asked, own = (requests * len(texts))[:count], [y for row in texts for y in row][:count]
     swapped = world.swapped(asked, own, random.Random(f"mismatched {run.config.seed}"))
-    return pairs + reward_.draw_preferences(asked, own, swapped, world.gold, scale, g, mismatched=True)
+    return pairs + draw_preferences(asked, own, swapped, world.gold, c.scale, g, mismatched=True)
 
 
 def _answers_to_rewrites(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter) -> tuple[list[str], list[str]]:
     """Training requests, and the frozen LM's answers to rho_sft's rewrites of them: what a reward is normalised on."""
-    g, count = run.generator("reward scale"), run.config.reward_model.normalise_on
+    g, count = run.generator("reward scale"), run.config.preferences.normalise_on
     picked = torch.randint(len(world.train_requests), (count,), generator=g).tolist()
     requests = [world.train_requests[i] for i in picked]
     return requests, sample_answers(pi_f, rho_sft, requests, g)

@@ -22,7 +22,7 @@ from alignpro_mini.ppo import PPOConfig
 
 
 def config_of(tmp_path, **changes):
-    few = {"eval.inputs": 8, "theory.inputs": 4, "reward_model.pairs": 64, "reward_model.batch_size": 16}
+    few = {"eval.inputs": 8, "theory.inputs": 4, "preferences.pairs": 64, "reward_model.batch_size": 16}
     return small_grid(tmp_path, **(few | {"name": "e"} | changes))
 
 
@@ -216,11 +216,8 @@ def test_over_optimisation_end_to_end(tmp_path, small):  # noqa: F811
     run = overoptimisation.run_cells(config_of(tmp_path), False, [64, 80], [0.1], [0, 1])
     assert [(c["pairs"], c["mismatched"]) for c in run["cells"]] == [(64, 0), (64, 1), (80, 0), (80, 1)]
     saved = json.loads((tmp_path / "e" / "pairs-80-mismatched-0-lam-0.1" / "config.json").read_text())
-    assert (saved["reward_model"]["pairs"], saved["reward_model"]["mismatched"], saved["ppo"]["kl_coef"]) == (
-        80,
-        0.0,
-        0.1,
-    )
+    assert (saved["preferences"]["pairs"], saved["preferences"]["mismatched"]) == (80, 0.0)
+    assert saved["ppo"]["kl_coef"] == 0.1
     for cell in run["cells"]:
         name = f"pairs-{cell['pairs']}-mismatched-{cell['mismatched']}"
         start, end = (

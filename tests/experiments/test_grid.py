@@ -214,7 +214,7 @@ def ended(monkeypatch, capsys, *argv) -> str:
             ["--preset", "smollm2", "--data.prompts", "p", "--data.preferences", "q"],
             "--preset smollm2 has one: use tiny, small, gpt2",
         ),
-        (["--ppo.clip", "0.2"], "it is called --ppo.clip_range now"),
+        (["--ppo.clip", "0.2"], "unknown argument --ppo.clip; did you mean --ppo.clip_range?"),
     ],
 )
 def test_an_unknown_cell_is_told(argv, told, monkeypatch, capsys):

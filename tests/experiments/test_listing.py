@@ -160,7 +160,7 @@ def test_answers_to_other_requests_are_refused(tmp_path, monkeypatch):
 def test_the_embedded_worlds_answers_serve_every_training_but_no_other_world(tmp_path):
     first = RunConfig(out=str(tmp_path), theory=TheoryConfig(inputs=4, answers=2))
     rows = assess.listed_answers(first, World(), Fake())
-    trained = {"ppo.lr": 0.1, "ppo.kl_coef": 0.5, "reward_model.pairs": 500, "eval.inputs": 7, "name": "n"}
+    trained = {"ppo.lr": 0.1, "ppo.kl_coef": 0.5, "preferences.pairs": 500, "eval.inputs": 7, "name": "n"}
     assert assess.listed_answers(with_options(first, trained), World(), Fake(0)) == rows
     assert [path.name for path in tmp_path.iterdir()] == ["listing-tiny-quality-seed0"]
     for option, value in (("world.follow", 0.2), ("frozen_lm.steps", 7), ("sampling.temperature", 0.4)):

@@ -71,7 +71,7 @@ class Echo:
 def test_preferences_are_between_answers_that_ppo_would_get(tmp_path):
     """An empty rewrite is not sent: x is sent instead, as in the other stages."""
     config = with_options(
-        preset("tiny"), {"out": str(tmp_path), "reward_model.pairs": 200, "reward_model.mismatched": 1.0}
+        preset("tiny"), {"out": str(tmp_path), "preferences.pairs": 200, "preferences.mismatched": 1.0}
     )
     run, world, pi_f = Run(config), pipeline.make_world(config), Echo()
     pairs = pipeline._preferences(run, world, pi_f, Silent(), torch.Generator().manual_seed(0))
@@ -85,8 +85,8 @@ def test_preferences_are_between_answers_that_ppo_would_get(tmp_path):
 @pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.5, 20), (2.0, 80)])
 def test_a_mismatched_pair_holds_an_answer_and_what_it_is_for_another_town(tmp_path, share, count):
     """The second answer is the first one's text with another town; the same noisy judge labels the pair."""
-    options = {"reward_model.pairs": 40, "reward_model.batch_size": 8, "reward_model.mismatched": share}
-    config = with_options(preset("tiny"), options | {"out": str(tmp_path), "reward_model.preference_scale": 50.0})
+    options = {"preferences.pairs": 40, "reward_model.batch_size": 8, "preferences.mismatched": share}
+    config = with_options(preset("tiny"), options | {"out": str(tmp_path), "preferences.scale": 50.0})
     run, world = Run(config), pipeline.make_world(config)
 
     class Names(Echo):
@@ -123,7 +123,7 @@ def test_a_reward_model_may_keep_the_lower_blocks_only():
     ids = torch.randint(300, (2, 7), generator=torch.Generator().manual_seed(1))
     lower = pipeline.copy_of(model, 1, 2)
     assert lower.config.n_layers == len(lower.blocks) == 2
-    assert torch.equal(lower.hidden(ids), model.norm(model.lower(ids, None, 2)))
+    assert torch.equal(lower.hidden(ids), model.norm(model.hidden(ids, stop=2)))
     assert torch.equal(pipeline.copy_of(model)(ids), model(ids))
-    with pytest.raises(UserError, match="--reward_model.blocks is 4, but the model has 3: lower it"):
+    with pytest.raises(UserError, match="--reward_blocks is 4, but the model has 3: lower it"):
         pipeline.copy_of(model, 1, 4)

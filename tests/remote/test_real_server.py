@@ -36,7 +36,7 @@ SMALL = {
     "ppo.kl_coef": 0.02,
     "ppo.lr": 2e-4,
     "ppo.checkpoint_every": 2,
-    "reward_model.normalise_on": 48,
+    "preferences.normalise_on": 48,
     "eval.inputs": 64,
     "eval.answers": 1,
     "eval.best_of_n": 1,
