@@ -1,6 +1,6 @@
 """What the tutorials share: figures that show in a notebook and in no window, `FAST=1`, and one trained run for all.
 
-FAST=1 python tutorials/01_reward_without_touching_the_lm.py      # micro sizes: seconds, for the tests
+FAST=1 python tutorials/01_reward_without_touching_the_lm.py      # --preset micro: seconds, for the tests
 """
 
 from __future__ import annotations
@@ -77,13 +77,13 @@ def shared_run(until: str):
     from types import SimpleNamespace
 
     from alignpro_mini.lab import assess, pipeline
-    from alignpro_mini.lab.cli import with_options
     from alignpro_mini.lab.config import preset
     from alignpro_mini.lab.run import Run
 
-    s = SimpleNamespace(config=replace(preset("tiny"), out=str(HERE.parent / "runs"), name="tutorial"))
+    config = replace(preset("tiny"), out=str(HERE.parent / "runs"))
     if FAST:
-        s.config = with_options(s.config, MICRO | {"out": tempfile.mkdtemp()})
+        config = replace(preset("micro"), out=tempfile.mkdtemp())
+    s = SimpleNamespace(config=replace(config, name="tutorial"))
     wanted = STAGES[: STAGES.index(until) + 1]
     s.world = pipeline.make_world(s.config)
     s.run = quietly(Run, s.config, resume=True)
@@ -112,21 +112,3 @@ def shared_run(until: str):
 
 
 STAGES = ["frozen_lm", "prompter_sft", "reward_model", "align_pro", "listing", "evaluation"]
-MICRO = {  # for FAST=1: every stage runs, nothing is learned
-    "vocab_size": 400,
-    "sampling.max_new_tokens": 20,
-    "eval.inputs": 16,
-    "eval.headroom_inputs": 4,
-    "theory.inputs": 4,
-    "theory.answers": 4,
-    "theory.more_answers": 4,
-    "ppo.iterations": 3,
-    "ppo.batch_size": 16,
-    "ppo.max_new_tokens": 20,
-    "reward_model.pairs": 80,
-    "reward_model.batch_size": 16,
-    "reward_model.normalise_on": 40,
-}
-for _model, _sft in (("frozen_model", "frozen_lm"), ("prompter_model", "prompter_sft")):
-    MICRO |= {f"{_model}.d_model": 32, f"{_model}.n_layers": 1, f"{_model}.n_heads": 2}
-    MICRO |= {f"{_sft}.steps": 30, f"{_sft}.examples": 600, f"{_sft}.heldout_examples": 32, f"{_sft}.batch_size": 8}

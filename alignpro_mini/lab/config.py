@@ -23,7 +23,7 @@ from alignpro_mini.worlds.files import DataConfig
 from alignpro_mini.worlds.toy import TASKS
 from alignpro_mini.worlds.world import WorldConfig
 
-PRESETS = ("tiny", "small", "gpt2", "smollm2")
+PRESETS = ("micro", "tiny", "small", "gpt2", "smollm2")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -82,7 +82,11 @@ class TheoryConfig:
 class RunConfig:
     """One whole run."""
 
-    preset: str = option("tiny", "tiny: minutes on two cores; small; gpt2: for a GPU; smollm2: a chat model", PRESETS)
+    preset: str = option(
+        "tiny",
+        "micro: seconds, learns nothing; tiny: minutes on two cores; small; gpt2: for a GPU; smollm2: a chat model",
+        PRESETS,
+    )
     task: str = option("quality", "the embedded world's task", (*TASKS, "chat"))
     seed: int = option(0, "seed of everything: data, weights, sampling")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 ...; auto takes a GPU when there is one")
@@ -240,6 +244,8 @@ def preset(name: str) -> RunConfig:
     tiny = RunConfig()
     if name == "tiny":
         return tiny
+    if name == "micro":
+        return _micro(tiny)
     if name == "smollm2":
         return _smollm2(tiny)
     width, layers, heads, lr = (256, 6, 8, 1e-3) if name == "small" else (768, 12, 12, 3e-4)
@@ -255,6 +261,29 @@ def preset(name: str) -> RunConfig:
         "reward_model": replace(tiny.reward_model, lr=lr / 4, pairs=8000, **micro[1]),
     }
     return replace(tiny, preset=name, ppo=replace(tiny.ppo, **rl), oracle=replace(tiny.oracle, **rl), **changes)
+
+
+def _micro(tiny: RunConfig) -> RunConfig:
+    """Models far too small to learn anything: every stage runs, in seconds, for tests and lessons."""
+    shape = replace(tiny.frozen_model, d_model=32, n_layers=1, n_heads=2)
+    sft = SFTConfig(600, steps=60, batch_size=8, heldout_examples=32)
+    ppo = replace(tiny.ppo, iterations=5, batch_size=16, max_new_tokens=20)
+    return replace(
+        tiny,
+        preset="micro",
+        vocab_size=400,
+        world=replace(tiny.world, eval_requests=40),
+        frozen_model=shape,
+        prompter_model=shape,
+        frozen_lm=sft,
+        prompter_sft=sft,
+        reward_model=replace(tiny.reward_model, pairs=80, batch_size=16, normalise_on=64),
+        sampling=replace(tiny.sampling, max_new_tokens=20),
+        ppo=ppo,
+        oracle=ppo,
+        eval=EvalConfig(inputs=24, headroom_inputs=8, bootstrap=200),
+        theory=TheoryConfig(inputs=4, answers=4, more_answers=4),
+    )
 
 
 def _smollm2(tiny: RunConfig) -> RunConfig:

@@ -17,10 +17,11 @@ import torch
 from alignpro_mini import reward as reward_
 from alignpro_mini.alignpro import Gold, Prompter, train_align_pro, train_rlhf_oracle, usable_rewrites
 from alignpro_mini.frozen import FrozenLM, FrozenModel
+from alignpro_mini.jsonl import append_jsonl, read_jsonl
 from alignpro_mini.lab import evaluation, processes
 from alignpro_mini.lab.accuracy import accuracy_facts, cut_at
 from alignpro_mini.lab.config import DTYPES, RunConfig, ShapeConfig, resolve_device
-from alignpro_mini.lab.run import Run, RunStage, append_jsonl, read_jsonl
+from alignpro_mini.lab.run import Run, RunStage
 from alignpro_mini.lab.tables import reward_model_lines
 from alignpro_mini.options import UserError, require
 from alignpro_mini.remote.client import Client, check_access

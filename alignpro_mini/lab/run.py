@@ -18,7 +18,6 @@ import ctypes
 import dataclasses
 import json
 import math
-import os
 import shutil
 import sys
 import time
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from alignpro_mini.guards import runaway
+from alignpro_mini.jsonl import append_jsonl, jsonl, read_jsonl
 from alignpro_mini.lab import processes
 from alignpro_mini.lab.claim import claim
 from alignpro_mini.lab.config import RunConfig
@@ -57,30 +57,6 @@ def return_freed_memory() -> None:
 def frozen_names(module: nn.Module) -> set[str]:
     """The parameters that do not train, under every name they have (tied weights have two)."""
     return {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
-
-
-def read_jsonl(path: Path) -> list[dict]:
-    """The rows of a log; a line that a kill left incomplete is dropped."""
-    rows = []
-    if path.exists():
-        # Not splitlines: it also breaks at U+2028 or U+0085, which a model may put into a text. A kill can end
-        # a line inside a character.
-        for line in path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n"):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-    return rows
-
-
-def append_jsonl(path: Path, rows: Sequence[dict]) -> None:
-    """Add rows to a log, on lines of their own also after one that a kill left incomplete."""
-    with path.open("a+b") as out:  # what is written goes to the end, wherever was read
-        length = out.seek(0, os.SEEK_END)
-        out.seek(max(0, length - 1))
-        cut = out.read(1) not in (b"", b"\n")
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        out.write(("\n" * cut + text).encode())
 
 
 class Run:
@@ -208,8 +184,7 @@ class Run:
             if (self.path / file).exists():
                 kept = [r for r in self.rows(file) if r["stage"] != stage or r["step"] <= step]
                 with replacing(self.path / file) as beside:
-                    text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept)
-                    beside.write_text(text, encoding="utf-8")
+                    beside.write_text(jsonl(kept), encoding="utf-8")
 
 
 class RunStage:

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from micro import TINY
 from test_grid import (
     small,  # noqa: F401  one thread, small models
     small_grid,
@@ -297,9 +296,7 @@ def test_the_ablation_changes_one_thing_at_a_time_and_runs(tmp_path, small, monk
         assert all(k == "seed" or getattr(base, k.removeprefix("ppo.")) != v for k, v in change(base).items()), name
     kept = {name: ablation.VARIANTS[name] for name in ("as it is", "as it is, other draws", "clip / 2")}
     monkeypatch.setattr(ablation, "VARIANTS", kept)
-    read = {k: v for k, v in TINY.items() if not k.startswith(("eval", "oracle"))}
-    options = [word for name, value in read.items() for word in (f"--{name}", str(value))]
-    argv = ["ablation", *options, "--out", str(tmp_path), "--device", "cpu", "--eval.inputs", "24"]
+    argv = ["ablation", "--preset", "micro", "--out", str(tmp_path), "--device", "cpu"]
     monkeypatch.setattr("sys.argv", argv)
     ablation.main()
     rows = {

@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from micro import TINY
 from results import PNG, make_results
 
 from alignpro_mini.experiments import grid, grid_report
@@ -26,21 +25,15 @@ def small():
     threads, second = torch.get_num_threads(), dict(grid.SECOND)
     torch.set_num_threads(1)
     shape = ShapeConfig(d_model=32, n_layers=1, n_heads=2)
-    grid.SECOND["tiny"] = (dataclasses.replace(shape, d_model=16), dataclasses.replace(shape, d_model=48))
+    grid.SECOND["micro"] = (dataclasses.replace(shape, d_model=16), dataclasses.replace(shape, d_model=48))
     yield
     torch.set_num_threads(threads)
     grid.SECOND.update(second)
 
 
 def small_grid(out, **changes):
-    few = {
-        "ppo.iterations": 2,
-        "oracle.iterations": 2,
-        "frozen_lm.steps": 30,
-        "prompter_sft.steps": 30,
-        "oracle.adaptive_kl_target": 0.0,
-    }
-    return with_options(preset("tiny"), TINY | few | {"device": "cpu", "out": str(out), "name": "g"} | changes)
+    few = {"ppo.iterations": 2, "oracle.iterations": 2, "frozen_lm.steps": 30, "prompter_sft.steps": 30}
+    return with_options(preset("micro"), few | {"device": "cpu", "out": str(out), "name": "g"} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -121,20 +114,20 @@ def test_a_cell_is_evaluated_with_its_own_prompters_and_frozen_model(group, monk
 def test_figures_and_numbers_are_left_behind(group):
     config = small_grid(group[0].parent)  # with a name of its own
     assert [p.name for p in grid.draw([group[3]], config)] == [
-        "grid-tiny.png",
-        "grid-tiny-variance.png",
-        "grid-tiny.json",
+        "grid-micro.png",
+        "grid-micro-variance.png",
+        "grid-micro.json",
     ]
     assert all(p.parent == group[0] and p.stat().st_size > 1000 for p in grid.draw([group[3]], config))
 
 
 def test_the_figures_hold_what_earlier_commands_left_beside_them(group, tmp_path):
     for seed in (0, 2):
-        folder = tmp_path / f"grid-tiny-quality-seed{seed}"
+        folder = tmp_path / f"grid-micro-quality-seed{seed}"
         folder.mkdir()
         (folder / "results.json").write_text(json.dumps(group[3] | {"seed": seed, "wall_s": {"F1": 1.0}}))
     fresh = [group[3] | {"seed": seed, "wall_s": {"F1": 2.0}} for seed in (1, 2)]
-    *figures, numbers = grid.draw(fresh, small_grid(tmp_path, name="grid-tiny-quality-seed1"))
+    *figures, numbers = grid.draw(fresh, small_grid(tmp_path, name="grid-micro-quality-seed1"))
     assert all(p.parent == tmp_path and p.stat().st_size > 1000 for p in figures)
     assert [(g["seed"], g["wall_s"]["F1"]) for g in json.loads(numbers.read_text())["groups"]] == [
         (0, 1.0),
@@ -235,7 +228,7 @@ def test_only_the_parent_process_draws_the_shared_figures(group, child, tmp_path
     monkeypatch.setattr(grid, "run_all", lambda program, configs, how, one: ([group[3]], []))
     monkeypatch.setattr("sys.argv", ["grid", "--out", str(tmp_path), *["--child"] * child])
     grid.main()
-    figures = {"grid-tiny.png", "grid-tiny-variance.png", "grid-tiny.json"}
+    figures = {"grid-micro.png", "grid-micro-variance.png", "grid-micro.json"}
     assert {p.name for p in tmp_path.iterdir()} == (set() if child else figures)
     out = capsys.readouterr().out
     assert out == "" if child else "P2-F2" in out and "figures: " in out

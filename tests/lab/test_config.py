@@ -70,7 +70,7 @@ def test_every_option_is_explained(name):
         assert len(field.metadata.get("help", "")) > 5, dotted
 
 
-@pytest.mark.parametrize("name", ["tiny", "small", "gpt2"])
+@pytest.mark.parametrize("name", ["micro", "tiny", "small", "gpt2"])
 def test_presets_are_valid_and_their_models_can_be_built(name):
     c = preset(name).validate()
     assert c.preset == name
@@ -87,9 +87,9 @@ def test_presets_are_valid_and_their_models_can_be_built(name):
 
 
 def test_presets_grow():
-    width = [preset(name).frozen_model.d_model for name in ("tiny", "small", "gpt2")]
+    width = [preset(name).frozen_model.d_model for name in ("micro", "tiny", "small", "gpt2")]
     assert width == sorted(width) and width[-1] == 768 and preset("gpt2").frozen_model.n_layers == 12
-    with pytest.raises(UserError, match="preset is 'huge'.*tiny, small"):
+    with pytest.raises(UserError, match="preset is 'huge'.*micro, tiny, small"):
         preset("huge")
 
 
@@ -219,7 +219,7 @@ def test_values_become_the_type_of_their_field(monkeypatch):
         (["--eval.oracle", "maybe"], "--eval.oracle: 'maybe' is not a valid bool (give true or false)"),
         (["--frozen_model.family", "lama"], "'lama' is not one of llama, gpt2; did you mean llama?"),
         (["--world.spread", "both"], "--world.spread: 'both' is not one of plain, cue"),
-        (["--preset", "tini"], "'tini' is not one of tiny, small, gpt2, smollm2; did you mean tiny?"),
+        (["--preset", "tini"], "'tini' is not one of micro, tiny, small, gpt2, smollm2; did you mean tiny?"),
         (["--task", "qualty"], "'qualty' is not one of quality, attributes, reasoning, all; did you mean quality?"),
         (["--task", "quality,"], "--task: '' is not one of"),
         (["--seed", "x"], "--seed: 'x' is not a number, a span"),

@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from micro import TINY
 
 from alignpro_mini.frozen import Answer
 from alignpro_mini.lab import pipeline
@@ -108,8 +107,8 @@ def test_a_mismatched_pair_holds_an_answer_and_what_it_is_for_another_town(tmp_p
 
 
 def test_a_vocabulary_that_a_failed_start_left_behind_is_not_used(tmp_path):
-    few = TINY | {"out": str(tmp_path), "name": "r", "device": "cpu", "frozen_lm.steps": 1}
-    config = with_options(preset("tiny"), few)
+    few = {"out": str(tmp_path), "name": "r", "device": "cpu", "frozen_lm.steps": 1}
+    config = with_options(preset("micro"), few)
     run = Run(config)
     (run.path / "tokenizer.json").write_text(json.dumps("of another run"))
     tokenizer, lm = pipeline.frozen_lm(run, pipeline.make_world(config))

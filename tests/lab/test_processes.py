@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from doubles import ROOT, Letters, in_a_folder, random_lm
-from micro import TINY
+from micro import OPTIONS
 
 from alignpro_mini.lab import processes
 from alignpro_mini.lab.cli import parse_command_line
@@ -188,7 +188,7 @@ def ended(options: dict, folder: Path, worker: int, sent: signal.Signals, *more:
 
 def a_worker_dies(tmp_path):
     """By SIGKILL: the other one notices. By SIGTERM, which torchrun sends those that have not noticed yet."""
-    options = TINY | {"ppo.iterations": 9, "device": "cpu", "name": "two"}
+    options = OPTIONS | {"preset": "micro", "ppo.iterations": 9, "device": "cpu", "name": "two"}
     log = tmp_path / "runs" / "two" / "metrics.jsonl"
     line = f"train.py: error: {processes.LOST}"
     assert ended(options, tmp_path, 1, signal.SIGKILL) == [[line], []]

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from alignpro_mini.lab.config import preset
-from alignpro_mini.lab.run import Run, RunStage, append_jsonl, read_jsonl
+from alignpro_mini.lab.run import Run, RunStage
 from alignpro_mini.options import UserError
 from alignpro_mini.training import SilentStage, Stage
 from alignpro_mini.weights import tensors
@@ -184,21 +184,6 @@ def test_write_json_refuses_nan_and_keeps_the_old_file(tmp_path):
     with pytest.raises(ValueError):
         write_json(path, {"a": math.nan})
     assert json.loads(path.read_text()) == {"a": 1}
-
-
-def test_a_cut_last_line_is_left_out(tmp_path):
-    path = tmp_path / "m.jsonl"
-    whole = '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
-    for cut, count in [(0, 3), (1, 3), (2, 2), (len('{"step": 3}\n') - 1, 2), (len('{"step": 3}\n'), 2)]:
-        path.write_text(whole[: len(whole) - cut])
-        assert [r["step"] for r in read_jsonl(path)] == [1, 2, 3][:count]
-    assert read_jsonl(tmp_path / "none.jsonl") == []
-
-
-def test_a_line_cut_inside_a_character_is_left_out(tmp_path):
-    path = tmp_path / "m.jsonl"
-    path.write_bytes('{"y": "a"}\n{"y": "é'.encode()[:-1])
-    assert read_jsonl(path) == [{"y": "a"}]
 
 
 @pytest.mark.parametrize("text", ["a\u2028b", "a\x85b", "a\x1cb", "a\r\nb", "\u2029", "日本 🙂 \ufffd"])
@@ -456,15 +441,6 @@ def test_streams_are_repeatable_and_their_own(config, tmp_path):
         draw(r, n) for r in (a, b) for n in ("frozen_lm", "prompter_sft", "align_pro", "rlhf_oracle", "evaluation")
     ]
     assert len({tuple(s) for s in streams}) == len(streams)
-
-
-def test_a_row_after_one_that_a_kill_cut_is_not_lost(tmp_path):
-    file = tmp_path / "a.jsonl"
-    append_jsonl(file, [{"i": 0}, {"i": 1}])
-    file.write_bytes(file.read_bytes()[:-4])
-    append_jsonl(file, [{"i": 2, "text": "\u2028 ü"}])
-    append_jsonl(file, [])
-    assert read_jsonl(file) == [{"i": 0}, {"i": 2, "text": "\u2028 ü"}]
 
 
 def test_a_run_goes_on_with_options_that_change_no_result(tmp_path):

@@ -332,12 +332,6 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     mutant(
         "lab/run.py",
-        "odd-line-breaks-cut-the-log",
-        ('.removesuffix("\\n").split("\\n")', ".splitlines()"),
-        "test_a_text_with_odd_line_breaks_is_one_row",
-    ),
-    mutant(
-        "lab/run.py",
         "other-options-resumed",
         ("if changed:", "if False:"),
         "test_other_options_on_resume_are_named_and_nothing_is_overwritten",

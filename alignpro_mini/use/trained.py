@@ -14,7 +14,7 @@ from alignpro_mini import guards
 from alignpro_mini.alignpro import Prompter
 from alignpro_mini.frozen import FrozenLM, FrozenModel
 from alignpro_mini.lab import pipeline
-from alignpro_mini.lab.config import DTYPES, RunConfig, preset, resolve_device
+from alignpro_mini.lab.config import DTYPES, RunConfig, resolve_device
 from alignpro_mini.options import UserError
 from alignpro_mini.remote.client import Client
 from alignpro_mini.remote.lm import RemoteLM
@@ -71,12 +71,12 @@ class Trained:
         limit = prompter.model.config.max_len - prompter.max_new_tokens
         short = [x for x in requests if len(prompter.tokenizer.chat(x)) <= limit]
         written = iter(prompter.rewrite(short, self.generator) if short else ())
-        found = []
+        rewrites = []
         for x in requests:
-            told = next(written) if len(prompter.tokenizer.chat(x)) <= limit else ""
-            empty = None if told.strip() else "empty"
-            found.append(Rewrite(x, told, guards.objection(x, told) if guard else empty))
-        return found
+            x_prime = next(written) if len(prompter.tokenizer.chat(x)) <= limit else ""
+            empty = None if x_prime.strip() else "empty"
+            rewrites.append(Rewrite(x, x_prime, guards.objection(x, x_prime) if guard else empty))
+        return rewrites
 
     @cached_property
     def frozen(self) -> FrozenModel:
@@ -103,19 +103,12 @@ class Trained:
 
 
 def config_of(saved: dict) -> RunConfig:
-    """The configuration that a run's config.json holds; what an earlier version did not know has its default.
-
-    Raises UserError for a file that is no configuration.
-    """
-
-    def filled(like, values: dict):
-        known = {f.name: getattr(like, f.name) for f in dataclasses.fields(like) if f.name in values}
-        parts = {n: filled(v, values[n]) if dataclasses.is_dataclass(v) else values[n] for n, v in known.items()}
-        return replace(like, **parts)
-
+    """The configuration that a run's config.json holds. Raises UserError for a file that holds none."""
     try:
-        if model := saved.get("data", {}).get("model"):  # its name in earlier versions
-            saved = saved | {"frozen": model, "prompter": model}
-        return filled(preset(saved.get("preset", "tiny")), saved)
-    except (AttributeError, TypeError) as error:
+        options = {}
+        for f in dataclasses.fields(RunConfig):
+            value = saved[f.name]
+            options[f.name] = type(f.default)(**value) if dataclasses.is_dataclass(f.default) else value
+        return RunConfig(**options)
+    except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"config.json is no configuration of a run ({error})") from None
