@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from doubles import ROOT, in_a_folder
+from doubles import ROOT, Letters, in_a_folder, random_lm
 from micro import OPTIONS
 
-from alignpro_mini.experiments.gradient import Letters, random_lm
 from alignpro_mini.lab import processes
 from alignpro_mini.lab.cli import parse_command_line
 from alignpro_mini.lab.config import preset

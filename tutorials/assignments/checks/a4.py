@@ -24,7 +24,7 @@ def seed(rng: torch.Generator) -> int:
 
 def language_model(rng: torch.Generator, family: str = "llama"):
     """Two blocks of width 16, a vocabulary of 12, random weights."""
-    from alignpro_mini.experiments.gradient import random_lm
+    from doubles import random_lm
 
     return random_lm(family, seed(rng))
 
@@ -127,7 +127,8 @@ HEAD = ("head.weight", *(f"lm.{name}" for name in WEIGHTS))
 
 def reward_model(rng: torch.Generator, train_layers: int = 0):
     """A reward model over `language_model`, with a head that is not zero, and a mean and std that are not 0 and 1."""
-    from alignpro_mini.experiments.gradient import Letters
+    from doubles import Letters
+
     from alignpro_mini.reward import RewardModel
 
     model = RewardModel(language_model(rng), Letters(), train_layers)
@@ -386,7 +387,8 @@ def cases(path: str, rng: torch.Generator) -> list[Case]:
 
 def whole(rng: torch.Generator) -> None:
     """All together: a language model learns its answers, a reward model the preferences of a labeller."""
-    from alignpro_mini.experiments.gradient import Letters
+    from doubles import Letters
+
     from alignpro_mini.reward import RewardConfig, RewardModel, accuracy, draw_preferences, train_reward_model
     from alignpro_mini.sft import SFTConfig, answer_loss, train_sft
     from alignpro_mini.transformer import Transformer, TransformerConfig
