@@ -23,7 +23,8 @@ import torch
 from lesson import BLUE, FAST, GREEN, GREY, ORANGE, axes, quietly, shared_run, show, source
 
 from alignpro_mini import reward, rl_math
-from alignpro_mini.lab.pipeline import copy_of, sample_answers
+from alignpro_mini.lab.models import copy_of
+from alignpro_mini.lab.rewards import sample_answers
 
 # %% [markdown]
 # ## Comparisons

@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import reduce
 
 from alignpro_mini.lab.config import PRESETS, RunConfig, preset
+from alignpro_mini.lab.setup import setup_of
 from alignpro_mini.options import UserError, require
 from alignpro_mini.variants import VARIANTS
 from alignpro_mini.worlds.toy import TASKS
@@ -60,9 +61,8 @@ def with_options(config: RunConfig, options: dict[str, object]) -> RunConfig:
     known = leaves(config)
     tree: dict[str, dict] = {}
     top = {}
-    asked = replace(config, **{name: options[name] for name in ("frozen", "reward") if name in options})
-    if asked.remote or asked.judge:  # no weights, or every answer costs
-        options = {"eval.oracle": False, "theory.inputs": 0} | options
+    models = {name: options[name] for name in ("frozen", "reward") if name in options}
+    options = setup_of(replace(config, **models)).defaults() | options
     for name, value in (options | _oracle_options(options)).items():
         if name not in known:
             raise UserError(f"unknown option --{name}{nearest(name, known, '--')}")
@@ -176,10 +176,12 @@ def _runs(
         raise UserError(f"--jobs is {given.jobs}; it must be at least 1")
     if given.name and (given.name in (".", "..") or set(given.name) & set("/\\")):
         raise UserError(f"--name: {given.name!r} is a path; give one folder's name, and the place by --out")
-    runs = [with_options(base, options | {"task": t, "seed": s}).validate() for t in tasks for s in seeds]
+    runs = [with_options(base, options | {"task": task, "seed": seed}) for task in tasks for seed in seeds]
+    for run in runs:
+        setup_of(run).check()
     if len(runs) > 1 and given.name:
         raise UserError("--name names one run; with several tasks or seeds leave it out (use --out for another folder)")
-    unread = runs[0].unread() | unread
+    unread = setup_of(runs[0]).unread() | unread
     for name in options:
         if why := unread.get(name) or unread.get(name.partition(".")[0]):
             raise UserError(f"--{name}: {why}; leave it out")

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -115,7 +114,9 @@ class RunConfig:
     reward_read: str = option("last", "state that the reward is read off: the last token's, or the mean", READS)
     reward: str = option("", "module:function(prompts, completions) -> rewards, or judge:MODEL; empty: learned")
     gold: str = option("", "module:function, the true reward of a real model's answers; empty: the package's own")
-    guard: bool = option(False, "replace rewrites with an objection (lab/guards.py) by the request; else only count them")
+    guard: bool = option(
+        False, "replace rewrites with an objection (lab/guards.py) by the request; else only count them"
+    )
     stop: bool = option(True, "end PPO when KL, entropy or length run away (lab/guards.py)")
     out: str = option("runs", "folder of the runs")
     name: str = option(
@@ -169,11 +170,13 @@ class RunConfig:
             what += "-" + re.sub(r"[^\w.]+", "-", self.frozen.rstrip("/").rpartition("/")[2].removeprefix("api:"))
         return self.name or f"{self.preset}-{what}-seed{self.seed}"
 
-    def validate(self) -> RunConfig:
-        """Check combinations of options, and the device; returns self, raises UserError."""
+    def check(self) -> None:
+        """Raises UserError for options that do not fit together in any kind of run (`setup.Setup.check` for each kind)."""
         resolve_device(self.device)
-        for ok, message in (*self._rules(), *(self._rules_real() if self.real_model else self._rules_toy())):
-            require(ok, message)
+        inputs = self.eval.inputs
+        tried = self.theory.inputs
+        message = f"--theory.inputs is {tried}, but it takes them from the {inputs} of --eval.inputs"
+        require(tried <= inputs or bool(self.data.prompts), message)
         for section in ("ppo", "oracle"):
             c = getattr(self, section)
             names = ", ".join(VARIANTS)
@@ -182,53 +185,16 @@ class RunConfig:
                 VARIANTS[c.variant].check(c)
             except UserError as error:  # it begins with the field's name
                 raise UserError(f"--{section}.{error}") from None
-        for name in () if self.real_model else ("frozen_model", "prompter_model"):
-            try:
-                getattr(self, name).transformer(self.vocab_size)
-            except UserError as error:
-                raise UserError(f"--{name}: {error}") from None
-        return self
-
-    def _rules(self) -> Iterator[tuple[bool, str]]:
-        """(holds, what to say if it does not) for both kinds of model."""
-        inputs, tried = self.eval.inputs, self.theory.inputs
-        told = f"--theory.inputs is {tried}, but it takes them from the {inputs} of --eval.inputs"
-        yield tried <= inputs or bool(self.data.prompts), told
-
-    def _rules_real(self) -> Iterator[tuple[bool, str]]:
-        """(holds, what to say if it does not) for a real model."""
-        yield self.task == "chat", f"--preset smollm2 works on everyday requests: its task is chat, not {self.task}"
-        told = "--eval.oracle true needs the weights of the frozen model, and api:MODEL has none here: leave it out"
-        yield not (self.remote and self.eval.oracle), told
-
-    def _rules_toy(self) -> Iterator[tuple[bool, str]]:
-        """(holds, what to say if it does not) for the embedded world."""
-        inputs, kept = self.eval.inputs, self.world.eval_requests
-        yield self.task in TASKS, f"task is {self.task}, but --preset {self.preset} has {', '.join(TASKS)}"
-        yield inputs <= kept, f"--eval.inputs is {inputs}, but --world.eval_requests keeps only {kept}"
-        shaping, usual = ("follow", "spread", "unseen_towns"), WorldConfig()
-        as_usual = all(getattr(self.world, name) == getattr(usual, name) for name in shaping)
-        towns = f"--world.{', --world.'.join(shaping)} shape the tasks quality and attributes, not reasoning"
-        yield self.task != "reasoning" or as_usual, f"{towns}: leave them or the task out"
-        yield not self.judge, f"--reward judge:MODEL is for a real model, not for the embedded world of {self.preset}"
-        yield not self.gold, f"--gold is for a real model: the embedded world of --preset {self.preset} has its own"
-        pairs, batch = self.preferences.pairs, self.reward_model.batch_size
-        two = f"it takes at least two batches of --reward_model.batch_size {batch}"
-        yield pairs >= 2 * batch, f"--preferences.pairs is {pairs}; {two}"
-        for section, model in (("ppo", "prompter_model"), ("sampling", "frozen_model"), ("oracle", "frozen_model")):
-            length, longest = getattr(self, section).max_new_tokens, getattr(self, model).max_len
-            message = f"--{section}.max_new_tokens is {length}; with the prompt it must fit --{model}.max_len {longest}"
-            yield length < longest, message
 
     def unread(self) -> dict[str, str]:
-        """{section or option that this run does not read: why}; setting one is an error, since it would do nothing."""
+        """{section or option that other options make superfluous: why}, in any kind of run."""
         found = {"oracle.answers": "it has no effect: the oracle gives one answer a prompt"}
         for section in ("ppo", "oracle"):
-            if getattr(self, section).adaptive_kl_target == 0:
+            c = getattr(self, section)
+            if c.adaptive_kl_target == 0:
                 found[f"{section}.adaptive_kl_horizon"] = f"it is not read without --{section}.adaptive_kl_target"
-            variant = getattr(self, section).variant
-            for name in VARIANTS[variant].unread:
-                found[f"{section}.{name}"] = f"it is not read with --{section}.variant {variant}"
+            why = f"it is not read with --{section}.variant {c.variant}"
+            found |= {f"{section}.{name}": why for name in VARIANTS[c.variant].unread}
         if not self.eval.oracle:
             found |= dict.fromkeys(("oracle", "theory.samples"), "it is not read with --eval.oracle false")
         if self.sampling.temperature == 0:
@@ -240,22 +206,7 @@ class RunConfig:
             learned = ["reward_model", "reward_base", "reward_blocks", "reward_read", "data.preferences"]
             learned += [f"preferences.{f.name}" for f in fields(PreferenceConfig) if f.name != "normalise_on"]
             found |= dict.fromkeys(learned, "it is not read with --reward")
-        if not (self.remote or self.judge):
-            found["api"] = "only --frozen api:MODEL and --reward judge:MODEL read it"
-        toy = ("world", "frozen_lm", "frozen_model", "prompter_model", "vocab_size")
-        other = toy if self.real_model else ("data", "api", "frozen", "prompter", "reward_base")
-        if self.data.preferences:
-            why = "it is about pairs of the frozen LM's answers: not read with --data.preferences"
-            for name in ("pairs", "mismatched", "answers_per_request", "scale"):
-                found[f"preferences.{name}"] = why
-        if self.data.prompts:
-            found["theory"] = "rewrites of requests from --data.prompts are not enumerated"
-        elif self.real_model:
-            found["theory.more_answers"] = "a real model's rewrites get equally many answers: raise --theory.answers"
-            found["theory.samples"] = "the bounds are not computed for a real model"
-            only = "it is about requests of your own: only --data.prompts reads it"
-            found |= dict.fromkeys(("data.rewrites", "data.max_prompt_tokens"), only)
-        return found | dict.fromkeys(other, f"it is not read with --preset {self.preset}")
+        return found
 
 
 def preset(name: str) -> RunConfig:

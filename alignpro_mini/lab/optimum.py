@@ -59,6 +59,11 @@ class RatedRewrites:
         """The rewards of every other answer, and of the rest, for `cross_fitted`: (N, K, M/2) each."""
         return self.r[:, :, ::2], self.r[:, :, 1::2]
 
+    @property
+    def is_pooled(self) -> bool:
+        """Whether one table holds for all requests."""
+        return len(self.r) < len(self.requests)
+
     def pooled(self) -> RatedRewrites:
         """The same with all requests' mean rewards in the place of a request's answers: R is the mean over requests.
 
