@@ -40,7 +40,6 @@ VARIANTS: Variants = {  # name: options changed, made from the PPO section p as 
     "learning rate / 3": lambda p: {"ppo.lr": p.lr / 3},
     "learning rate x 3": lambda p: {"ppo.lr": p.lr * 3},
     "no warm-up": lambda p: {"ppo.warmup_ratio": 0.0},
-    "other annealing": lambda p: {"ppo.anneal": not p.anneal},
     "half the iterations": lambda p: {"ppo.iterations": max(1, p.iterations // 2)},
     "twice the iterations": lambda p: {"ppo.iterations": p.iterations * 2},
     "batch / 2": lambda p: {"ppo.batch_size": max(p.num_minibatches, p.batch_size // 2)},

@@ -43,8 +43,8 @@ AS_IT_IS = "PPO with GAE"
 OTHER_DRAWS = "PPO with GAE, other draws"  # how much is chance
 
 
-def _grouped(advantage: str, K: int = 4, **more) -> dict:
-    return {"advantage": advantage, "rewrites_per_request": K} | more
+def _grouped(variant: str, K: int = 4) -> dict:
+    return {"variant": variant, "rewrites_per_request": K}
 
 
 OPTIONS: dict[str, dict] = {  # variant: the options of PPO that differ
@@ -52,21 +52,21 @@ OPTIONS: dict[str, dict] = {  # variant: the options of PPO that differ
     OTHER_DRAWS: {},
     "GAE, lambda 1": {"gae_lambda": 1.0},
     "GAE, K 4": {"rewrites_per_request": 4},
-    "REINFORCE, batch baseline": {"advantage": "reinforce"},
-    "REINFORCE++": {"advantage": "reinforce++"},
+    "REINFORCE, batch baseline": {"variant": "reinforce"},
+    "REINFORCE++": {"variant": "reinforce++"},
     "RLOO, K 2": _grouped("rloo", 2),
     "RLOO, K 4": _grouped("rloo"),
     "RLOO, K 8": _grouped("rloo", 8),
     "GRPO, K 4": _grouped("grpo"),
-    "GRPO without its std, K 4": _grouped("grpo_unscaled"),
-    "RLOO, K 4, sequence ratio": _grouped("rloo", ratio="sequence"),
-    "GRPO, K 4, sequence ratio": _grouped("grpo", ratio="sequence"),
-    "REINFORCE, sequence ratio": {"advantage": "reinforce", "ratio": "sequence"},
-    "KL as k2 in the reward": {"kl_estimator": "k2"},
-    "KL as k3 in the reward": {"kl_estimator": "k3"},
-    "KL as k1 in the loss": {"kl_placement": "loss"},
-    "KL as k2 in the loss": {"kl_placement": "loss", "kl_estimator": "k2"},
-    "KL as k3 in the loss": {"kl_placement": "loss", "kl_estimator": "k3"},
+    "GRPO without its std, K 4": _grouped("grpo-unscaled"),
+    "RLOO, K 4, sequence ratio": _grouped("rloo-sequence"),
+    "GRPO, K 4, sequence ratio": _grouped("grpo-sequence"),
+    "REINFORCE, sequence ratio": {"variant": "reinforce-sequence"},
+    "KL as k2 in the reward": {"variant": "kl-k2"},
+    "KL as k3 in the reward": {"variant": "kl-k3"},
+    "KL as k1 in the loss": {"variant": "kl-loss-k1"},
+    "KL as k2 in the loss": {"variant": "kl-loss-k2"},
+    "KL as k3 in the loss": {"variant": "kl-loss-k3"},
     "clip 0.05": {"clip_range": 0.05},
     "clip 0.1": {"clip_range": 0.1},
     "clip 0.4": {"clip_range": 0.4},

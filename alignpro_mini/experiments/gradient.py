@@ -39,6 +39,7 @@ from alignpro_mini.frozen import Answer
 from alignpro_mini.generation import sampling_logprobs
 from alignpro_mini.ppo import PPOConfig, PPOTrainer
 from alignpro_mini.transformer import Transformer, TransformerConfig
+from alignpro_mini.variants import VARIANTS
 
 
 class Letters:
@@ -200,8 +201,9 @@ def estimates(
     score = PromptScore(Coin(generator), rate, generator, config.answers)
     if how.kl_only:
         score = lambda requests, rewrites: torch.zeros(len(requests))
-    trainer = PPOTrainer(policy, reference, LETTERS, score, config, generator)
-    where, K = later if how.moved else policy, config.rewrites_per_request
+    trainer = VARIANTS[config.variant](policy, reference, LETTERS, score, config, generator)
+    where = later if how.moved else policy
+    K = config.rewrites_per_request
     rows = []
     for _ in range(batches):
         trainer.policy.lm = policy

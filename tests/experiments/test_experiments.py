@@ -46,7 +46,7 @@ def test_estimators_end_to_end_and_one_variant_more(tmp_path, small):  # noqa: F
     first = estimators.compare(config, False, [estimators.AS_IT_IS, "RLOO, K 4"])
     assert list(first["variants"]) == [estimators.AS_IT_IS, "RLOO, K 4"] and first["kl_coef"] == 0.1
     saved = json.loads((tmp_path / "e" / "RLOO-K-4" / "config.json").read_text())["ppo"]
-    assert (saved["advantage"], saved["rewrites_per_request"]) == ("rloo", 4)
+    assert (saved["variant"], saved["rewrites_per_request"]) == ("rloo", 4)
     both = estimators.compare(config, True, ["KL as k3 in the loss"])
     assert list(both["variants"]) == [estimators.AS_IT_IS, "RLOO, K 4", "KL as k3 in the loss"]
     assert both["variants"]["RLOO, K 4"] == first["variants"]["RLOO, K 4"], "loaded, not done again"

@@ -229,14 +229,14 @@ def test_prices_that_cannot_be_are_refused(argv, told, monkeypatch, capsys):
         ("overoptimisation", "--theory.answers", "this study does not read it"),
         ("overoptimisation", "--ppo.adaptive_kl_target", "it is varied here"),
         ("estimators", "--ppo.rewrites_per_request", "it is varied here"),
-        ("estimators", "--ppo.kl_estimator", "it is varied here"),
+        ("estimators", "--ppo.variant", "it is varied here"),
         ("estimators", "--ppo.gamma", "it is varied here"),
     ],
 )
 def test_an_option_that_a_study_would_not_read_is_refused(study, option, told, monkeypatch, capsys):
     module = importlib.import_module(f"alignpro_mini.experiments.{study}")
     monkeypatch.setattr(module, "run_all", lambda *given: pytest.fail("it began"))
-    value = {"--ppo.kl_estimator": "k2", "--ppo.rewrites_per_request": "4", "--theory.answers": "4"}.get(option, "1")
+    value = {"--ppo.variant": "kl-k2", "--ppo.rewrites_per_request": "4", "--theory.answers": "4"}.get(option, "1")
     monkeypatch.setattr("sys.argv", [study, option, value])
     with pytest.raises(SystemExit) as stop:
         module.main()

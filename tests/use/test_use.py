@@ -84,8 +84,8 @@ def test_a_configuration_is_read_back_and_an_older_one_gets_defaults(run):
     saved = json.loads((run / "config.json").read_text())
     config = config_of(saved)
     assert config.ppo.iterations == 5 and config.run_name == run.name
-    del saved["api"], saved["ppo"]["advantage"]
-    assert config_of(saved).ppo.advantage == preset("tiny").ppo.advantage
+    del saved["api"], saved["ppo"]["variant"]
+    assert config_of(saved).ppo.variant == preset("tiny").ppo.variant
     older = config_of({"preset": "smollm2", "data": {"model": "mine"}})
     assert (older.frozen, older.prompter) == ("mine", "mine"), "its name in earlier versions"
     with pytest.raises(UserError, match="no configuration of a run"):
