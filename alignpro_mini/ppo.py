@@ -325,9 +325,8 @@ class PPOTrainer:
         logp = torch.zeros_like(part.logp).masked_scatter(part.action, chosen)  # (b, T)
         new, old = self.ratio_logprobs(logp, part)  # (b, T)
         policy, seen = rl_math.policy_loss(new, old, part.advantages, part.action, c.clip_range)
-        moved = rl_math.kl_estimate(
-            part.logp[part.action], chosen.detach(), "k3"
-        )  # (n,) old to new
+        before = part.logp[part.action]  # (n,)
+        moved = rl_math.kl_estimate(before, chosen.detach(), "k3")  # (n,) KL of old to new
         extra, extra_parts = self.extra_loss(part, logp, values)
         parts = {
             "policy_loss": policy.sum().item(),
