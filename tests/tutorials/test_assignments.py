@@ -249,8 +249,8 @@ SLIPS = [
     ),
     (
         "reward.accuracy",
-        "(chosen == rejected).float()).mean().item()",
-        "(chosen == rejected).float()).mean()",
+        "right.mean().item()",
+        "right.mean()",
         "the result is a Tensor, not a number",
     ),
     (
