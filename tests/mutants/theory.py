@@ -109,6 +109,6 @@ MUTANTS: tuple[Mutant, ...] = (
     of(
         "the-reverse-optimum-is-the-forward-one",
         ("found = lam * rho_sft / (high + behind)", "found = rho_sft * (-behind / lam).exp()"),
-        "test_experiments.py::test_the_reverse_optimum_beats_its_neighbours",
+        "test_the_reverse_optimum_beats_its_neighbours",
     ),
 )
