@@ -41,6 +41,9 @@ class Completion:
     finished: bool  # ended with EOS, not truncated at the limit
 
 
+Sampler = Callable[..., list[Completion]]  # `generate`, or another function of its signature
+
+
 def sampling_logprobs(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
     """The log of the distribution that sampling draws from: (..., V) logits -> (..., V) log-probs, float32.
 

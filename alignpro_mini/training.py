@@ -75,6 +75,16 @@ def trainable(model: Transformer, train_layers: int) -> list[nn.Parameter]:
     return found
 
 
+def frozen_blocks(model: Transformer, train_layers: int) -> int:
+    """How many of the model's blocks, from the bottom, do not train: none of them with `train_layers` 0."""
+    return model.config.n_layers - train_layers if train_layers else 0
+
+
+def trunk(model: Transformer, ids: Tensor, mask: Tensor | None, train_layers: int) -> Tensor:
+    """What the frozen blocks make of ids (B, T), without gradients: (B, T, D); the ids themselves if all train."""
+    return model.trunk(ids, mask, train_layers)
+
+
 def make_optimizer(parameters: Sequence[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW that decays matrices only: norms and biases should not be pulled to zero."""
     groups = [

@@ -10,7 +10,7 @@ from doubles import ROOT
 from alignpro_mini.lab.cli import with_options
 from alignpro_mini.lab.config import preset
 
-OPTIONS = {"ppo.checkpoint_every": 2, "oracle.adaptive_kl_target": 1.0}  # both PPOs: saved between, and adapted
+OPTIONS = {"oracle.adaptive_kl_target": 1.0}
 CONFIG = with_options(preset("micro"), OPTIONS)
 
 

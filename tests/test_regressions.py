@@ -1,5 +1,6 @@
 """Defects that this project once had. Each test fails on the code that had the defect."""
 
+import copy
 import multiprocessing
 import sys
 import warnings
@@ -147,17 +148,22 @@ def length(prompts, completions):
     return torch.tensor([float(len(text)) for text in completions])
 
 
+def trainer_of(reference, score) -> PPOTrainer:
+    lm = copy.deepcopy(reference)
+    return PPOTrainer(lm, reference, LETTERS, score, SMALL, torch.Generator().manual_seed(0))
+
+
 def test_rewrites_and_answers_are_measured_alike():
     """Both lengths count the EOS: an LM that repeats its prompt gives answers as long as the rewrites."""
     rho = lookup_lm({2: {4: 1.0}, 4: {5: 1.0}, 5: {3: 1.0}})  # always writes "ab" and its EOS
     stage = FakeStage()
-    train_align_pro(rho, Echo(), length, ["c", "d"], LETTERS, SMALL, stage, torch.Generator().manual_seed(0))
+    train_align_pro(trainer_of(rho, PromptScore(Echo(), length)), ["c", "d"], stage)
     assert stage.rows[0]["completion_length"] == stage.rows[0]["answer_length"] == 3
 
 
 def test_the_oracles_answers_are_not_called_rewrites():
     stage = FakeStage()
-    train_rlhf_oracle(random_lm(), length, ["c", "d"], LETTERS, SMALL, stage, torch.Generator().manual_seed(0))
+    train_rlhf_oracle(trainer_of(random_lm(), length), ["c", "d"], stage)
     assert "completion_length" in stage.rows[0] and not {"rewrite_length", "answer_length"} & stage.rows[0].keys()
 
 
@@ -192,7 +198,7 @@ def test_scoring_and_evaluation_need_only_answer_and_fits(with_tokens):
     assert PromptScore(box, length, draw, 2)(["a", "b"], ["cd", "e"]).tolist() == [2, 1]
     assert optimum.rate(["a"], [["a", "bc"]], box, length, 3, draw).R.tolist() == [[1, 2]]
     stage = FakeStage()
-    train_align_pro(random_lm(), box, length, ["a", "b"], LETTERS, SMALL, stage, draw)
+    train_align_pro(trainer_of(random_lm(), PromptScore(box, length)), ["a", "b"], stage)
     assert (stage.rows[0]["answer_length"] is None) is not with_tokens
 
 

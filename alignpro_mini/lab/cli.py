@@ -16,6 +16,7 @@ from functools import reduce
 
 from alignpro_mini.lab.config import PRESETS, RunConfig, preset
 from alignpro_mini.options import UserError, require
+from alignpro_mini.variants import VARIANTS
 from alignpro_mini.worlds.toy import TASKS
 
 # What `--help` shows; `--help all` shows every option.
@@ -44,6 +45,11 @@ def leaves(config, prefix: str = "") -> dict[str, dataclasses.Field]:
         else:
             found[prefix + f.name] = f
     return found
+
+
+def choices_of(f: dataclasses.Field) -> tuple[str, ...]:
+    """The words that an option may be. `PPOConfig` does not know its variants: they are trainers."""
+    return tuple(VARIANTS) if f.name == "variant" else f.metadata.get("choices", ())
 
 
 def _oracle_options(options: dict[str, object]) -> dict[str, object]:
@@ -166,7 +172,7 @@ def parse_command_line(
             options[name] = _parse(text, f.default)  # the field's own type: a preset may write 2 for 2.0
         except ValueError as error:
             parser.error(f"--{name}: {text!r} is not a valid {type(f.default).__name__} ({error})")
-        choices = f.metadata.get("choices")
+        choices = choices_of(f)
         if choices and options[name] not in choices:
             parser.error(f"--{name}: {text!r} is not one of {', '.join(choices)}{nearest(text, choices)}")
     try:
@@ -218,7 +224,8 @@ def _parser(base: RunConfig, prog: str, everything: bool) -> argparse.ArgumentPa
         if section not in groups:
             doc = (type(getattr(base, section)).__doc__ or "").strip().splitlines()[0]
             groups[section] = parser.add_argument_group(section, doc)
-        choices, default = f.metadata.get("choices"), reduce(getattr, name.split("."), base)
+        choices = choices_of(f)
+        default = reduce(getattr, name.split("."), base)
         text = f.metadata.get("help", "") + (f" [{'|'.join(choices)}]" if choices else "")
         text += "" if default == "" else f" (default: {default})"
         groups[section].add_argument(f"--{name}", dest=name, metavar=metavar, help=text.replace("%", "%%"))

@@ -16,9 +16,9 @@ from alignpro_mini.options import UserError, check_ranges, option, require
 from alignpro_mini.ppo import PPOConfig
 from alignpro_mini.remote.client import ApiConfig
 from alignpro_mini.reward import RewardConfig
-from alignpro_mini.rl_math import GROUPED
 from alignpro_mini.sft import SFTConfig
 from alignpro_mini.transformer import TransformerConfig
+from alignpro_mini.variants import VARIANTS
 from alignpro_mini.worlds.files import DataConfig
 from alignpro_mini.worlds.toy import TASKS
 from alignpro_mini.worlds.world import WorldConfig
@@ -96,8 +96,8 @@ class RunConfig:
     reward_base: str = option("", "what a learned reward starts from: folder or hub name; empty: the frozen model")
     reward: str = option("", "module:function(prompts, completions) -> rewards, or judge:MODEL; empty: learned")
     gold: str = option("", "module:function, the true reward of a real model's answers; empty: the package's own")
-    guard: bool = option(False, "replace rewrites with an objection (guards.py) by the request; else only count them")
-    stop: bool = option(True, "end PPO when KL, entropy or length run away (guards.py)")
+    guard: bool = option(False, "replace rewrites with an objection (lab/guards.py) by the request; else only count them")
+    stop: bool = option(True, "end PPO when KL, entropy or length run away (lab/guards.py)")
     out: str = option("runs", "folder of the runs")
     name: str = option(
         "", "name of this run's folder; empty: <preset>-<task; smollm2: function of --reward>[-<--frozen>]-seed<seed>"
@@ -154,6 +154,14 @@ class RunConfig:
         resolve_device(self.device)
         for ok, message in (*self._rules(), *(self._rules_real() if self.real_model else self._rules_toy())):
             require(ok, message)
+        for section in ("ppo", "oracle"):
+            c = getattr(self, section)
+            names = ", ".join(VARIANTS)
+            require(c.variant in VARIANTS, f"--{section}.variant is {c.variant!r}; it must be one of {names}")
+            try:
+                VARIANTS[c.variant].check(c)
+            except UserError as error:  # it begins with the field's name
+                raise UserError(f"--{section}.{error}") from None
         for name in () if self.real_model else ("frozen_model", "prompter_model"):
             try:
                 getattr(self, name).transformer(self.vocab_size)
@@ -163,10 +171,6 @@ class RunConfig:
 
     def _rules(self) -> Iterator[tuple[bool, str]]:
         """(holds, what to say if it does not) for both kinds of model."""
-        for section in ("ppo", "oracle"):
-            c = getattr(self, section)
-            nothing = f"--{section}.kl_placement loss with k1 is no penalty: its expected gradient is 0; use k2 or k3"
-            yield (c.kl_placement, c.kl_estimator) != ("loss", "k1"), nothing
         inputs, tried = self.eval.inputs, self.theory.inputs
         told = f"--theory.inputs is {tried}, but it takes them from the {inputs} of --eval.inputs"
         yield tried <= inputs or bool(self.data.prompts), told
@@ -202,14 +206,9 @@ class RunConfig:
         for section in ("ppo", "oracle"):
             if getattr(self, section).adaptive_kl_target == 0:
                 found[f"{section}.adaptive_kl_horizon"] = f"it is not read without --{section}.adaptive_kl_target"
-            if getattr(self, section).advantage != "gae":
-                for name in ("gamma", "gae_lambda", "vf_coef", "value_clip_range"):
-                    found[f"{section}.{name}"] = f"only --{section}.advantage gae reads it"
-            if getattr(self, section).advantage in GROUPED:
-                found[f"{section}.whiten_advantages"] = "advantages of a group are not whitened"
-            if getattr(self, section).kl_coef == 0:
-                why = f"it is not read with --{section}.kl_coef 0"
-                found |= dict.fromkeys((f"{section}.kl_estimator", f"{section}.kl_placement"), why)
+            variant = getattr(self, section).variant
+            for name in VARIANTS[variant].unread:
+                found[f"{section}.{name}"] = f"it is not read with --{section}.variant {variant}"
         if not self.eval.oracle:
             found |= dict.fromkeys(("oracle", "theory.samples"), "it is not read with --eval.oracle false")
         if self.sampling.temperature == 0:
@@ -289,8 +288,8 @@ def _micro(tiny: RunConfig) -> RunConfig:
 def _smollm2(tiny: RunConfig) -> RunConfig:
     """SmolLM2-135M on two cores: only the top layers learn, over a trunk whose outputs are computed once."""
     sampling = SamplingConfig(temperature=0.7, max_new_tokens=64)
-    ppo = PPOConfig(iterations=40, batch_size=48, rewrites_per_request=4, answers=2, ppo_epochs=3, checkpoint_every=2)
-    ppo = replace(ppo, micro_batch_size=24, lr=1e-4, warmup_ratio=0.1, kl_coef=0.05, advantage="rloo", train_layers=10)
+    ppo = PPOConfig("rloo", iterations=40, batch_size=48, rewrites_per_request=4, answers=2, ppo_epochs=3)
+    ppo = replace(ppo, micro_batch_size=24, lr=1e-4, warmup_ratio=0.1, kl_coef=0.05, train_layers=10)
     # Nearly all answers are truncated, so a penalty for that would be all that the oracle learns.
     as_the_lm = {"temperature": sampling.temperature, "max_new_tokens": sampling.max_new_tokens}
     oracle = replace(ppo, missing_eos_penalty=0.0, answers=1, **as_the_lm)

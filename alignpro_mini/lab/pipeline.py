@@ -5,6 +5,7 @@ After every stage a checksum asserts that the frozen LM's weights did not change
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from alignpro_mini.jsonl import append_jsonl, read_jsonl
 from alignpro_mini.lab import evaluation, processes
 from alignpro_mini.lab.accuracy import accuracy_facts, cut_at
 from alignpro_mini.lab.config import DTYPES, RunConfig, ShapeConfig, resolve_device
+from alignpro_mini.lab.guards import GuardedScore
 from alignpro_mini.lab.run import Run, RunStage
 from alignpro_mini.lab.tables import reward_model_lines
 from alignpro_mini.options import UserError, require
@@ -317,18 +319,18 @@ def print_headroom(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter,
 
 def align_pro(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter, reward: Reward) -> Prompter:
     """Stage 5: PPO on the prompter."""
-    requests, tokenizer = world.train_requests, rho_sft.tokenizer
+    c = run.config
 
     def make(stage: RunStage) -> Transformer:
         g = run.generator("align_pro")
-        ppo, guard, sharded = run.config.ppo, run.config.guard, processes.trainer_class()
-        return train_align_pro(
-            rho_sft.model, pi_f, reward.train, requests, tokenizer, ppo, stage, g, world.gold, guard, sharded
-        )
+        score = GuardedScore(pi_f, reward.train, g, c.ppo.answers, c.guard)
+        start = copy.deepcopy(rho_sft.model)
+        trainer = processes.trainer_class(c.ppo)(start, rho_sft.model, rho_sft.tokenizer, score, c.ppo, g)
+        return train_align_pro(trainer, world.train_requests, stage, world.gold)
 
-    model = _trained(run, "align_pro", make, tokenizer)
+    model = _trained(run, "align_pro", make, rho_sft.tokenizer)
     assert_frozen(pi_f, "align_pro")
-    return Prompter(model.eval(), tokenizer, rho_sft.max_new_tokens, rho_sft.temperature)
+    return replace(rho_sft, model=model.eval())
 
 
 def rlhf_oracle(run: Run, world: World, pi_f: FrozenModel, reward: Reward) -> FrozenLM | None:
@@ -339,9 +341,11 @@ def rlhf_oracle(run: Run, world: World, pi_f: FrozenModel, reward: Reward) -> Fr
     lm = with_weights(pi_f, "the RLHF oracle (--eval.oracle false leaves it out)")
 
     def make(stage: RunStage) -> Transformer:
-        start = copy_of(lm.model, c.oracle.train_layers)
-        requests, g, sharded = world.train_requests, run.generator("rlhf_oracle"), processes.trainer_class()
-        return train_rlhf_oracle(start, reward.train, requests, lm.tokenizer, c.oracle, stage, g, world.gold, sharded)
+        g = run.generator("rlhf_oracle")
+        reference = copy_of(lm.model, c.oracle.train_layers)
+        start = copy.deepcopy(reference)
+        trainer = processes.trainer_class(c.oracle)(start, reference, lm.tokenizer, reward.train, c.oracle, g)
+        return train_rlhf_oracle(trainer, world.train_requests, stage, world.gold)
 
     model = _trained(run, "rlhf_oracle", make, lm.tokenizer)
     lm.assert_unchanged("rlhf_oracle")

@@ -29,11 +29,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from alignpro_mini.guards import runaway
 from alignpro_mini.jsonl import append_jsonl, jsonl, read_jsonl
 from alignpro_mini.lab import processes
 from alignpro_mini.lab.claim import claim
 from alignpro_mini.lab.config import RunConfig
+from alignpro_mini.lab.guards import runaway
 from alignpro_mini.options import UserError
 from alignpro_mini.remote.client import ApiConfig
 from alignpro_mini.tokenizer import Tokenizer
@@ -197,6 +197,7 @@ class RunStage:
         self._before = 0.0  # seconds spent before a kill
         self._clock = time.perf_counter()
         self._next_save = 0.0  # earliest time of the next save
+        self._last = -1  # the stage's last step
         self._bar: tqdm | None = None
         self._ppo: list[dict] = []  # its iterations so far
         self._stopped = False
@@ -208,10 +209,12 @@ class RunStage:
     def save(self, step: int, *things: Saved, **meta) -> None:
         """Keep the state after `step` steps: trainable weights, optimiser moments, generators, and JSON-able `meta`.
 
-        Frozen weights are left out: they are where the stage took them from, and may be most of a large model. If
-        writing takes more than a second, some states are skipped, so that it takes at most a tenth of the time.
+        Frozen weights are left out: they are where the stage took them from, and may be most of a large model. States
+        are skipped as long as writing the last one took more than a tenth of the time since; the stage's last one never.
         """
-        if not self.run.leads or (begun := time.perf_counter()) < self._next_save:
+        begun = time.perf_counter()
+        early = begun < self._next_save and step != self._last and not self._stopped
+        if early or not self.run.leads:
             return
         tensors: dict[str, Tensor] = {}
         groups = {}
@@ -226,8 +229,7 @@ class RunStage:
                 groups[str(i)] = state["param_groups"]
                 tensors |= {f"{i}.{p}.{k}": v for p, moments in state["state"].items() for k, v in moments.items()}
         save_state(self.state_path, tensors, {"step": step, "groups": groups, "meta": meta, "seconds": self.seconds()})
-        if (took := time.perf_counter() - begun) > 1:
-            self._next_save = begun + 10 * took
+        self._next_save = begun + 10 * (time.perf_counter() - begun)
 
     def restore(self, *things: Saved) -> tuple[int, dict]:
         """Bring `things` (the same, in the same order, as in `save`) to the saved state; returns its step and meta."""
@@ -263,6 +265,7 @@ class RunStage:
 
         Elsewhere a line is printed every tenth of the stage, and at least once a minute, with the time left.
         """
+        self._last = stop
         self._bar = tqdm(range(start, stop), initial=start, total=stop, desc=self.name, disable=None, leave=False)
         begun = printed = trimmed = time.perf_counter()
         for step in self._bar:

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import torch
 
-from alignpro_mini import guards
 from alignpro_mini.alignpro import Prompter
 from alignpro_mini.frozen import FrozenLM, FrozenModel
-from alignpro_mini.lab import pipeline
+from alignpro_mini.lab import guards, pipeline
 from alignpro_mini.lab.config import DTYPES, RunConfig, resolve_device
 from alignpro_mini.options import UserError
 from alignpro_mini.remote.client import Client

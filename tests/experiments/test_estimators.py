@@ -2,13 +2,13 @@
 
 import json
 
-from alignpro_mini.variants import VARIANTS
 from cells import cell_config
 
 from alignpro_mini.experiments import estimators
 from alignpro_mini.experiments.gradient import AS_IT_IS, VARIED
 from alignpro_mini.lab.config import preset
 from alignpro_mini.ppo import PPOConfig
+from alignpro_mini.variants import VARIANTS
 
 
 def test_every_variant_can_be_built_and_differs_from_the_others():

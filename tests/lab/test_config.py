@@ -106,7 +106,6 @@ def test_presets_grow():
         (lambda: PPOConfig(lr=0.0), "lr is 0"),
         (lambda: PPOConfig(lr=float("nan")), "lr is nan"),
         (lambda: PPOConfig(micro_batch_size=0), "micro_batch_size is 0"),
-        (lambda: PPOConfig(checkpoint_every=0), "checkpoint_every"),
         (lambda: PPOConfig(answers=0), "answers"),
         (lambda: SFTConfig(lr=-1e-3), "lr is -0.001"),
         (lambda: SFTConfig(steps=0), "steps"),
@@ -191,7 +190,7 @@ def test_values_become_the_type_of_their_field(monkeypatch):
         "3",
         "--eval.oracle",
         "no",
-        "--ppo.anneal=True",
+        "--ppo.whiten_advantages=True",
         "--name",
         "x y",
         "--task",
@@ -207,7 +206,7 @@ def test_values_become_the_type_of_their_field(monkeypatch):
         patch.setattr(cli, "preset", lambda name: written)
         (whole,) = parse("--reward_model.epochs", "0.5")
         assert whole.reward_model.epochs == 0.5
-    assert c.eval.oracle is False and c.ppo.anneal is True and (c.task, c.seed) == ("reasoning", 5)
+    assert c.eval.oracle is False and c.ppo.whiten_advantages is True and (c.task, c.seed) == ("reasoning", 5)
 
 
 @pytest.mark.parametrize(
@@ -336,22 +335,26 @@ def test_values_become_the_type_of_their_field(monkeypatch):
             "--oracle.adaptive_kl_horizon: it is not read without --oracle.adaptive_kl_target",
         ),
         (
-            ["--ppo.vf_coef", "1", "--ppo.advantage", "rloo", "--ppo.rewrites_per_request", "4"],
-            "--ppo.vf_coef: only --ppo.advantage gae reads it",
+            ["--ppo.vf_coef", "1", "--ppo.variant", "rloo", "--ppo.rewrites_per_request", "4"],
+            "--ppo.vf_coef: it is not read with --ppo.variant rloo",
         ),
-        (["--ppo.advantage", "rloo"], "--ppo.rewrites_per_request is 1; advantage rloo compares at least 2"),
+        (
+            ["--oracle.gae_lambda", "1", "--oracle.variant", "reinforce++"],
+            "--oracle.gae_lambda: it is not read with --oracle.variant reinforce++",
+        ),
+        (["--ppo.variant", "rloo"], "--ppo.rewrites_per_request is 1; variant rloo compares at least 2"),
+        (["--oracle.variant", "grpo"], "--oracle.rewrites_per_request is 1; variant grpo compares at least 2"),
         (
             ["--ppo.rewrites_per_request", "3"],
             "--ppo.batch_size is 128; it must be a multiple of rewrites_per_request, 3",
         ),
         (
-            ["--ppo.whiten_advantages", "true", "--ppo.advantage", "grpo", "--ppo.rewrites_per_request", "2"],
-            "--ppo.whiten_advantages: advantages of a group are not whitened",
+            ["--ppo.whiten_advantages", "true", "--ppo.variant", "grpo", "--ppo.rewrites_per_request", "2"],
+            "--ppo.whiten_advantages: it is not read with --ppo.variant grpo",
         ),
-        (["--ppo.kl_placement", "loss"], "--ppo.kl_placement loss with k1 is no penalty"),
-        (["--ppo.kl_estimator", "k2", "--ppo.kl_coef", "0"], "--ppo.kl_estimator: it is not read with --ppo.kl_coef 0"),
-        (["--ppo.ratio", "sequence"], "--ppo.ratio is sequence; advantage gae differs from token to token"),
-        (["--ppo.advantage", "rlo"], "'rlo' is not one of gae, reinforce, reinforce++, rloo"),
+        (["--ppo.variant", "rlo"], "--ppo.variant: 'rlo' is not one of ppo, reinforce, reinforce++, rloo"),
+        (["--ppo.variant", "rlo"], "kl-loss-k3; did you mean rloo?"),
+        (["--oracle.variant", "grp"], "did you mean grpo?"),
         (["--reward_model.mismatched", "3"], "--reward_model.mismatched is 3.0; each answer serves once, 2 at most"),
         (["--theory.answers", "8", "--theory.inputs", "0"], "--theory.answers: it is not read with --theory.inputs 0"),
         (
@@ -439,6 +442,14 @@ def test_smollm2_with_its_files_is_accepted():
         assert replace(c, frozen=frozen).run_name == f"smollm2-chat-{name}-seed0"
     assert c.oracle.kl_coef == c.ppo.kl_coef and c.oracle.temperature == c.sampling.temperature
     assert c.oracle.max_new_tokens == c.sampling.max_new_tokens
+
+
+def test_a_variant_that_is_not_there_is_refused_wherever_it_was_set():
+    config = with_options(preset("tiny"), {"ppo.variant": "rlo"})
+    with pytest.raises(UserError, match="--ppo.variant is 'rlo'; it must be one of ppo, reinforce"):
+        config.validate()
+    config = with_options(preset("tiny"), {"ppo.variant": "grpo", "ppo.rewrites_per_request": 2}).validate()
+    assert config.oracle.variant == "grpo" and config.oracle.rewrites_per_request == 2, "the same PPO for both"
 
 
 def test_all_tasks_and_five_seeds_are_fifteen_runs():

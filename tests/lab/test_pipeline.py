@@ -2,16 +2,19 @@
 
 import dataclasses
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from alignpro_mini.frozen import Answer
+from alignpro_mini.alignpro import Prompter
+from alignpro_mini.frozen import Answer, FrozenLM, checksum
 from alignpro_mini.lab import pipeline
 from alignpro_mini.lab.cli import with_options
 from alignpro_mini.lab.config import preset
 from alignpro_mini.lab.run import Run
 from alignpro_mini.options import UserError
+from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.training import Truncated
 from alignpro_mini.transformer import Transformer, TransformerConfig
 from alignpro_mini.worlds.towns import TOWNS
@@ -115,6 +118,33 @@ def test_a_vocabulary_that_a_failed_start_left_behind_is_not_used(tmp_path):
     assert lm.model.config.vocab_size == tokenizer.vocab_size == config.vocab_size
     again = Run(dataclasses.replace(config), resume=True)
     assert pipeline.frozen_lm(again, pipeline.make_world(config))[0].encode("Tell me") == tokenizer.encode("Tell me")
+
+
+@pytest.mark.parametrize("train_layers", [0, 1])
+def test_ppo_trains_copies_and_leaves_its_references_alone(tmp_path, capsys, train_layers):
+    options = {"ppo.iterations": 2, "ppo.batch_size": 8, "ppo.rewrites_per_request": 2, "ppo.variant": "rloo"}
+    options |= {"out": str(tmp_path), "device": "cpu", "oracle.answers": 1, "ppo.answers": 2, "ppo.max_new_tokens": 4}
+    options |= {"ppo.train_layers": train_layers, "oracle.train_layers": train_layers, "oracle.max_new_tokens": 4}
+    config = with_options(preset("tiny"), options).validate()
+    run, world = Run(config), pipeline.make_world(config)
+    shape = TransformerConfig(400, d_model=16, n_layers=2, n_heads=2, max_len=160)
+    tokenizer = Tokenizer.train(world.train_requests[:200], 400)
+    sampling = replace(config.sampling, max_new_tokens=4)
+    pi_f = FrozenLM(Transformer(shape, torch.Generator().manual_seed(1)), tokenizer, sampling)
+    rho_sft = Prompter(Transformer(shape, torch.Generator().manual_seed(2)).eval(), tokenizer, 4, 0.9)
+    before = checksum(pi_f.model), checksum(rho_sft.model)
+    score = lambda xs, ys: torch.tensor([float(len(y)) for y in ys])
+    rho = pipeline.align_pro(run, world, pi_f, rho_sft, pipeline.Reward(score, score))
+    oracle = pipeline.rlhf_oracle(run, world, pi_f, pipeline.Reward(score, score))
+    assert (checksum(pi_f.model), checksum(rho_sft.model)) == before
+    assert checksum(rho.model) != before[1] and checksum(oracle.model) != before[0]
+    assert (rho.max_new_tokens, rho.temperature, oracle.sampling) == (4, 0.9, sampling)
+    log = run.rows("metrics.jsonl")
+    assert [(row["stage"], row["step"]) for row in log] == [(s, i) for s in ("align_pro", "rlhf_oracle") for i in (1, 2)]
+    own = {"fallback_rate", "answer_length", "objection_rate"}
+    assert all(len(row.keys() & own) == (3 if row["stage"] == "align_pro" else 0) for row in log)
+    assert all("gold_mean" in row and "value_loss" not in row for row in log), "rloo has no value head"
+    capsys.readouterr()
 
 
 def test_a_reward_model_may_keep_the_lower_blocks_only():

@@ -406,9 +406,11 @@ def test_restore_drops_the_log_after_the_state(run):
     assert [r["step"] for r in run.rows("metrics.jsonl")] == [1, 2]
 
 
-@pytest.mark.parametrize(("takes", "saved"), [(0.5, [0, 1, 2, 3, 4, 5, 6, 7]), (1.5, [0, 3, 6]), (3.0, [0, 6])])
+@pytest.mark.parametrize(
+    ("takes", "saved"), [(0.5, [1, 2, 3, 4, 5, 6, 7, 8]), (1.5, [1, 4, 7, 8]), (3.0, [1, 7, 8]), (9.0, [1, 8])]
+)
 def test_a_state_that_takes_long_to_write_is_saved_less_often(run, monkeypatch, takes, saved):
-    """Every 5 seconds the trainer offers a state; writing takes at most a tenth of the time, unless it is quick."""
+    """Every 5 seconds the trainer offers a state; writing takes at most a tenth of the time, but the last is written."""
     now, steps = [100.0], []
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
 
@@ -418,10 +420,23 @@ def test_a_state_that_takes_long_to_write_is_saved_less_often(run, monkeypatch, 
 
     monkeypatch.setattr("alignpro_mini.lab.run.save_state", write)
     stage = RunStage(run, "s")
-    for step in range(8):
+    for step in stage.progress(0, 8):
         now[0] = 100.0 + 5 * step
-        stage.save(step, nn.Linear(1, 1))
+        stage.save(step + 1, nn.Linear(1, 1))
     assert steps == saved
+
+
+def test_the_state_of_a_stage_that_ends_early_is_written_too(run, monkeypatch):
+    monkeypatch.setattr("time.perf_counter", lambda: 100.0)
+    steps = []
+    monkeypatch.setattr("alignpro_mini.lab.run.save_state", lambda path, tensors, meta: steps.append(meta["step"]))
+    monkeypatch.setattr("alignpro_mini.lab.run.runaway", lambda rows: "it ran away" if len(rows) == 3 else None)
+    stage = RunStage(run, "s")
+    stage._next_save = 1e9  # writing the last one took long
+    for step in stage.progress(0, 8):
+        stage.log(step + 1, {"kl_k1": 0.0})
+        stage.save(step + 1, nn.Linear(1, 1))
+    assert steps == [3]
 
 
 def test_seconds_before_a_kill_are_counted(run):

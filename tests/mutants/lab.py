@@ -106,6 +106,18 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     mutant(
         "lab/pipeline.py",
+        "the-reference-is-trained",
+        ("(start, rho_sft.model, ", "(rho_sft.model, start, "),
+        "test_ppo_trains_copies_and_leaves_its_references_alone[0]",
+    ),
+    mutant(
+        "lab/pipeline.py",
+        "the-oracle-trains-the-frozen-lm",
+        ("start = copy.deepcopy(reference)", "start = lm.model"),
+        "test_ppo_trains_copies_and_leaves_its_references_alone[0]",
+    ),
+    mutant(
+        "lab/pipeline.py",
         "vocabulary-of-a-failed-start",
         ('if run.leads and "frozen_lm" not in run.stages:', "if not path.exists():"),
         "test_a_vocabulary_that_a_failed_start_left_behind_is_not_used",
@@ -347,6 +359,36 @@ MUTANTS: tuple[Mutant, ...] = (
         "silent-between-tenths",
         (" or now - printed >= 60", ""),
         "test_regressions.py::test_without_a_terminal_a_line_is_printed_every_tenth_and_every_minute[40-61.0-40]",
+    ),
+    mutant(
+        "lab/run.py",
+        "every-state-is-written",
+        ("early = begun < self._next_save and", "early = False and"),
+        "test_a_state_that_takes_long_to_write_is_saved_less_often[3.0-saved2]",
+    ),
+    mutant(
+        "lab/run.py",
+        "the-last-state-may-be-skipped",
+        (" and step != self._last", ""),
+        "test_a_state_that_takes_long_to_write_is_saved_less_often[3.0-saved2]",
+    ),
+    mutant(
+        "lab/run.py",
+        "the-state-of-an-early-end-may-be-skipped",
+        ("self._last and not self._stopped", "self._last"),
+        "test_the_state_of_a_stage_that_ends_early_is_written_too",
+    ),
+    mutant(
+        "lab/config.py",
+        "one-completion-of-a-group",
+        ("VARIANTS[c.variant].check(c)", "pass"),
+        "test_what_cannot_be_is_refused_in_one_line",
+    ),
+    mutant(
+        "lab/processes.py",
+        "several-processes-train-apart",
+        ("return sharded(trainer) if", "return trainer if"),
+        "test_every_variant_can_be_shared[rloo]",
     ),
     mutant(
         "lab/processes.py",

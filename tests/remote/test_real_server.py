@@ -35,7 +35,6 @@ SMALL = {
     "ppo.micro_batch_size": 24,
     "ppo.kl_coef": 0.02,
     "ppo.lr": 2e-4,
-    "ppo.checkpoint_every": 2,
     "reward_model.normalise_on": 48,
     "eval.inputs": 64,
     "eval.answers": 1,
