@@ -113,7 +113,8 @@ def table(content: dict) -> str:
             share = values["attainable_gain_share"]
             apart = share - plain if None not in (share, plain) and name != AS_IT_IS else None
             rows.setdefault((name,), []).append(values | {"apart": apart, "lam": run["kl_coef"]})
-    return study.seed_table(("variant",), {(name,): rows[name,] for name in NAMES if (name,) in rows}, COLUMNS)
+    in_order = {(name,): rows[name,] for name in NAMES if (name,) in rows}
+    return study.seed_table(("variant",), in_order, COLUMNS, digits=3)
 
 
 def check(configs: Sequence[RunConfig], **own) -> None:

@@ -166,11 +166,12 @@ def arms(config: RunConfig, kind: str = "reward") -> dict[str, np.ndarray]:
 
 def measured(runs: Sequence[dict[str, np.ndarray]], count: int, groups: Groups = None) -> dict:
     """Gain, variance ratio and share of the gap to the oracle over the requests of all runs (`arms` of each)."""
-    joint = lambda name, centre: np.concatenate([run[name] - centre * run[name].mean() for run in runs])
-    over_plain = lambda name: (joint(name, 0) - joint("no_finetuning", 0)).mean((1, 2))  # (N,)
+    centred = lambda name: np.concatenate([run[name] - run[name].mean() for run in runs])
+    by_request = lambda name: np.concatenate([run[name].mean((1, 2)) for run in runs])  # (N,)
+    over_plain = lambda name: by_request(name) - by_request("no_finetuning")  # (N,)
     gain = over_plain("align_pro")
-    centred = joint("align_pro", 1), joint("no_finetuning", 1)
-    values = evaluation.ratio_of_variances("variance_ratio", *centred, count, groups)
+    ours, plain = centred("align_pro"), centred("no_finetuning")
+    values = evaluation.ratio_of_variances("variance_ratio", ours, plain, count, groups)
     values |= {"mean_gain": gain.mean(), "mean_gain_ci95": bootstrap_interval(gain, count, groups)}
     values |= dict.fromkeys(("gap_closed", "gap_closed_ci95", "difference_to_oracle", "difference_to_oracle_ci95"))
     if "rlhf_oracle" in runs[0]:

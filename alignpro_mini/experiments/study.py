@@ -94,8 +94,7 @@ class Study:
         content = self.together(configs, results, **own)
         stem = self.stem(configs)
         numbers = stem.with_name(f"{stem.name}.json")
-        numbers.parent.mkdir(parents=True, exist_ok=True)
-        write_json(numbers, content)
+        _write(numbers, content)
         print(f"{self.table(content)}\n\nnumbers: {numbers}")
         for end, draw in self.figures.items():
             path = stem.with_name(f"{stem.name}{end}.png")
@@ -146,8 +145,13 @@ def _step(studies: Sequence[Study], prog: str) -> Study:
 def _cell(study: Study, own: dict, config: RunConfig, resume: bool) -> dict:
     results = study.cell(config, resume, **own)
     if not study.in_runs:
-        write_json(folder(config) / "results.json", results)
+        _write(folder(config) / "results.json", results)
     return results
+
+
+def _write(path: Path, content: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, content)
 
 
 # ---------------------------------------------------------------- options
@@ -258,7 +262,10 @@ class Stages:
 
 
 def seed_table(
-    heads: Sequence[str], rows: Mapping[tuple, Sequence[dict]], columns: Mapping[str, Callable[[dict], float | None]]
+    heads: Sequence[str],
+    rows: Mapping[tuple, Sequence[dict]],
+    columns: Mapping[str, Callable[[dict], float | None]],
+    digits: int = 2,
 ) -> str:
     """A table as text: a row for each key (a cell for each head), means of `columns` over the seeds, ± 95 % t-intervals.
 
@@ -267,7 +274,7 @@ def seed_table(
     lines = [[*heads, *columns]]
     for key, seeds in rows.items():
         names = [f"{part:g}" if isinstance(part, float) else str(part) for part in key]
-        lines.append([*names, *(over_seeds(map(value, seeds)) for value in columns.values())])
+        lines.append([*names, *(over_seeds(map(value, seeds), digits) for value in columns.values())])
     return aligned(lines)
 
 

@@ -109,6 +109,6 @@ MUTANTS: tuple[Mutant, ...] = (
     of(
         "the-reverse-optimum-is-the-forward-one",
         ("rho = lam * rho_sft / (high + behind)", "rho = rho_sft * (-behind / lam).exp()"),
-        "test_experiments.py::test_the_reverse_optimum_beats_its_neighbours",
+        "test_the_reverse_optimum_beats_its_neighbours",
     ),
 )
