@@ -17,7 +17,7 @@ from alignpro_mini.worlds.files import DataConfig
 from alignpro_mini.worlds.world import World
 
 ANSWERS = "answers.jsonl"
-SHARED = ("task", "seed", "device", "dtype", "sampling", "world", "out")  # options of a run that its answers depend on
+SHARED = ("task", "seed", "device", "dtype", "sampling", "out")  # options of a run that its answers depend on
 
 
 def listed_answers(config: RunConfig, model: dict[str, object], world: World, pi_f: FrozenModel) -> list[dict]:

@@ -1,18 +1,11 @@
 """What a reward model's held-out accuracy is compared with, and how far it can be believed, by hand."""
 
-from dataclasses import replace
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from doubles import Letters
 
-from alignpro_mini.frozen import SamplingConfig
-from alignpro_mini.lab import pipeline
 from alignpro_mini.lab.accuracy import accuracy_ceiling, accuracy_facts, always_longer, cut_at, swap_accuracy
-from alignpro_mini.lab.config import preset
-from alignpro_mini.lab.run import Run
 from alignpro_mini.reward import Preference, accuracy
 from alignpro_mini.training import Truncated
 
@@ -108,26 +101,3 @@ def test_baselines_by_hand():
     assert always_longer(pairs) == (1 + 0 + 0.5 + 1) / 4
     assert accuracy_ceiling(pairs) == pytest.approx((0.9 + 0.7 + 0.5 + 0.6) / 4)
     assert accuracy_ceiling([*pairs, Preference("x", "a", "b")]) is None
-
-
-@pytest.mark.parametrize(("name", "want"), [("tiny", "ab. cdef"), ("smollm2", "ab.")])
-def test_a_run_cuts_the_answers_as_it_rates_them(tmp_path, monkeypatch, name, want):
-    """At the frozen LM's limit by its own tokens; a real model's answers are rated up to their last whole sentence."""
-
-    class Seen(Exception):
-        pass
-
-    def describe(model, pairs, cut):
-        raise Seen([cut("ab. cdefgh"), cut("ab. cde")])
-
-    monkeypatch.setattr(pipeline, "accuracy_facts", describe)
-    monkeypatch.setattr(pipeline, "new_reward_model", lambda c, pi_f: SimpleNamespace(tokenizer=None))
-    monkeypatch.setattr(pipeline, "split_by_prompt", lambda *_: ([], []))
-    for name_ in ("_preferences", "usable_pairs", "TrunkCache", "train_reward_model"):
-        monkeypatch.setattr(pipeline, name_, lambda *_: [])
-    config = replace(preset(name), out=str(tmp_path), sampling=SamplingConfig(max_new_tokens=8))
-    pi_f = SimpleNamespace(tokenizer=Letters(letters="abcdefgh. "))
-    with pytest.raises(Seen) as told:
-        pipeline.reward_model(Run(config), None, pi_f, None)
-    cut, whole = told.value.args[0]
-    assert (cut, type(cut), whole, type(whole)) == (want, Truncated, "ab. cde", str)

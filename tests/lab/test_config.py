@@ -16,6 +16,7 @@ from alignpro_mini.lab import cli
 from alignpro_mini.lab import config as config_module
 from alignpro_mini.lab.cli import MAIN_OPTIONS, leaves, parse_command_line, with_options
 from alignpro_mini.lab.config import PRESETS, EvalConfig, RunConfig, preset, resolve_device
+from alignpro_mini.lab.setup import setup_of
 from alignpro_mini.options import UserError
 from alignpro_mini.ppo import PPOConfig
 from alignpro_mini.reward import RewardConfig
@@ -72,7 +73,8 @@ def test_every_option_is_explained(name):
 
 @pytest.mark.parametrize("name", ["micro", "tiny", "small", "gpt2"])
 def test_presets_are_valid_and_their_models_can_be_built(name):
-    c = preset(name).validate()
+    c = preset(name)
+    setup_of(c).check()
     assert c.preset == name
     for shape in (c.frozen_model, c.prompter_model):
         built = shape.transformer(c.vocab_size)
@@ -394,8 +396,9 @@ def test_smollm2_with_its_files_is_accepted():
 def test_a_variant_that_is_not_there_is_refused_wherever_it_was_set():
     config = with_options(preset("tiny"), {"ppo.variant": "rlo"})
     with pytest.raises(UserError, match="--ppo.variant is 'rlo'; it must be one of ppo, reinforce"):
-        config.validate()
-    config = with_options(preset("tiny"), {"ppo.variant": "grpo", "ppo.rewrites_per_request": 2}).validate()
+        setup_of(config).check()
+    config = with_options(preset("tiny"), {"ppo.variant": "grpo", "ppo.rewrites_per_request": 2})
+    setup_of(config).check()
     assert config.oracle.variant == "grpo" and config.oracle.rewrites_per_request == 2, "the same PPO for both"
 
 
