@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from alignpro_mini.options import UserError
-from alignpro_mini.tokenizer import Tokenizer, one_line
+from alignpro_mini.options import UserError, one_line
+from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.transformer import Transformer
 from alignpro_mini.weights import chat
 from alignpro_mini.weights.pretrained import load_pretrained

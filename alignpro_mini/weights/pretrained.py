@@ -24,10 +24,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from alignpro_mini.options import UserError
-from alignpro_mini.tokenizer import Tokenizer, one_line
+from alignpro_mini.options import UserError, one_line
+from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.transformer import Transformer, TransformerConfig
-from alignpro_mini.weights.chat import CONFIG, SYSTEM, VOCABULARY, load_tokenizer, save_template
+from alignpro_mini.weights.chat import CONFIG, SYSTEM, VOCABULARY, PublishedTokenizer, load_tokenizer, save_template
 from alignpro_mini.weights.tensors import read_json, read_tensors, write_tensors
 
 WEIGHTS = "model.safetensors"
@@ -264,7 +264,7 @@ def _published_config(model: Transformer, tokenizer: Tokenizer | None) -> dict:
     if tokenizer is not None:
         raw["eos_token_id"] = tokenizer.eos_id
         raw["pad_token_id"] = tokenizer.pad_id if tokenizer.pad_id != tokenizer.eos_id else None
-        if tokenizer.system is not None:
+        if isinstance(tokenizer, PublishedTokenizer) and tokenizer.system is not None:
             raw[SYSTEM] = tokenizer.system
     return raw
 

@@ -15,7 +15,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     of(
         "nan-gradient-steps",
-        ("if not bool(torch.isfinite(norm)):", "if False:"),
+        ("if not math.isfinite(norm):", "if False:"),
         "test_nothing_moves_when_the_gradient_is_not_finite",
     ),
     of(
@@ -39,6 +39,16 @@ MUTANTS: tuple[Mutant, ...] = (
         "copy-of-a-frozen-model-stays-frozen",
         ("model.requires_grad_(train_layers == 0)", "model.requires_grad_(False) if train_layers else None"),
         "test_ppo.py::test_a_copy_of_a_frozen_model_trains_and_the_reference_does_not",
+    ),
+    of(
+        "the-upper-blocks-are-frozen",
+        ("else model.config.n_layers - train_layers", "else train_layers"),
+        "test_the_trunk_is_what_lies_below_the_trained_blocks",
+    ),
+    of(
+        "the-trunk-remembers-for-a-gradient",
+        ("    with torch.no_grad():\n        return model.hidden(ids", "    if True:\n        return model.hidden(ids"),
+        "test_the_trunk_is_what_lies_below_the_trained_blocks",
     ),
     of(
         "steps-in-bfloat16",

@@ -247,12 +247,7 @@ SLIPS = [
         "rl_math.masked_var(advantages, mask).sqrt()",
         "advantage_std is a Tensor, not a number",
     ),
-    (
-        "reward.accuracy",
-        "(chosen == rejected).float()).mean().item()",
-        "(chosen == rejected).float()).mean()",
-        "the result is a Tensor, not a number",
-    ),
+    ("reward.accuracy", "right.mean().item()", "right.mean()", "the result is a Tensor, not a number"),
     (
         "rl_math.explained_variance",
         "return 1 - masked_var(returns - values, mask) / masked_var(returns, mask).clamp(min=1e-8)",

@@ -88,6 +88,7 @@ ASSIGNMENTS = {
             "import torch.nn.functional as F",
             TORCH[3],
             "",
+            "from alignpro_mini import training",
             "from alignpro_mini.generation import pad_pairs",
             "from alignpro_mini.reward import Preference, RewardModel",
             "from alignpro_mini.sft import Encoded",

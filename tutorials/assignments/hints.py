@@ -94,7 +94,7 @@ HINTS = {
     "loss-of-a-batch-is-a-sum": "the loss is a mean over the batch's answer tokens, not their sum",
     "loss-of-a-row-weighs-the-same": "you average rows; every answer token weighs the same, whatever the length of its answer",
     "padding-told-by-its-id": "token 0 may be text: tell padding by the mask of pad_pairs, not by the id",
-    "all-layers-take-a-gradient": "with train_layers the blocks below must get no gradient: they belong to model.trunk",
+    "all-layers-take-a-gradient": "with train_layers the blocks below must get no gradient: they belong to training.trunk",
     "loss-in-the-precision-of-the-model": "compute the cross-entropy in float32, whatever the precision of the model",
     "preference-swapped": "the difference is upside down: r_chosen - r_rejected",
     "preference-loss-without-its-sign": "a loss is the *negative* log-likelihood: the minus is missing",

@@ -9,9 +9,9 @@ import math
 from functools import partial
 
 import torch
+from doubles import Letters, random_lm
 from torch import Tensor
 
-from alignpro_mini.experiments.gradient import Letters, random_lm
 from alignpro_mini.options import UserError
 from alignpro_mini.ppo import PPOConfig, PPOTrainer
 from alignpro_mini.rollout import Policy, Rollout

@@ -164,7 +164,8 @@ def twice(function, frozen, change, after: str) -> str:
 
 
 def _assert_unchanged(rng: torch.Generator) -> list[Case]:
-    from alignpro_mini.experiments.gradient import Letters, random_lm
+    from doubles import Letters, random_lm
+
     from alignpro_mini.frozen import FrozenLM
 
     number = seed(rng)
@@ -367,8 +368,9 @@ def cases(path: str, rng: torch.Generator) -> list[Case]:
 
 def whole(rng: torch.Generator) -> None:
     """All together: one iteration of Align-Pro around a real frozen model, which does not change."""
+    from doubles import Letters, random_lm
+
     from alignpro_mini.alignpro import PromptScore, train_align_pro
-    from alignpro_mini.experiments.gradient import Letters, random_lm
     from alignpro_mini.frozen import FrozenLM, SamplingConfig, checksum
     from alignpro_mini.ppo import PPOConfig
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from results import make_results
 
-from alignpro_mini.experiments import sweep
-from alignpro_mini.lab import tables
+from alignpro_mini.lab import sweep, tables
 from alignpro_mini.lab.cli import parse_command_line
 
 RUN = """
@@ -64,7 +63,7 @@ def test_what_ends_the_command_ends_its_runs(tmp_path, how):
     (tmp_path / "run.py").write_text("import os, sys, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)\n")
     parent = tmp_path / "parent.py"
     parent.write_text(
-        "import signal, sys\nfrom alignpro_mini.experiments import sweep\nfrom alignpro_mini.lab.cli import parse_command_line\n"
+        "import signal, sys\nfrom alignpro_mini.lab import sweep\nfrom alignpro_mini.lab.cli import parse_command_line\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # what a shell puts into the background ignores it
         "sweep.run_side_by_side(sys.argv[1:2], sys.argv[2:], parse_command_line(sys.argv[2:])[0], 2)\n"
     )

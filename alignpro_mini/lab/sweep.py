@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from alignpro_mini.experiments.paper import PAPER
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.glossary import ARMS, TRIO
+from alignpro_mini.lab.paper import PAPER
 from alignpro_mini.lab.statistics import t_interval
 from alignpro_mini.lab.tables import aligned, get, num, over_seeds
 from alignpro_mini.weights.tensors import write_json

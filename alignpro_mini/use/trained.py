@@ -10,20 +10,15 @@ from pathlib import Path
 
 import torch
 
-from alignpro_mini import guards
-from alignpro_mini.alignpro import Prompter
-from alignpro_mini.frozen import FrozenLM, FrozenModel
-from alignpro_mini.lab import pipeline
-from alignpro_mini.lab.config import DTYPES, RunConfig, preset, resolve_device
+from alignpro_mini.frozen import FrozenModel
+from alignpro_mini.lab import guards
+from alignpro_mini.lab.config import RunConfig, resolve_device
+from alignpro_mini.lab.models import make_prompter, saved_model
+from alignpro_mini.lab.rewards import saved_reward
+from alignpro_mini.lab.setup import setup_of
 from alignpro_mini.options import UserError
-from alignpro_mini.remote.client import Client
-from alignpro_mini.remote.lm import RemoteLM
 from alignpro_mini.training import Score
-from alignpro_mini.weights.hub import load_model
-from alignpro_mini.weights.pretrained import load_pretrained
-from alignpro_mini.weights.tensors import load_state, read_json
-from alignpro_mini.worlds.callables import load_callable
-from alignpro_mini.worlds.sentences import by_sentences
+from alignpro_mini.weights.tensors import read_json
 
 USE_FILE = "use.jsonl"  # answers of an API that were asked for after the run
 
@@ -49,12 +44,12 @@ class Trained:
         if not (self.path / "config.json").is_file():
             raise UserError(f"{folder}: no run (no config.json); give a folder such as runs/tiny-quality-seed0")
         self.config = replace(config_of(read_json(self.path / "config.json")), device=device)
+        self.setup = setup_of(self.config)
         place = self.path / "checkpoints" / "align_pro"
         if not place.is_dir():
             raise UserError(f"{folder}: no trained prompter yet; finish the run with --resume")
-        c, self.device = self.config, resolve_device(device)
-        model, tokenizer = load_pretrained(place, self.device, DTYPES[c.dtype] if c.real_model else torch.float32)
-        self.prompter = Prompter(model, tokenizer, c.ppo.max_new_tokens, c.ppo.temperature)
+        model, tokenizer = saved_model(place, resolve_device(device), self.setup.dtype)
+        self.prompter = make_prompter(model, tokenizer, self.config.ppo)
         self.generator = torch.Generator()
         self.generator.seed() if seed is None else self.generator.manual_seed(seed)
 
@@ -71,51 +66,31 @@ class Trained:
         limit = prompter.model.config.max_len - prompter.max_new_tokens
         short = [x for x in requests if len(prompter.tokenizer.chat(x)) <= limit]
         written = iter(prompter.rewrite(short, self.generator) if short else ())
-        found = []
+        rewrites = []
         for x in requests:
-            told = next(written) if len(prompter.tokenizer.chat(x)) <= limit else ""
-            empty = None if told.strip() else "empty"
-            found.append(Rewrite(x, told, guards.objection(x, told) if guard else empty))
-        return found
+            x_prime = next(written) if len(prompter.tokenizer.chat(x)) <= limit else ""
+            empty = None if x_prime.strip() else "empty"
+            rewrites.append(Rewrite(x, x_prime, guards.objection(x, x_prime) if guard else empty))
+        return rewrites
 
     @cached_property
     def frozen(self) -> FrozenModel:
         """The frozen model of the run: loaded, or behind its API. Raises UserError or FileNotFoundError without it."""
-        c = self.config
-        if c.remote:
-            return RemoteLM(Client(c.api, self.path / USE_FILE), c.remote, c.sampling)
-        if c.real_model:
-            return FrozenLM(*load_model(c.frozen, self.device, DTYPES[c.dtype]), c.sampling)
-        model, tokenizer = load_pretrained(self.path / "checkpoints" / "frozen_lm", self.device, DTYPES[c.dtype])
-        return FrozenLM(model, tokenizer, c.sampling)
+        return self.setup.saved_frozen_lm(self.path, USE_FILE)
 
     @cached_property
     def reward(self) -> Score:
-        """The reward of the run, as it was reported. Nothing of the run's files is changed."""
-        c, place = self.config, self.path / "checkpoints"
-        if c.reward:
-            score = pipeline.judge(c, self.path, USE_FILE, self.frozen) if c.judge else load_callable(c.reward)
-            return by_sentences(score, read_json(place / "reward_scale.json").get("low"))
-        model = pipeline.new_reward_model(c, self.frozen)
-        tensors, facts = load_state(place / "reward_model.safetensors")
-        model.load_state_dict(tensors)
-        return by_sentences(model.eval().requires_grad_(False).score, facts.get("low"))
+        """The reward of the run, as it was reported."""
+        return saved_reward(self.setup, self.path, USE_FILE, self.frozen)
 
 
 def config_of(saved: dict) -> RunConfig:
-    """The configuration that a run's config.json holds; what an earlier version did not know has its default.
-
-    Raises UserError for a file that is no configuration.
-    """
-
-    def filled(like, values: dict):
-        known = {f.name: getattr(like, f.name) for f in dataclasses.fields(like) if f.name in values}
-        parts = {n: filled(v, values[n]) if dataclasses.is_dataclass(v) else values[n] for n, v in known.items()}
-        return replace(like, **parts)
-
+    """The configuration that a run's config.json holds. Raises UserError for a file that holds none."""
     try:
-        if model := saved.get("data", {}).get("model"):  # its name in earlier versions
-            saved = saved | {"frozen": model, "prompter": model}
-        return filled(preset(saved.get("preset", "tiny")), saved)
-    except (AttributeError, TypeError) as error:
+        options = {}
+        for f in dataclasses.fields(RunConfig):
+            value = saved[f.name]
+            options[f.name] = type(f.default)(**value) if dataclasses.is_dataclass(f.default) else value
+        return RunConfig(**options)
+    except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"config.json is no configuration of a run ({error})") from None

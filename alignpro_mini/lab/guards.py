@@ -19,6 +19,13 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import torch
+from torch import Tensor
+
+from alignpro_mini.alignpro import PromptScore
+from alignpro_mini.frozen import FrozenModel
+from alignpro_mini.training import Score
+
 REASONS = ("empty", "long", "repeats", "language", "content", "answers")
 WORD = re.compile(r"\d+|[^\W\d_]+(?:['’][^\W\d_]+)*")
 LETTER = re.compile("[A-Za-z]")
@@ -122,6 +129,31 @@ def _answers(request: str, rewrite: str) -> bool:
     starts = lambda text: {(words(part) or [""])[0] for part in re.split(r"[.!?:,\n]", text)}
     asks = lambda text: "?" in text or bool(starts(text) & ASKING)
     return ("?" in request or set(words(request)[:1]) & QUESTION) and not asks(rewrite)
+
+
+class GuardedScore(PromptScore):
+    """A `PromptScore` that counts the rewrites with an objection; with `guard` the request is sent instead of them."""
+
+    def __init__(
+        self,
+        frozen: FrozenModel,
+        reward: Score,
+        generator: torch.Generator | None = None,
+        answers: int = 1,
+        guard: bool = False,
+    ) -> None:
+        super().__init__(frozen, reward, generator, answers)
+        self.guard = guard
+        self.objections = 0.0  # the share in the last call
+
+    def __call__(self, requests: Sequence[str], rewrites: Sequence[str]) -> Tensor:
+        """As `PromptScore` does."""
+        self.objections = objection_rate(requests, rewrites)
+        return super().__call__(requests, kept(requests, rewrites) if self.guard else rewrites)
+
+    def metrics(self) -> dict[str, float | None]:
+        """What is logged of the last call."""
+        return super().metrics() | {"objection_rate": self.objections}
 
 
 PATIENCE = 5  # iterations in a row

@@ -1,12 +1,7 @@
-"""A trained prompter in use: `alignpro rewrite`, `chat` and `serve`, on a run that trained in seconds."""
+"""The proxy and what answers behind it: what is rewritten, what is refused, and that nothing is lost on the way."""
 
 import http.client
-import io
 import json
-import os
-import shutil
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -20,14 +15,12 @@ import openai
 import pytest
 import torch
 from api_server import running, serving
-from doubles import ROOT
 
-from alignpro_mini.__main__ import main
 from alignpro_mini.frozen import Answer
-from alignpro_mini.lab.config import preset
-from alignpro_mini.lab.trained import Trained, config_of
 from alignpro_mini.options import UserError
-from alignpro_mini.remote.proxy import REWRITTEN, HttpUpstream, LocalUpstream, Proxy, ProxyConfig, rewritten
+from alignpro_mini.use.proxy import REWRITTEN, Proxy, ProxyConfig, rewritten
+from alignpro_mini.use.trained import Trained
+from alignpro_mini.use.upstream import HttpUpstream, LocalUpstream
 
 X = "Tell me about Milton."
 
@@ -35,92 +28,6 @@ X = "Tell me about Milton."
 @pytest.fixture
 def run(whole_run) -> Path:
     return whole_run[0]
-
-
-def test_a_rewrite_is_what_the_prompter_writes_or_the_request(run):
-    trained = Trained(run, "cpu", seed=0)
-    found = trained.rewrite([X] * 20)
-    assert len({one.written for one in found}) > 1, "sampled"
-    assert all(one.sent == (X if one.objection else one.written) for one in found)
-    again = Trained(run, "cpu", seed=0).rewrite([X] * 20)
-    assert again == found
-    greedy = trained.rewrite([X] * 3, greedy=True)
-    assert len({one.written for one in greedy}) == 1
-    assert all(one.objection in (None, "empty") for one in trained.rewrite([X] * 20, guard=False))
-
-
-def test_requests_that_are_too_long_or_empty(run):
-    trained = Trained(run, "cpu", seed=0)
-    found = trained.rewrite([X, "word " * 500, X])
-    assert found[1].sent == "word " * 500 and found[1].objection == "empty"
-    with pytest.raises(UserError, match="the request is empty"):
-        trained.rewrite([" "])
-    with pytest.raises(UserError, match="is it UTF-8"):
-        trained.rewrite(["Tell me \udcff"])
-
-
-def test_the_frozen_model_and_the_reward_are_those_of_the_run(run, tmp_path):
-    trained = Trained(run, "cpu", seed=0)
-    (answer,) = trained.frozen.answer([X], torch.Generator().manual_seed(0))
-    assert isinstance(answer.text, str)
-    before = {path: path.read_bytes() for path in run.rglob("*.json*")}
-    (reward,) = trained.reward([X], [answer.text])
-    assert reward.isfinite()
-    assert {path: path.read_bytes() for path in run.rglob("*.json*")} == before, "nothing of the run is changed"
-    moved = shutil.copytree(run, tmp_path / "another-name")
-    assert Trained(moved, "cpu").reward([X], [answer.text]).item() == reward.item()
-
-
-@pytest.mark.parametrize("folder, said", [("nowhere", "no config.json"), ("half", "no trained prompter yet")])
-def test_a_folder_that_is_no_finished_run(run, tmp_path, folder, said):
-    if folder == "half":
-        (tmp_path / "half").mkdir()
-        (tmp_path / "half" / "config.json").write_text((run / "config.json").read_text())
-    with pytest.raises(UserError, match=said):
-        Trained(tmp_path / folder)
-
-
-def test_a_configuration_is_read_back_and_an_older_one_gets_defaults(run):
-    saved = json.loads((run / "config.json").read_text())
-    config = config_of(saved)
-    assert config.ppo.iterations == 5 and config.run_name == run.name
-    del saved["api"], saved["ppo"]["advantage"]
-    assert config_of(saved).ppo.advantage == preset("tiny").ppo.advantage
-    older = config_of({"preset": "smollm2", "data": {"model": "mine"}})
-    assert (older.frozen, older.prompter) == ("mine", "mine"), "its name in earlier versions"
-    with pytest.raises(UserError, match="no configuration of a run"):
-        config_of({"ppo": 3})
-
-
-def test_the_command_rewrites_its_arguments_a_file_and_what_is_typed(run, tmp_path, capsys, monkeypatch):
-    where = ["rewrite", "--run", str(run), "--device", "cpu", "--seed", "1"]
-    main([*where, "Tell", "me", "about", "Milton."])
-    alone = capsys.readouterr().out
-    assert len(alone.splitlines()) == 1
-    (tmp_path / "r.txt").write_text(f"{X}\n\n{X}\n")
-    main([*where, "--file", str(tmp_path / "r.txt")])
-    assert capsys.readouterr().out.splitlines()[0] == alone.strip()
-    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{X}\n{X}\n\nnot read\n"))
-    main(where)
-    assert len(capsys.readouterr().out.splitlines()) == 2
-    main([*where, "--answer", X])
-    told = capsys.readouterr().out
-    assert told.count("\ny  ") == 2 and told.startswith(f"x  {X}") and "\nx' " in told and told.count("\nr  ") == 2
-    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(SystemExit, match="alignpro: error: .*not UTF-8 text"):
-        main([*where, "--file", str(tmp_path / "bad.txt")])
-    with pytest.raises(SystemExit, match="alignpro: error: nowhere: no run"):
-        main(["rewrite", "--run", "nowhere", X])
-
-
-def test_chat_answers_line_by_line(run, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{X}\n{X}\n"))
-    main(["chat", "--run", str(run), "--device", "cpu", "--seed", "1"])
-    told = capsys.readouterr()
-    assert told.out.count("[") >= 2 and "Each line is a request of its own" in told.err
-
-
-# ---------------------------------------------------------------- the proxy
 
 
 def proxied(upstream, rewrite=lambda x: x.upper(), **options):
@@ -199,30 +106,6 @@ def test_a_local_model_answers_from_a_stream_of_its_own():
         return [json.loads(b"".join(reply.body))["choices"][0]["message"]["content"] for reply in replies]
 
     assert said(0) == said(0) != said(1) and len(set(said(0))) == 3
-
-
-def test_serve_seeds_the_models_stream_and_leaves_the_prompters_alone(run, monkeypatch):
-    """Answers and rewrites are drawn in several threads: one stream for both would make no run repeatable."""
-    made = []
-
-    class Unheard(Proxy):
-        def __init__(self, config, rewrite, upstream):
-            super().__init__(config, rewrite, upstream)
-            made.append((rewrite, upstream))
-
-        def serve_forever(self):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr("alignpro_mini.__main__.Proxy", Unheard)
-    for _ in range(2):
-        main(["serve", "--run", str(run), "--device", "cpu", "--seed", "4", "--port", "0"])
-    (rewrite, one), (_, other) = made
-    assert one.generator.initial_seed() == other.generator.initial_seed()
-    same = torch.rand(3, generator=torch.Generator().manual_seed(4))
-    assert not torch.equal(torch.rand(3, generator=other.generator), same), "the prompter draws with seed 4"
-    before = one.generator.get_state()
-    rewrite(X)
-    assert torch.equal(one.generator.get_state(), before)
 
 
 @pytest.mark.parametrize(
@@ -367,33 +250,3 @@ def test_a_port_that_is_taken_is_one_line():
     with proxied(HttpUpstream("http://127.0.0.1:9/v1", 1.0)) as proxy:
         with pytest.raises(UserError, match="cannot listen there"):
             Proxy(ProxyConfig(port=proxy.server_address[1]), str.upper, HttpUpstream("http://127.0.0.1:9/v1", 1.0))
-
-
-def test_serve_listens_and_warns_where_others_could_reach_it(run):
-    argv = [
-        sys.executable,
-        "-m",
-        "alignpro_mini",
-        "serve",
-        "--run",
-        str(run),
-        "--device",
-        "cpu",
-        "--port",
-        "0",
-        "--host",
-        "0.0.0.0",
-    ]
-    process = subprocess.Popen(
-        argv, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    line = process.stdout.readline()
-    try:
-        assert "rewrites the last user turn for the frozen model of the run" in line
-        port = line.split("/v1")[0].rpartition(":")[2]
-        one = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
-        raw = one.chat.completions.with_raw_response.create(model="m", messages=[{"role": "user", "content": X}])
-        assert raw.parse().choices[0].message.content is not None and REWRITTEN in raw.headers
-    finally:
-        process.terminate()
-    assert "no authentication" in process.communicate()[1]
