@@ -241,6 +241,7 @@ SLIPS = [
         "Rollout.scores was",
     ),
     ("ppo.PPOTrainer.loss", "policy.sum().item()", "policy.sum().detach()", "policy_loss is a Tensor, not a number"),
+    ("ppo.PPOTrainer.extra_loss", "loss.sum().item()", "loss.sum().detach()", "value_loss is a Tensor, not a number"),
     (
         "ppo.PPOTrainer.estimate_advantages",
         "float(rl_math.masked_var(advantages, mask).sqrt())",

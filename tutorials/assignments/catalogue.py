@@ -110,7 +110,8 @@ ASSIGNMENTS = {
             "ppo.PPOTrainer.scores": 8,
             "ppo.PPOTrainer.assemble_rewards": 8,
             "ppo.PPOTrainer.estimate_advantages": 8,
-            "ppo.PPOTrainer.loss": 16,
+            "ppo.PPOTrainer.extra_loss": 6,
+            "ppo.PPOTrainer.loss": 10,
         },
         8,
         (

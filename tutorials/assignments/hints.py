@@ -150,7 +150,6 @@ HINTS = {
     "select by the mask before it, not only after",
     "padding-counted-as-clipped": "clipped means that the clipped product is strictly the smaller one, on a sampled token; on "
     "padding it is False",
-    "the-ratio-of-a-row-is-a-sum": "with `sequence` the log-ratio of a row is the mean over its tokens, not their sum",
     "value-clip-optimistic": "of the two squared errors the larger one counts",
     "value-clip-counts-rounding": "inside the clip V_c must be V to the bit: old + (V - old) is rounded; limit V itself, between "
     "V_old - clip and V_old + clip",
@@ -172,25 +171,18 @@ HINTS = {
     "assemble_rewards",
     "penalty-for-the-finished": "the penalty is for rows that are *not* finished",
     "reward-kl-against-the-old-policy": "the KL penalty is to the reference: logp against logp_ref",
-    "the-kl-penalty-counts-twice": 'with kl_placement "loss" the reward must hold no KL penalty',
     "no-penalty-for-a-missing-eos": "the penalty for a missing EOS is missing",
     "the-rewards-ignore-the-controller": "lambda is the trainer's kl_coef, which the controller adapts; config.kl_coef is only "
     "its start",
     "whitened-over-pads": "mean and variance of the whitening are those of sampled tokens: give it the action mask",
     "returns-of-whitened-advantages": "returns come from the advantages *before* whitening: the value head learns returns, in "
     "units of the reward",
-    "groups-are-whitened": "advantages of a group (rloo, grpo, grpo_unscaled) are not whitened: ask config.whitens",
     "the-spread-after-whitening": "advantage_std is that of the advantages before whitening; afterwards it is always 1",
     "trained-without-the-temperature": "the log-probs must be those of the sampling distribution: use config.temperature",
     "update-kl-over-pads": "approx_kl is over sampled tokens only",
-    "the-kl-loss-weighs-more-beside-whitened-advantages": "whitening divides the reward by advantage_std: divide the KL loss by "
-    "it, too, where config.whitens",
-    "the-value-head-trains-without-gae": 'a value loss (and its two entries in the log) only where config.advantage is "gae"',
     "a-mean-over-the-padded-batch": "a sum over the tokens, not a mean over rows and columns: the caller divides",
+    "the-policy-loss-alone": "what self.extra_loss returns is missing in the total",
     "the-value-loss-without-its-weight": "the value loss is weighed by config.vf_coef; what is logged is not",
-    "the-kl-loss-of-the-old-policy": "the KL loss is that of the policy now: take the new log-probs, they carry the gradient",
-    "the-loss-ignores-the-controller": "lambda is the trainer's kl_coef, which the controller adapts; config.kl_coef is only "
-    "its start",
     # a7: Align-Pro around a frozen model
     "checksum-of-the-shapes-only": "the numbers themselves are not in the hash",
     "checksum-without-buffers": "buffers (such as a running mean) belong to the model: take its state_dict",
