@@ -230,12 +230,12 @@ MUTANTS: tuple[Mutant, ...] = (
     of(
         "ratios-to-the-samplers-own-log-probs",
         ('found["logp"] = ours', 'found["values"] = 0 * ours'),
-        "test_precision.py::test_the_first_ratios_are_1_and_the_kl_starts_at_0",
+        "test_fast_transformer.py::test_the_first_ratios_are_1_and_the_kl_starts_at_0",
     ),
     of(
         "the-policy-is-rounded-to-sample",
         ("copy.deepcopy(lm).to(lm.embed", "lm.to(lm.embed"),
-        "test_precision.py::test_the_first_ratios_are_1_and_the_kl_starts_at_0",
+        "test_fast_transformer.py::test_the_first_ratios_are_1_and_the_kl_starts_at_0",
     ),
     of(
         "the-kl-loss-weighs-more-beside-whitened-advantages",
