@@ -69,6 +69,31 @@ HINTS = {
     "draw-not-scaled-to-the-mass": "the masses need not sum to exactly 1: multiply u by their sum",
     "draw-one-token-late": "one token too late: compare u with the mass up to and with the token, not before it",
     "one-draw-for-the-whole-batch": "every row is drawn with the first row's u; each has its own",
+    "sampled-at-temperature-0": "temperature 0 takes the likeliest token, and draws nothing",
+    "numbers-by-the-place-in-the-batch": "uniforms[i, t] belongs to prompt i: ask by the row's number in `prompts`, not by its "
+    "place in the batch",
+    "numbers-drawn-in-the-loop": "draw all numbers once, before the loop: else a row's tokens depend on who shares its batch",
+    "one-draw-for-all-rows": "every row is drawn with the first row's number; each has its own",
+    "one-draw-for-all-tokens": "every token of a row is drawn with the same number; take column t for token t",
+    "noted-without-the-temperature": "the log-probs noted are those at temperature 1; note those of the distribution that you "
+    "draw from",
+    "logprobs-of-the-likeliest": "you note the largest log-prob of each row; note that of the token taken",
+    "noted-by-the-place-in-the-batch": "tokens are noted under the row's place in the batch; rows were sorted, and some have "
+    "left: note them under the number in `prompts`",
+    "eos-dropped-from-the-completion": "EOS is a sampled token: it stays in the tokens, with its log-prob",
+    "an-eos-at-the-limit-is-truncated": "a row whose last allowed token is EOS is finished, too: ask for the token, not for "
+    "the length",
+    "a-living-row-leaves": "you keep the rows that are done; the others go on",
+    "rows-write-on-after-their-eos": "rows write on after their EOS; they must leave the batch",
+    "rows-that-are-done-go-through-the-model": "the tokens are right, but rows that are done go through the model until the end: "
+    "take them out of the cache, and of all that belongs to the batch",
+    "rows-that-stay-get-the-wrong-cache": "after some rows left, the others go on with the keys and values of the first rows: "
+    "cache.keep needs their places in the batch",
+    "another-rows-token-goes-on": "after some rows left, the others are fed the tokens of the first rows: take those of the rows "
+    "that stay",
+    "the-likeliest-token-goes-on": "the next step must be fed the token that was drawn, not the likeliest one",
+    "one-token-too-few": "the last token is missing: max_new_tokens are allowed, and the prompt's pass gives the first",
+    "all-rows-in-one-batch": "max_batch is ignored: use by_length for batches",
     "mask-on-the-other-side": "the ids are right; the mask is True on the wrong side",
     "padded-on-the-other-side": "the mask is right; the ids are padded on the wrong side",
     "a-token-like-the-padding-is-padding": "a real token may equal pad_id: make the mask from the lengths, not from the ids",
