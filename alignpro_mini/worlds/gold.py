@@ -37,7 +37,9 @@ def vader_analyzer():
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError:
-        raise UserError("VADER's scores need vaderSentiment: pip install -e '.[smollm2]', or give --gold and --reward of yours") from None
+        raise UserError(
+            "VADER's scores need vaderSentiment: pip install -e '.[smollm2]', or give --gold and --reward of yours"
+        ) from None
     return SentimentIntensityAnalyzer()
 
 
