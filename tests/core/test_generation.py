@@ -50,19 +50,22 @@ def naive_greedy(model, prompt: list[int], limit: int, eos: int | None) -> list[
     return new
 
 
+def naive_distribution(model, row: list[int], temperature: float, top_p: float) -> list[float]:
+    """Probabilities of the token after the row: temperature first, then the smallest set of mass top_p, scaled to 1."""
+    p = softmax([v / temperature for v in next_logits(model, row)])
+    nucleus, mass = [], 0.0
+    for v in sorted(range(len(p)), key=lambda v: -p[v]):
+        if mass >= top_p:
+            break
+        nucleus.append(v)
+        mass += p[v]
+    return [p[v] / mass if v in nucleus else 0.0 for v in range(len(p))]
+
+
 def naive_logprobs(model, prompt: list[int], new: list[int], temperature: float, top_p: float) -> list[float]:
-    """The log-probability of each sampled token: temperature first, then the smallest set of mass top_p."""
-    result = []
-    for t, token in enumerate(new):
-        p = softmax([v / temperature for v in next_logits(model, prompt + new[:t])])
-        nucleus, mass = [], 0.0
-        for v in sorted(range(len(p)), key=lambda v: -p[v]):
-            if mass >= top_p:
-                break
-            nucleus.append(v)
-            mass += p[v]
-        result.append(math.log(p[token] / mass) if token in nucleus else -math.inf)
-    return result
+    """The log-probability of each sampled token."""
+    steps = (naive_distribution(model, prompt + new[:t], temperature, top_p) for t in range(len(new)))
+    return [math.log(p[token]) if p[token] > 0 else -math.inf for p, token in zip(steps, new)]
 
 
 def tokens(completions) -> list[list[int]]:
@@ -100,6 +103,35 @@ def test_logprobs_are_those_of_the_distribution_sampled_from(generate, family, t
         want = naive_logprobs(model, prompt, completion.tokens, temperature or 1.0, top_p)
         assert len(completion.logprobs) == len(completion.tokens)
         assert completion.logprobs == pytest.approx(want, abs=2e-4)
+
+
+def naive_sample(model, prompt: list[int], uniforms: list[float], temperature: float, top_p: float, eos: int):
+    """(tokens, distance of the nearest number to an edge between two tokens) of one row by its own uniform numbers."""
+    new, distance = [], 1.0
+    for u in uniforms:
+        p = naive_distribution(model, prompt + new, temperature, top_p)
+        edges = [math.fsum(p[: v + 1]) for v in range(12)]
+        distance = min(distance, *(abs(edge - u) for edge in edges))
+        new.append(next(v for v in range(12) if edges[v] > u))
+        if new[-1] == eos:
+            break
+    return new, distance
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.8, 0.7)])
+def test_each_row_takes_the_tokens_that_its_own_numbers_choose(generate, family, temperature, top_p):
+    model = random_lm(family, spread=0.3).double()
+    uniforms = torch.rand(len(PROMPTS), 7, generator=rng(9)).tolist()
+    alone = [naive_sample(model, prompt, u, temperature, top_p, eos=6) for prompt, u in zip(PROMPTS, uniforms)]
+    assert min(distance for _, distance in alone) > 1e-5, "a draw so near an edge depends on the processor"
+    want = [row for row, _ in alone]
+    assert len(set(map(len, want))) > 2, "rows must end at different steps"
+    for max_batch in (None, 3):
+        got = generate(
+            model, PROMPTS, 7, temperature=temperature, top_p=top_p, eos_id=6, generator=rng(9), max_batch=max_batch
+        )
+        assert tokens(got) == want and [c.finished for c in got] == [row[-1] == 6 for row in want]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -155,6 +187,14 @@ def test_rows_that_are_done_leave_at_once(monkeypatch):
     got = generation.generate(model, [[4], [7], [8]], 5, eos_id=3, generator=rng())
     assert tokens(got) == [[5, 6, 3], [7] * 5, [3]]
     assert sizes == [(3, 1), (2, 1), (2, 1), (1, 1), (1, 1)]
+
+
+def test_no_more_than_max_batch_rows_go_through_the_model_at_once(generate, monkeypatch):
+    model, prompts = random_lm(), [[4 + i, 5] for i in range(7)]
+    sizes, hidden = [], model.hidden
+    monkeypatch.setattr(model, "hidden", lambda x, **named: (sizes.append(len(x)), hidden(x, **named))[1])
+    generate(model, prompts, 3, generator=rng(), max_batch=3)
+    assert sizes == [3] * 6 + [1] * 3
 
 
 @pytest.mark.parametrize("family", FAMILIES)

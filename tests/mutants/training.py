@@ -53,6 +53,6 @@ MUTANTS: tuple[Mutant, ...] = (
     of(
         "steps-in-bfloat16",
         ("p.data = p.data.float()", "pass"),
-        "test_precision.py::test_what_trains_has_float32_weights_and_computes_as_before[llama]",
+        "test_fast_transformer.py::test_what_trains_has_float32_weights_and_computes_as_before[llama]",
     ),
 )

@@ -21,7 +21,10 @@ def answer_loss(model: Transformer, batch: Sequence[Encoded], train_layers: int 
 
 
 def bradley_terry_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """-log sigmoid(r_chosen - r_rejected) per pair, (B,) -> (B,): the preference model's negative log-likelihood."""
+    """-log sigmoid(r_chosen - r_rejected) per pair, (B,) -> (B,).
+
+    It is the negative log-likelihood of the Bradley-Terry model of preferences.
+    """
     raise NotImplementedError
 
 
