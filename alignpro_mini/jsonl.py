@@ -9,8 +9,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from alignpro_mini.options import UserError, unique
-from alignpro_mini.tokenizer import one_line
+from alignpro_mini.options import UserError, one_line, unique
 
 LONGEST_LINE = 16 << 20  # bytes of a line in a user's file
 

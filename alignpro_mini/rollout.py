@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields
 from torch import Tensor, nn
 
 from alignpro_mini import rl_math
+from alignpro_mini.training import frozen_blocks
 from alignpro_mini.transformer import Transformer
 
 
@@ -43,7 +44,8 @@ class Policy(nn.Module):
 
         `lm` is the policy's own model or the reference; `features` is what `training.trunk` gave.
         """
-        return lm.top(features, mask, self.train_layers)[:, -T - 1 : -1]
+        start = frozen_blocks(lm, self.train_layers)
+        return lm.hidden(features, mask, start=start)[:, -T - 1 : -1]
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from doubles import ROOT
 from alignpro_mini.lab.cli import with_options
 from alignpro_mini.lab.config import preset
 
-OPTIONS = {"oracle.adaptive_kl_target": 1.0}
+OPTIONS = {"oracle.adaptive_kl_target": 1.0}  # of one of the two PPOs
 CONFIG = with_options(preset("micro"), OPTIONS)
 
 

@@ -20,6 +20,7 @@ from alignpro_mini.lab import optimum, pipeline, report, run, tables
 from alignpro_mini.lab.cli import one_line_errors, parse_command_line
 from alignpro_mini.lab.config import EvalConfig, preset
 from alignpro_mini.lab.evaluation import Arm, Evaluator, summarise
+from alignpro_mini.lab.models import with_weights
 from alignpro_mini.lab.sweep import sweep_table
 from alignpro_mini.options import UserError
 from alignpro_mini.ppo import PPOConfig, PPOTrainer
@@ -207,7 +208,7 @@ def test_what_needs_weights_says_so():
     with pytest.raises(UserError, match="RLHF oracle .*--eval.oracle false.* needs the weights"):
         pipeline.rlhf_oracle(run_of(config), None, Echo(), None)
     lm = FrozenLM(random_lm(), LETTERS, SamplingConfig(max_new_tokens=4))
-    assert pipeline.with_weights(lm, "anything") is lm
+    assert with_weights(lm, "anything") is lm
 
 
 def run_of(config):

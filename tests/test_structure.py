@@ -16,12 +16,13 @@ CORE = sorted(path for path in PACKAGE.glob("*.py") if path.name not in FRONT_DO
 # Sub-package: the sub-packages that it may import besides itself and the core ("").
 MAY_IMPORT = {
     "": set(),
+    "fast": set(),
     "weights": set(),
     "worlds": set(),
     "remote": set(),
-    "lab": {"weights", "worlds", "remote"},
-    "use": {"lab", "weights", "worlds", "remote"},
-    "experiments": {"lab", "weights", "worlds", "remote"},
+    "lab": {"fast", "weights", "worlds", "remote"},
+    "use": {"lab", "fast", "weights", "worlds", "remote"},
+    "experiments": {"lab", "fast", "weights", "worlds", "remote"},
 }
 
 

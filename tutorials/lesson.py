@@ -79,27 +79,29 @@ def shared_run(until: str):
     from alignpro_mini.lab import assess, pipeline
     from alignpro_mini.lab.config import preset
     from alignpro_mini.lab.run import Run
+    from alignpro_mini.lab.setup import setup_of
 
     config = replace(preset("tiny"), out=str(HERE.parent / "runs"))
     if FAST:
         config = replace(preset("micro"), out=tempfile.mkdtemp())
     s = SimpleNamespace(config=replace(config, name="tutorial"))
     wanted = STAGES[: STAGES.index(until) + 1]
-    s.world = pipeline.make_world(s.config)
+    s.setup = setup_of(s.config)
+    s.world = s.setup.make_world()
     s.run = quietly(Run, s.config, resume=True)
     missing = [stage for stage in wanted if stage not in s.run.stages]
     if missing and not FAST:
         # To standard error: a notebook must not depend on what was trained before it.
         print(f"training first: {', '.join(missing)} (minutes)", file=sys.stderr)
-    s.tokenizer, s.pi_f = quietly(pipeline.frozen_lm, s.run, s.world)
+    s.tokenizer, s.pi_f = quietly(pipeline.frozen_lm, s.run, s.setup, s.world)
     if "prompter_sft" in wanted:
-        s.rho_sft = quietly(pipeline.prompter_sft, s.run, s.world, s.tokenizer, s.pi_f)
+        s.rho_sft = quietly(pipeline.prompter_sft, s.run, s.setup, s.world, s.tokenizer, s.pi_f)
     if "reward_model" in wanted:
-        s.reward = quietly(pipeline.reward_model, s.run, s.world, s.pi_f, s.rho_sft)
+        s.reward = quietly(pipeline.reward_model, s.run, s.setup, s.world, s.pi_f, s.rho_sft)
     if "align_pro" in wanted:
         s.rho = quietly(pipeline.align_pro, s.run, s.world, s.pi_f, s.rho_sft, s.reward)
     if "listing" in wanted:
-        s.rated = quietly(assess.rate_rewrites, s.run, s.world, s.pi_f, s.reward)
+        s.rated = quietly(assess.rate_rewrites, s.run, s.setup, s.world, s.pi_f, s.reward)
         s.listing = s.rated.under(s.rho_sft, s.rho)
     if "evaluation" in wanted:
         s.oracle = quietly(pipeline.rlhf_oracle, s.run, s.world, s.pi_f, s.reward)

@@ -34,8 +34,10 @@ from alignpro_mini.lab.glossary import ARMS, TRIO
 from alignpro_mini.lab.paper import CELLS, PAPER_CELLS
 from alignpro_mini.lab.plots import new_figure
 from alignpro_mini.lab.run import Run
+from alignpro_mini.lab.setup import Setup, setup_of
 from alignpro_mini.lab.tables import get
 from alignpro_mini.options import require
+from alignpro_mini.worlds.world import World
 
 # The second prompter and the second frozen model: other sizes than the preset's own.
 SECOND = {
@@ -59,7 +61,7 @@ def grid_part(config: RunConfig, name: str) -> RunConfig:
 
 def run_group(config: RunConfig, resume: bool, cells: Sequence[str]) -> dict:
     """The wanted cells of one task and seed, and those of an earlier command: {"task", "preset", "seed", "cells"}."""
-    world = pipeline.make_world(config)
+    world = setup_of(config).make_world()
     cells = [cell for cell in CELLS if cell in cells or (study.folder(config) / cell / "results.json").exists()]
     prompters = sorted({cell.split("-")[0] for cell in cells} | {"P1"})  # the reward is of P1 and F1
     models = sorted({cell.split("-")[1] for cell in cells} | {"F1"})
@@ -68,16 +70,20 @@ def run_group(config: RunConfig, resume: bool, cells: Sequence[str]) -> dict:
     def run_of(name: str) -> Run:
         return study.part(grid_part(config, name), resume, name, {})
 
+    def of(name: str) -> tuple[Run, Setup, World]:
+        """A part's run, its own models, and the requests that all parts share."""
+        return run_of(name), setup_of(run_of(name).config), world
+
     frozen: dict[str, FrozenLM] = {}
     for F in models:
-        tokenizer, frozen[F] = pipeline.frozen_lm(run_of(F), world)
-    rho_sft = {P: pipeline.prompter_sft(run_of(P), world, tokenizer, frozen["F1"]) for P in prompters}
-    reward = pipeline.reward_model(run_of("reward"), world, frozen["F1"], rho_sft["P1"])
+        tokenizer, frozen[F] = pipeline.frozen_lm(*of(F))
+    rho_sft = {P: pipeline.prompter_sft(*of(P), tokenizer, frozen["F1"]) for P in prompters}
+    reward = pipeline.reward_model(*of("reward"), frozen["F1"], rho_sft["P1"])
     plain, rated, samples = {}, {}, {}
     for F in dict.fromkeys(cell.split("-")[1] for cell in cells):
         oracle = pipeline.rlhf_oracle(run_of(F), world, frozen[F], reward)
         plain[F] = assess.evaluate_plain(run_of(F), world, frozen[F], oracle, reward)
-        rated[F] = assess.rate_rewrites(run_of(F), world, frozen[F], reward)
+        rated[F] = assess.rate_rewrites(*of(F), frozen[F], reward)
         samples[F] = assess.sample_oracle(run_of(F), frozen[F], oracle, reward, rated[F])
     results = {}
     for cell in cells:

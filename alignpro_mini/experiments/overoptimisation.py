@@ -40,7 +40,7 @@ def run_cells(
     cells = []
     for count, ratio in product(pairs, mismatched):
         name = f"pairs-{count}-mismatched-{ratio}"
-        learns = {"reward_model.pairs": count, "reward_model.mismatched": float(ratio)}
+        learns = {"preferences.pairs": count, "preferences.mismatched": float(ratio)}
         run = study.part(config, resume, name, learns)
         reward = shared.learn_reward(run)
         facts = json.loads((run.path / "checkpoints" / "reward_model.json").read_text(encoding="utf-8"))
@@ -140,7 +140,7 @@ STUDY = study.Study(
         study.Option("lambdas", "0.02,0.1,0.5", "KL coefficients", study.positive_numbers),
         study.Option("mismatched", "0,1", "mismatched pairs for each pair, 0 to 2", study.whole_numbers),
     ),
-    varies=("ppo.kl_coef", "ppo.adaptive_kl_target", "reward_model.pairs", "reward_model.mismatched"),
+    varies=("ppo.kl_coef", "ppo.adaptive_kl_target", "preferences.pairs", "preferences.mismatched"),
     ignores=("theory", "eval.best_of_n", "eval.headroom_inputs", *study.ORACLE_OPTIONS),
     check=check,
 )

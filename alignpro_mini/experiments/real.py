@@ -34,12 +34,14 @@ import torch
 
 from alignpro_mini.experiments import listing, study
 from alignpro_mini.experiments.listing import Rated
-from alignpro_mini.frozen import FrozenLM
-from alignpro_mini.lab import assess, evaluation, pipeline
+from alignpro_mini.lab import assess, evaluation
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.glossary import ARMS
+from alignpro_mini.lab.listed import asked_and_answered, rated
+from alignpro_mini.lab.models import make_frozen_lm, with_weights
 from alignpro_mini.lab.plots import new_figure
 from alignpro_mini.lab.run import Run
+from alignpro_mini.lab.setup import setup_of
 from alignpro_mini.lab.statistics import Groups, bootstrap_interval, interval, resampled_moments, t_interval
 from alignpro_mini.lab.sweep import coefficients
 from alignpro_mini.lab.tables import aligned, get, num
@@ -77,12 +79,12 @@ def run_listing(config: RunConfig, resume: bool, also: Sequence[str]) -> dict[st
     if config.reward:
         scores = {config.reward: load_callable(config.reward)} | scores
     else:
-        ratings["learned"] = assess.listed_rewards(stages.run, world, stages.pi_f, stages.reward)
-    rows = assess.listed_answers(config, world, stages.pi_f)
+        ratings["learned"] = stages.setup.listed_rewards(stages.run, world, stages.pi_f, stages.reward.train)
+    rows = stages.setup.listed_answers(world, stages.pi_f)
     for name, score in scores.items():
-        ratings[name] = assess.rated(rows, whole_sentences(score, rows))
+        ratings[name] = rated(rows, whole_sentences(score, rows))
     if world.gold is not None:
-        ratings["gold"] = assess.rated(rows, world.gold)
+        ratings["gold"] = rated(rows, world.gold)
     endings = [x_prime.replace(rows[0]["x"], "…") for x_prime in rows[0]["rewrites"]]
     truncated = torch.tensor([row["truncated"] for row in rows]).view(len(rows), len(endings), -1)
     return {name: Rated(r, truncated, endings) for name, r in ratings.items()}
@@ -90,7 +92,7 @@ def run_listing(config: RunConfig, resume: bool, also: Sequence[str]) -> dict[st
 
 def whole_sentences(reward: Score, rows: Sequence[dict]) -> Score:
     """The reward of truncated answers as `worlds.sentences` does it, by these answers."""
-    return by_sentences(reward, low_reward(reward, *assess.asked_and_answered(rows)))
+    return by_sentences(reward, low_reward(reward, *asked_and_answered(rows)))
 
 
 def pooled(listings: Sequence[dict[str, Rated]]) -> dict[str, Rated]:
@@ -100,7 +102,7 @@ def pooled(listings: Sequence[dict[str, Rated]]) -> dict[str, Rated]:
     together = {}
     for name in listings[0]:
         seeds = [ratings[name].scaled() for ratings in listings]
-        r, truncated = (torch.cat([getattr(rated, key) for rated in seeds]) for key in ("r", "truncated"))
+        r, truncated = (torch.cat([getattr(ratings, key) for ratings in seeds]) for key in ("r", "truncated"))
         together[name] = Rated(r, truncated, seeds[0].endings)
     return together
 
@@ -114,7 +116,8 @@ def described(configs: Sequence[RunConfig], listings: Sequence[dict[str, Rated]]
     optima = {"learned": seeds}  # a learned reward differs from seed to seed
     content = {"preset": c.preset, "task": c.task, "seeds": [config.seed for config in configs]}
     content["rewards"] = {
-        name: listing.describe(rated, lambdas, later, optima.get(name, 1)) for name, rated in pooled(listings).items()
+        name: listing.describe(ratings, lambdas, later, optima.get(name, 1))
+        for name, ratings in pooled(listings).items()
     }
     content |= {"requests": seeds * c.theory.inputs, "answers": c.theory.answers}
     return content | {"temperature": c.sampling.temperature, "evaluated_later": later.inputs}
@@ -141,7 +144,7 @@ def check_listing(configs: Sequence[RunConfig], **own) -> None:
 
 def finished(config: RunConfig, resume: bool) -> dict:
     """What a finished run left: its results, its arms' rewards and true rewards, and the topic of each request."""
-    world = pipeline.make_world(config)
+    world = setup_of(config).make_world()
     return {
         "results": read(
             study.folder(config) / "results.json", "train this seed first (train.py with the same options)"
@@ -245,13 +248,13 @@ def run_temperatures(config: RunConfig, resume: bool, temperatures: Sequence[flo
         "untrained_prompter": lambda e: e.prompter(stages.rho_sft, None),  # its KL to itself is 0
         "align_pro": lambda e: e.prompter(rho, stages.rho_sft),
     }
-    lm = pipeline.with_weights(stages.pi_f, "another temperature")
+    lm = with_weights(stages.pi_f, "another temperature")
     counts = replace(config.eval, inputs=requests)
     points = []
     for T in temperatures:
         sampling = replace(config.sampling, temperature=T)
         place = replace(config, out=str(stages.run.path), name=f"temperature-{T:g}", sampling=sampling, eval=counts)
-        warm = FrozenLM(lm.model, lm.tokenizer, sampling)
+        warm = make_frozen_lm(lm.model, lm.tokenizer, sampling)
         evaluated = assess.evaluate(Run(place, resume=True), "arms", world, warm, stages.reward, makers)
         summary = evaluation.summarise(evaluated, counts, world.groups(world.eval_requests[:requests]))
         points.append({"temperature": T} | summary)

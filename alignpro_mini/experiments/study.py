@@ -26,8 +26,9 @@ from alignpro_mini.lab.cli import chosen, one_line_errors, parse_command_line, w
 from alignpro_mini.lab.config import EvalConfig, RunConfig
 from alignpro_mini.lab.evaluation import Evaluator
 from alignpro_mini.lab.optimum import RatedRewrites
-from alignpro_mini.lab.pipeline import Reward
+from alignpro_mini.lab.rewards import Reward
 from alignpro_mini.lab.run import Run
+from alignpro_mini.lab.setup import setup_of
 from alignpro_mini.lab.sweep import exit_if_failed, run_all
 from alignpro_mini.lab.tables import aligned, over_seeds
 from alignpro_mini.options import require
@@ -216,12 +217,13 @@ class Stages:
     """
 
     def __init__(self, config: RunConfig, resume: bool, name: str = "base") -> None:
-        self.world = pipeline.make_world(config)  # a file that cannot be read is told before the folder is made
+        self.setup = setup_of(config)
+        self.world = self.setup.make_world()  # a file that cannot be read is told before the folder is made
         self.run = part(config, resume, name, {}) if name else Run(config, resume)
 
     @cached_property
     def _frozen_lm(self) -> tuple[Tokenizer, FrozenModel]:
-        return pipeline.frozen_lm(self.run, self.world)
+        return pipeline.frozen_lm(self.run, self.setup, self.world)
 
     @property
     def pi_f(self) -> FrozenModel:
@@ -229,7 +231,7 @@ class Stages:
 
     @cached_property
     def rho_sft(self) -> Prompter:
-        return pipeline.prompter_sft(self.run, self.world, *self._frozen_lm)
+        return pipeline.prompter_sft(self.run, self.setup, self.world, *self._frozen_lm)
 
     @cached_property
     def reward(self) -> Reward:
@@ -237,12 +239,12 @@ class Stages:
 
     def learn_reward(self, run: Run) -> Reward:
         """The reward of another run, which has options of its own for it."""
-        return pipeline.reward_model(run, self.world, self.pi_f, self.rho_sft)
+        return pipeline.reward_model(run, self.setup, self.world, self.pi_f, self.rho_sft)
 
     @cached_property
     def rated(self) -> RatedRewrites:
         """All enumerated rewrites, and the rewards of many answers to each."""
-        return assess.rate_rewrites(self.run, self.world, self.pi_f, self.reward)
+        return assess.rate_rewrites(self.run, self.setup, self.world, self.pi_f, self.reward)
 
     def align_pro(self, run: Run, reward: Reward | None = None) -> Prompter:
         return pipeline.align_pro(run, self.world, self.pi_f, self.rho_sft, reward or self.reward)

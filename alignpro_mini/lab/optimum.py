@@ -19,7 +19,7 @@ Shape legend:  N inputs   K enumerated rewrites   M answers to each   S answers 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class RatedRewrites:
     requests: list[str]  # N
     rewrites: list[list[str]]  # (N, K)
     r: Tensor  # (N, K, M) rewards of answers to each rewrite; NaN: the rewrite got fewer than M answers
+    is_pooled: bool = field(default=False, kw_only=True)  # the same for all requests
 
     @property
     def R(self) -> Tensor:
@@ -66,7 +67,7 @@ class RatedRewrites:
         """
         N = len(self.r)
         each = self.r.mean(2).T[None]  # (1, K, N): answers to one request are not independent
-        return RatedRewrites(self.requests, self.rewrites, each.repeat(N, 1, 1))
+        return RatedRewrites(self.requests, self.rewrites, each.repeat(N, 1, 1), is_pooled=True)
 
     def under(self, rho_sft: Prompter, rho: Prompter) -> Listing:
         """The same, with the probabilities that two prompters give to each rewrite."""

@@ -4,6 +4,7 @@
                 stages.json         finished stages and their seconds
                 metrics.jsonl       one line per log step of each stage
                 samples.jsonl       x, x', y, reward, KL at intervals
+                api.jsonl           the answers of models behind an API
                 checkpoints/        a folder or file per finished stage; <stage>.state.safetensors while it runs
                 plots/, report.html, results.json
 
@@ -34,14 +35,16 @@ from alignpro_mini.lab import processes
 from alignpro_mini.lab.claim import claim
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.guards import runaway
+from alignpro_mini.lab.models import saved_model
 from alignpro_mini.options import UserError
 from alignpro_mini.remote.client import ApiConfig
 from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.training import Saved
 from alignpro_mini.transformer import Transformer
-from alignpro_mini.weights.pretrained import load_pretrained, save_pretrained
+from alignpro_mini.weights.pretrained import save_pretrained
 from alignpro_mini.weights.tensors import load_state, replacing, save_state, write_json
 
+API_FILE = "api.jsonl"  # in a run's folder: every answer of an API
 TRIM_EVERY = 20.0  # seconds at least between two calls of `return_freed_memory`
 # Options that a run may go on with changed: where it lies, how an API is asked, and what ends it.
 MAY_CHANGE = {"out", "stop"} | {f"api.{f.name}" for f in dataclasses.fields(ApiConfig)} - {"api.base_url", "api.system"}
@@ -149,7 +152,8 @@ class Run:
             shutil.rmtree(folder, ignore_errors=True)  # left by a try that was killed before its stage was marked
             save_pretrained(model, folder, tokenizer)
 
-        return self.once(name, make, lambda: load_pretrained(folder)[0], save, together)
+        load = lambda: saved_model(folder, torch.device("cpu"), torch.float32)[0]
+        return self.once(name, make, load, save, together)
 
     def json(self, name: str, make: Callable[[RunStage], dict]) -> dict:
         """A stage whose result is a JSON object."""

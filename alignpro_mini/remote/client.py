@@ -25,8 +25,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from alignpro_mini.jsonl import append_jsonl, read_jsonl
-from alignpro_mini.options import UserError, check_ranges, option, require
-from alignpro_mini.tokenizer import one_line
+from alignpro_mini.options import UserError, check_ranges, one_line, option, require
 
 KEY = "OPENAI_API_KEY"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import quote, urlsplit
 
-from alignpro_mini.options import UserError, check_ranges, option
+from alignpro_mini.options import UserError, check_ranges, one_line, option
 from alignpro_mini.remote.client import LOOPBACK
-from alignpro_mini.tokenizer import one_line
 from alignpro_mini.use.upstream import HttpUpstream, LocalUpstream, Reply, failure
 
 CHAT = "/v1/chat/completions"

@@ -10,19 +10,15 @@ from pathlib import Path
 
 import torch
 
-from alignpro_mini.alignpro import Prompter
-from alignpro_mini.frozen import FrozenLM, FrozenModel
-from alignpro_mini.lab import guards, pipeline
-from alignpro_mini.lab.config import DTYPES, RunConfig, resolve_device
+from alignpro_mini.frozen import FrozenModel
+from alignpro_mini.lab import guards
+from alignpro_mini.lab.config import RunConfig, resolve_device
+from alignpro_mini.lab.models import make_prompter, saved_model
+from alignpro_mini.lab.rewards import saved_reward
+from alignpro_mini.lab.setup import setup_of
 from alignpro_mini.options import UserError
-from alignpro_mini.remote.client import Client
-from alignpro_mini.remote.lm import RemoteLM
 from alignpro_mini.training import Score
-from alignpro_mini.weights.hub import load_model
-from alignpro_mini.weights.pretrained import load_pretrained
-from alignpro_mini.weights.tensors import load_state, read_json
-from alignpro_mini.worlds.callables import load_callable
-from alignpro_mini.worlds.sentences import by_sentences
+from alignpro_mini.weights.tensors import read_json
 
 USE_FILE = "use.jsonl"  # answers of an API that were asked for after the run
 
@@ -48,12 +44,12 @@ class Trained:
         if not (self.path / "config.json").is_file():
             raise UserError(f"{folder}: no run (no config.json); give a folder such as runs/tiny-quality-seed0")
         self.config = replace(config_of(read_json(self.path / "config.json")), device=device)
+        self.setup = setup_of(self.config)
         place = self.path / "checkpoints" / "align_pro"
         if not place.is_dir():
             raise UserError(f"{folder}: no trained prompter yet; finish the run with --resume")
-        c, self.device = self.config, resolve_device(device)
-        model, tokenizer = load_pretrained(place, self.device, DTYPES[c.dtype] if c.real_model else torch.float32)
-        self.prompter = Prompter(model, tokenizer, c.ppo.max_new_tokens, c.ppo.temperature)
+        model, tokenizer = saved_model(place, resolve_device(device), self.setup.dtype)
+        self.prompter = make_prompter(model, tokenizer, self.config.ppo)
         self.generator = torch.Generator()
         self.generator.seed() if seed is None else self.generator.manual_seed(seed)
 
@@ -80,25 +76,12 @@ class Trained:
     @cached_property
     def frozen(self) -> FrozenModel:
         """The frozen model of the run: loaded, or behind its API. Raises UserError or FileNotFoundError without it."""
-        c = self.config
-        if c.remote:
-            return RemoteLM(Client(c.api, self.path / USE_FILE), c.remote, c.sampling)
-        if c.real_model:
-            return FrozenLM(*load_model(c.frozen, self.device, DTYPES[c.dtype]), c.sampling)
-        model, tokenizer = load_pretrained(self.path / "checkpoints" / "frozen_lm", self.device, DTYPES[c.dtype])
-        return FrozenLM(model, tokenizer, c.sampling)
+        return self.setup.saved_frozen_lm(self.path, USE_FILE)
 
     @cached_property
     def reward(self) -> Score:
-        """The reward of the run, as it was reported. Nothing of the run's files is changed."""
-        c, place = self.config, self.path / "checkpoints"
-        if c.reward:
-            score = pipeline.judge(c, self.path, USE_FILE, self.frozen) if c.judge else load_callable(c.reward)
-            return by_sentences(score, read_json(place / "reward_scale.json").get("low"))
-        model = pipeline.new_reward_model(c, self.frozen)
-        tensors, facts = load_state(place / "reward_model.safetensors")
-        model.load_state_dict(tensors)
-        return by_sentences(model.eval().requires_grad_(False).score, facts.get("low"))
+        """The reward of the run, as it was reported."""
+        return saved_reward(self.setup, self.path, USE_FILE, self.frozen)
 
 
 def config_of(saved: dict) -> RunConfig:

@@ -15,9 +15,8 @@ from http.client import HTTPException
 import torch
 
 from alignpro_mini.frozen import FrozenModel
-from alignpro_mini.options import UserError
+from alignpro_mini.options import UserError, one_line
 from alignpro_mini.remote.client import KEY, ApiConfig
-from alignpro_mini.tokenizer import one_line
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,7 @@ from pathlib import Path
 
 from alignpro_mini.alignpro import Gold
 from alignpro_mini.jsonl import read_checked
-from alignpro_mini.options import UserError, check_ranges, option, require
-from alignpro_mini.tokenizer import one_line
+from alignpro_mini.options import UserError, check_ranges, one_line, option, require
 from alignpro_mini.worlds.world import answers_of_others
 
 HUB = re.compile(r"hf:([\w.-]+/[\w.-]+):([^/,][^,]*\.jsonl(?:\.gz)?)")  # a data set on the Hugging Face hub, file in it

@@ -11,8 +11,9 @@ from results import PNG, make_results
 
 from alignpro_mini.experiments import grid
 from alignpro_mini.experiments.grid import grid_part
-from alignpro_mini.lab import assess, pipeline
+from alignpro_mini.lab import assess
 from alignpro_mini.lab.config import preset
+from alignpro_mini.lab.models import new_model
 from alignpro_mini.lab.paper import CELLS, PAPER, PAPER_CELLS
 from alignpro_mini.weights.pretrained import load_pretrained
 from alignpro_mini.weights.tensors import load_state
@@ -129,9 +130,7 @@ def test_every_part_of_every_preset_can_be_built():
             c = grid_part(preset(name), part)
             for shape in (c.frozen_model, c.prompter_model):
                 assert (
-                    pipeline.new_model(
-                        dataclasses.replace(shape, n_layers=1), 300, torch.Generator(), "cpu"
-                    ).config.d_model
+                    new_model(dataclasses.replace(shape, n_layers=1), 300, torch.Generator(), "cpu").config.d_model
                     == shape.d_model
                 )
 

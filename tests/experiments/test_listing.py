@@ -1,20 +1,14 @@
 """The listing: answers that are kept, and what it says of rewards whose moments are known."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
 from alignpro_mini.experiments import listing
 from alignpro_mini.experiments.listing import Rated
-from alignpro_mini.frozen import Answer
-from alignpro_mini.lab import assess
-from alignpro_mini.lab.cli import with_options
-from alignpro_mini.lab.config import EvalConfig, RunConfig, TheoryConfig, preset
+from alignpro_mini.lab.config import EvalConfig
 from alignpro_mini.lab.optimum import RatedRewrites
 from alignpro_mini.options import UserError
-from alignpro_mini.training import Truncated
 
 
 def two_endings(N: int = 4) -> torch.Tensor:
@@ -86,91 +80,6 @@ def test_rewards_that_do_not_depend_on_the_rewrite_have_no_share_of_it(levels, m
     found = listing.describe(Rated(r, torch.zeros(12, 3, 5), ["a", "b", "c"]))
     assert found["icc"] == pytest.approx(0, abs=1e-9)
     assert [e["gain"] for e in found["endings"]] == pytest.approx([0, 0, 0])
-
-
-class Fake:
-    """A frozen model that says its prompt and a random digit; the k-th call may be the last one."""
-
-    def __init__(self, calls: int = 99) -> None:
-        self.calls = calls
-
-    def answer(self, prompts, generator):
-        self.calls -= 1
-        if self.calls < 0:
-            raise RuntimeError("killed")
-        digits = torch.randint(10, (len(prompts),), generator=generator).tolist()
-        return [Answer(f"{x} {n}", n < 3) for x, n in zip(prompts, digits)]
-
-
-class World:
-    train_requests = ["a", "b", "c", "d", "e"]
-
-    def rewrites(self, request):
-        return [request, f"{request} please", f"{request} now"]
-
-
-def answers(place, count: int = 4, each: int = 2, calls: int = 99) -> list[dict]:
-    config = RunConfig(out=str(place), theory=TheoryConfig(inputs=count, answers=each))
-    return assess.listed_answers(config, World(), Fake(calls))
-
-
-def test_a_listing_that_was_killed_goes_on_and_ends_the_same(tmp_path):
-    whole, other = answers(tmp_path), tmp_path / "other"
-    with pytest.raises(RuntimeError, match="killed"):
-        answers(other, calls=2)
-    assert answers(other, calls=2) == whole
-    assert [row["x"] for row in whole] == ["a", "b", "c", "d"] and all(len(row["y"]) == 6 for row in whole)
-
-
-def test_every_request_has_draws_of_its_own(tmp_path):
-    digits = [[y.split()[-1] for y in row["y"]] for row in answers(tmp_path, 5, 8)]
-    assert len({tuple(d) for d in digits}) == 5
-
-
-def test_the_answers_of_a_real_model_serve_every_reward_but_no_other_sampling(tmp_path):
-    """What is trained differs, the reward too: the same answers. Another temperature: told, with the folder."""
-    first = replace(preset("smollm2"), out=str(tmp_path), theory=TheoryConfig(inputs=4, answers=2))
-    rows = assess.listed_answers(first, World(), Fake())
-    other = with_options(first, {"reward": "a:b", "name": "n", "ppo.lr": 0.1, "eval.inputs": 7, "theory.inputs": 5})
-    again = assess.listed_answers(other, World(), Fake(1))
-    assert again[:4] == rows and len(again) == 5
-    with pytest.raises(UserError, match=r"listing-smollm2-chat-seed0 was started .*sampling.temperature was 0.7"):
-        assess.listed_answers(with_options(first, {"sampling.temperature": 0.4}), World(), Fake())
-    with pytest.raises(UserError, match="has 2 answers to a rewrite, not 3"):
-        assess.listed_answers(with_options(first, {"theory.answers": 3}), World(), Fake())
-
-
-def test_answers_to_other_requests_are_refused(tmp_path, monkeypatch):
-    """As after a change of the world's code, or of the file of --data.prompts: the options are the same."""
-    rows = answers(tmp_path)
-    monkeypatch.setattr(World, "train_requests", ["a", "b", "c", "d", "f"])
-    assert answers(tmp_path, calls=0) == rows, "the first four are the same"
-    for requests in (["a", "b", "d", "c", "e"], ["f", "b", "c", "d", "e"]):
-        monkeypatch.setattr(World, "train_requests", requests)
-        for count in (4, 5):
-            with pytest.raises(UserError, match="answers.jsonl is not of these requests in their order: move"):
-                answers(tmp_path, count)
-
-
-def test_the_embedded_worlds_answers_serve_every_training_but_no_other_world(tmp_path):
-    first = RunConfig(out=str(tmp_path), theory=TheoryConfig(inputs=4, answers=2))
-    rows = assess.listed_answers(first, World(), Fake())
-    trained = {"ppo.lr": 0.1, "ppo.kl_coef": 0.5, "reward_model.pairs": 500, "eval.inputs": 7, "name": "n"}
-    assert assess.listed_answers(with_options(first, trained), World(), Fake(0)) == rows
-    assert [path.name for path in tmp_path.iterdir()] == ["listing-tiny-quality-seed0"]
-    for option, value in (("world.follow", 0.2), ("frozen_lm.steps", 7), ("sampling.temperature", 0.4)):
-        with pytest.raises(UserError, match=f"listing-tiny-quality-seed0 was started .*{option} was"):
-            assess.listed_answers(with_options(first, {option: value}), World(), Fake())
-
-
-def test_answers_are_rated_against_the_request_and_keep_their_missing_end():
-    rows = [{"x": "a", "rewrites": ["a", "a b"], "y": ["1", "2", "3", "4"], "truncated": [False, True, False, False]}]
-
-    def reward(prompts, completions):
-        assert prompts == ["a"] * 4 and [isinstance(y, Truncated) for y in completions] == [False, True, False, False]
-        return [float(y) for y in completions]
-
-    assert assess.rated(rows, reward).tolist() == [[[1.0, 2.0], [3.0, 4.0]]]
 
 
 def test_pooled_answers_make_one_table_for_all_requests():

@@ -8,8 +8,8 @@ import torch
 
 from alignpro_mini.experiments import real
 from alignpro_mini.experiments.listing import Rated
-from alignpro_mini.lab import assess
 from alignpro_mini.lab.config import preset
+from alignpro_mini.lab.listed import rated
 from alignpro_mini.options import UserError
 from alignpro_mini.weights.tensors import save_state, write_json
 
@@ -114,6 +114,6 @@ def test_a_real_models_answers_are_rated_up_to_their_last_whole_sentence():
     cut = [True, True, False, False]
     rows = [{"x": "a", "rewrites": ["a", "a b"], "y": ["Yes. No", "no", "Ab", "Ab."], "truncated": cut}]
     length = lambda prompts, completions: torch.tensor([float(len(y)) for y in completions])
-    found = assess.rated(rows, real.whole_sentences(length, rows))
+    found = rated(rows, real.whole_sentences(length, rows))
     low = 2 + 0.05 * 2 * 1  # rewards 2, 3, 4: the 5 % quantile lies a tenth of the way from 2 to 3
     assert found.flatten().tolist() == pytest.approx([4, low, 2, 3])

@@ -10,7 +10,7 @@ MUTANTS: tuple[Mutant, ...] = (
     of(
         "a-translation-is-sent",
         ('return "content"', "pass"),
-        "test_objections[Comment puis-je planter des légumes chez moi ?-content]",
+        "test_objections[How do I repair a bicycle?-content]",
     ),
     of(
         "the-guard-is-always-on",

@@ -115,6 +115,30 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_preferences_are_between_answers_that_ppo_would_get",
     ),
     mutant(
+        "lab/accuracy.py",
+        "equal-texts-count-as-swaps",
+        ("strict=True) if y != other]", "strict=True)]"),
+        "test_swap_accuracy_by_hand",
+    ),
+    mutant(
+        "lab/accuracy.py",
+        "a-tie-of-lengths-counts-as-wrong",
+        ("points += 0.5 * (len(p.chosen) == len(p.rejected))", "points += 0"),
+        "test_baselines_by_hand",
+    ),
+    mutant(
+        "lab/accuracy.py",
+        "the-ceiling-is-the-labels-own-certainty",
+        ("max(p.certainty, 1 - p.certainty)", "p.certainty"),
+        "test_baselines_by_hand",
+    ),
+    mutant(
+        "lab/mean_reward.py",
+        "a-mean-over-padding",
+        ("(hidden * mask[..., None]).float().sum(1) / mask", "hidden.float().sum(1) / mask"),
+        "test_reward.py::test_the_mean_of_the_rows_states_whoever_shares_the_batch[1]",
+    ),
+    mutant(
         "lab/pipeline.py",
         "the-reference-is-trained",
         ("(start, rho_sft.model, ", "(rho_sft.model, start, "),
@@ -246,7 +270,7 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "lab/cli.py",
         "unknown-option-ignored",
-        ('raise UserError(f"unknown option --{name}{_hint(name, known)}")', "continue"),
+        ("""raise UserError(f"unknown option --{name}{nearest(name, known, '--')}")""", "continue"),
         UNKNOWN,
     ),
     mutant(

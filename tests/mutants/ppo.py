@@ -126,6 +126,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_the_gradient_is_that_of_the_rows_one_by_one[2-0]",
     ),
     of(
+        "the-policy-loss-alone",
+        ("return policy.sum() + extra, ", "return policy.sum(), "),
+        "test_the_gradient_is_that_of_the_rows_one_by_one[2-0]",
+    ),
+    of(
         "the-value-loss-without-its-weight",
         ("self.config.vf_coef * loss.sum()", "loss.sum()"),
         "test_the_gradient_is_that_of_the_rows_one_by_one[2-0]",

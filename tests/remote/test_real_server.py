@@ -24,7 +24,7 @@ from alignpro_mini.weights.smollm2 import default_directory
 
 SMALL = {
     "preset": "smollm2",
-    "reward": "tutorials.vader_reward:sentiment",
+    "reward": "alignpro_mini.worlds.vader:sentiment",
     "name": "served",
     "api.concurrency": 4,
     "api.timeout": 600,
@@ -35,7 +35,7 @@ SMALL = {
     "ppo.micro_batch_size": 24,
     "ppo.kl_coef": 0.02,
     "ppo.lr": 2e-4,
-    "reward_model.normalise_on": 48,
+    "preferences.normalise_on": 48,
     "eval.inputs": 64,
     "eval.answers": 1,
     "eval.best_of_n": 1,
