@@ -71,11 +71,21 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "lab/optimum.py",
         "the-optimum-rated-by-the-answers-that-chose-it",
-        (
-            "for chose, rates in (listing.halves, listing.halves[::-1])",
-            "for chose, rates in zip(listing.halves, listing.halves)",
-        ),
+        ("chose.nanmean(2), lam)", "rates.nanmean(2), lam)"),
         "test_the_truth_lies_between_the_two_optima",
+    ),
+    mutant(
+        "lab/optimum.py",
+        "one-half-only-chooses",
+        ("for way in (pair, pair[::-1])]", "for way in (pair, pair)]"),
+        "test_each_half_chooses_once_and_rates_once",
+    ),
+    mutant(
+        "lab/optimum.py",
+        "noise-of-R-passes-for-variance",
+        (".mean() - noise)", ".mean())"),
+        "test_moments_of_the_reward_by_hand",
+        "test_variance.py::test_noise_in_R_does_not_pass_for_variance",
     ),
     mutant(
         "lab/optimum.py",
