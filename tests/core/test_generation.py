@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from doubles import lookup_lm, random_lm
+from doubles import lookup_lm, random_lm, seed_with_margin
 
 from alignpro_mini import generation
 from alignpro_mini.generation import (
@@ -130,9 +130,10 @@ def test_rows_that_fill_the_context_are_scored_together_wherever_they_are_cut():
 def test_neither_compaction_nor_the_batching_changes_what_a_row_samples(family, temperature):
     model = random_lm(family, spread=0.3)
     prompts = PROMPTS * 3
+    seed = seed_with_margin(model, prompts, 12, temperature=temperature, eos_id=4)
 
     def run(**how):
-        return generate(model, prompts, 12, temperature=temperature, eos_id=4, generator=rng(7), **how)
+        return generate(model, prompts, 12, temperature=temperature, eos_id=4, generator=rng(seed), **how)
 
     want = run(compact=False)
     lengths = {len(c.tokens) for c in want}
@@ -178,13 +179,19 @@ def test_a_beginning_that_saves_little_gets_no_pass_of_its_own(monkeypatch, prom
 
 
 def test_a_large_vocabulary_is_drawn_from_a_few_rows_at_a_time(monkeypatch):
-    """Equal to each row alone, with rows that leave and rows that go through the model together."""
-    model, prompts = random_lm(vocab_size=2**17, spread=0.1), PROMPTS * 3
-    run = lambda prompts, **how: generate(model, prompts, 4, temperature=0.5, eos_id=4, **how)
-    uniforms, sizes = torch.rand(24, 4, generator=rng()), []
-    inner = generation.sampling_logprobs
+    """Equal to each row alone, with rows that leave and rows that go through the model together.
+
+    A row has a few likely tokens: between 131,072 equally likely ones no draw would keep a margin from every edge.
+    """
+    model, prompts = random_lm(vocab_size=2**17), PROMPTS * 3
+    likely = next_logits(model, PROMPTS[0])
+    eos, settings = likely.index(max(likely)), {"temperature": 0.2}
+    run = lambda prompts, **how: generate(model, prompts, 4, eos_id=eos, **settings, **how)
+    seed, sizes = seed_with_margin(model, prompts, 4, eos_id=eos, **settings), []
+    uniforms, inner = torch.rand(24, 4, generator=rng(seed)), generation.sampling_logprobs
     monkeypatch.setattr(generation, "sampling_logprobs", lambda x, *how: (sizes.append(len(x)), inner(x, *how))[1])
-    got = run(prompts, generator=rng())
+    got = run(prompts, generator=rng(seed))
+    assert len({tuple(c.tokens) for c in got}) > len(PROMPTS) and len({len(c.tokens) for c in got}) > 1
     assert max(sizes) == 8 and sum(sizes) > 8
     for i, (prompt, completion) in enumerate(zip(prompts, got)):
         monkeypatch.setattr(torch, "rand", lambda *shape, i=i, **how: uniforms[i : i + 1])
@@ -234,7 +241,10 @@ def test_more_rows_at_once_where_they_share_the_models(monkeypatch):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_another_companion_does_not_change_what_a_row_samples(family):
     model = random_lm(family, spread=0.3)
-    one, other = (generate(model, [first, *PROMPTS], 10, eos_id=4, generator=rng(2))[1:] for first in ([4], [5] * 20))
+    seed = seed_with_margin(model, [[4], *PROMPTS], 10, eos_id=4)
+    one, other = (
+        generate(model, [first, *PROMPTS], 10, eos_id=4, generator=rng(seed))[1:] for first in ([4], [5] * 20)
+    )
     assert tokens(one) == tokens(other) and len(set(map(tuple, tokens(one)))) > 4
 
 
@@ -379,14 +389,14 @@ def test_rows_that_shared_much_do_not_swell_the_batch_of_those_that_share_nothin
     """8 equal prompts are 1 row of the model: the batch after them may be four times as large, if it shares as much."""
     model, sizes = random_lm(), []
     prompts = [[4]] * 8 + [[4 + i // 8, 4 + i % 8] for i in range(64)]  # sorted by length: the equal ones come first
-    hidden = model.hidden
+    seed, hidden = seed_with_margin(model, prompts, 6, temperature=temperature, eos_id=3), model.hidden
 
     def watched(ids, *args, **how):
         sizes.append(len(ids))
         return hidden(ids, *args, **how)
 
     monkeypatch.setattr(model, "hidden", watched)
-    run = lambda **how: generate(model, prompts, 6, temperature=temperature, eos_id=3, generator=rng(), **how)
+    run = lambda **how: generate(model, prompts, 6, temperature=temperature, eos_id=3, generator=rng(seed), **how)
     got = run(max_batch=8)
     assert sizes[0] == 1 and max(sizes) == 8
     want = run(compact=False)
@@ -440,8 +450,10 @@ def test_steps_of_fixed_shapes_give_the_same_answers(monkeypatch, family, temper
     model, kept, keep = random_lm(family=family, spread=0.3), [], generation._FixedCache.keep
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, *shape: x.new_full(shape, math.nan))
     monkeypatch.setattr(generation._FixedCache, "keep", lambda cache, rows: (kept.append(len(rows)), keep(cache, rows)))
-    run = lambda **how: generate(model, PROMPTS * 40, 20, temperature=temperature, generator=rng(7), **how)
+    run = lambda **how: generate(model, PROMPTS * 40, 20, temperature=temperature, generator=rng(seed), **how)
+    seed = 7
     common = Counter(sum(tokens(run()), [])).most_common(1)[0][0] if ends else None
+    seed = seed_with_margin(model, PROMPTS * 40, 20, temperature=temperature, eos_id=common)
     want, got = run(eos_id=common, fixed_shapes=False), run(eos_id=common, fixed_shapes=True)
     assert tokens(got) == tokens(want) and [c.finished for c in got] == [c.finished for c in want]
     for a, b in zip(got, want):
@@ -453,7 +465,8 @@ def test_steps_of_fixed_shapes_give_the_same_answers(monkeypatch, family, temper
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_fixed_shapes_fit_the_whole_context(limit):
     model = random_lm(max_len=7 + limit)
-    run = lambda fixed: tokens(generate(model, [[6] * 7, [5]], limit, generator=rng(), fixed_shapes=fixed))
+    seed = seed_with_margin(model, [[6] * 7, [5]], limit)
+    run = lambda fixed: tokens(generate(model, [[6] * 7, [5]], limit, generator=rng(seed), fixed_shapes=fixed))
     assert run(True) == run(False) and [len(row) for row in run(True)] == [limit] * 2
 
 
@@ -469,8 +482,9 @@ def test_fixed_shapes_take_keys_of_another_dtype():
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_gpu_that_asks_who_is_done_every_eight_tokens_gives_the_same_tokens(temperature):
     model = random_lm(spread=0.3)
-    want = generate(model, PROMPTS * 3, 20, temperature=temperature, eos_id=4, generator=rng(7))
-    got = generate(model.cuda(), PROMPTS * 3, 20, temperature=temperature, eos_id=4, generator=rng(7))
+    seed = seed_with_margin(model, PROMPTS * 3, 20, temperature=temperature, eos_id=4)
+    want = generate(model, PROMPTS * 3, 20, temperature=temperature, eos_id=4, generator=rng(seed))
+    got = generate(model.cuda(), PROMPTS * 3, 20, temperature=temperature, eos_id=4, generator=rng(seed))
     assert tokens(got) == tokens(want) and [c.finished for c in got] == [c.finished for c in want]
 
 
@@ -481,8 +495,9 @@ def test_recorded_steps_are_recorded_anew_when_rows_leave_and_in_each_call(devic
     for shift in range(4):
         with torch.no_grad():
             model.embed.weight.copy_(model.embed.weight.roll(shift, 0))
+        seed = seed_with_margin(model, PROMPTS * 32, 24, eos_id=4)
         got, want = (
-            tokens(generate(model, PROMPTS * 40, 40, eos_id=4, generator=rng(shift), fixed_shapes=fixed))
+            tokens(generate(model, PROMPTS * 32, 24, eos_id=4, generator=rng(seed), fixed_shapes=fixed))
             for fixed in (True, False)
         )
         assert got == want
@@ -491,7 +506,8 @@ def test_recorded_steps_are_recorded_anew_when_rows_leave_and_in_each_call(devic
 @EACH_DEVICE
 def test_threads_that_sample_at_the_same_time_do_not_disturb_each_other(device):
     models = [random_lm(family, spread=0.3).to(device) for family in FAMILIES]
-    run = lambda i: [tokens(generate(models[i], PROMPTS, 20, generator=rng(seed))) for seed in range(10)]
+    seeds = [[seed_with_margin(model, PROMPTS, 20, first=100 * i) for i in range(10)] for model in models]
+    run = lambda i: [tokens(generate(models[i], PROMPTS, 20, generator=rng(seed))) for seed in seeds[i]]
     want = [run(0), run(1)]
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(run, (0, 1))) == want
