@@ -19,24 +19,25 @@ import os
 # slower. A short busy-wait costs about 10 % when the machine is otherwise free. Must be set before torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
-from alignpro_mini.experiments import sweep
-from alignpro_mini.lab import assess, pipeline, processes, tables
+from alignpro_mini.lab import assess, pipeline, processes, sweep, tables
 from alignpro_mini.lab.cli import one_line_errors, parse_command_line
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.run import Run
+from alignpro_mini.lab.setup import setup_of
 
 
 def main(config: RunConfig, resume: bool) -> dict:
     """One run, stage by stage; returns its results."""
-    world = pipeline.make_world(config)  # requests, rewrites, and the true reward where it is known
+    setup = setup_of(config)  # the embedded world, or real models
+    world = setup.make_world()  # requests, rewrites, and the true reward where it is known
     run = processes.leader_first(lambda: Run(config, resume))  # torchrun: the first process writes
-    tokenizer, pi_f = pipeline.frozen_lm(run, world)  # its weights stay fixed from here on
-    rho_sft = pipeline.prompter_sft(run, world, tokenizer, pi_f)  # supervised: x -> x'
-    reward = pipeline.reward_model(run, world, pi_f, rho_sft)  # Bradley-Terry on preferences, or a callable
+    tokenizer, pi_f = pipeline.frozen_lm(run, setup, world)  # its weights stay fixed from here on
+    rho_sft = pipeline.prompter_sft(run, setup, world, tokenizer, pi_f)  # supervised: x -> x'
+    reward = pipeline.reward_model(run, setup, world, pi_f, rho_sft)  # Bradley-Terry on preferences, or a callable
     pipeline.print_headroom(run, world, pi_f, rho_sft, reward)  # can rewriting change this reward at all?
     rho = pipeline.align_pro(run, world, pi_f, rho_sft, reward)  # PPO on the prompter
     oracle = pipeline.rlhf_oracle(run, world, pi_f, reward)  # the same PPO on a copy of the LM
-    rated = assess.rate_rewrites(run, world, pi_f, reward)  # every enumerated rewrite, answered many times
+    rated = assess.rate_rewrites(run, setup, world, pi_f, reward)  # every enumerated rewrite, answered many times
     samples = assess.sample_oracle(run, pi_f, oracle, reward, rated)  # for the bounds on the distance to the oracle
     listing = assess.closed_form(run, rho_sft, rho, rated, samples)  # the exact optimum, and PPO's distance to it
     arms = assess.evaluate_plain(run, world, pi_f, oracle, reward)  # all arms, one fixed set of held-out requests

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from alignpro_mini.generation import generate
+from alignpro_mini.generation import Sampler, generate
 from alignpro_mini.options import check_ranges, option, require
 from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.training import Truncated
@@ -34,7 +34,7 @@ class SamplingConfig:
 class Answer:
     """One sampled answer; `tokens` (EOS included) is None for a model that returns text only.
 
-    The text of a truncated answer is a `Truncated`, so that every reward gets to know it with the text.
+    The text of a truncated answer is a `Truncated`, so that every reward gets to know it.
     """
 
     text: str
@@ -47,12 +47,15 @@ class Answer:
 
 
 class FrozenModel(Protocol):
-    """What rollout, scoring and evaluation need of the frozen model: a model behind an API can provide it too.
+    """What scoring and evaluation need of the frozen model; a model behind an API has it too.
 
-    Two parts need weights as well (a `FrozenLM`): the RLHF oracle, and the bounds on the distance to it.
+    Two parts need weights as well (a `FrozenLM`): the RLHF oracle, and the bounds on the distance
+    to it.
     """
 
-    def answer(self, prompts: Sequence[str], generator: torch.Generator | None = None) -> list[Answer]:
+    def answer(
+        self, prompts: Sequence[str], generator: torch.Generator | None = None
+    ) -> list[Answer]:
         """One sampled answer for each prompt."""
 
     def fits(self, prompt: str) -> bool:
@@ -60,40 +63,70 @@ class FrozenModel(Protocol):
 
 
 def checksum(model: nn.Module) -> str:
-    """SHA-256 over the state_dict (parameters, persistent buffers): names, dtypes, shapes, bytes. Equal: bitwise."""
+    """SHA-256 over the state_dict (parameters, persistent buffers), equal only for equal bits.
+
+    Names, dtypes, shapes and bytes count.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        numbers = tensor.detach().cpu().contiguous().flatten()
+        digest.update(numbers.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 class FrozenLM:
     """A `FrozenModel` whose weights are here: in eval mode, without gradients, in no optimiser.
 
-    `model`, `tokenizer` and `sampling` may be read (the oracle starts as a copy of `model`); `assert_unchanged` checks
-    that nothing wrote to the weights.
+    `model`, `tokenizer`, `sampling` and `sampler` may be read (the oracle starts as a copy of
+    `model`); `assert_unchanged` checks that nothing wrote to the weights.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, sampling: SamplingConfig = SamplingConfig()) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        sampling: SamplingConfig = SamplingConfig(),
+        sampler: Sampler = generate,
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.tokenizer, self.sampling = tokenizer, sampling
+        self.tokenizer = tokenizer
+        self.sampling = sampling
+        self.sampler = sampler
         self._checksum = checksum(self.model)
 
-    def answer(self, prompts: Sequence[str], generator: torch.Generator | None = None) -> list[Answer]:
-        """One sampled answer for each prompt. Raises UserError for a prompt that does not fit the context."""
-        c, chats = self.sampling, [self.tokenizer.chat(prompt) for prompt in prompts]
-        how = {"temperature": c.temperature, "top_p": c.top_p, "eos_id": self.tokenizer.eos_id}
-        found = generate(self.model, chats, c.max_new_tokens, generator=generator, **how)
-        return [Answer(self.tokenizer.decode(c.tokens), not c.finished, c.tokens) for c in found]
+    def answer(
+        self, prompts: Sequence[str], generator: torch.Generator | None = None
+    ) -> list[Answer]:
+        """One sampled answer for each prompt.
+
+        Raises UserError for a prompt that does not fit the context.
+        """
+        completions = self.sampler(
+            self.model,
+            [self.tokenizer.chat(prompt) for prompt in prompts],
+            self.sampling.max_new_tokens,
+            temperature=self.sampling.temperature,
+            top_p=self.sampling.top_p,
+            eos_id=self.tokenizer.eos_id,
+            generator=generator,
+        )
+        return [
+            Answer(self.tokenizer.decode(c.tokens), not c.finished, c.tokens) for c in completions
+        ]
 
     def fits(self, prompt: str) -> bool:
         """Whether the prompt leaves room in the context for a whole answer."""
-        return len(self.tokenizer.chat(prompt)) + self.sampling.max_new_tokens <= self.model.config.max_len
+        needed = len(self.tokenizer.chat(prompt)) + self.sampling.max_new_tokens
+        return needed <= self.model.config.max_len
 
     def assert_unchanged(self, after: str) -> None:
-        """Compare the checksum with the one taken at construction. Raises RuntimeError naming the stage `after`."""
+        """Compare the checksum with the one taken at construction.
+
+        Raises RuntimeError naming the stage `after`.
+        """
         if checksum(self.model) != self._checksum:
-            raise RuntimeError(f"the frozen LM changed during {after}: its weights must stay as they were")
+            advice = "its weights must stay as they were"
+            raise RuntimeError(f"the frozen LM changed during {after}: {advice}")
         if any(p.requires_grad for p in self.model.parameters()):
             raise RuntimeError(f"after {after} the frozen LM has parameters that require gradients")

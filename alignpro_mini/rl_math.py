@@ -2,9 +2,9 @@
 
 Shape legend:  B rows (one sampled completion each)   T tokens of the completion   V vocabulary
 
-Everything here is over *completion* tokens, right-padded. The mask is True on every sampled token, EOS
-included, and False after it. No padded value may reach a result: each function selects
-by the mask, so the padding may hold any finite number.
+Everything here is over *completion* tokens, right-padded. The mask is True on every sampled token,
+EOS included, and False after it. No padded value may reach a result: each function selects by the
+mask, so the padding may hold any number.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 KL_KINDS = ("k1", "k2", "k3")
-GROUPED = ("rloo", "grpo", "grpo_unscaled")  # advantages that compare the completions of one prompt
-ADVANTAGES = ("gae", "reinforce", "reinforce++", *GROUPED)
 
 
 def _same_shape(**tensors: Tensor) -> None:
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
-    if len(set(shapes.values())) > 1:  # [B, 1] against [B] would broadcast to [B, B] and train on nonsense
+    # [B, 1] against [B] would broadcast to [B, B] and train on nonsense.
+    if len(set(shapes.values())) > 1:
         raise ValueError(f"shapes differ: {', '.join(f'{n} {s}' for n, s in shapes.items())}")
 
 
@@ -36,7 +35,10 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
 
 
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
-    """Sum over the last axis of the True entries: (B, T) -> (B,), e.g. a sequence's log-probability."""
+    """Sum over the last axis of the True entries: (B, T) -> (B,).
+
+    Example: the log-probability of a completion is the sum of those of its tokens.
+    """
     _same_shape(x=x, mask=mask)
     return torch.where(mask, x, 0.0).sum(-1)
 
@@ -48,8 +50,12 @@ def masked_var(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
-    """Scale x to unit variance over the mask, and to zero mean unless `shift_mean` is False; padding gives 0."""
-    mean, var = masked_mean(x, mask), masked_var(x, mask)
+    """Scale x to unit variance over the mask, and to zero mean; padding gives 0.
+
+    With `shift_mean` False the mean stays what it is.
+    """
+    mean = masked_mean(x, mask)
+    var = masked_var(x, mask)
     white = (x - mean) * torch.rsqrt(var + eps)
     return torch.where(mask, white if shift_mean else white + mean, 0.0)
 
@@ -75,40 +81,48 @@ def kl_estimate(logp: Tensor, logp_ref: Tensor, kind: str = "k1") -> Tensor:
 
 
 def exact_kl(logits: Tensor, logits_ref: Tensor) -> Tensor:
-    """KL(p || ref) of two categorical distributions, summed over the vocabulary: (..., V) -> (...), nats."""
+    """KL(p || ref) of two categorical distributions, in nats: (..., V) -> (...)."""
     _same_shape(logits=logits, logits_ref=logits_ref)
-    logp, logq = logits.log_softmax(-1), logits_ref.log_softmax(-1)
-    # A token that p never takes (log-prob -inf) adds nothing, but 0 * (-inf - -inf) would be NaN. The factor is
-    # replaced, not the product: a masked product still sends 0 * NaN into the backward pass.
-    return (logp.exp() * (logp - logq).masked_fill(logp == -torch.inf, 0.0)).sum(-1)
+    logp = logits.log_softmax(-1)  # (..., V)
+    logq = logits_ref.log_softmax(-1)  # (..., V)
+    # A token that p never takes (log-prob -inf) adds nothing, but 0 * (-inf - -inf) would be NaN.
+    # The factor is replaced, not the product: a masked product still sends 0 * NaN backwards.
+    log_ratio = (logp - logq).masked_fill(logp == -torch.inf, 0.0)  # (..., V)
+    return (logp.exp() * log_ratio).sum(-1)
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Entropy of softmax(logits) in nats, (..., V) -> (...); the uniform distribution gives ln V."""
-    logp = logits.log_softmax(-1)
-    return -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)  # 0 ln 0 = 0, as in exact_kl
+    """Entropy of softmax(logits) in nats: (..., V) -> (...). The uniform one gives ln V."""
+    logp = logits.log_softmax(-1)  # (..., V)
+    # 0 ln 0 = 0, as in exact_kl.
+    return -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)
 
 
 def assemble_rewards(scores: Tensor, kl: Tensor, mask: Tensor, lam: float) -> Tensor:
     """Per-token rewards: -lam * kl_t on every sampled token, plus the score on the last one.
 
-    Align-Pro: max E[r(x, y)] - lam KL(rho || rho_sft); the KL is a sum over the rewrite's tokens, so each token pays
-    its own part and the sequence's one score lands on the last True of the mask (its EOS). scores (B,), kl (B, T)
-    per-token estimates, mask (B, T) -> (B, T), 0 on padding. Example: scores [1.], kl [[.1, .2, 9.]], mask [[1, 1, 0]],
-    lam 1 -> [[-.1, .8, 0.]]. Raises ValueError for a row without a sampled token: there is nowhere to put its score.
+    Align-Pro: max E[r(x, y)] - lam KL(rho || rho_sft). The KL is a sum over the rewrite's tokens,
+    so each token pays its own part. The one score of the rewrite lands on its last token (its EOS).
+    scores (B,), kl (B, T) estimates, mask (B, T) -> (B, T), 0 on padding.
+    Raises ValueError for a row without a sampled token: there is nowhere to put its score.
+    Example: scores [1.], kl [[.1, .2, 9.]], mask [[1, 1, 0]], lam 1 -> [[-.1, .8, 0.]].
     """
     _same_shape(kl=kl, mask=mask)
     if scores.shape != mask.shape[:1]:
-        raise ValueError(f"scores have shape {tuple(scores.shape)}; one per row is {tuple(mask.shape[:1])}")
+        wanted = tuple(mask.shape[:1])
+        raise ValueError(f"scores have shape {tuple(scores.shape)}; one per row is {wanted}")
     if not bool(mask.any(dim=1).all()):
         raise ValueError("a row has no sampled token: an empty completion cannot carry a reward")
     T = mask.shape[1]
-    last = torch.where(mask, torch.arange(T, device=mask.device), -1).amax(dim=1)  # (B,) index of the last True
+    column = torch.arange(T, device=mask.device)  # (T,)
+    last = torch.where(mask, column, -1).amax(dim=1)  # (B,) index of the last True
     rewards = torch.where(mask, -lam * kl, 0.0)  # (B, T)
     return rewards.scatter_add(1, last[:, None], scores[:, None].to(rewards.dtype))  # (B, T)
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+def gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16), all (B, T).
 
         delta_t = r_t + gamma V_{t+1} - V_t        A_t = delta_t + gamma lam A_{t+1}
@@ -119,7 +133,8 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     _same_shape(rewards=rewards, values=values, mask=mask)
     rewards = torch.where(mask, rewards, 0.0)  # (B, T)
     values = torch.where(mask, values, 0.0)  # (B, T)
-    next_value = torch.cat((values[:, 1:], torch.zeros_like(values[:, :1])), dim=1)  # (B, T) V_{t+1}
+    no_value = torch.zeros_like(values[:, :1])  # (B, 1) after the end
+    next_value = torch.cat((values[:, 1:], no_value), dim=1)  # (B, T) V_{t+1}
     delta = rewards + gamma * next_value - values  # (B, T)
     running = torch.zeros_like(delta[:, 0])  # (B,)
     columns = []
@@ -130,75 +145,20 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     return advantages, advantages + values
 
 
-def rloo(rewards: Tensor) -> Tensor:
-    """REINFORCE leave-one-out (Ahmadian et al. 2024): N prompts, K completions each, (N, K) -> (N, K).
-
-        A_i = r_i - mean of the other K - 1 rewards = (r_i - mean) K / (K - 1)
-    Unbiased: a completion's baseline does not depend on it. `grpo` without `scale` is the same but for the factor
-    (K - 1) / K. Raises ValueError for K < 2.
-    Example: [[0., 1., 2.]] -> [[-1.5, 0., 1.5]].
-    """
-    K = _group_size(rewards)
-    return (rewards - rewards.mean(1, keepdim=True)) * K / (K - 1)
-
-
-def grpo(rewards: Tensor, scale: bool = True, eps: float = 1e-4) -> Tensor:
-    """GRPO's group-relative advantage (Shao et al. 2024): N prompts, K completions each, (N, K) -> (N, K).
-
-        A_i = (r_i - mean) / (std + eps), std divided by K - 1; without `scale` A_i = r_i - mean (Dr. GRPO, Liu et al.)
-    With `scale` a prompt whose rewards hardly differ weighs as much as one whose rewards differ a lot. Raises
-    ValueError for K < 2. Example: [[0., 1., 2.]] -> [[-1., 0., 1.]] (but for eps).
-    """
-    _group_size(rewards)
-    off = rewards - rewards.mean(1, keepdim=True)
-    return off / (rewards.std(1, keepdim=True) + eps) if scale else off
-
-
-def _group_size(rewards: Tensor) -> int:
-    if rewards.dim() != 2 or rewards.shape[1] < 2:
-        raise ValueError(f"rewards have shape {tuple(rewards.shape)}; they must be (N prompts, K >= 2 completions)")
-    return rewards.shape[1]
-
-
-def critic_free(kind: str, rewards: Tensor, mask: Tensor, group: int) -> Tensor:
-    """Advantages without a value head, (B, T) -> (B, T); `group` completions of a prompt stand side by side.
-
-        reinforce     the reward of the whole completion less the mean over the *other* completions of the batch
-        reinforce++   the sum of the rewards from each token on, GAE with lambda 1 and no values (Hu et al. 2025; its
-                      normalisation is `whiten`)
-        rloo, grpo, grpo_unscaled   the whole completion's reward against those of the same prompt
-    All but reinforce++ give every token of a completion the same advantage. Raises ValueError for another kind.
-    """
-    if kind == "reinforce++":
-        return gae(rewards, torch.zeros_like(rewards), mask, 1.0, 1.0)[0]
-    total = masked_sum(rewards, mask)  # (B,)
-    if kind == "reinforce":
-        found = rloo(total[None])[0]
-    elif kind in GROUPED:
-        groups = total.view(-1, group)  # (N, K)
-        found = (rloo(groups) if kind == "rloo" else grpo(groups, scale=kind == "grpo")).flatten()
-    else:
-        raise ValueError(f"advantage {kind!r} is not one of {', '.join(ADVANTAGES[1:])}")
-    return torch.where(mask, found[:, None], 0.0)
-
-
 def policy_loss(
-    logp: Tensor, logp_old: Tensor, advantages: Tensor, mask: Tensor, clip: float, sequence: bool = False
+    logp: Tensor, logp_old: Tensor, advantages: Tensor, mask: Tensor, clip: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """PPO's clipped surrogate (Schulman et al. 2017, eq. 7), negated, per token: all (B, T) -> (B, T).
+    """PPO's clipped surrogate (Schulman et al. 2017, eq. 7), negated, per token; all (B, T).
 
         ratio = pi / pi_old        L = -min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)
-    With `sequence` all tokens of a row share one ratio, the geometric mean of their own, as GSPO's (Zheng et al. 2025);
-    GSPO also weighs all completions alike, here a completion weighs by its tokens.
-    The minimum is pessimistic. When A > 0 the gain stops at 1 + eps; when A < 0 it stops at 1 - eps; moving
-    *back* from beyond the clip is never stopped. Padding gives 0; the caller divides by its token count.
+    The minimum is pessimistic. When A > 0 the gain stops at 1 + eps; when A < 0 it stops at
+    1 - eps; moving *back* from beyond the clip is never stopped. Padding gives 0; the caller
+    divides by its token count.
     Second result: per-token (B, T) `clipped` (the gradient is 0 there) and `ratio`.
     """
     _same_shape(logp=logp, logp_old=logp_old, advantages=advantages, mask=mask)
     # exp of garbage in the padding could overflow to inf, and inf * 0 is NaN in the backward pass.
     log_ratio = torch.where(mask, logp - logp_old, 0.0)  # (B, T)
-    if sequence:
-        log_ratio = torch.where(mask, masked_mean(log_ratio, mask, dim=1)[:, None], 0.0)
     ratio = log_ratio.exp()  # (B, T)
     plain = ratio * advantages  # (B, T)
     limited = ratio.clamp(1 - clip, 1 + clip) * advantages  # (B, T)
@@ -206,23 +166,27 @@ def policy_loss(
     return loss, {"clipped": (limited < plain) & mask, "ratio": ratio.detach()}
 
 
-def value_loss(values: Tensor, values_old: Tensor, returns: Tensor, mask: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """Half the squared error to the returns, per token, pessimistic over a clipped step: all (B, T) -> (B, T).
+def value_loss(
+    values: Tensor, values_old: Tensor, returns: Tensor, mask: Tensor, clip: float
+) -> tuple[Tensor, Tensor]:
+    """Half the squared error to the returns, per token, over a clipped step: all (B, T) -> (B, T).
 
         V_c = V_old + clip(V - V_old, -eps, eps)     L = max((V - R)^2, (V_c - R)^2) / 2
+    The maximum is pessimistic, as the minimum of `policy_loss` is.
     Second result: where the clipped branch was the larger one, (B, T) booleans.
     """
     _same_shape(values=values, values_old=values_old, returns=returns, mask=mask)
-    # Bounds, not V_old + clamp(step): inside the clip this is V to the bit, so rounding never counts as clipped.
+    # Bounds, not V_old + clamp(step): inside the clip this is V to the bit, so that rounding never
+    # counts as clipped.
     limited = values.clamp(values_old - clip, values_old + clip)  # (B, T)
-    # Masked before the square: the derivative of inf ** 2 in the padding is inf, and 0 * inf is NaN.
+    # Masked before the square: the derivative of inf ** 2 in the padding is inf; 0 * inf is NaN.
     plain_error = torch.where(mask, values - returns, 0.0) ** 2  # (B, T)
     limited_error = torch.where(mask, limited - returns, 0.0) ** 2  # (B, T)
     return torch.maximum(plain_error, limited_error) / 2, limited_error > plain_error
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) over the mask: 1 perfect, 0 no better than a constant.
+    """1 - Var(returns - values) / Var(returns) over the mask: 1 perfect, 0 as good as a constant.
 
     A variance of the returns below 1e-8 counts as 1e-8.
     """
@@ -230,16 +194,20 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
 
 
 def adaptive_kl_coef(coef: float, kl: float, target: float, horizon: float, steps: float) -> float:
-    """The controller of Ziegler et al. 2019: coef x (1 + clip(kl / target - 1, -0.2, 0.2) x steps / horizon).
+    """The next KL coefficient by the controller of Ziegler et al. 2019, section 2.2.
 
+        coef x (1 + clip(kl / target - 1, -0.2, 0.2) x steps / horizon)
     kl is the *policy-to-reference* KL of this batch (not old-to-new: that one only ever shrinks the
-    coefficient). It rises when kl > target. steps: episodes since the last call.
+    coefficient). The coefficient rises when kl > target. steps: episodes since the last call.
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
     return coef * (1 + error * steps / horizon)
 
 
 def bradley_terry_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """-log sigmoid(r_chosen - r_rejected) per pair, (B,) -> (B,): the preference model's negative log-likelihood."""
+    """-log sigmoid(r_chosen - r_rejected) per pair, (B,) -> (B,).
+
+    It is the negative log-likelihood of the Bradley-Terry model of preferences.
+    """
     _same_shape(chosen=chosen, rejected=rejected)
     return -torch.nn.functional.logsigmoid(chosen - rejected)

@@ -1,11 +1,14 @@
 """The policy with its value head, and one batch of its sampled completions.
 
-Shape legend:  B rows   n sampled tokens of all rows   P longest prompt   T longest completion   V vocabulary   D width
+Shape legend:  B rows   n sampled tokens of all rows   P longest prompt   T longest completion
+               V vocabulary   D width
 
     columns of a row      0 ........ P-1 | P ............ P+T-1
     prompt, left-padded   _ _ Tell me .  |                                _ is padding
-    completion                           | Please tell me . <end> _ _     the action mask (B, T) is True up to <end>
-    predicted from               column P-1 ............ P+T-2            token t's log-prob comes from the state at t-1
+    completion                           | Please tell me . <end> _ _     action: True up to <end>
+    predicted from               column P-1 ............ P+T-2            one to the left
+
+Token t's log-prob comes from the state at t-1. The action mask (B, T) is True on sampled tokens.
 """
 
 from __future__ import annotations
@@ -15,11 +18,12 @@ from dataclasses import dataclass, fields
 from torch import Tensor, nn
 
 from alignpro_mini import rl_math
+from alignpro_mini.training import frozen_blocks
 from alignpro_mini.transformer import Transformer
 
 
 class Policy(nn.Module):
-    """A language model with a value head: V(s_t), the return expected from the state before token t."""
+    """A language model with a value head: V(s_t), the return expected from the state before t."""
 
     def __init__(self, lm: Transformer, train_layers: int = 0) -> None:
         super().__init__()
@@ -36,45 +40,59 @@ class Policy(nn.Module):
         return self.lm.unembed(states[action]).float(), values.float()
 
     def states(self, lm: Transformer, features: Tensor, mask: Tensor, T: int) -> Tensor:
-        """The hidden states (B, T, D) that the completion's tokens are predicted from: one column to their left."""
-        return lm.top(features, mask, self.train_layers)[:, -T - 1 : -1]
+        """The states (B, T, D) that the completion's tokens are predicted from: one column left.
+
+        `lm` is the policy's own model or the reference; `features` is what `training.trunk` gave.
+        """
+        start = frozen_blocks(lm, self.train_layers)
+        return lm.hidden(features, mask, start=start)[:, -T - 1 : -1]
 
 
 @dataclass(slots=True)
 class Rollout:
-    """One batch of sampled completions with all that PPO needs. Tensors are (B, T) unless a comment says otherwise."""
+    """One batch of sampled completions with all that PPO needs.
+
+    Tensors are (B, T) unless a comment says otherwise.
+    """
 
     prompts: list[str]
     completions: list[str]
     finished: Tensor  # (B,) ended with EOS
-    features: Tensor  # (B, P+T) ids or (B, P+T, D) trunk outputs
+    features: Tensor  # (B, P+T) ids or (B, P+T, D) outputs of the frozen trunk
     mask: Tensor  # (B, P+T) real tokens
     tokens: Tensor
     action: Tensor  # True on sampled tokens, EOS included
-    logp: Tensor  # when sampled
+    logp: Tensor  # of each token when it was sampled
     logp_ref: Tensor
+    logp_gap: Tensor  # how far logp is from the log-prob that the policy's forward pass gives
     values: Tensor
     kl_exact: Tensor
     entropy: Tensor
     scores: Tensor | None = None  # (B,)
     advantages: Tensor | None = None
+    advantage_std: float | None = None  # of the whole batch, before whitening
     returns: Tensor | None = None
 
     @property
     def kl(self) -> Tensor:
-        """(B,) log rho/rho_ref of each whole completion: the KL's k1 estimate, summed over its tokens."""
+        """(B,) log rho/rho_ref of each whole completion: the KL's k1, summed over its tokens."""
         return rl_math.masked_sum(rl_math.kl_estimate(self.logp, self.logp_ref, "k1"), self.action)
 
     def rows(self, index: Tensor) -> Rollout:
         """The rows of `index`, without the columns that are padding in all of them."""
         P = self.mask.shape[1] - self.action.shape[1]
         T = int(self.action[index].sum(1).max())
-        lead = int(self.mask[index].any(0).float().argmax())
+        lead = int(self.mask[index].any(0).float().argmax())  # the first column that is kept
 
-        def pick(name: str, value):
-            if value is None or isinstance(value, list):
-                return value and [value[i] for i in index.tolist()]
+        def pick(name: str):
+            value = getattr(self, name)
+            if isinstance(value, list):
+                return [value[i] for i in index.tolist()]
+            if not isinstance(value, Tensor):  # one number for the whole batch, or not known yet
+                return value
+            if value.dim() == 1:
+                return value[index]
             columns = slice(lead, P + T) if name in ("features", "mask") else slice(T)
-            return value[index][:, columns] if value.dim() > 1 else value[index]
+            return value[index][:, columns]
 
-        return Rollout(**{f.name: pick(f.name, getattr(self, f.name)) for f in fields(self)})
+        return Rollout(**{f.name: pick(f.name) for f in fields(self)})

@@ -1,4 +1,7 @@
-"""What all trainers share: the reward's type, the stage that records a training, optimiser, schedule, batches."""
+"""What all trainers share: the stage that records a training, what trains, the optimiser, batches.
+
+Shape legend:  B rows   T tokens   D width
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,30 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from alignpro_mini.options import UserError
+from alignpro_mini.options import UserError, require
 from alignpro_mini.transformer import Transformer
 
 Score = Callable[[Sequence[str], Sequence[str]], Tensor]  # (prompts, completions) -> rewards (B,)
-LOG_EVERY = 50  # optimiser steps between log rows of SFT and reward learning
 Saved = nn.Module | torch.optim.Optimizer | torch.Generator
+LOG_EVERY = 50  # optimiser steps between log rows of SFT and reward learning
 
 
 class Truncated(str):
-    """A completion that ended at the token limit. Its model wrote no EOS, so the reward model must not read one.
+    """A completion that ended at the token limit.
 
-    To every other reward it is a plain text.
+    Its model wrote no EOS, so the reward model must not read one. To every other reward it is a
+    plain text.
     """
 
 
+# ---------------------------------------------------------------- where a training reports
+
+
 class Stage(Protocol):
-    """Where a trainer reports and keeps its state. `SilentStage` does nothing; `lab.run.RunStage` writes files."""
+    """Where a trainer reports and keeps its state.
+
+    `SilentStage` does nothing; `lab.run.RunStage` writes files.
+    """
 
     def progress(self, start: int, stop: int) -> Iterable[int]:
         """The steps from `start` up to `stop`, for the training loop to go through."""
@@ -34,10 +44,13 @@ class Stage(Protocol):
         """Record metrics, and samples (x, x_prime, y, reward, kl), after `step` steps."""
 
     def save(self, step: int, *things: Saved, **meta) -> None:
-        """Keep the state of models, optimisers and generators after `step` steps, and JSON-able `meta`."""
+        """Keep the state of these things, and JSON-able `meta`, after `step` steps."""
 
     def restore(self, *things: Saved) -> tuple[int, dict]:
-        """Bring the same things to the saved state; returns (its step, its meta), or (0, {}) where none is saved."""
+        """Bring the same things to the saved state; returns its step and its meta.
+
+        Returns (0, {}) where none is saved.
+        """
 
 
 class SilentStage:
@@ -56,61 +69,110 @@ class SilentStage:
         return 0, {}
 
 
-def trainable(model: Transformer, train_layers: int) -> list[nn.Parameter]:
-    """Freeze all but the top `train_layers` blocks and the last norm (0: train everything); returns what trains.
+# ---------------------------------------------------------------- which weights train
 
-    What trains gets float32 weights: a small step would be lost in the rounding of bfloat16. The rest stays as it is.
-    Raises UserError for more layers than the model has.
+
+def trainable(model: Transformer, train_layers: int) -> list[nn.Parameter]:
+    """Freeze all but the top `train_layers` blocks and the last norm; returns what trains.
+
+    0 trains everything. What trains gets float32 weights: a small step would be lost in the
+    rounding of bfloat16. The rest stays as it is. Raises UserError for more layers than the model
+    has.
     """
-    if train_layers > model.config.n_layers:
-        raise UserError(f"train_layers is {train_layers}, but the model has {model.config.n_layers} blocks")
-    model.requires_grad_(train_layers == 0)  # set explicitly: a copy of a frozen model arrives frozen
+    layers = model.config.n_layers
+    require(
+        train_layers <= layers, f"train_layers is {train_layers}, but the model has {layers} blocks"
+    )
+    # Set explicitly: a copy of a frozen model arrives frozen.
+    model.requires_grad_(train_layers == 0)
     if train_layers:
         for module in (*model.blocks[-train_layers:], model.norm):
             module.requires_grad_(True)
-    found = [p for p in model.parameters() if p.requires_grad]
-    for p in found:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    for p in parameters:
         if p.dtype in (torch.bfloat16, torch.float16):
             p.data = p.data.float()
-    return found
+    return parameters
 
 
-def make_optimizer(parameters: Sequence[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.AdamW:
+def frozen_blocks(model: Transformer, train_layers: int) -> int:
+    """How many of the lower blocks do not train: none where `train_layers` is 0 (all train)."""
+    return 0 if train_layers == 0 else model.config.n_layers - train_layers
+
+
+def trunk(model: Transformer, ids: Tensor, mask: Tensor | None, train_layers: int) -> Tensor:
+    """The frozen blocks' states (B, T, D), without gradients; the ids (B, T) if no block is frozen.
+
+    model.hidden(trunk(...), mask, start=frozen_blocks(model, train_layers)) goes on from there to
+    what model.hidden(ids, mask) gives.
+    """
+    frozen = frozen_blocks(model, train_layers)
+    if frozen == 0:
+        return ids
+    with torch.no_grad():
+        return model.hidden(ids, mask, stop=frozen)
+
+
+# ---------------------------------------------------------------- optimiser and schedule
+
+
+def make_optimizer(
+    parameters: Sequence[nn.Parameter], lr: float, weight_decay: float
+) -> torch.optim.AdamW:
     """AdamW that decays matrices only: norms and biases should not be pulled to zero."""
+    matrices = [p for p in parameters if p.dim() >= 2]
+    vectors = [p for p in parameters if p.dim() < 2]
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
 
 
 def warmup_cosine(step: int, steps: int, peak: float) -> float:
-    """Learning rate of a step (from 0): linear over the first 5 %, then a cosine down to a tenth of the peak."""
+    """Learning rate of a step, counted from 0.
+
+    Linear over the first 5 % of the steps, then a cosine down to a tenth of the peak.
+    """
     warmup = max(1, steps // 20)
     if step < warmup:
         return peak * (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
+    done = (step - warmup) / max(1, steps - warmup)  # 0 after the warm-up, 1 at the end
     return peak * (0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
 
 
-def optimizer_step(optimizer: torch.optim.Optimizer, parameters, max_grad_norm: float, lr: float) -> float:
-    """Clip the gradients to `max_grad_norm`, take the step, clear them; returns the norm before clipping.
+def optimizer_step(
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+    max_grad_norm: float,
+    lr: float,
+) -> float:
+    """Clip the gradients, take the step, clear them; returns the norm before clipping.
 
-    Raises FloatingPointError on a norm that is not finite (as after a loss that is not), before any weight changes.
+    Raises FloatingPointError on a norm that is not finite (as after a loss that is not), before
+    any weight changes.
     """
-    norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-    if not bool(torch.isfinite(norm)):
-        raise FloatingPointError(f"the gradient norm is {norm.item()}: lower the learning rate (now {lr:.1e})")
+    norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm).item()
+    if not math.isfinite(norm):
+        raise FloatingPointError(
+            f"the gradient norm is {norm}: lower the learning rate (now {lr:.1e})"
+        )
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return norm.item()
+    return norm
 
 
-def shuffled_batches(count: int, batch_size: int, generator: torch.Generator | None) -> Iterator[list[int]]:
-    """Endless index batches, each pass over 0..count-1 in a new order; a short last batch is dropped.
+# ---------------------------------------------------------------- data
 
+
+def shuffled_batches(
+    count: int, batch_size: int, generator: torch.Generator | None
+) -> Iterator[list[int]]:
+    """Endless index batches, each pass over 0..count-1 in a new order.
+
+    A short last batch is dropped.
     Raises UserError for fewer examples than one batch.
     """
     if count < batch_size:

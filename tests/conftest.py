@@ -43,7 +43,7 @@ def whole_run(tmp_path_factory):
 
     out = tmp_path_factory.mktemp("whole")
     printed = finish(out)
-    return out / "tiny-quality-seed0", printed
+    return out / "micro-quality-seed0", printed
 
 
 @pytest.fixture

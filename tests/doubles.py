@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from alignpro_mini.experiments.gradient import Letters, random_lm  # noqa: F401
 from alignpro_mini.training import SilentStage
 from alignpro_mini.transformer import Transformer, TransformerConfig
 
@@ -25,6 +24,43 @@ def in_a_folder(check):
                 return error
 
     return run
+
+
+class Letters:
+    """A tokenizer of one token a letter: 0 pad, 1 user, 2 assistant, 3 end, then a = 4, b = 5, ... h = 11."""
+
+    def __init__(self, pad_id: int = 0, eos_id: int = 3, letters: str = "abcdefgh") -> None:
+        self.letters = letters
+        self.pad_id = pad_id
+        self.eos_id = eos_id
+        self.vocab_size = 4 + len(letters)
+
+    def encode(self, text: str) -> list[int]:
+        return [4 + self.letters.index(c) for c in text]
+
+    def decode(self, ids) -> str:
+        return "".join(self.letters[i - 4] for i in ids if i >= 4 and i != self.eos_id)
+
+    def chat(self, prompt: str) -> list[int]:
+        return [1, *self.encode(prompt), 2]
+
+    def chat_with_answer(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+        return self.chat(prompt), [*self.encode(answer), self.eos_id]
+
+
+def random_lm(family: str = "llama", seed: int = 5, spread: float = 0.4, **changes) -> Transformer:
+    """A tiny model with large, uneven weights: with freshly drawn ones attention is flat and hides its bugs."""
+    settings = dict(vocab_size=12, d_model=16, n_layers=2, n_heads=4, max_len=40, family=family) | changes
+    if family == "llama":
+        settings.setdefault("n_kv_heads", 2)
+    draw = torch.Generator().manual_seed(seed)
+    model = Transformer(TransformerConfig(**settings), draw)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(spread * torch.randn(p.shape, generator=draw))
+            if p.dim() == 1:  # a norm's scale lies about 1; a large last bias would drown what the text says
+                p.copy_(1 + p if name.endswith("weight") else p / 4)
+    return model.eval()
 
 
 def lookup_lm(rows: dict[int, dict[int, float]], vocabulary: int = 12, max_len: int = 40) -> Transformer:

@@ -1,4 +1,4 @@
-"""A run of train.py on models far too small to learn: its options, and processes that run it."""
+"""Runs of `train.py --preset micro`: their options, and processes that run it."""
 
 import os
 import subprocess
@@ -7,47 +7,27 @@ from pathlib import Path
 
 from doubles import ROOT
 
-TINY = {
-    "vocab_size": 400,
-    "world.eval_requests": 40,
-    "sampling.max_new_tokens": 20,
-    "frozen_lm.steps": 60,
-    "frozen_lm.examples": 600,
-    "frozen_lm.heldout_examples": 32,
-    "frozen_lm.batch_size": 8,
-    "frozen_model.d_model": 32,
-    "frozen_model.n_layers": 1,
-    "frozen_model.n_heads": 2,
-    "prompter_sft.steps": 60,
-    "prompter_sft.examples": 600,
-    "prompter_sft.heldout_examples": 32,
-    "prompter_sft.batch_size": 8,
-    "prompter_model.d_model": 32,
-    "prompter_model.n_layers": 1,
-    "prompter_model.n_heads": 2,
-    "reward_model.pairs": 80,
-    "reward_model.batch_size": 16,
-    "ppo.iterations": 5,
-    "ppo.batch_size": 16,
-    "ppo.checkpoint_every": 2,
-    "ppo.max_new_tokens": 20,
-    "oracle.iterations": 5,
-    "oracle.batch_size": 16,
-    "oracle.checkpoint_every": 2,
-    "oracle.max_new_tokens": 20,
-    "oracle.adaptive_kl_target": 1.0,
-    "eval.inputs": 24,
-    "eval.headroom_inputs": 8,
-    "eval.bootstrap": 200,
-    "theory.inputs": 4,
-    "theory.answers": 4,
-    "theory.more_answers": 4,
-}
+from alignpro_mini.lab.cli import with_options
+from alignpro_mini.lab.config import preset
+
+OPTIONS = {"oracle.adaptive_kl_target": 1.0}  # of one of the two PPOs
+CONFIG = with_options(preset("micro"), OPTIONS)
 
 
 def command(out: Path, *more: str) -> list[str]:
-    options = [word for name, value in TINY.items() for word in (f"--{name}", str(value))]
-    return [sys.executable, str(ROOT / "train.py"), "--device", "cpu", "--out", str(out), *options, *more]
+    options = [word for name, value in OPTIONS.items() for word in (f"--{name}", str(value))]
+    return [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "--preset",
+        "micro",
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+        *options,
+        *more,
+    ]
 
 
 def start(out: Path, *more: str, **kwargs) -> subprocess.Popen:

@@ -29,14 +29,14 @@ def shared(prompts, completions):
 OPTIONS = {
     "preset": "smollm2", "frozen": "model", "prompter": "model", "device": "cpu",
     "prompter_sft.steps": 4, "prompter_sft.examples": 40, "prompter_sft.heldout_examples": 4,
-    "prompter_sft.train_layers": 1, "sampling.max_new_tokens": 16, "reward_model.normalise_on": 200,
+    "prompter_sft.train_layers": 1, "sampling.max_new_tokens": 16, "preferences.normalise_on": 200,
     "ppo.iterations": 2, "ppo.batch_size": 4, "ppo.rewrites_per_request": 2, "ppo.max_new_tokens": 24,
     "ppo.train_layers": 1, "oracle.train_layers": 1, "eval.inputs": 4, "eval.headroom_inputs": 2, "theory.inputs": 4,
     "theory.answers": 2,
 }  # fmt: skip
 LEARNED = {
-    "gold": "mine:shared", "reward_model.pairs": 24, "reward_model.answers_per_request": 3,
-    "reward_model.batch_size": 8, "reward_model.train_layers": 1, "reward_model.blocks": 1, "name": "learned",
+    "gold": "mine:shared", "preferences.pairs": 24, "preferences.answers_per_request": 3,
+    "reward_model.batch_size": 8, "reward_model.train_layers": 1, "reward_blocks": 1, "name": "learned",
 }  # fmt: skip
 
 

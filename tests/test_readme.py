@@ -1,4 +1,4 @@
-"""The README: its code runs, its paths and options exist, and it stays short."""
+"""README and the pages of tutorials/: their code runs, their paths and options exist, and the README stays short."""
 
 import re
 from pathlib import Path
@@ -10,21 +10,25 @@ from alignpro_mini.lab.config import preset
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "tutorials").glob("*.md"))]
+TUTORIALS = ROOT / "tutorials"
+PAGES = [ROOT / "README.md", *sorted(TUTORIALS.glob("*.md")), *sorted(TUTORIALS.glob("results/*.md"))]
+PLACES = [ROOT, ROOT / "alignpro_mini", TUTORIALS]  # what the paths of a page start from
 
 
 def test_it_opens_with_the_two_commands_and_is_short():
     blocks = re.findall(r"^```\n(.*?)\n```$", README, re.MULTILINE | re.DOTALL)
     assert blocks[:2] == ["pip install -e . && python train.py", "pip install -e '.[test]' && pytest"]
-    assert len(README.splitlines()) <= 180
+    assert len(README.splitlines()) <= 120
+    assert README.count("![") == 1 and len(re.findall(r"^\|-", README, re.MULTILINE)) == 1, "one picture, one table"
 
 
 def test_the_library_example_runs_and_raises_its_score():
     """These lines exactly, at most 15 of them, and PPO does what it is for."""
-    [code] = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    page = (TUTORIALS / "library.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
     names: dict = {}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(code, "library.md", "exec"), names)
     trainer, draw = names["trainer"], torch.Generator().manual_seed(1)
     trainer.generator = draw
     trained = trainer.scores(trainer.rollout(["Say something."] * 200)).mean()
@@ -36,11 +40,22 @@ def test_the_library_example_runs_and_raises_its_score():
 def test_files_and_modules_that_the_pages_name_exist():
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
-        for module in set(re.findall(r"python -m (alignpro_mini[\w.]*)", text)):
-            path = ROOT.joinpath(*module.split("."))
+        for file in set(re.findall(r"`([\w./]+/\w+\.py)`", text)):
+            assert any((place / file).exists() for place in PLACES), f"{page.name}: {file}"
+        for module in set(re.findall(r"python -m (alignpro_mini[\w.]*)|(alignpro_mini[\w.]*):[a-z]", text)):
+            path = ROOT.joinpath(*"".join(module).split("."))
             assert path.with_suffix(".py").exists() or path.is_dir(), f"{page.name}: {module}"
+
+
+def test_every_result_is_reached_from_the_entrance():
+    entrance = (TUTORIALS / "results" / "README.md").read_text(encoding="utf-8")
+    for page in (TUTORIALS / "results").glob("*.md"):
+        assert page.name == "README.md" or f"]({page.name})" in entrance, page.name
+    pages = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for picture in (TUTORIALS / "results").glob("*.png"):
+        assert f"{picture.name})" in pages, f"no page shows {picture.name}"
 
 
 def test_options_that_the_pages_name_exist():
@@ -48,24 +63,19 @@ def test_options_that_the_pages_name_exist():
         "help",
         "resume",
         "jobs",
-        "cells",
         "lambdas",
         "batches",
         "model",
         "rounds",
         "size",
         "json",
-        "stubs",
         "bundle",
-        "predict",
         "also",
-        "temperatures",
         "graft",
         "strip",
         "variants",
         "worlds",
         "pairs",
-        "mismatched",
         "run",
         "answer",
         "file",
@@ -80,7 +90,6 @@ def test_options_that_the_pages_name_exist():
         "tokens",
         "tiny",
         "skip-hf",
-        "as",
         "to",
         "port",
     }

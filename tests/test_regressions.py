@@ -1,5 +1,6 @@
 """Defects that this project once had. Each test fails on the code that had the defect."""
 
+import copy
 import multiprocessing
 import sys
 import warnings
@@ -13,13 +14,14 @@ from doubles import FakeStage, Letters, lookup_lm, random_lm
 
 from alignpro_mini import generation, sft
 from alignpro_mini.alignpro import Prompter, PromptScore, train_align_pro, train_rlhf_oracle
-from alignpro_mini.experiments.sweep import sweep_table
 from alignpro_mini.frozen import Answer, FrozenLM, SamplingConfig
 from alignpro_mini.generation import sequence_logprobs
 from alignpro_mini.lab import optimum, pipeline, report, run, tables
 from alignpro_mini.lab.cli import one_line_errors, parse_command_line
 from alignpro_mini.lab.config import EvalConfig, preset
 from alignpro_mini.lab.evaluation import Arm, Evaluator, summarise
+from alignpro_mini.lab.models import with_weights
+from alignpro_mini.lab.sweep import sweep_table
 from alignpro_mini.options import UserError
 from alignpro_mini.ppo import PPOConfig, PPOTrainer
 from alignpro_mini.sft import SFTConfig, train_sft
@@ -147,17 +149,22 @@ def length(prompts, completions):
     return torch.tensor([float(len(text)) for text in completions])
 
 
+def trainer_of(reference, score) -> PPOTrainer:
+    lm = copy.deepcopy(reference)
+    return PPOTrainer(lm, reference, LETTERS, score, SMALL, torch.Generator().manual_seed(0))
+
+
 def test_rewrites_and_answers_are_measured_alike():
     """Both lengths count the EOS: an LM that repeats its prompt gives answers as long as the rewrites."""
     rho = lookup_lm({2: {4: 1.0}, 4: {5: 1.0}, 5: {3: 1.0}})  # always writes "ab" and its EOS
     stage = FakeStage()
-    train_align_pro(rho, Echo(), length, ["c", "d"], LETTERS, SMALL, stage, torch.Generator().manual_seed(0))
+    train_align_pro(trainer_of(rho, PromptScore(Echo(), length)), ["c", "d"], stage)
     assert stage.rows[0]["completion_length"] == stage.rows[0]["answer_length"] == 3
 
 
 def test_the_oracles_answers_are_not_called_rewrites():
     stage = FakeStage()
-    train_rlhf_oracle(random_lm(), length, ["c", "d"], LETTERS, SMALL, stage, torch.Generator().manual_seed(0))
+    train_rlhf_oracle(trainer_of(random_lm(), length), ["c", "d"], stage)
     assert "completion_length" in stage.rows[0] and not {"rewrite_length", "answer_length"} & stage.rows[0].keys()
 
 
@@ -192,7 +199,7 @@ def test_scoring_and_evaluation_need_only_answer_and_fits(with_tokens):
     assert PromptScore(box, length, draw, 2)(["a", "b"], ["cd", "e"]).tolist() == [2, 1]
     assert optimum.rate(["a"], [["a", "bc"]], box, length, 3, draw).R.tolist() == [[1, 2]]
     stage = FakeStage()
-    train_align_pro(random_lm(), box, length, ["a", "b"], LETTERS, SMALL, stage, draw)
+    train_align_pro(trainer_of(random_lm(), PromptScore(box, length)), ["a", "b"], stage)
     assert (stage.rows[0]["answer_length"] is None) is not with_tokens
 
 
@@ -201,7 +208,7 @@ def test_what_needs_weights_says_so():
     with pytest.raises(UserError, match="RLHF oracle .*--eval.oracle false.* needs the weights"):
         pipeline.rlhf_oracle(run_of(config), None, Echo(), None)
     lm = FrozenLM(random_lm(), LETTERS, SamplingConfig(max_new_tokens=4))
-    assert pipeline.with_weights(lm, "anything") is lm
+    assert with_weights(lm, "anything") is lm
 
 
 def run_of(config):

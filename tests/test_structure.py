@@ -1,4 +1,4 @@
-"""The structure that a machine can check: which package may import which, sizes, and modules that import alone."""
+"""The structure that a machine can check: which package may import which, the length of functions, and modules that import alone."""
 
 import ast
 import re
@@ -16,11 +16,13 @@ CORE = sorted(path for path in PACKAGE.glob("*.py") if path.name not in FRONT_DO
 # Sub-package: the sub-packages that it may import besides itself and the core ("").
 MAY_IMPORT = {
     "": set(),
+    "fast": set(),
     "weights": set(),
     "worlds": set(),
     "remote": set(),
-    "lab": {"weights", "worlds", "remote"},
-    "experiments": {"lab", "weights", "worlds", "remote"},
+    "lab": {"fast", "weights", "worlds", "remote"},
+    "use": {"lab", "fast", "weights", "worlds", "remote"},
+    "experiments": {"lab", "fast", "weights", "worlds", "remote"},
 }
 
 
@@ -108,19 +110,9 @@ def test_no_import_circle():
         visit(name, ())
 
 
-def test_the_core_is_small():
-    lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in CORE}
-    assert len(lines) <= 14, sorted(lines)
-    assert sum(lines.values()) <= 2900, f"the core has {sum(lines.values())} lines"
-    total = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES)
-    assert total <= 10_730, f"the package has {total} lines"
-
-
 @pytest.mark.parametrize("path", [*MODULES, ROOT / "train.py"], ids=lambda p: str(p.relative_to(ROOT)))
-def test_a_module_is_read_in_one_sitting(path):
-    source = path.read_text(encoding="utf-8")
-    assert len(source.splitlines()) <= 350
-    for node in ast.walk(ast.parse(source)):
+def test_a_function_fits_on_a_screen(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             length = node.end_lineno - node.lineno + 1
             assert length <= 60, f"{path.stem}.{node.name} has {length} lines"

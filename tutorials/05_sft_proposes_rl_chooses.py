@@ -89,8 +89,8 @@ assert FAST or on_list > 0.9
 missing = "Answer like a friendly guide."
 pairs = [p for p in world.rewrite_pairs(600 if FAST else 20_000, random.Random(0)) if cue_of(p[1]) != missing]
 model = Transformer(s.rho_sft.model.config, torch.Generator().manual_seed(1))
-how = SFTConfig(steps=30 if FAST else 600, batch_size=8 if FAST else 32, heldout_examples=32)
-train_sft(model, encode_pairs(pairs, s.tokenizer, 160), how, generator=torch.Generator().manual_seed(1))
+config = SFTConfig(steps=30 if FAST else 600, batch_size=8 if FAST else 32, heldout_examples=32)
+train_sft(model, encode_pairs(pairs, s.tokenizer, 160), config, generator=torch.Generator().manual_seed(1))
 poor = Prompter(model, s.tokenizer, s.rho_sft.max_new_tokens)
 poor_table = log_probabilities(poor, few, [world.rewrites(x) for x in few])
 

@@ -23,7 +23,9 @@ import torch
 from lesson import BLUE, FAST, GREEN, GREY, ORANGE, axes, quietly, shared_run, show, source
 
 from alignpro_mini import reward, rl_math
-from alignpro_mini.lab.pipeline import copy_of, sample_answers
+from alignpro_mini.lab.accuracy import accuracy_ceiling, always_longer, swap_accuracy
+from alignpro_mini.lab.models import copy_of
+from alignpro_mini.lab.rewards import sample_answers
 
 # %% [markdown]
 # ## Comparisons
@@ -58,7 +60,7 @@ asked = [
 ]
 first, second = (sample_answers(s.pi_f, s.rho_sft, asked, draw) for _ in range(2))
 pairs = reward.draw_preferences(asked, first, second, world.gold, 2.0, draw)
-ceiling = reward.accuracy_ceiling(pairs)
+ceiling = accuracy_ceiling(pairs)
 by_hand = [1 / (1 + math.exp(-2 * (a - b))) for a, b in zip(world.gold(asked, first), world.gold(asked, second))]
 assert abs(ceiling - sum(max(p, 1 - p) for p in by_hand) / len(by_hand)) < 1e-6
 print("an example, chosen over rejected:\n  +", pairs[0].chosen, "\n  -", pairs[0].rejected)
@@ -69,7 +71,7 @@ print("an example, chosen over rejected:\n  +", pairs[0].chosen, "\n  -", pairs[
 # %%
 model = s.reward.report.__self__  # the reward model of the shared run
 learned = reward.accuracy(model, pairs)
-longer = reward.always_longer(pairs)
+longer = always_longer(pairs)
 ordered = ["chance", "the longer answer wins", "reward model", "ceiling"]
 print(" < ".join(name for name, _ in sorted(zip(ordered, (0.5, longer, learned, ceiling)), key=lambda pair: pair[1])))
 assert FAST or 0.5 < longer < learned < ceiling + 0.02
@@ -89,7 +91,7 @@ held_out = world.eval_requests[: 16 if FAST else 300]
 answers = sample_answers(s.pi_f, s.rho_sft, held_out, draw)
 swapped = world.swapped(held_out, answers, random.Random(0))
 print("x        ", held_out[0], "\ny        ", answers[0], "\nswapped  ", swapped[0])
-swap = reward.swap_accuracy(model.score, held_out, answers, swapped) or 0.0
+swap = swap_accuracy(model.score, held_out, answers, swapped) or 0.0
 print("the reward model reads x" if swap > 0.9 else "the reward model does not read x")
 assert FAST or swap > 0.9
 
@@ -98,10 +100,13 @@ assert FAST or swap > 0.9
 
 # %%
 blind = reward.RewardModel(copy_of(s.pi_f.model), s.tokenizer)
-how = replace(s.config.reward_model, pairs=len(pairs), epochs=0.5 if FAST else 3.0)
-facts = quietly(reward.train_reward_model, blind, pairs, how, generator=torch.Generator().manual_seed(0))
+config = replace(s.config.reward_model, epochs=0.5 if FAST else 3.0)
+same_request = reward.usable_pairs(blind, pairs, config)
+order = torch.Generator().manual_seed(0)
+train, kept_out = reward.split_by_prompt(same_request, config.heldout_share, order)
+quietly(reward.train_reward_model, blind, train, kept_out, config, generator=order)
 blind.normalise(held_out, answers)
-swap_blind = reward.swap_accuracy(blind.score, held_out, answers, swapped) or 0.0
+swap_blind = swap_accuracy(blind.score, held_out, answers, swapped) or 0.0
 print("trained on same-request pairs alone it", "reads x" if swap_blind > 0.9 else "hardly reads x")
 assert FAST or swap_blind < 0.75
 
@@ -146,7 +151,7 @@ show(figure)
 ceilings = []
 for scale in (2.0, 0.5, 0.0):
     noisy = reward.draw_preferences(asked, first, second, world.gold, scale, torch.Generator().manual_seed(1))
-    ceilings.append(reward.accuracy_ceiling(noisy))
+    ceilings.append(accuracy_ceiling(noisy))
 assert ceilings[0] > ceilings[1] > ceilings[2] == 0.5
 
 # %% [markdown]

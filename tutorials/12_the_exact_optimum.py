@@ -42,8 +42,9 @@ left, right = objective(star) - objective(mu), lam * (mu * np.log(mu / star)).su
 print(f"gap {left:.6f} = λ KL {right:.6f}")
 assert abs(left - right) < 1e-12
 source(theory.closeness)
-told = theory.closeness(mu[None], rho_sft[None], R[None], lam)
-assert abs(told["regularised_gap"] - left) < 1e-12 and abs(told["lambda_kl_to_optimum"] - right) < 1e-12
+distance = theory.closeness(mu[None], rho_sft[None], R[None], lam)
+assert abs(distance["regularised_gap"] - left) < 1e-12
+assert abs(distance["lambda_kl_to_optimum"] - right) < 1e-12
 
 # %% [markdown]
 # ## The trained prompter

@@ -137,7 +137,7 @@ assert curves["good rewrites are steady"][-1] < steady[0, 0] and curves["good re
 # ## Exercise: predict `--world.spread cue`
 #
 # In the world `--world.spread cue` plain requests get average answers, and cues are the gambles. Predict mean and variance
-# ratio, then run it (four minutes): `python train.py --world.spread cue --name cue`. The results page has a study over twelve worlds:
+# ratio, then run it (four minutes): `python train.py --world.spread cue --name cue`. [Twelve worlds](results/variance.md) are a study of their own:
 # `python -m alignpro_mini.experiments.variance`.
 # <details><summary>Solution</summary>
 #

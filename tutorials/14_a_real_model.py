@@ -8,7 +8,7 @@
 # * what SmolLM2-135M's runs show, and what they do not.
 #
 # Time: 30 minutes. You need: tutorials 12 and 13. Nothing is trained here: it reads the results of finished runs, which
-# lie in `tutorials/real`. [real-model.md](real-model.md) has the commands that made them.
+# lie in `tutorials/results/real`. [results/real-model.md](results/real-model.md) has the commands that made them.
 
 # %% tags=["skip-execution"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
@@ -25,9 +25,9 @@ from alignpro_mini.experiments.listing import optimum
 from alignpro_mini.lab.glossary import ARMS
 
 try:
-    here = Path(__file__).parent / "real"
+    here = Path(__file__).parent / "results" / "real"
 except NameError:  # a notebook
-    here = Path("real")
+    here = Path("results/real")
 read = lambda name: json.loads((here / name).read_text(encoding="utf-8"))
 
 # %% [markdown]

@@ -1,6 +1,6 @@
 """What the tutorials share: figures that show in a notebook and in no window, `FAST=1`, and one trained run for all.
 
-FAST=1 python tutorials/01_reward_without_touching_the_lm.py      # micro sizes: seconds, for the tests
+FAST=1 python tutorials/01_reward_without_touching_the_lm.py      # --preset micro: seconds, for the tests
 """
 
 from __future__ import annotations
@@ -77,29 +77,31 @@ def shared_run(until: str):
     from types import SimpleNamespace
 
     from alignpro_mini.lab import assess, pipeline
-    from alignpro_mini.lab.cli import with_options
     from alignpro_mini.lab.config import preset
     from alignpro_mini.lab.run import Run
+    from alignpro_mini.lab.setup import setup_of
 
-    s = SimpleNamespace(config=replace(preset("tiny"), out=str(HERE.parent / "runs"), name="tutorial"))
+    config = replace(preset("tiny"), out=str(HERE.parent / "runs"))
     if FAST:
-        s.config = with_options(s.config, MICRO | {"out": tempfile.mkdtemp()})
+        config = replace(preset("micro"), out=tempfile.mkdtemp())
+    s = SimpleNamespace(config=replace(config, name="tutorial"))
     wanted = STAGES[: STAGES.index(until) + 1]
-    s.world = pipeline.make_world(s.config)
+    s.setup = setup_of(s.config)
+    s.world = s.setup.make_world()
     s.run = quietly(Run, s.config, resume=True)
     missing = [stage for stage in wanted if stage not in s.run.stages]
     if missing and not FAST:
         # To standard error: a notebook must not depend on what was trained before it.
         print(f"training first: {', '.join(missing)} (minutes)", file=sys.stderr)
-    s.tokenizer, s.pi_f = quietly(pipeline.frozen_lm, s.run, s.world)
+    s.tokenizer, s.pi_f = quietly(pipeline.frozen_lm, s.run, s.setup, s.world)
     if "prompter_sft" in wanted:
-        s.rho_sft = quietly(pipeline.prompter_sft, s.run, s.world, s.tokenizer, s.pi_f)
+        s.rho_sft = quietly(pipeline.prompter_sft, s.run, s.setup, s.world, s.tokenizer, s.pi_f)
     if "reward_model" in wanted:
-        s.reward = quietly(pipeline.reward_model, s.run, s.world, s.pi_f, s.rho_sft)
+        s.reward = quietly(pipeline.reward_model, s.run, s.setup, s.world, s.pi_f, s.rho_sft)
     if "align_pro" in wanted:
         s.rho = quietly(pipeline.align_pro, s.run, s.world, s.pi_f, s.rho_sft, s.reward)
     if "listing" in wanted:
-        s.rated = quietly(assess.rate_rewrites, s.run, s.world, s.pi_f, s.reward)
+        s.rated = quietly(assess.rate_rewrites, s.run, s.setup, s.world, s.pi_f, s.reward)
         s.listing = s.rated.under(s.rho_sft, s.rho)
     if "evaluation" in wanted:
         s.oracle = quietly(pipeline.rlhf_oracle, s.run, s.world, s.pi_f, s.reward)
@@ -112,21 +114,3 @@ def shared_run(until: str):
 
 
 STAGES = ["frozen_lm", "prompter_sft", "reward_model", "align_pro", "listing", "evaluation"]
-MICRO = {  # for FAST=1: every stage runs, nothing is learned
-    "vocab_size": 400,
-    "sampling.max_new_tokens": 20,
-    "eval.inputs": 16,
-    "eval.headroom_inputs": 4,
-    "theory.inputs": 4,
-    "theory.answers": 4,
-    "theory.more_answers": 4,
-    "ppo.iterations": 3,
-    "ppo.batch_size": 16,
-    "ppo.max_new_tokens": 20,
-    "reward_model.pairs": 80,
-    "reward_model.batch_size": 16,
-    "reward_model.normalise_on": 40,
-}
-for _model, _sft in (("frozen_model", "frozen_lm"), ("prompter_model", "prompter_sft")):
-    MICRO |= {f"{_model}.d_model": 32, f"{_model}.n_layers": 1, f"{_model}.n_heads": 2}
-    MICRO |= {f"{_sft}.steps": 30, f"{_sft}.examples": 600, f"{_sft}.heldout_examples": 32, f"{_sft}.batch_size": 8}

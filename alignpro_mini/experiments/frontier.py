@@ -6,7 +6,7 @@
         base/           the frozen LM, the SFT prompter, the reward model, R over the enumerated rewrites
         lam-0.1/ ...    Align-Pro and the RLHF oracle trained at this KL coefficient
         results.json, frontier.png
-    <out>/frontier-<preset>.png, .json      all tasks and seeds of the command: Align-Pro and the oracle over the KL
+    <out>/frontier-<preset>.json, .png      all tasks and seeds of the command: Align-Pro and the oracle over the KL
                                             coefficient, and at equal KL of the answers
 
     closed form    (KL, J) of rho* as lambda runs from large to small, twice: rated by the answers that chose it, which
@@ -23,9 +23,7 @@ is). What it leaves out: settings other than lambda.
 
 from __future__ import annotations
 
-import argparse
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,77 +33,71 @@ import torch
 from torch import Tensor
 
 from alignpro_mini import theory
-from alignpro_mini.experiments import frontier_report
-from alignpro_mini.experiments.sweep import ARM_OPTIONS, exit_if_failed, leave, not_read, run_all
-from alignpro_mini.frozen import FrozenLM, FrozenModel
-from alignpro_mini.lab import assess, optimum, pipeline
-from alignpro_mini.lab.cli import one_line_errors, parse_command_line
+from alignpro_mini.experiments import study
+from alignpro_mini.frozen import FrozenLM
+from alignpro_mini.lab import optimum
 from alignpro_mini.lab.config import RunConfig
-from alignpro_mini.lab.evaluation import Evaluator
-from alignpro_mini.lab.optimum import Listing, RatedRewrites
+from alignpro_mini.lab.glossary import ARMS, TRIO
+from alignpro_mini.lab.optimum import Listing
+from alignpro_mini.lab.plots import new_figure
 from alignpro_mini.lab.run import Run, RunStage
-from alignpro_mini.lab.statistics import bootstrap_interval
-from alignpro_mini.options import require
-from alignpro_mini.weights.tensors import write_json
+from alignpro_mini.lab.statistics import bootstrap_interval, t_interval
+from alignpro_mini.lab.sweep import by_task
 
-PROG = "alignpro_mini.experiments.frontier"
 BEST_OF = (2, 4, 8, 16, 32)
 
 
-def base(config: RunConfig, folder: Path, resume: bool):
-    """What runs that differ in PPO alone share, kept in `folder`/base: world, pi_F, rho_sft, reward, rated rewrites."""
-    world = pipeline.make_world(config)
-    run = Run(replace(config, out=str(folder), name="base"), resume)
-    tokenizer, pi_f = pipeline.frozen_lm(run, world)
-    rho_sft = pipeline.prompter_sft(run, world, tokenizer, pi_f)
-    reward = pipeline.reward_model(run, world, pi_f, rho_sft)
-    return world, pi_f, rho_sft, reward, assess.rate_rewrites(run, world, pi_f, reward)
-
-
-def run_frontier(config: RunConfig, resume: bool, lams: Sequence[float]) -> dict:
-    """Train at each KL coefficient, measure, draw; returns (and writes) {"task", "seed", "closed_form", ...}."""
-    folder = Path(config.out) / config.run_name
-    world, pi_f, rho_sft, reward, rated = base(config, folder, resume)
-    untrained, points = rated.under(rho_sft, rho_sft), []
-    for lam in lams:
-        ppo, oracle = (replace(c, kl_coef=lam, adaptive_kl_target=0.0) for c in (config.ppo, config.oracle))
-        run = Run(replace(config, out=str(folder), name=f"lam-{lam:g}", ppo=ppo, oracle=oracle), resume)
-        rho = pipeline.align_pro(run, world, pi_f, rho_sft, reward)
-        oracle = pipeline.rlhf_oracle(run, world, pi_f, reward)
-        ours = rated.under(rho_sft, rho)
-        kl = run.json("answer_kl", partial(_answer_kl, run, ours, pi_f))
-        point = {"lam": lam, "kl": float(theory.kl(ours.rho, ours.rho_sft).mean())} | kl
-        point |= {"mean": float(theory.value(ours.rho, ours.R))} | optimum.describe(ours, lam)
-        if oracle is not None:
-            point |= _rlhf(run, rated, pi_f, oracle, reward) | {"rlhf_optimum": rlhf_optimum(rated.r[:, 0], lam)}
-        points.append(point)
+def run_frontier(config: RunConfig, resume: bool, lambdas: Sequence[float]) -> dict:
+    """Train at each KL coefficient, measure, draw; returns {"task", "seed", "closed_form", ...}."""
+    shared = study.Stages(config, resume)
+    untrained = shared.rated.under(shared.rho_sft, shared.rho_sft)
+    points = []
+    for lam in lambdas:
+        options = {"ppo.kl_coef": lam, "ppo.adaptive_kl_target": 0.0}  # the oracle follows
+        points.append(_point(shared, study.part(config, resume, f"lam-{lam:g}", options), lam))
     results = {key: getattr(config, key) for key in ("task", "preset", "seed")}
-    results |= {"no_finetuning": float(rated.R[:, 0].mean()), "closed_form": closed_form_curve(untrained, lams)}
-    results |= {"align_pro": points, "best_of_n": best_of_n(untrained, config.seed)}
-    write_json(folder / "results.json", results)
-    frontier_report.frontier_figure(results, folder / "frontier.png")
+    results["no_finetuning"] = float(untrained.R[:, 0].mean())
+    results["closed_form"] = closed_form_curve(untrained, lambdas)
+    results["align_pro"] = points
+    results["best_of_n"] = best_of_n(untrained, config.seed)
+    run_figure(results, study.folder(config) / "frontier.png")
     return results
 
 
-def _answer_kl(run: Run, listing: Listing, pi_f: FrozenModel, stage: RunStage) -> dict[str, float | None]:
+def _point(shared: study.Stages, run: Run, lam: float) -> dict:
+    """Align-Pro and the oracle, trained in this run at one KL coefficient."""
+    listing = shared.rated.under(shared.rho_sft, shared.align_pro(run))
+    oracle = shared.oracle(run)
+    point = {"lam": lam, "kl": float(theory.kl(listing.rho, listing.rho_sft).mean())}
+    point |= run.json("answer_kl", partial(_answer_kl, shared, run, listing))
+    point["mean"] = float(theory.value(listing.rho, listing.R))
+    point |= optimum.describe(listing, lam)
+    if oracle is not None:
+        point |= run.json("rlhf", partial(_rlhf, shared, run, oracle))
+        point["rlhf_optimum"] = rlhf_optimum(listing.r[:, 0], lam)
+    return point
+
+
+def _answer_kl(shared: study.Stages, run: Run, listing: Listing, stage: RunStage) -> dict[str, float | None]:
     """KL of Align-Pro's answers, as RLHF's is one of answers; None where it needs weights or a temperature above 0."""
+    pi_f = shared.pi_f
     if not isinstance(pi_f, FrozenLM) or pi_f.sampling.temperature == 0:
         return {"answer_kl": None}
     return {"answer_kl": optimum.induced_kl(listing, pi_f, 8, run.generator("answer_kl"))}
 
 
-def _rlhf(run: Run, rated: RatedRewrites, pi_f: FrozenLM, oracle: FrozenLM, reward: pipeline.Reward) -> dict:
+def _rlhf(shared: study.Stages, run: Run, oracle: FrozenLM, stage: RunStage) -> dict:
     """RLHF in the units and on the requests of the enumerated rewrites: KL of its answers, mean, gain with its CI."""
-
-    def make(stage: RunStage) -> dict:
-        many = replace(run.config.eval, inputs=len(rated.requests), rewrites=1, answers=run.config.theory.answers)
-        arm = Evaluator(rated.requests, pi_f, reward.train, None, many, run.generator("rlhf")).oracle(oracle, pi_f)
-        gain = arm.reward.mean((1, 2)) - rated.R[:, 0].numpy()  # (N,) to the plain request's
-        found = {"kl": arm.kl.mean(), "mean": arm.reward.mean(), "gain": gain.mean()}
-        ci95 = bootstrap_interval(gain, run.config.eval.bootstrap)
-        return {f"rlhf_{key}": float(value) for key, value in found.items()} | {"rlhf_gain_ci95": ci95}
-
-    return run.json("rlhf", make)
+    rated = shared.rated
+    counts = replace(run.config.eval, inputs=len(rated.requests), rewrites=1, answers=run.config.theory.answers)
+    arm = shared.evaluator(run, "rlhf", rated.requests, counts).oracle(oracle, shared.pi_f)
+    gain = arm.reward.mean((1, 2)) - rated.R[:, 0].numpy()  # (N,) to the plain request's
+    return {
+        "rlhf_kl": float(arm.kl.mean()),
+        "rlhf_mean": float(arm.reward.mean()),
+        "rlhf_gain": float(gain.mean()),
+        "rlhf_gain_ci95": bootstrap_interval(gain, run.config.eval.bootstrap),
+    }
 
 
 def rlhf_optimum(r: Tensor, beta: float) -> float:
@@ -113,30 +105,32 @@ def rlhf_optimum(r: Tensor, beta: float) -> float:
 
     That is beta E_x log E exp(r / beta), by M answers too low on average (Jensen). NaN in r: no answer.
     """
-    answered, r = (~r.isnan()).double(), r.nan_to_num()
+    answered = (~r.isnan()).double()
+    r = r.nan_to_num()
     pi_f = answered / answered.sum(1, keepdim=True)  # each answer is a draw of pi_F
     return float(theory.regularised_value(theory.optimal_prompter(pi_f, r, beta), pi_f, r, beta))
 
 
-def closed_form_curve(listing: Listing, lams: Sequence[float], points: int = 60) -> list[dict[str, float]]:
-    """rho* for KL coefficients from ten times the largest of `lams` down to the smallest, with the variance on the way.
+def closed_form_curve(listing: Listing, lambdas: Sequence[float], points: int = 60) -> list[dict[str, float]]:
+    """rho* for KL coefficients from ten times the largest down to the smallest, with the variance on the way.
 
     R is noisy, and rho* leans on what came out high: `mean`, by the same answers, is too high. `kl_held_out` and
-    `mean_held_out` are those of the optimum by one half of the answers, rated by the other half (both ways, averaged):
-    a prompter that exists, and so too low. `between_rewrites` and `within` and their derivatives along 1/lambda are
-    `theory.along_eta`'s.
+    `mean_held_out` are cross-fitted, and so too low. `between_rewrites` and `within` and their derivatives along
+    1/lambda are `theory.along_eta`'s.
     """
-    found, halves = [], listing.halves  # (N, K) each
-    for lam in np.geomspace(10 * max(lams), min(lams), points).tolist():
-        along = theory.along_eta(listing.rho_sft, listing.R, listing.V, 1 / lam)
-        star = theory.optimal_prompter(listing.rho_sft, listing.R, lam)
-        found.append({"lam": lam, "kl": float(theory.kl(star, listing.rho_sft).mean())} | along)
-        for chose, rates in (halves, halves[::-1]):
-            other = theory.optimal_prompter(listing.rho_sft, chose, lam)
-            point = {"kl": theory.kl(other, listing.rho_sft).mean(), "mean": theory.value(other, rates)}
-            for key, value in point.items():
-                found[-1][f"{key}_held_out"] = found[-1].get(f"{key}_held_out", 0.0) + float(value) / 2
-    return found
+    curve = []
+    for lam in np.geomspace(10 * max(lambdas), min(lambdas), points).tolist():
+
+        def held_out(chose: Tensor, rates: Tensor, lam: float = lam) -> dict[str, float]:
+            star = theory.optimal_prompter(listing.rho_sft, chose.nanmean(2), lam)  # (N, K)
+            kl, mean = theory.kl(star, listing.rho_sft).mean(), theory.value(star, rates.nanmean(2))
+            return {"kl_held_out": float(kl), "mean_held_out": float(mean)}
+
+        star = theory.optimal_prompter(listing.rho_sft, listing.R, lam)  # (N, K)
+        point = {"lam": lam, "kl": float(theory.kl(star, listing.rho_sft).mean())}
+        point |= theory.along_eta(listing.rho_sft, listing.R, listing.V, 1 / lam)
+        curve.append(point | optimum.cross_fitted(held_out, listing.halves))
+    return curve
 
 
 def best_of_n(listing: Listing, seed: int, draws: int = 4000) -> list[dict[str, float]]:
@@ -148,61 +142,170 @@ def best_of_n(listing: Listing, seed: int, draws: int = 4000) -> list[dict[str, 
     """
     g = torch.Generator().manual_seed(seed)
     N, K, _ = listing.r.shape
-    M = int(listing.answers.min())  # the best rewrites have more
-    if M < 2:
+    half = int(listing.answers.min()) // 2  # the best rewrites have more answers
+    if half == 0:
         raise ValueError("best-of-n needs two answers a rewrite at least: one to choose by, one to rate")
-    chosen_by, rated_by = listing.r[:, :, : M // 2], listing.r[:, :, M // 2 :].nanmean(2)  # (N, K, M/2), (N, K)
-    found = []
+    choosing = listing.r[:, :, :half]  # (N, K, M/2)
+    rating = listing.r[:, :, half:].nanmean(2)  # (N, K)
+    points = []
     for n in BEST_OF:
         picked = torch.zeros(N, K, dtype=torch.float64)
         for i in range(N):
             rewrite = torch.multinomial(listing.rho_sft[i], draws * n, replacement=True, generator=g).view(draws, n)
-            answer = torch.randint(M // 2, (draws, n), generator=g)  # (draws, n)
-            best = chosen_by[i][rewrite, answer].argmax(1, keepdim=True)  # (draws, 1)
+            answer = torch.randint(half, (draws, n), generator=g)  # (draws, n)
+            best = choosing[i][rewrite, answer].argmax(1, keepdim=True)  # (draws, 1)
             picked[i] = rewrite.gather(1, best)[:, 0].bincount(minlength=K).double() / draws
         point = {"n": n, "kl_bound": float(np.log(n) - (n - 1) / n)}
         point["kl"] = float(theory.kl(picked, listing.rho_sft).mean())
-        found.append(point | {"mean": float(theory.value(picked, rated_by))})
-    return found
+        point["mean"] = float(theory.value(picked, rating))
+        points.append(point)
+    return points
 
 
-def lambdas(text: str, option: str = "lambdas") -> list[float]:
-    """'0.1,0.2' -> [0.1, 0.2]. Raises UserError, naming the option, for anything but numbers above 0."""
-    try:
-        found = list({f"{float(lam):g}": float(lam) for lam in text.split(",")}.values())  # a folder each, named by %g
-    except ValueError:
-        found = [math.nan]
-    good = all(0 < lam < math.inf for lam in found)
-    require(good, f"--{option}: {text!r} is not a list of numbers above 0, such as 0.05,0.1,0.2")
-    return found
+# ---------------------------------------------------------------- table
 
 
-def main() -> None:
-    """The command at the top of this module."""
-
-    def add(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--lambdas", default="0.02,0.05,0.1,0.2,0.5", help="KL coefficients (default: %(default)s)")
-
-    varied = [f"{section}.{name}" for section in ("ppo", "oracle") for name in ("kl_coef", "adaptive_kl_target")]
-    configs, how = parse_command_line(prog=PROG, add=add, unread=not_read(*ARM_OPTIONS, varied=varied))
-    with one_line_errors(PROG):
-        require_enumerable(configs[0])
-        configs = [replace(c, name=f"frontier-{c.run_name}") for c in configs]
-        results, failed = run_all(["-m", PROG], configs, how, partial(run_frontier, lams=lambdas(how.lambdas)))
-    if results and not how.child:
-        path = Path(configs[0].out) / f"frontier-{configs[0].preset}.png"
-        tables = (frontier_report.frontier_table, frontier_report.beta_table, frontier_report.objective_table)
-        leave(results, path, frontier_report.beta_figure, "\n\n".join(table(results) for table in tables))
-    exit_if_failed(PROG, configs, failed)
+def by_point(runs: list[dict], arm: str, key: str) -> dict[tuple, list[dict]]:
+    """{(task, value of `key`): its points of this arm, one a seed}, each with its run's reward without fine-tuning."""
+    rows: dict[tuple, list[dict]] = {}
+    for run in (run for of_task in by_task(runs).values() for run in of_task):
+        for point in run[arm]:
+            point = {"start": run["no_finetuning"], "matched": at_matched_kl(run, point)} | point
+            rows.setdefault((run["task"], point[key]), []).append(point)
+    return rows
 
 
-def require_enumerable(config: RunConfig) -> None:
-    """Raises UserError where there is no exact optimum to compare with."""
-    one_coefficient = config.ppo.kl_coef > 0 and not config.ppo.adaptive_kl_target
-    known = "the optimum is known for the embedded world and one KL coefficient above 0 only"
-    mend = "leave out --preset smollm2, --theory.inputs 0 and --ppo.adaptive_kl_target"
-    require(not config.real_model and config.theory.inputs > 0 and one_coefficient, f"{known}: {mend}")
+def at_matched_kl(run: dict, point: dict) -> float | None:
+    """The oracle's reward at this point's KL of answers, by straight lines in the root of the KL between its points.
 
+    The root, because a reward rises about with it near the start: lines in the KL would lie below the oracle's curve.
+    None beyond the oracle's largest KL, or without an oracle.
+    """
+    if point.get("answer_kl") is None or "rlhf_kl" not in point:
+        return None
+    curve = sorted([(0.0, run["no_finetuning"]), *((p["rlhf_kl"], p["rlhf_mean"]) for p in run["align_pro"])])
+    if point["answer_kl"] > curve[-1][0]:
+        return None
+    kl, mean = zip(*curve)
+    return float(np.interp(max(point["answer_kl"], 0.0) ** 0.5, np.sqrt(np.maximum(kl, 0.0)), mean))
+
+
+def gap_closed(point: dict) -> float | None:
+    """Share of the oracle's gain; None where that gain is not shown."""
+    shown = point.get("rlhf_gain_ci95", [0.0])[0] > 0
+    return (point["mean"] - point["start"]) / point["rlhf_gain"] if shown else None
+
+
+def objective(mean: str, kl: str) -> Callable[[dict], float | None]:
+    """What RLHF maximises, J - beta KL of answers, from these keys of a point."""
+    return lambda p: None if p.get(kl) is None else p[mean] - p["lam"] * p[kl]
+
+
+def oracle_share(point: dict) -> float | None:
+    """The most that the oracle takes of the optimum's gain in J - beta KL over no fine-tuning."""
+    best, start = point.get("rlhf_optimum"), point["start"]
+    return (
+        None if best is None or best <= start else (objective("rlhf_mean", "rlhf_kl")(point) - start) / (best - start)
+    )
+
+
+AT_EQUAL_KL = {  # Align-Pro and the oracle at the same KL coefficient and at the same KL of answers
+    "Align-Pro": lambda p: p["mean"],
+    "attain. share": lambda p: p.get("attainable_gain_share"),
+    "its KL of answers": lambda p: p.get("answer_kl"),
+    "oracle": lambda p: p.get("rlhf_mean"),
+    "its KL": lambda p: p.get("rlhf_kl"),
+    "gap closed, same coefficient": gap_closed,
+    "Align-Pro - oracle, same KL": lambda p: None if p["matched"] is None else p["mean"] - p["matched"],
+}
+OBJECTIVE = {
+    "J - β KL: no fine-tuning": lambda p: p["start"],
+    "Align-Pro": objective("mean", "answer_kl"),
+    "oracle": objective("rlhf_mean", "rlhf_kl"),
+    "optimum, at least": lambda p: p.get("rlhf_optimum"),
+    "oracle's share": oracle_share,
+}
+BEST_OF_N = {"KL": lambda p: p["kl"], "its bound": lambda p: p["kl_bound"], "reward": lambda p: p["mean"]}
+
+
+def table(content: dict) -> str:
+    """Align-Pro and the oracle, what RLHF maximises, and best-of-n; means over the seeds."""
+    points = by_point(content["runs"], "align_pro", "lam")
+    tables = [study.seed_table(("task", "λ = β"), points, columns) for columns in (AT_EQUAL_KL, OBJECTIVE)]
+    best = by_point(content["runs"], "best_of_n", "n")
+    return "\n\n".join([*tables, study.seed_table(("task", "best of n"), best, BEST_OF_N)])
+
+
+# ---------------------------------------------------------------- figures
+
+
+def run_figure(results: dict, path: Path) -> None:
+    """One run: reward against KL, the closed form as curves, the others from point to point; beside it the variance."""
+    picture, axes = new_figure(path, 1, 2, (13, 5.6))
+    ax, spread = axes[0]
+    curve = results["closed_form"]
+    along = {key: np.array([p[key] for p in curve]) for key in curve[0]}
+    along["both"] = along["between_rewrites"] + along["within"]
+    for part, shade in (("between_rewrites", "#cc79a7"), ("within", "#56b4e9"), ("both", "black")):
+        spread.plot(along["kl"], along[part], color=shade, label=part.replace("_", " "))
+    spread.set(xlabel="KL of the optimum to the reference, nats", ylabel="variance of the reward for one request")
+    spread.set(ylim=(0, None), title="the variance along the closed form")
+    spread.legend(frameon=False)
+    name, colour = ARMS["closed_form"]
+    for end, style, label in (("", "-", "rated by the same answers"), ("_held_out", "--", "rated by other answers")):
+        ax.plot(along[f"kl{end}"], along[f"mean{end}"], style, color=colour, lw=2, label=f"{name}, {label}")
+    for arm, points, kl, mean in (
+        ("align_pro", results["align_pro"], "kl", "mean"),
+        ("best_of_n", results["best_of_n"], "kl", "mean"),
+        ("rlhf_oracle", [p for p in results["align_pro"] if "rlhf_kl" in p], "rlhf_kl", "rlhf_mean"),
+    ):
+        name, colour = ARMS[arm]
+        label = name + (" (KL of answers)" if arm == "rlhf_oracle" else "")
+        ax.plot([p[kl] for p in points], [p[mean] for p in points], "o:", color=colour, label=label)
+    ax.axhline(results["no_finetuning"], color=ARMS[TRIO[0]][1], linestyle="--", label=ARMS[TRIO[0]][0])
+    title = f"task {results['task']}, seed {results['seed']}"
+    ax.set(xlabel="KL to the reference, nats", ylabel="mean reward", title=title)
+    study.legend_and_save(picture, axes, path)
+
+
+def figure(content: dict, path: Path) -> None:
+    """A row a task: reward against the KL coefficient, and against the KL of answers; means and 95 % intervals."""
+    tasks = by_task(content["runs"])
+    picture, axes = new_figure(path, len(tasks), 2, (12, 4.2 * len(tasks)))
+    for (left, right), (task, runs) in zip(axes, tasks.items()):
+        at_each = list(zip(*(run["align_pro"] for run in runs)))  # at each KL coefficient: a point a seed
+        lams = [points[0]["lam"] for points in at_each]
+        for arm, mean, kl, mark in (
+            ("align_pro", "mean", "answer_kl", "o"),
+            ("rlhf_oracle", "rlhf_mean", "rlhf_kl", "s"),
+        ):
+            rewards, kls = ([t_interval([p.get(key) for p in points]) for points in at_each] for key in (mean, kl))
+            name, colour = ARMS[arm]
+            style = {"fmt": f"{mark}-", "color": colour, "label": name, "capsize": 3}
+            for ax, x in ((left, lams), (right, [value for value, _ in kls])):
+                if None not in (*x, *(value for value, _ in rewards)):
+                    ax.errorbar(x, [value for value, _ in rewards], [half or 0 for _, half in rewards], **style)
+        name, grey = ARMS[TRIO[0]]
+        for ax in (left, right):
+            ax.axhline(np.mean([run["no_finetuning"] for run in runs]), color=grey, linestyle="--", label=name)
+            ax.set(ylabel="mean reward", title=f"{task}, {len(runs)} seeds")
+        left.set(xscale="log", xlabel="KL coefficient: λ of Align-Pro, β of the oracle")
+        left.set_xticks(lams, [f"{lam:g}" for lam in lams])
+        left.minorticks_off()
+        right.set(xlabel="KL of the answers to those of no fine-tuning, nats")
+    study.legend_and_save(picture, axes, path)
+
+
+STUDY = study.Study(
+    "frontier",
+    cell=run_frontier,
+    table=table,
+    figures={"": figure},
+    options=(study.Option("lambdas", "0.02,0.05,0.1,0.2,0.5", "KL coefficients", study.positive_numbers),),
+    varies=("ppo.kl_coef", "ppo.adaptive_kl_target", "oracle.kl_coef", "oracle.adaptive_kl_target"),
+    ignores=study.ARM_OPTIONS,
+    check=study.require_enumerable,
+)
 
 if __name__ == "__main__":
-    main()
+    study.main(STUDY)

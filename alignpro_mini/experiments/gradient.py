@@ -1,6 +1,6 @@
-"""Is the policy gradient right? PPO's and REINFORCE's estimates against the exact gradient of J_lam, by enumeration.
+"""Is the policy gradient right? PPO's, its variants' and REINFORCE's estimates against the exact gradient of J_lam.
 
-    python -m alignpro_mini.experiments.gradient            # minutes on one core; the table, then one JSON line
+    python -m alignpro_mini.experiments.gradient            # minutes on one core; the tables, then one JSON line
     python -m alignpro_mini.experiments.gradient --batches 25 --model 8      # another random model, roughly
 
 The problem can be enumerated: 2 requests, rewrites of at most 2 tokens over a vocabulary of 6 (31 of them), and a
@@ -9,14 +9,17 @@ frozen LM that answers 1 with a probability that depends on the rewrite's text, 
     J_lam(theta) = E_x [ sum_x' rho_theta(x'|x) R(x, x') - lam KL(rho_theta(.|x) || rho_sft(.|x)) ]
 
 and its gradient in all the transformer's weights are sums over 31 terms, and need no sampling. The estimates come from
-`PPOTrainer` itself (rollout, score, assembled rewards, GAE, loss), many batches of them; REINFORCE is written out here.
-GAE's lambda is 1 unless a row says otherwise, and there is no value loss: the values stay 0. What is reported, with 95
-% intervals from resampling the batches:
+the trainer itself (rollout, score, assembled rewards, advantages, loss), many batches of them; REINFORCE is written out
+here. There is no value loss: the values stay 0. A later step estimates the gradient at weights that have moved on from
+those that sampled. What is reported, with 95 % intervals from resampling the batches:
 
     cosine    between the mean estimate and the exact gradient       (1 = the right direction)
     length    |mean estimate| / |exact gradient|                     (1 = the right length)
     bias      |mean estimate - exact gradient| / |exact gradient|, less what the batches' noise explains
     noise     sqrt(trace of the estimates' covariance) / |exact gradient|: by how much one batch is off
+
+The last table is of the KL penalty alone, the score being 0: its estimators against the gradient of KL(rho || rho_sft),
+and against that of the reverse KL(rho_sft || rho).
 
 Shape legend:  B rows   N requests   L rewrites   P parameters
 """
@@ -27,6 +30,7 @@ import argparse
 import copy
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -37,49 +41,39 @@ from alignpro_mini import theory
 from alignpro_mini.alignpro import PromptScore
 from alignpro_mini.frozen import Answer
 from alignpro_mini.generation import sampling_logprobs
+from alignpro_mini.lab.tables import num
 from alignpro_mini.ppo import PPOConfig, PPOTrainer
 from alignpro_mini.transformer import Transformer, TransformerConfig
+from alignpro_mini.variants import VARIANTS
 
 
 class Letters:
-    """A tokenizer of one token a letter: 0 pad, 1 user, 2 assistant, 3 end, then a = 4, b = 5, ... h = 11."""
+    """A tokenizer of one token a letter: 0 pad, 1 user, 2 assistant, 3 end, 4 a, 5 b."""
 
-    def __init__(self, pad_id: int = 0, eos_id: int = 3, letters: str = "abcdefgh") -> None:
-        self.letters, self.pad_id, self.eos_id, self.vocab_size = letters, pad_id, eos_id, 4 + len(letters)
-
-    def encode(self, text: str) -> list[int]:
-        return [4 + self.letters.index(c) for c in text]
-
-    def decode(self, ids) -> str:
-        return "".join(self.letters[i - 4] for i in ids if i >= 4 and i != self.eos_id)
+    pad_id = 0
+    eos_id = 3
+    vocab_size = 6
 
     def chat(self, prompt: str) -> list[int]:
-        return [1, *self.encode(prompt), 2]
+        return [1, *(4 + "ab".index(letter) for letter in prompt), 2]
 
-    def chat_with_answer(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:
-        return self.chat(prompt), [*self.encode(answer), self.eos_id]
-
-
-def random_lm(family: str = "llama", seed: int = 5, spread: float = 0.4, **changes) -> Transformer:
-    """A tiny model with large, uneven weights: with freshly drawn ones attention is flat and hides its bugs."""
-    settings = dict(vocab_size=12, d_model=16, n_layers=2, n_heads=4, max_len=40, family=family) | changes
-    if family == "llama":
-        settings.setdefault("n_kv_heads", 2)
-    draw = torch.Generator().manual_seed(seed)
-    model = Transformer(TransformerConfig(**settings), draw)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(spread * torch.randn(p.shape, generator=draw))
-            if p.dim() == 1:  # a norm's scale lies about 1; a large last bias would drown what the text says
-                p.copy_(1 + p if name.endswith("weight") else p / 4)
-    return model.eval()
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join("ab"[i - 4] for i in ids if i >= 4)
 
 
 REQUESTS = ["a", "ba"]
-LETTERS = Letters(letters="ab")  # ids 0 pad, 1 user, 2 assistant, 3 end, 4 a, 5 b
+LETTERS = Letters()
 COMPLETIONS = [(3,), *itertools.product((0, 1, 2, 4, 5), range(6))]  # all of at most 2 tokens
-CONFIG = PPOConfig(max_new_tokens=2, kl_coef=0.2, micro_batch_size=4096, num_minibatches=1)
-CONFIG = replace(CONFIG, gae_lambda=1.0, whiten_advantages=False, vf_coef=0.0, missing_eos_penalty=0.0)
+CONFIG = PPOConfig(
+    max_new_tokens=2,
+    kl_coef=0.2,
+    micro_batch_size=4096,
+    num_minibatches=1,
+    gae_lambda=1.0,
+    whiten_advantages=False,
+    vf_coef=0.0,
+    missing_eos_penalty=0.0,
+)
 # A random model whose estimates have little noise. What a clip does to later steps differs from model to model.
 MODEL = 20
 # The chance of a good answer, by the rewrite's text.
@@ -120,13 +114,13 @@ def enumerated_logprobs(lm: Transformer) -> Tensor:
 
 def rewards() -> Tensor:
     """R(x, x') of every completion, (N, L): an empty rewrite is answered as x itself."""
-    found = [[CHANCE[LETTERS.decode(c) or x] * len(x) for c in COMPLETIONS] for x in REQUESTS]
-    return torch.tensor(found, dtype=torch.float64)
+    rows = [[CHANCE[LETTERS.decode(c) or x] * len(x) for c in COMPLETIONS] for x in REQUESTS]
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def flat_gradient(lm: Transformer) -> np.ndarray:
-    found = [torch.zeros_like(p) if p.grad is None else p.grad for p in lm.parameters()]
-    return torch.cat([gradient.flatten() for gradient in found]).double().numpy()
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in lm.parameters()]
+    return torch.cat([gradient.flatten() for gradient in gradients]).double().numpy()
 
 
 def exact_gradient(
@@ -161,59 +155,105 @@ class Estimator:
     reinforce: bool = False
 
 
+def _variant(name: str, K: int = 1) -> dict:
+    return {"variant": name, "rewrites_per_request": K}
+
+
+AS_IT_IS = "PPO with GAE"
+VARIED: dict[str, dict] = {  # what `estimators.py` trains with: the options of PPO that differ
+    AS_IT_IS: {},
+    "GAE, lambda 1": {"gae_lambda": 1.0},
+    "GAE, K 4": {"rewrites_per_request": 4},
+    "REINFORCE, batch baseline": _variant("reinforce"),
+    "REINFORCE++": _variant("reinforce++"),
+    "RLOO, K 2": _variant("rloo", 2),
+    "RLOO, K 4": _variant("rloo", 4),
+    "RLOO, K 8": _variant("rloo", 8),
+    "GRPO, K 4": _variant("grpo", 4),
+    "GRPO without its std, K 4": _variant("grpo-unscaled", 4),
+    "RLOO, K 4, sequence ratio": _variant("rloo-sequence", 4),
+    "GRPO, K 4, sequence ratio": _variant("grpo-sequence", 4),
+    "REINFORCE, sequence ratio": _variant("reinforce-sequence"),
+    "KL as k2 in the reward": _variant("kl-k2"),
+    "KL as k3 in the reward": _variant("kl-k3"),
+    "KL as k1 in the loss": _variant("kl-loss-k1"),
+    "KL as k2 in the loss": _variant("kl-loss-k2"),
+    "KL as k3 in the loss": _variant("kl-loss-k3"),
+    "clip 0.05": {"clip_range": 0.05},
+    "clip 0.1": {"clip_range": 0.1},
+    "clip 0.4": {"clip_range": 0.4},
+}
+AS_TRAINED = {"gae_lambda": PPOConfig().gae_lambda, "whiten_advantages": True}
 ESTIMATORS = (
-    Estimator("REINFORCE, M = 1", reinforce=True),
-    Estimator("PPO, first step, M = 1"),
-    Estimator("PPO, first step, M = 2", {"answers": 2}),
-    Estimator("PPO, first step, M = 4", {"answers": 4}),
-    Estimator("PPO, first step, whitened", {"whiten_advantages": True}),
-    Estimator("PPO, first step, GAE's λ 0.95", {"gae_lambda": 0.95}),
-    Estimator("PPO, first step, GAE's λ 0.5", {"gae_lambda": 0.5}),
-    Estimator("PPO, later step, no clip", {"clip_range": 1e6}, moved=True),
-    Estimator("PPO, later step, clip 0.2", moved=True),
-    Estimator("PPO, later step, clip 0.05", {"clip_range": 0.05}, moved=True),
+    Estimator("REINFORCE written out, M = 1", reinforce=True),
+    Estimator("GAE's λ 1, M = 1"),
+    Estimator("GAE's λ 1, M = 2", {"answers": 2}),
+    Estimator("GAE's λ 1, M = 4", {"answers": 4}),
+    Estimator("GAE's λ 1, whitened", {"whiten_advantages": True}),
+    Estimator("GAE's λ 0.95", {"gae_lambda": 0.95}),
+    Estimator("GAE's λ 0.5", {"gae_lambda": 0.5}),
+    Estimator("GAE's λ 1, no clip, later step", {"clip_range": 1e6}, moved=True),
+    Estimator("GAE's λ 1, clip 0.2, later step", moved=True),
+    Estimator("GAE's λ 1, clip 0.05, later step", {"clip_range": 0.05}, moved=True),
+    *(Estimator(name, AS_TRAINED | options) for name, options in VARIED.items()),
+    *(Estimator(f"{name}, later step", AS_TRAINED | options, moved=True) for name, options in VARIED.items()),
+)
+PENALTIES = tuple(
+    Estimator(name, options, kl_only=True)
+    for name, options in VARIED.items()
+    if name == AS_IT_IS or name.startswith("KL")
 )
 
 
 def models(seed: int = MODEL) -> tuple[Transformer, Transformer, Transformer]:
     """(reference, the policy that samples, the same a few steps on)."""
-    shape = dict(vocab_size=6, d_model=8, n_layers=1, n_heads=2, n_kv_heads=2, max_len=12)
-    reference = random_lm(seed=seed, **shape)
-    policy = copy.deepcopy(reference)
-    draw = torch.Generator().manual_seed(seed)
+    shape = TransformerConfig(6, d_model=8, n_layers=1, n_heads=2, n_kv_heads=2, max_len=12)
+    weights = torch.Generator().manual_seed(seed)
+    reference = Transformer(shape, weights).eval()
     with torch.no_grad():
-        for p in policy.parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=draw))
-        later = copy.deepcopy(policy)
-        for p in later.parameters():
-            p.add_(0.02 * torch.randn(p.shape, generator=draw))
-    return reference, policy, later
+        for name, p in reference.named_parameters():  # large, uneven weights: with freshly drawn ones attention is flat
+            p.copy_(0.4 * torch.randn(p.shape, generator=weights))
+            if p.dim() == 1:  # a norm's scale lies about 1; a large last bias would drown what the text says
+                p.copy_(1 + p if name.endswith("weight") else p / 4)
+    steps = torch.Generator().manual_seed(seed)
+    policy = _moved(reference, 0.1, steps)
+    return reference, policy, _moved(policy, 0.02, steps)
+
+
+def _moved(lm: Transformer, distance: float, draw: torch.Generator) -> Transformer:
+    """A copy with noise of this standard deviation on all weights."""
+    twin = copy.deepcopy(lm)
+    with torch.no_grad():
+        for p in twin.parameters():
+            p.add_(distance * torch.randn(p.shape, generator=draw))
+    return twin
 
 
 def estimates(
-    how: Estimator, batches: int, batch: int, seed: int = 0, model: int = MODEL
+    estimator: Estimator, batches: int, batch: int, seed: int = 0, model: int = MODEL
 ) -> tuple[np.ndarray, np.ndarray]:
     """(batches, P) estimates of the gradient of J_lam, each from `batch` episodes, and the exact one (P,)."""
     reference, policy, later = models(model)
     generator = torch.Generator().manual_seed(seed)
-    config = replace(CONFIG, **how.options)
+    config = replace(CONFIG, **estimator.options)
     score = PromptScore(Coin(generator), rate, generator, config.answers)
-    if how.kl_only:
+    if estimator.kl_only:
         score = lambda requests, rewrites: torch.zeros(len(requests))
-    trainer = PPOTrainer(policy, reference, LETTERS, score, config, generator)
-    where, K = later if how.moved else policy, config.rewrites_per_request
+    trainer = VARIANTS[config.variant](policy, reference, LETTERS, score, config, generator)
+    learner = later if estimator.moved else policy
+    requests = [REQUESTS[i // config.rewrites_per_request % 2] for i in range(batch)]
     rows = []
     for _ in range(batches):
         trainer.policy.lm = policy
-        rollout = trainer.rollout([REQUESTS[i // K % 2] for i in range(batch)])
+        rollout = trainer.rollout(requests)
         rollout.scores = trainer.scores(rollout)
         trainer.estimate_advantages(rollout, trainer.assemble_rewards(rollout))
-        trainer.policy.lm = where
-        where.zero_grad()
-        loss = reinforce_loss(trainer, rollout) if how.reinforce else trainer.loss(rollout)[0]
+        trainer.policy.lm = learner
+        learner.zero_grad()
+        loss = reinforce_loss(trainer, rollout) if estimator.reinforce else trainer.loss(rollout)[0]
         (-loss / batch).backward()  # per episode: the trainer's own divisor, the batch's tokens, is a step size
-        rows.append(flat_gradient(where))
-    return np.stack(rows), exact_gradient(where, reference, CONFIG.kl_coef, how.kl_only)
+        rows.append(flat_gradient(learner))
+    return np.stack(rows), exact_gradient(learner, reference, CONFIG.kl_coef, estimator.kl_only)
 
 
 def reinforce_loss(trainer: PPOTrainer, rollout) -> Tensor:
@@ -228,11 +268,12 @@ def reinforce_loss(trainer: PPOTrainer, rollout) -> Tensor:
     return -((worth - others) * logp).sum()
 
 
-def compare(found: np.ndarray, exact: np.ndarray, resamples: int = 400) -> dict:
+def compare(gradients: np.ndarray, exact: np.ndarray, resamples: int = 400) -> dict:
     """Cosine, length and bias of the mean estimate with 95 % intervals, and one batch's noise."""
-    rng, n = np.random.default_rng(0), len(found)
+    n = len(gradients)
+    draw = np.random.default_rng(0)
     size = np.linalg.norm(exact)
-    noise2 = float(found.var(0, ddof=1).sum() / size**2)
+    noise2 = float(gradients.var(0, ddof=1).sum() / size**2)
 
     def measure(mean: np.ndarray, noises: int) -> tuple[float, float, float]:
         # E|mean - exact|^2 = |bias|^2 + noise^2 / n, so the rest is the bias; a resampled mean has that noise twice.
@@ -240,30 +281,45 @@ def compare(found: np.ndarray, exact: np.ndarray, resamples: int = 400) -> dict:
         length = float(np.linalg.norm(mean))
         return float(mean @ exact) / length / size, length / size, max(0.0, bias2) ** 0.5
 
-    drawn = [measure(found[rng.integers(0, n, n)].mean(0), 2) for _ in range(resamples)]
-    values, intervals = measure(found.mean(0), 1), np.quantile(drawn, (0.025, 0.975), axis=0).T.tolist()
+    resampled = [measure(gradients[draw.integers(0, n, n)].mean(0), 2) for _ in range(resamples)]
+    intervals = np.quantile(resampled, (0.025, 0.975), axis=0).T.tolist()
     names = ("cosine", "length", "bias")
-    table = dict(zip(names, values)) | {f"{name}_ci95": ci for name, ci in zip(names, intervals)}
-    return table | {"noise": noise2**0.5, "noise_floor": (noise2 / n) ** 0.5}
+    values = dict(zip(names, measure(gradients.mean(0), 1)))
+    values |= {f"{name}_ci95": ci95 for name, ci95 in zip(names, intervals)}
+    return values | {"noise": noise2**0.5, "noise_floor": (noise2 / n) ** 0.5}
+
+
+def table(rows: dict[str, dict], columns: Sequence[str] = ()) -> str:
+    """A row an estimate; `columns` are further keys of the rows."""
+    heads = ["estimate", "cosine, 95 % interval", "length", "bias", "bias seen down to", "noise of a batch", *columns]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name, row in rows.items():
+        cells = [
+            f"{num(row[key], d)} {num(row[f'{key}_ci95'], d)}" for key, d in (("cosine", 5), ("length", 4), ("bias", 4))
+        ]
+        cells += [num(row["noise_floor"], 4), num(row["noise"]), *(num(row[key], 4) for key in columns)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main(batch: int = 512) -> None:
-    """The command at the top of this module."""
+    """The command at the top of this module. It trains nothing and has no run, so it is no `Study`."""
     parser = argparse.ArgumentParser(description="gradient estimates against the enumerated gradient")
     parser.add_argument("--batches", type=int, default=300, help="estimates of each kind")
     parser.add_argument("--model", type=int, default=MODEL, help="seed of the random model")
     args = parser.parse_args()
-    table = {how.name: compare(*estimates(how, args.batches, batch, model=args.model)) for how in ESTIMATORS}
-    print(f"model {args.model}, {args.batches} batches of {batch} episodes, lam {CONFIG.kl_coef}\n")
-    print("| estimate | cosine, 95 % interval | length | bias | bias seen down to | noise of a batch |")
-    print("|---" * 6 + "|")
-    for name, t in table.items():
-        told = []
-        for key, d in (("cosine", 4), ("length", 3), ("bias", 3)):
-            low, high = t[f"{key}_ci95"]
-            told.append(f"{t[key]:.{d}f} [{low:.{d}f}, {high:.{d}f}]")
-        print(f"| {name} | {' | '.join(told)} | {t['noise_floor']:.3f} | {t['noise']:.2f} |")
-    print(json.dumps(table))
+    rows = {each.name: compare(*estimates(each, args.batches, batch, model=args.model)) for each in ESTIMATORS}
+    reference, policy, _ = models(args.model)
+    reverse = exact_gradient(policy, reference, CONFIG.kl_coef, kl_only=True, reverse=True)
+    penalties = {}
+    for each in PENALTIES:
+        gradients, exact = estimates(each, args.batches, batch, model=args.model)
+        penalties[each.name] = compare(gradients, exact) | {
+            "cosine to the reverse": compare(gradients, reverse)["cosine"]
+        }
+    print(f"model {args.model}, {args.batches} batches of {batch} episodes, lam {CONFIG.kl_coef}\n\n{table(rows)}")
+    print(f"\nthe KL penalty alone\n\n{table(penalties, ['cosine to the reverse'])}")
+    print(json.dumps({"estimates": rows, "penalties": penalties}))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@
         base/                         the frozen LM and the SFT prompter
         pairs-250-mismatched-0/ ...   a reward model, from so many preference pairs and as many mismatched ones or none
         pairs-250-mismatched-0-lam-0.02/ ...    Align-Pro trained on it, and its arm on the held-out requests
-        results.json
-    <out>/overoptimisation.png, .json       the cells of all seeds of the command
 
 Gao et al. (2023) let a large reward model play the gold reward. Here the gold reward is that of the world. Both rewards
 are reported in standard deviations of the answers to the SFT prompter's rewrites, as gains over it: so a reward model
@@ -20,162 +18,138 @@ more). Intervals are 95 % t-intervals over the seeds.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
+import numpy as np
+
 from alignpro_mini.alignpro import Prompter
-from alignpro_mini.experiments.frontier import lambdas
-from alignpro_mini.experiments.sweep import ORACLE_OPTIONS, exit_if_failed, leave, not_read, run_all
-from alignpro_mini.frozen import FrozenModel
-from alignpro_mini.lab import pipeline
-from alignpro_mini.lab.cli import one_line_errors, parse_command_line
+from alignpro_mini.experiments import study
 from alignpro_mini.lab.config import RunConfig
-from alignpro_mini.lab.evaluation import Evaluator
+from alignpro_mini.lab.pipeline import Reward
 from alignpro_mini.lab.plots import new_figure
 from alignpro_mini.lab.run import Run, RunStage
-from alignpro_mini.lab.statistics import t_interval
-from alignpro_mini.lab.tables import aligned, num, over_seeds
 from alignpro_mini.options import require
-from alignpro_mini.weights.tensors import write_json
-from alignpro_mini.worlds.world import World
 
-PROG = "alignpro_mini.experiments.overoptimisation"
-PAIRS = (250, 500, 1000, 2000, 4000, 8000)
 COLOURS = ("#56b4e9", "#0072b2", "#009e73", "#e69f00", "#d55e00", "#cc79a7")
 
 
-def measured(
-    run: Run, world: World, pi_f: FrozenModel, prompter: Prompter, rho_sft: Prompter, reward: pipeline.Reward
-) -> dict:
-    """The stage "evaluation": learned and gold reward of a prompter on the held-out requests, and its KL."""
-
-    def make(stage: RunStage) -> dict:
-        c = run.config.eval
-        requests = world.eval_requests[: c.inputs]
-        evaluator = Evaluator(
-            requests, pi_f, reward.report, world.gold, c, run.generator("evaluation"), run.config.guard
-        )
-        arm = evaluator.prompter(prompter, rho_sft)
-        found = {"mean": arm.reward.mean(), "std": arm.reward.std(), "kl": arm.kl.mean()}
-        found |= {"gold_mean": arm.gold.mean(), "gold_std": arm.gold.std()}
-        return {key: float(value) for key, value in found.items()}
-
-    return run.json("evaluation", make)
-
-
 def run_cells(
-    config: RunConfig, resume: bool, pairs: Sequence[int], lams: Sequence[float], mixed: Sequence[int]
+    config: RunConfig, resume: bool, pairs: Sequence[int], lambdas: Sequence[float], mismatched: Sequence[int]
 ) -> dict:
     """One task and seed: {"task", "seed", "cells": [{"pairs", "mismatched", "lam", gains, KL}]}."""
-    folder, world = Path(config.out) / config.run_name, pipeline.make_world(config)
-    part = lambda name, **changes: Run(replace(config, out=str(folder), name=name, **changes), resume)
-    base = part("base")
-    tokenizer, pi_f = pipeline.frozen_lm(base, world)
-    rho_sft = pipeline.prompter_sft(base, world, tokenizer, pi_f)
+    shared = study.Stages(config, resume)
     cells = []
-    for count in pairs:
-        for mismatched in mixed:
-            name = f"pairs-{count}-mismatched-{mismatched}"
-            learns = replace(config.reward_model, pairs=count, mismatched=float(mismatched))
-            run = part(name, reward_model=learns)
-            reward = pipeline.reward_model(run, world, pi_f, rho_sft)
-            facts = json.loads((run.path / "checkpoints" / "reward_model.json").read_text(encoding="utf-8"))
-            start = measured(run, world, pi_f, rho_sft, rho_sft, reward)
-            for lam in lams:
-                ppo = replace(config.ppo, kl_coef=lam, adaptive_kl_target=0.0)
-                run = part(f"{name}-lam-{lam:g}", reward_model=learns, ppo=ppo)
-                rho = pipeline.align_pro(run, world, pi_f, rho_sft, reward)
-                end = measured(run, world, pi_f, rho, rho_sft, reward)
-                cell = {"pairs": count, "mismatched": mismatched, "lam": lam, "kl": end["kl"]}
-                cell["gain"] = (end["mean"] - start["mean"]) / start["std"]
-                cell["gold_gain"] = (end["gold_mean"] - start["gold_mean"]) / start["gold_std"]
-                cell |= {key: facts[key] for key in ("accuracy", "swap_accuracy")}
-                cells.append(cell)
-    results = {"task": config.task, "seed": config.seed, "cells": cells}
-    write_json(folder / "results.json", results)
-    return results
+    for count, ratio in product(pairs, mismatched):
+        name = f"pairs-{count}-mismatched-{ratio}"
+        learns = {"preferences.pairs": count, "preferences.mismatched": float(ratio)}
+        run = study.part(config, resume, name, learns)
+        reward = shared.learn_reward(run)
+        facts = json.loads((run.path / "checkpoints" / "reward_model.json").read_text(encoding="utf-8"))
+        start = run.json("evaluation", partial(measure, shared, run, reward, shared.rho_sft))
+        for lam in lambdas:
+            ppo = {"ppo.kl_coef": lam, "ppo.adaptive_kl_target": 0.0}
+            run = study.part(config, resume, f"{name}-lam-{lam:g}", learns | ppo)
+            rho = shared.align_pro(run, reward)
+            end = run.json("evaluation", partial(measure, shared, run, reward, rho))
+            cell = {"pairs": count, "mismatched": ratio, "lam": lam, "kl": end["kl"]}
+            cell["gain"] = (end["mean"] - start["mean"]) / start["std"]
+            cell["gold_gain"] = (end["gold_mean"] - start["gold_mean"]) / start["gold_std"]
+            cells.append(cell | {key: facts[key] for key in ("accuracy", "swap_accuracy")})
+    return {"task": config.task, "seed": config.seed, "cells": cells}
 
 
-def table(runs: list[dict]) -> str:
-    """A row a cell: means over the seeds, 95 % t-intervals of the gains."""
-    by_cell: dict[tuple, list[dict]] = {}
+def measure(shared: study.Stages, run: Run, reward: Reward, prompter: Prompter, stage: RunStage) -> dict[str, float]:
+    """Learned and gold reward of a prompter on the held-out requests, and its KL to the SFT prompter."""
+    counts = run.config.eval
+    requests = shared.world.eval_requests[: counts.inputs]
+    arm = shared.evaluator(run, "evaluation", requests, counts, reward).prompter(prompter, shared.rho_sft)
+    learned = {"mean": float(arm.reward.mean()), "std": float(arm.reward.std()), "kl": float(arm.kl.mean())}
+    return learned | {"gold_mean": float(arm.gold.mean()), "gold_std": float(arm.gold.std())}
+
+
+def by_cell(runs: list[dict], *keys: str) -> dict[tuple, list[dict]]:
+    """The cells of all seeds: {(their task, their values of these keys): a cell a seed}, in that order."""
+    groups: dict[tuple, list[dict]] = {}
     for run in runs:
         for cell in run["cells"]:
-            by_cell.setdefault((run["task"], cell["mismatched"], cell["pairs"], -cell["lam"]), []).append(cell)
-    heads = "task|mismatched|pairs|accuracy|swap acc.|λ|KL|learned gain|gold gain"
-    rows = [heads.split("|")]
-    for (task, mismatched, pairs, lam), cells in sorted(by_cell.items()):  # down a block λ falls and the KL rises
-        accuracy, swap, kl = (num(t_interval([c[k] for c in cells])[0], 2) for k in ("accuracy", "swap_accuracy", "kl"))
-        gains = [over_seeds(c[key] for c in cells) for key in ("gain", "gold_gain")]
-        rows.append([task, str(mismatched), str(pairs), accuracy, swap, f"{-lam:g}", kl, *gains])
-    return aligned(rows)
+            groups.setdefault((run["task"], *(cell[key] for key in keys)), []).append(cell)
+    return dict(sorted(groups.items()))
 
 
-def figure(runs: list[dict], path) -> None:
+COLUMNS = {
+    "accuracy": lambda cell: cell["accuracy"],
+    "swap acc.": lambda cell: cell["swap_accuracy"],
+    "KL": lambda cell: cell["kl"],
+    "learned gain": lambda cell: cell["gain"],
+    "gold gain": lambda cell: cell["gold_gain"],
+}
+
+
+def table(content: dict) -> str:
+    """A row a cell: means over the seeds."""
+    rows = by_cell(content["runs"], "mismatched", "pairs", "lam")
+    return study.seed_table(("task", "mismatched", "pairs", "λ"), rows, COLUMNS)
+
+
+def figure(content: dict, path: Path) -> None:
     """Per task a row; with and without mismatched pairs a column: gains against the square root of the KL."""
+    runs = content["runs"]
     tasks = sorted({run["task"] for run in runs})
-    mixed = sorted({cell["mismatched"] for run in runs for cell in run["cells"]})
-    fig, axes = new_figure(path, len(tasks), len(mixed), (6.4 * len(mixed), 4.6 * len(tasks)), sharey="row")
-    for row, task in zip(axes, tasks):
-        for ax, mismatched in zip(row, mixed):
-            cells = [c for run in runs if run["task"] == task for c in run["cells"] if c["mismatched"] == mismatched]
-            counts = sorted({c["pairs"] for c in cells})
-            for count, colour in zip(counts, COLOURS * (1 + len(counts) // len(COLOURS))):
-                mine = [c for c in cells if c["pairs"] == count]
-                for lam in sorted({c["lam"] for c in mine}):
-                    same = [c for c in mine if c["lam"] == lam]
-                    x = [math.sqrt(max(sum(c["kl"] for c in same) / len(same), 0.0))] * 2
-                    ends = [sum(c[key] for c in same) / len(same) for key in ("gain", "gold_gain")]
-                    ax.plot(x, ends, color=colour, linewidth=1)
-                    ax.plot(x[0], ends[0], "o", mfc="white", color=colour)
-                    label = f"{count} pairs" if lam == min(c["lam"] for c in mine) else None
-                    ax.plot(x[0], ends[1], "o", color=colour, label=label)
-            ax.axhline(0, color="black", linewidth=0.6)
-            kind = "with mismatched pairs" if mismatched else "same-request pairs only"
-            ax.set(title=f"{task}, {kind}", xlabel="√KL to the SFT prompter, √nats", ylabel="gain, standard deviations")
-    place = {"loc": "outside lower center", "ncols": 6, "frameon": False, "title": "● gold  ○ learned"}
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), **place)
-    fig.savefig(path)
+    ratios = sorted({cell["mismatched"] for run in runs for cell in run["cells"]})
+    picture, axes = new_figure(path, len(tasks), len(ratios), (6.4 * len(ratios), 4.6 * len(tasks)), sharey="row")
+    for (row, task), (column, ratio) in product(enumerate(tasks), enumerate(ratios)):
+        ax = axes[row, column]
+        points = {
+            key[2:]: cells
+            for key, cells in by_cell(runs, "mismatched", "pairs", "lam").items()
+            if key[:2] == (task, ratio)
+        }
+        counts = sorted({count for count, _ in points})
+        for (count, lam), cells in points.items():
+            mean = lambda key, cells=cells: np.mean([cell[key] for cell in cells])
+            x = math.sqrt(max(mean("kl"), 0.0))
+            colour = COLOURS[counts.index(count) % len(COLOURS)]
+            label = f"{count} pairs" if lam == min(at for c, at in points if c == count) else None
+            ax.plot([x, x], [mean("gain"), mean("gold_gain")], color=colour, linewidth=1)
+            ax.plot(x, mean("gain"), "o", mfc="white", color=colour)
+            ax.plot(x, mean("gold_gain"), "o", color=colour, label=label)
+        ax.axhline(0, color="black", linewidth=0.6)
+        kind = "with mismatched pairs" if ratio else "same-request pairs only"
+        ax.set(title=f"{task}, {kind}", xlabel="√KL to the SFT prompter, √nats", ylabel="gain, standard deviations")
+    study.legend_and_save(picture, axes, path, 6, title="● gold  ○ learned")
 
 
-def numbers(text: str, what: str, least: int, most: int = 10**6) -> list[int]:
-    """'250,500' -> [250, 500]. Raises UserError for anything but whole numbers from `least` to `most`."""
-    good = all(part.isdecimal() and least <= int(part) <= most for part in text.split(","))
-    require(good, f"--{what}: {text!r} is not a list of whole numbers from {least} to {most}")
-    return list(dict.fromkeys(int(part) for part in text.split(",")))
+def check(
+    configs: Sequence[RunConfig], pairs: Sequence[int], lambdas: Sequence[float], mismatched: Sequence[int]
+) -> None:
+    """Raises UserError where there is no learned reward beside a known gold one, and for numbers that cannot be."""
+    config = configs[0]
+    require(not config.real_model and not config.reward, "it needs a learned reward and a known gold reward")
+    # Pairs of equal answers are dropped, and two batches must remain.
+    least = 3 * config.reward_model.batch_size
+    require(min(pairs) >= least, f"--pairs: {min(pairs)} is too few; give at least {least}")
+    require(max(mismatched) <= 2, f"--mismatched: {max(mismatched)} is too many; give at most 2 for a pair")
 
 
-def main() -> None:
-    """The command at the top of this module."""
-
-    def add(parser: argparse.ArgumentParser) -> None:
-        many = ",".join(map(str, PAIRS))
-        parser.add_argument("--pairs", default=many, help="numbers of preference pairs (default: %(default)s)")
-        parser.add_argument("--lambdas", default="0.02,0.1,0.5", help="KL coefficients (default: %(default)s)")
-        help_ = "mismatched pairs a pair, 0 to 2 (default: %(default)s)"
-        parser.add_argument("--mismatched", default="0,1", help=help_)
-
-    varied = ("ppo.kl_coef", "ppo.adaptive_kl_target", "reward_model.pairs", "reward_model.mismatched")
-    unread = not_read("theory", "eval.best_of_n", "eval.headroom_inputs", *ORACLE_OPTIONS, varied=varied)
-    configs, how = parse_command_line(prog=PROG, add=add, unread=unread)
-    with one_line_errors(PROG):
-        known = not configs[0].real_model and not configs[0].reward
-        require(known, "it needs a learned reward and a known gold reward")
-        # Pairs of equal answers are dropped, and two batches must remain.
-        pairs = numbers(how.pairs, "pairs", 3 * configs[0].reward_model.batch_size)
-        mixed = numbers(how.mismatched, "mismatched", 0, 2)
-        configs = [replace(c, name=f"overoptimisation-{c.run_name}") for c in configs]
-        one = partial(run_cells, pairs=pairs, lams=lambdas(how.lambdas), mixed=mixed)
-        results, failed = run_all(["-m", PROG], configs, how, one)
-        if results and not how.child:
-            leave(results, Path(configs[0].out) / "overoptimisation.png", figure, table(results))
-    exit_if_failed(PROG, configs, failed)
-
+STUDY = study.Study(
+    "overoptimisation",
+    cell=run_cells,
+    table=table,
+    figures={"": figure},
+    options=(
+        study.Option("pairs", "250,500,1000,2000,4000,8000", "numbers of preference pairs", study.whole_numbers),
+        study.Option("lambdas", "0.02,0.1,0.5", "KL coefficients", study.positive_numbers),
+        study.Option("mismatched", "0,1", "mismatched pairs for each pair, 0 to 2", study.whole_numbers),
+    ),
+    varies=("ppo.kl_coef", "ppo.adaptive_kl_target", "preferences.pairs", "preferences.mismatched"),
+    ignores=("theory", "eval.best_of_n", "eval.headroom_inputs", *study.ORACLE_OPTIONS),
+    check=check,
+)
 
 if __name__ == "__main__":
-    main()
+    study.main(STUDY)

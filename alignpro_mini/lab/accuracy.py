@@ -1,4 +1,4 @@
-"""How far a reward model's held-out accuracy can be believed: its interval, and two harder comparisons."""
+"""What a reward model's held-out accuracy must be compared with, and how far it can be believed."""
 
 from __future__ import annotations
 
@@ -6,14 +6,47 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from alignpro_mini.lab.statistics import bootstrap_interval
-from alignpro_mini.reward import Preference, RewardModel, accuracy, accuracy_ceiling, always_longer
+from alignpro_mini.reward import Preference, RewardModel, accuracy
 from alignpro_mini.tokenizer import Tokenizer
-from alignpro_mini.training import Truncated
+from alignpro_mini.training import Score, Truncated
 
 RESAMPLES = 2000
 FEWEST = 10  # pairs of like length: fewer say nothing
+
+
+def accuracy_ceiling(pairs: Sequence[Preference]) -> float | None:
+    """Expected accuracy of the true reward on these noisy labels: mean of max(P, 1 - P); None if P is unknown."""
+    if any(p.certainty is None for p in pairs):
+        return None
+    return sum(max(p.certainty, 1 - p.certainty) for p in pairs) / len(pairs)
+
+
+def always_longer(pairs: Sequence[Preference]) -> float:
+    """Accuracy of the rule "the longer answer wins" (equal: half): what a reward model must beat."""
+    points = 0.0
+    for p in pairs:
+        points += len(p.chosen) > len(p.rejected)
+        points += 0.5 * (len(p.chosen) == len(p.rejected))
+    return points / len(pairs)
+
+
+def swap_accuracy(
+    reward: Score, prompts: Sequence[str], answers: Sequence[str], swapped: Sequence[str]
+) -> float | None:
+    """Share of prompts with r(x, y) > r(x, y~), y~ the answer `swapped` for that of another request (equal: half).
+
+    0.5: the reward does not read x. The gold reward's own share is the ceiling: it is below 1 where answers are often
+    wrong. Prompts whose two answers are the same text are left out; None if all are.
+    """
+    kept = [(x, y, other) for x, y, other in zip(prompts, answers, swapped, strict=True) if y != other]
+    if not kept:
+        return None
+    x, y, other = map(list, zip(*kept))
+    apart = torch.as_tensor(reward(x, y)) - torch.as_tensor(reward(x, other))  # (B,)
+    return ((apart > 0).float() + 0.5 * (apart == 0).float()).mean().item()
 
 
 def cut_at(text: str, tokenizer: Tokenizer, limit: int) -> str:

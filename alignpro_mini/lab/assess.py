@@ -8,108 +8,44 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from alignpro_mini.alignpro import Prompter
-from alignpro_mini.frozen import Answer, FrozenLM, FrozenModel
+from alignpro_mini.frozen import FrozenLM, FrozenModel
 from alignpro_mini.lab import evaluation, optimum, report
-from alignpro_mini.lab.config import RunConfig, preset
 from alignpro_mini.lab.evaluation import Arm, Evaluator
 from alignpro_mini.lab.glossary import ARMS
+from alignpro_mini.lab.models import assert_frozen, with_weights
 from alignpro_mini.lab.optimum import Listing, OracleSamples, RatedRewrites
-from alignpro_mini.lab.pipeline import API_FILE, Reward, assert_frozen, with_weights
-from alignpro_mini.lab.run import Run, RunStage
-from alignpro_mini.options import UserError
+from alignpro_mini.lab.rewards import Reward
+from alignpro_mini.lab.run import API_FILE, Run, RunStage
+from alignpro_mini.lab.setup import Setup
 from alignpro_mini.remote.client import spent
 from alignpro_mini.remote.lm import unclear
 from alignpro_mini.theory import optimal_prompter
-from alignpro_mini.training import Score
 from alignpro_mini.weights.tensors import write_json
-from alignpro_mini.worlds.files import DataConfig
 from alignpro_mini.worlds.world import World
 
 MakeArm = Callable[[Evaluator], Arm]
 
 
-def rate_rewrites(run: Run, world: World, pi_f: FrozenModel, reward: Reward) -> RatedRewrites | None:
+def rate_rewrites(run: Run, setup: Setup, world: World, pi_f: FrozenModel, reward: Reward) -> RatedRewrites | None:
     """The stage "listing": all enumerated rewrites of the first evaluation requests, and their rewards.
 
-    A real model's answers come from `listed_answers`, and the reward of an ending is its mean over these requests
-    (`RatedRewrites.pooled`): the few answers that one request can get would tell nothing of R(x, x').
     None where there is no exact optimum: rewrites that cannot be enumerated (requests of files), no single KL
     coefficient above 0, or `--theory.inputs 0`.
     """
     c = run.config
     requests = world.eval_requests[: c.theory.inputs]
-    rewrites = [world.rewrites(x) for x in requests]
-    if not all(rewrites) or not requests or c.ppo.kl_coef == 0 or c.ppo.adaptive_kl_target > 0:
+    listed = bool(requests) and all(world.rewrites(x) for x in requests)
+    if not listed or c.ppo.kl_coef == 0 or c.ppo.adaptive_kl_target > 0:
         return None
-    if c.real_model:
-        return RatedRewrites(requests, rewrites, listed_rewards(run, world, pi_f, reward)).pooled()
-
-    def make(stage: RunStage) -> tuple[dict, dict]:
-        g = run.generator("listing")
-        many = c.theory.answers, g, c.theory.more_answers
-        return {"r": optimum.rate(requests, rewrites, pi_f, reward.train, *many).r}, {}
-
-    tensors, _ = run.tensors("listing", make)
+    rated = setup.rate_rewrites(run, world, pi_f, reward.train)
     assert_frozen(pi_f, "listing")
-    return RatedRewrites(requests, rewrites, tensors["r"])
-
-
-def listed_answers(config: RunConfig, world: World, pi_f: FrozenModel) -> list[dict]:
-    """Answers of the frozen model to all listed rewrites of the first *training* requests, kept for every later use.
-
-    A row a request: {"x", "rewrites": K texts, "y": K*M texts, "truncated": K*M}, in `<out>/listing-.../answers.jsonl`.
-    They depend on nothing but the frozen model, its sampling and the seed. So all runs share them, and a listing that
-    was stopped goes on. Raises UserError where that folder's answers were sampled in another way.
-    """
-    c = config
-    same = ("frozen", *(("api",) if c.remote else ())) if c.real_model else ("frozen_model", "frozen_lm", "vocab_size")
-    how = {name: getattr(c, name) for name in (*same, "task", "seed", "device", "dtype", "sampling", "world", "out")}
-    c = replace(preset(c.preset), **how, data=DataConfig(c.data.prompts))
-    place = Run(replace(c, name=f"listing-{c.run_name}"), resume=True, wait=True)
-    count, each, file = config.theory.inputs, config.theory.answers, "answers.jsonl"
-    rows = place.rows(file)
-    for kept in {len(row["y"]) // len(row["rewrites"]) for row in rows} - {each}:
-        told = f"{place.path / file} has {kept} answers to a rewrite, not {each}"
-        raise UserError(f"{told}: leave --theory.answers at {kept}, or move the folder away")
-    if [row["x"] for row in rows[:count]] != world.train_requests[: min(len(rows), count)]:
-        raise UserError(f"{place.path / file} is not of these requests in their order: move the folder away")
-    for x in world.train_requests[len(rows) : count]:
-        rewrites = world.rewrites(x)
-        asked = [x_prime for x_prime in rewrites for _ in range(each)]
-        found = pi_f.answer(asked, place.generator(f"listing {len(rows)}"))
-        row = {"x": x, "rewrites": rewrites, "y": [a.text for a in found], "truncated": [a.truncated for a in found]}
-        place.append(file, [row])
-        rows.append(row)
-        print(f"[listing] request {len(rows)} of {count}", flush=True)
-    return rows[:count]
-
-
-def listed_rewards(run: Run, world: World, pi_f: FrozenModel, reward: Reward) -> Tensor:
-    """The stage "listing" of a real model: what PPO sees of `listed_answers`, (N, K, M)."""
-    make = lambda stage: ({"r": rated(listed_answers(run.config, world, pi_f), reward.train)}, {})
-    tensors, _ = run.tensors("listing", make)
-    assert_frozen(pi_f, "listing")
-    return tensors["r"]
-
-
-def rated(rows: Sequence[dict], reward: Score) -> Tensor:
-    """Rewards (N, K, M) float64 of listed answers, each against its request."""
-    r = torch.as_tensor(reward(*asked_and_answered(rows)), dtype=torch.float64)
-    return r.view(len(rows), len(rows[0]["rewrites"]), -1)
-
-
-def asked_and_answered(rows: Sequence[dict]) -> tuple[list[str], list[str]]:
-    """The request of each listed answer, and the answers; a truncated one is marked as such."""
-    answers = [Answer(y, cut).text for row in rows for y, cut in zip(row["y"], row["truncated"])]
-    return [row["x"] for row in rows for _ in row["y"]], answers
+    return rated
 
 
 def sample_oracle(
@@ -117,10 +53,11 @@ def sample_oracle(
 ) -> OracleSamples | None:
     """The samples for the bounds on the suboptimality; None without an oracle, or where answers are greedy.
 
-    None for a real model too: 64 requests x 24 endings x 8 answers would be 12,288 texts to score with it.
+    None too where all requests have one table of rewards: 64 requests x 24 endings x 8 answers would be 12,288 texts to
+    score with a real model.
     """
     c = run.config
-    if rated is None or oracle is None or c.sampling.temperature == 0 or c.real_model:
+    if rated is None or rated.is_pooled or oracle is None or c.sampling.temperature == 0:
         return None
     lm = with_weights(pi_f, "the bounds on the distance to the oracle (--theory.inputs 0 leaves them out)")
 
@@ -223,8 +160,8 @@ def conclude(run: Run, world: World, arms: dict[str, Arm]) -> dict:
         results[extra] = json.loads(path.read_text()) if path.exists() else None
     if (run.path / API_FILE).exists():
         results["api"] = spent(run.path / API_FILE, c.api)
-        if c.judge:
-            results["api"]["unclear_verdicts"] = unclear(run.path / API_FILE, c.judge)
+        if (share := unclear(run.path / API_FILE, c.judge)) is not None:
+            results["api"]["unclear_verdicts"] = share
     results["stopped"] = {r["stage"]: r["stopped"] for r in run.rows("metrics.jsonl") if "stopped" in r}
     results["wall_s"] = {name: stage["seconds"] for name, stage in run.stages.items()}
     write_json(run.path / "results.json", results)

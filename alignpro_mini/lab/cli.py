@@ -15,24 +15,14 @@ from dataclasses import replace
 from functools import reduce
 
 from alignpro_mini.lab.config import PRESETS, RunConfig, preset
+from alignpro_mini.lab.setup import setup_of
 from alignpro_mini.options import UserError, require
+from alignpro_mini.variants import VARIANTS
 from alignpro_mini.worlds.toy import TASKS
 
 # What `--help` shows; `--help all` shows every option.
 MAIN_OPTIONS = set("resume jobs preset task seed device reward out name eval.inputs".split())
 MAIN_OPTIONS |= {"data.prompts", "data.preferences", "ppo.iterations", "ppo.lr", "ppo.kl_coef"}
-# Former names of options (or of their last parts), each followed by the present one.
-_RENAMED = """batch batch_size micro_batch micro_batch_size grad_clip max_grad_norm epochs ppo_epochs
-minibatches num_minibatches warmup warmup_ratio kl_target adaptive_kl_target kl_horizon adaptive_kl_horizon
-gae_lam gae_lambda clip clip_range value_clip value_clip_range value_coef vf_coef whiten whiten_advantages
-best_of best_of_n data.rewrite_pairs prompter_sft.examples frozen_lm.heldout frozen_lm.heldout_examples
-prompter_sft.heldout prompter_sft.heldout_examples reward_model.heldout reward_model.heldout_share
-world.preference_scale reward_model.preference_scale data.model frozen""".split()
-RENAMED = dict(zip(_RENAMED[::2], _RENAMED[1::2]))
-COMMANDS = {  # options that became commands
-    "grid": "python -m alignpro_mini.experiments.grid --cells",
-    "frontier": "python -m alignpro_mini.experiments.frontier --lambdas",
-}
 
 
 def leaves(config, prefix: str = "") -> dict[str, dataclasses.Field]:
@@ -44,6 +34,11 @@ def leaves(config, prefix: str = "") -> dict[str, dataclasses.Field]:
         else:
             found[prefix + f.name] = f
     return found
+
+
+def choices_of(f: dataclasses.Field) -> tuple[str, ...]:
+    """The words that an option may be. `PPOConfig` does not know its variants: they are trainers."""
+    return tuple(VARIANTS) if f.name == "variant" else f.metadata.get("choices", ())
 
 
 def _oracle_options(options: dict[str, object]) -> dict[str, object]:
@@ -61,17 +56,16 @@ def _oracle_options(options: dict[str, object]) -> dict[str, object]:
 def with_options(config: RunConfig, options: dict[str, object]) -> RunConfig:
     """A copy with the dotted options set. What is set for `ppo` and `sampling` holds for the oracle too.
 
-    Raises UserError for an unknown option, naming its new name or the nearest one, and for a bad value.
+    Raises UserError for an unknown option, naming the nearest one, and for a bad value.
     """
     known = leaves(config)
     tree: dict[str, dict] = {}
     top = {}
-    asked = replace(config, **{name: options[name] for name in ("frozen", "reward") if name in options})
-    if asked.remote or asked.judge:  # no weights, or every answer costs
-        options = {"eval.oracle": False, "theory.inputs": 0} | options
+    models = {name: options[name] for name in ("frozen", "reward") if name in options}
+    options = setup_of(replace(config, **models)).defaults() | options
     for name, value in (options | _oracle_options(options)).items():
         if name not in known:
-            raise UserError(f"unknown option --{name}{_hint(name, known)}")
+            raise UserError(f"unknown option --{name}{nearest(name, known, '--')}")
         section, _, leaf = name.rpartition(".")
         (tree.setdefault(section, {}) if section else top)[leaf] = value
     sections = {}
@@ -81,15 +75,6 @@ def with_options(config: RunConfig, options: dict[str, object]) -> RunConfig:
         except UserError as error:  # it begins with the field's name
             raise UserError(f"--{section}.{error}") from None
     return replace(config, **sections, **top)
-
-
-def _hint(name: str, known) -> str:
-    """What an unknown option is called now, or the nearest known one."""
-    if name in COMMANDS:
-        return f"; use the command {COMMANDS[name]}"
-    section, _, leaf = name.rpartition(".")
-    now = RENAMED.get(name, f"{section}.{RENAMED.get(leaf)}")
-    return f"; it is called --{now} now" if now in known else nearest(name, known, "--")
 
 
 def nearest(name: str, known, dashes: str = "") -> str:
@@ -137,7 +122,7 @@ def parse_command_line(
     """The runs asked for, and the other arguments: `resume`, `jobs`, those that `add(parser)` defines, `given` options.
 
     `--task a,b` (or all) and `--seed 0-4` ask for several runs. Ends the program with a one-line error for an unknown
-    option (naming its new name or the nearest one), an impossible value, or an option that the run would not read
+    option (naming the nearest one), an impossible value, or an option that the run would not read
     (`unread`: those of this program, {section or option: why}).
     """
     argv = sys.argv[1:] if argv is None else argv
@@ -156,7 +141,8 @@ def parse_command_line(
     known = leaves(base)
     given, unknown = parser.parse_known_args(argv)
     for word in unknown:
-        parser.error(f"unknown argument {word}{_hint(word.split('=')[0][2:], known) if word[:2] == '--' else ''}")
+        near = nearest(word.split("=")[0][2:], known, "--") if word[:2] == "--" else ""
+        parser.error(f"unknown argument {word}{near}")
     options = {}
     for name, f in known.items():
         text = getattr(given, name)
@@ -166,7 +152,7 @@ def parse_command_line(
             options[name] = _parse(text, f.default)  # the field's own type: a preset may write 2 for 2.0
         except ValueError as error:
             parser.error(f"--{name}: {text!r} is not a valid {type(f.default).__name__} ({error})")
-        choices = f.metadata.get("choices")
+        choices = choices_of(f)
         if choices and options[name] not in choices:
             parser.error(f"--{name}: {text!r} is not one of {', '.join(choices)}{nearest(text, choices)}")
     try:
@@ -190,10 +176,12 @@ def _runs(
         raise UserError(f"--jobs is {given.jobs}; it must be at least 1")
     if given.name and (given.name in (".", "..") or set(given.name) & set("/\\")):
         raise UserError(f"--name: {given.name!r} is a path; give one folder's name, and the place by --out")
-    runs = [with_options(base, options | {"task": t, "seed": s}).validate() for t in tasks for s in seeds]
+    runs = [with_options(base, options | {"task": task, "seed": seed}) for task in tasks for seed in seeds]
+    for run in runs:
+        setup_of(run).check()
     if len(runs) > 1 and given.name:
         raise UserError("--name names one run; with several tasks or seeds leave it out (use --out for another folder)")
-    unread = runs[0].unread() | unread
+    unread = setup_of(runs[0]).unread() | unread
     for name in options:
         if why := unread.get(name) or unread.get(name.partition(".")[0]):
             raise UserError(f"--{name}: {why}; leave it out")
@@ -208,7 +196,7 @@ def _parser(base: RunConfig, prog: str, everything: bool) -> argparse.ArgumentPa
     parser = argparse.ArgumentParser(prog, usage, None, epilog, **style)
     parser.add_argument("--resume", action="store_true", help="go on where a run of the same name stopped")
     parser.add_argument("--jobs", type=int, default=1, help="how many of several runs side by side, sharing the cores")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)  # started by experiments.sweep
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)  # started by sweep.run_side_by_side
     groups = {"": parser.add_argument_group("run")}
     for name, f in leaves(base).items():
         section, metavar = name.rpartition(".")[0], name.rpartition(".")[2].upper()
@@ -218,7 +206,8 @@ def _parser(base: RunConfig, prog: str, everything: bool) -> argparse.ArgumentPa
         if section not in groups:
             doc = (type(getattr(base, section)).__doc__ or "").strip().splitlines()[0]
             groups[section] = parser.add_argument_group(section, doc)
-        choices, default = f.metadata.get("choices"), reduce(getattr, name.split("."), base)
+        choices = choices_of(f)
+        default = reduce(getattr, name.split("."), base)
         text = f.metadata.get("help", "") + (f" [{'|'.join(choices)}]" if choices else "")
         text += "" if default == "" else f" (default: {default})"
         groups[section].add_argument(f"--{name}", dest=name, metavar=metavar, help=text.replace("%", "%%"))

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -16,14 +15,15 @@ from alignpro_mini.options import UserError, check_ranges, option, require
 from alignpro_mini.ppo import PPOConfig
 from alignpro_mini.remote.client import ApiConfig
 from alignpro_mini.reward import RewardConfig
-from alignpro_mini.rl_math import GROUPED
 from alignpro_mini.sft import SFTConfig
 from alignpro_mini.transformer import TransformerConfig
+from alignpro_mini.variants import VARIANTS
 from alignpro_mini.worlds.files import DataConfig
 from alignpro_mini.worlds.toy import TASKS
 from alignpro_mini.worlds.world import WorldConfig
 
-PRESETS = ("tiny", "small", "gpt2", "smollm2")
+PRESETS = ("micro", "tiny", "small", "gpt2", "smollm2")
+READS = ("last", "mean")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -44,6 +44,22 @@ class ShapeConfig:
         """This shape with a vocabulary. Raises UserError for one that no transformer has."""
         size = vocab_size, self.d_model, self.n_layers, self.n_heads, self.n_kv_heads
         return TransformerConfig(*size, max_len=self.max_len, family=self.family)
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceConfig:
+    """The pairs of answers that a learned reward is trained on, and the answers that set a reward's unit."""
+
+    pairs: int = option(3000, "preference pairs of the frozen LM's answers (files bring their own)", least=1)
+    answers_per_request: int = option(2, "answers to a request, each compared with each of the others", least=2)
+    scale: float = option(2.0, "P(a over b) = sigmoid(scale x gold difference); larger is cleaner", above=0)
+    mismatched: float = option(1.5, "further pairs with an answer to another request, for each of `pairs`", least=0)
+    normalise_on: int = option(1000, "answers to SFT rewrites that set the reward's mean and scale", least=2)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        most = 2 / (self.answers_per_request - 1)  # as many as there are answers
+        require(self.mismatched <= most, f"mismatched is {self.mismatched}; each answer serves once, {most:g} at most")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +98,11 @@ class TheoryConfig:
 class RunConfig:
     """One whole run."""
 
-    preset: str = option("tiny", "tiny: minutes on two cores; small; gpt2: for a GPU; smollm2: a chat model", PRESETS)
+    preset: str = option(
+        "tiny",
+        "micro: seconds, learns nothing; tiny: minutes on two cores; small; gpt2: for a GPU; smollm2: a chat model",
+        PRESETS,
+    )
     task: str = option("quality", "the embedded world's task", (*TASKS, "chat"))
     seed: int = option(0, "seed of everything: data, weights, sampling")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 ...; auto takes a GPU when there is one")
@@ -90,10 +110,14 @@ class RunConfig:
     frozen: str = option("", "the frozen model: folder, hub name, or api:MODEL; empty: SmolLM2 (preset smollm2)")
     prompter: str = option("", "what the prompter starts from: folder or hub name; empty: SmolLM2 (preset smollm2)")
     reward_base: str = option("", "what a learned reward starts from: folder or hub name; empty: the frozen model")
+    reward_blocks: int = option(0, "blocks of that model that the reward keeps, the lower ones; 0: all", least=0)
+    reward_read: str = option("last", "state that the reward is read off: the last token's, or the mean", READS)
     reward: str = option("", "module:function(prompts, completions) -> rewards, or judge:MODEL; empty: learned")
     gold: str = option("", "module:function, the true reward of a real model's answers; empty: the package's own")
-    guard: bool = option(False, "replace rewrites with an objection (guards.py) by the request; else only count them")
-    stop: bool = option(True, "end PPO when KL, entropy or length run away (guards.py)")
+    guard: bool = option(
+        False, "replace rewrites with an objection (lab/guards.py) by the request; else only count them"
+    )
+    stop: bool = option(True, "end PPO when KL, entropy or length run away (lab/guards.py)")
     out: str = option("runs", "folder of the runs")
     name: str = option(
         "", "name of this run's folder; empty: <preset>-<task; smollm2: function of --reward>[-<--frozen>]-seed<seed>"
@@ -105,6 +129,7 @@ class RunConfig:
     data: DataConfig = DataConfig()
     frozen_lm: SFTConfig = SFTConfig(steps=1200)
     prompter_sft: SFTConfig = SFTConfig(steps=1200)
+    preferences: PreferenceConfig = PreferenceConfig()
     reward_model: RewardConfig = RewardConfig()
     sampling: SamplingConfig = SamplingConfig()
     ppo: PPOConfig = PPOConfig()
@@ -145,67 +170,31 @@ class RunConfig:
             what += "-" + re.sub(r"[^\w.]+", "-", self.frozen.rstrip("/").rpartition("/")[2].removeprefix("api:"))
         return self.name or f"{self.preset}-{what}-seed{self.seed}"
 
-    def validate(self) -> RunConfig:
-        """Check combinations of options, and the device; returns self, raises UserError."""
+    def check(self) -> None:
+        """Raises UserError for options that do not fit together in any kind of run (`setup.Setup.check` for each kind)."""
         resolve_device(self.device)
-        for ok, message in (*self._rules(), *(self._rules_real() if self.real_model else self._rules_toy())):
-            require(ok, message)
-        for name in () if self.real_model else ("frozen_model", "prompter_model"):
-            try:
-                getattr(self, name).transformer(self.vocab_size)
-            except UserError as error:
-                raise UserError(f"--{name}: {error}") from None
-        return self
-
-    def _rules(self) -> Iterator[tuple[bool, str]]:
-        """(holds, what to say if it does not) for both kinds of model."""
+        inputs = self.eval.inputs
+        tried = self.theory.inputs
+        message = f"--theory.inputs is {tried}, but it takes them from the {inputs} of --eval.inputs"
+        require(tried <= inputs or bool(self.data.prompts), message)
         for section in ("ppo", "oracle"):
             c = getattr(self, section)
-            nothing = f"--{section}.kl_placement loss with k1 is no penalty: its expected gradient is 0; use k2 or k3"
-            yield (c.kl_placement, c.kl_estimator) != ("loss", "k1"), nothing
-        inputs, tried = self.eval.inputs, self.theory.inputs
-        told = f"--theory.inputs is {tried}, but it takes them from the {inputs} of --eval.inputs"
-        yield tried <= inputs or bool(self.data.prompts), told
-
-    def _rules_real(self) -> Iterator[tuple[bool, str]]:
-        """(holds, what to say if it does not) for a real model."""
-        yield self.task == "chat", f"--preset smollm2 works on everyday requests: its task is chat, not {self.task}"
-        told = "--eval.oracle true needs the weights of the frozen model, and api:MODEL has none here: leave it out"
-        yield not (self.remote and self.eval.oracle), told
-
-    def _rules_toy(self) -> Iterator[tuple[bool, str]]:
-        """(holds, what to say if it does not) for the embedded world."""
-        inputs, kept = self.eval.inputs, self.world.eval_requests
-        yield self.task in TASKS, f"task is {self.task}, but --preset {self.preset} has {', '.join(TASKS)}"
-        yield inputs <= kept, f"--eval.inputs is {inputs}, but --world.eval_requests keeps only {kept}"
-        shaping, usual = ("follow", "spread", "unseen_towns"), WorldConfig()
-        as_usual = all(getattr(self.world, name) == getattr(usual, name) for name in shaping)
-        towns = f"--world.{', --world.'.join(shaping)} shape the tasks quality and attributes, not reasoning"
-        yield self.task != "reasoning" or as_usual, f"{towns}: leave them or the task out"
-        yield not self.judge, f"--reward judge:MODEL is for a real model, not for the embedded world of {self.preset}"
-        yield not self.gold, f"--gold is for a real model: the embedded world of --preset {self.preset} has its own"
-        pairs, batch = self.reward_model.pairs, self.reward_model.batch_size
-        two = f"it takes at least two batches of --reward_model.batch_size {batch}"
-        yield pairs >= 2 * batch, f"--reward_model.pairs is {pairs}; {two}"
-        for section, model in (("ppo", "prompter_model"), ("sampling", "frozen_model"), ("oracle", "frozen_model")):
-            length, longest = getattr(self, section).max_new_tokens, getattr(self, model).max_len
-            message = f"--{section}.max_new_tokens is {length}; with the prompt it must fit --{model}.max_len {longest}"
-            yield length < longest, message
+            names = ", ".join(VARIANTS)
+            require(c.variant in VARIANTS, f"--{section}.variant is {c.variant!r}; it must be one of {names}")
+            try:
+                VARIANTS[c.variant].check(c)
+            except UserError as error:  # it begins with the field's name
+                raise UserError(f"--{section}.{error}") from None
 
     def unread(self) -> dict[str, str]:
-        """{section or option that this run does not read: why}; setting one is an error, since it would do nothing."""
+        """{section or option that other options make superfluous: why}, in any kind of run."""
         found = {"oracle.answers": "it has no effect: the oracle gives one answer a prompt"}
         for section in ("ppo", "oracle"):
-            if getattr(self, section).adaptive_kl_target == 0:
+            c = getattr(self, section)
+            if c.adaptive_kl_target == 0:
                 found[f"{section}.adaptive_kl_horizon"] = f"it is not read without --{section}.adaptive_kl_target"
-            if getattr(self, section).advantage != "gae":
-                for name in ("gamma", "gae_lambda", "vf_coef", "value_clip_range"):
-                    found[f"{section}.{name}"] = f"only --{section}.advantage gae reads it"
-            if getattr(self, section).advantage in GROUPED:
-                found[f"{section}.whiten_advantages"] = "advantages of a group are not whitened"
-            if getattr(self, section).kl_coef == 0:
-                why = f"it is not read with --{section}.kl_coef 0"
-                found |= dict.fromkeys((f"{section}.kl_estimator", f"{section}.kl_placement"), why)
+            why = f"it is not read with --{section}.variant {c.variant}"
+            found |= {f"{section}.{name}": why for name in VARIANTS[c.variant].unread}
         if not self.eval.oracle:
             found |= dict.fromkeys(("oracle", "theory.samples"), "it is not read with --eval.oracle false")
         if self.sampling.temperature == 0:
@@ -214,24 +203,10 @@ class RunConfig:
             why = "it is not read with --theory.inputs 0, --ppo.kl_coef 0 or --ppo.adaptive_kl_target"
             found |= dict.fromkeys(("theory.answers", "theory.more_answers", "theory.samples"), why)
         if self.reward:
-            learned = (f"reward_model.{f.name}" for f in fields(RewardConfig) if f.name != "normalise_on")
-            found |= dict.fromkeys(("data.preferences", "reward_base", *learned), "it is not read with --reward")
-        if not (self.remote or self.judge):
-            found["api"] = "only --frozen api:MODEL and --reward judge:MODEL read it"
-        toy = ("world", "frozen_lm", "frozen_model", "prompter_model", "vocab_size")
-        other = toy if self.real_model else ("data", "api", "frozen", "prompter", "reward_base")
-        if self.data.preferences:
-            why = "it is about pairs of the frozen LM's answers: not read with --data.preferences"
-            for name in ("pairs", "mismatched", "answers_per_request", "preference_scale"):
-                found[f"reward_model.{name}"] = why
-        if self.data.prompts:
-            found["theory"] = "rewrites of requests from --data.prompts are not enumerated"
-        elif self.real_model:
-            found["theory.more_answers"] = "a real model's rewrites get equally many answers: raise --theory.answers"
-            found["theory.samples"] = "the bounds are not computed for a real model"
-            only = "it is about requests of your own: only --data.prompts reads it"
-            found |= dict.fromkeys(("data.rewrites", "data.max_prompt_tokens"), only)
-        return found | dict.fromkeys(other, f"it is not read with --preset {self.preset}")
+            learned = ["reward_model", "reward_base", "reward_blocks", "reward_read", "data.preferences"]
+            learned += [f"preferences.{f.name}" for f in fields(PreferenceConfig) if f.name != "normalise_on"]
+            found |= dict.fromkeys(learned, "it is not read with --reward")
+        return found
 
 
 def preset(name: str) -> RunConfig:
@@ -240,6 +215,8 @@ def preset(name: str) -> RunConfig:
     tiny = RunConfig()
     if name == "tiny":
         return tiny
+    if name == "micro":
+        return _micro(tiny)
     if name == "smollm2":
         return _smollm2(tiny)
     width, layers, heads, lr = (256, 6, 8, 1e-3) if name == "small" else (768, 12, 12, 3e-4)
@@ -252,27 +229,52 @@ def preset(name: str) -> RunConfig:
         "prompter_model": shape if name == "gpt2" else replace(shape, d_model=192, n_layers=4, n_heads=6),
         "frozen_lm": replace(tiny.frozen_lm, lr=lr, steps=1500, **micro[0]),
         "prompter_sft": replace(tiny.prompter_sft, lr=lr, steps=800, **micro[0]),
-        "reward_model": replace(tiny.reward_model, lr=lr / 4, pairs=8000, **micro[1]),
+        "preferences": replace(tiny.preferences, pairs=8000),
+        "reward_model": replace(tiny.reward_model, lr=lr / 4, **micro[1]),
     }
     return replace(tiny, preset=name, ppo=replace(tiny.ppo, **rl), oracle=replace(tiny.oracle, **rl), **changes)
+
+
+def _micro(tiny: RunConfig) -> RunConfig:
+    """Models far too small to learn anything: every stage runs, in seconds, for tests and lessons."""
+    shape = replace(tiny.frozen_model, d_model=32, n_layers=1, n_heads=2)
+    sft = SFTConfig(600, steps=60, batch_size=8, heldout_examples=32)
+    ppo = replace(tiny.ppo, iterations=5, batch_size=16, max_new_tokens=20)
+    return replace(
+        tiny,
+        preset="micro",
+        vocab_size=400,
+        world=replace(tiny.world, eval_requests=40),
+        frozen_model=shape,
+        prompter_model=shape,
+        frozen_lm=sft,
+        prompter_sft=sft,
+        preferences=replace(tiny.preferences, pairs=80, normalise_on=64),
+        reward_model=replace(tiny.reward_model, batch_size=16),
+        sampling=replace(tiny.sampling, max_new_tokens=20),
+        ppo=ppo,
+        oracle=ppo,
+        eval=EvalConfig(inputs=24, headroom_inputs=8, bootstrap=200),
+        theory=TheoryConfig(inputs=4, answers=4, more_answers=4),
+    )
 
 
 def _smollm2(tiny: RunConfig) -> RunConfig:
     """SmolLM2-135M on two cores: only the top layers learn, over a trunk whose outputs are computed once."""
     sampling = SamplingConfig(temperature=0.7, max_new_tokens=64)
-    ppo = PPOConfig(iterations=40, batch_size=48, rewrites_per_request=4, answers=2, ppo_epochs=3, checkpoint_every=2)
-    ppo = replace(ppo, micro_batch_size=24, lr=1e-4, warmup_ratio=0.1, kl_coef=0.05, advantage="rloo", train_layers=10)
+    ppo = PPOConfig("rloo", iterations=40, batch_size=48, rewrites_per_request=4, answers=2, ppo_epochs=3)
+    ppo = replace(ppo, micro_batch_size=24, lr=1e-4, warmup_ratio=0.1, kl_coef=0.05, train_layers=10)
     # Nearly all answers are truncated, so a penalty for that would be all that the oracle learns.
     as_the_lm = {"temperature": sampling.temperature, "max_new_tokens": sampling.max_new_tokens}
     oracle = replace(ppo, missing_eos_penalty=0.0, answers=1, **as_the_lm)
     sft = SFTConfig(4000, steps=200, batch_size=16, lr=3e-4, train_layers=10, heldout_examples=64)
-    pairs = {"pairs": 6000, "answers_per_request": 6, "mismatched": 0.15, "preference_scale": 1.0}
+    preferences = PreferenceConfig(6000, answers_per_request=6, mismatched=0.15, scale=1.0, normalise_on=384)
+    rewards = RewardConfig(epochs=1.0, batch_size=32, lr=3e-4, train_layers=6)
     # The last blocks turn the state into the next token; two thirds of the way up it says more about the whole answer.
-    pairs |= {"blocks": 20, "train_layers": 6, "read": "mean", "normalise_on": 384}
-    rewards = RewardConfig(**pairs, epochs=1.0, batch_size=32, lr=3e-4)
+    learned = {"preferences": preferences, "reward_model": rewards, "reward_blocks": 20, "reward_read": "mean"}
     evaluation = EvalConfig(headroom_inputs=24, best_of_n=2)
     theory = TheoryConfig(answers=4, more_answers=0)
-    parts = {"prompter_sft": sft, "reward_model": rewards, "sampling": sampling, "ppo": ppo, "eval": evaluation}
+    parts = {"prompter_sft": sft, "sampling": sampling, "ppo": ppo, "eval": evaluation} | learned
     return replace(tiny, preset="smollm2", task="chat", dtype="bfloat16", oracle=oracle, theory=theory, **parts)
 
 

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from alignpro_mini import guards
 from alignpro_mini.alignpro import Gold, Prompter, answer_length, usable_rewrites
 from alignpro_mini.frozen import Answer, FrozenLM, FrozenModel
 from alignpro_mini.generation import Completion, sequence_logprobs
+from alignpro_mini.lab import guards
 from alignpro_mini.lab.config import EvalConfig
 from alignpro_mini.lab.statistics import (
     Groups,

@@ -19,7 +19,7 @@ Shape legend:  N inputs   K enumerated rewrites   M answers to each   S answers 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class RatedRewrites:
     requests: list[str]  # N
     rewrites: list[list[str]]  # (N, K)
     r: Tensor  # (N, K, M) rewards of answers to each rewrite; NaN: the rewrite got fewer than M answers
+    is_pooled: bool = field(default=False, kw_only=True)  # the same for all requests
 
     @property
     def R(self) -> Tensor:
@@ -48,16 +49,16 @@ class RatedRewrites:
     @property
     def V(self) -> Tensor:
         """Variance of the reward over the answers to a rewrite, (N, K)."""
-        return (self.r - self.R[:, :, None]).square().nansum(2) / (self.answers - 1)
+        return _variance(self.r)
 
     @property
     def answers(self) -> Tensor:
-        return (~self.r.isnan()).sum(2)  # (N, K)
+        return _count(self.r)  # (N, K)
 
     @property
     def halves(self) -> tuple[Tensor, Tensor]:
-        """R by every other answer, and by the rest: (N, K) each."""
-        return self.r[:, :, ::2].nanmean(2), self.r[:, :, 1::2].nanmean(2)
+        """The rewards of every other answer, and of the rest, for `cross_fitted`: (N, K, M/2) each."""
+        return self.r[:, :, ::2], self.r[:, :, 1::2]
 
     def pooled(self) -> RatedRewrites:
         """The same with all requests' mean rewards in the place of a request's answers: R is the mean over requests.
@@ -66,7 +67,7 @@ class RatedRewrites:
         """
         N = len(self.r)
         each = self.r.mean(2).T[None]  # (1, K, N): answers to one request are not independent
-        return RatedRewrites(self.requests, self.rewrites, each.repeat(N, 1, 1))
+        return RatedRewrites(self.requests, self.rewrites, each.repeat(N, 1, 1), is_pooled=True)
 
     def under(self, rho_sft: Prompter, rho: Prompter) -> Listing:
         """The same, with the probabilities that two prompters give to each rewrite."""
@@ -181,17 +182,63 @@ def describe(listing: Listing, lam: float) -> dict[str, float]:
 
 
 def crossed_share(listing: Listing, lam: float) -> float | None:
-    """The share of the gain of an optimum by one half of the answers, all values by the other half, both ways.
+    """The share of the gain of a cross-fitted optimum, with all values by the answers that did not choose it.
 
     None where this optimum gains nothing.
     """
-    gains, best = 0.0, 0.0
-    for chose, rates in (listing.halves, listing.halves[::-1]):
-        star = theory.optimal_prompter(listing.rho_sft, chose, lam)
-        start = theory.value(listing.rho_sft, rates)
-        gains += float(theory.regularised_value(listing.rho, listing.rho_sft, rates, lam) - start)
-        best += float(theory.regularised_value(star, listing.rho_sft, rates, lam) - start)
-    return gains / best if best > 1e-12 else None
+
+    def gains(chose: Tensor, rates: Tensor) -> dict[str, float]:
+        R = rates.nanmean(2)  # (N, K)
+        star = theory.optimal_prompter(listing.rho_sft, chose.nanmean(2), lam)  # (N, K)
+        start = theory.value(listing.rho_sft, R)
+        gain = lambda rho: float(theory.regularised_value(rho, listing.rho_sft, R, lam) - start)
+        return {"ours": gain(listing.rho), "best": gain(star)}
+
+    mean = cross_fitted(gains, listing.halves)
+    return mean["ours"] / mean["best"] if mean["best"] > 1e-12 else None
+
+
+def cross_fitted(
+    measure: Callable[[Tensor, Tensor], dict[str, float]], *pairs: tuple[Tensor, Tensor]
+) -> dict[str, float]:
+    """measure(chose, rates) for two halves of the rewards: each half once chooses and once rates; the mean of all.
+
+    An optimum leans on what came out high, so the rewards that chose it rate it too high. Rated by other rewards it is
+    a prompter that exists, and so too low on average. The truth lies between.
+    """
+    both_ways = [way for pair in pairs for way in (pair, pair[::-1])]
+    measured = [measure(chose, rates) for chose, rates in both_ways]
+    return {key: sum(values[key] for values in measured) / len(measured) for key in measured[0]}
+
+
+def moments(rho: Tensor, r: Tensor) -> dict[str, float]:
+    """Mean and variance components of the reward under rho (N, K), from the rewards r (N, K, M) of the answers.
+
+        between inputs     Var_x(sum_x' rho R)         less what the noise of R adds to it
+        between rewrites   E_x Var_x'(R)               less what the noise of R adds to it
+        within a rewrite   E_x sum_x' rho V
+    R and V are mean and variance over the answers to a rewrite, so the error of R has the variance V / M.
+    """
+    R, V = r.nanmean(2), _variance(r)  # (N, K) each
+    error2 = V / _count(r)  # (N, K)
+    mean = (rho * R).sum(1)  # (N,)
+    noise = (rho * (1 - rho) * error2).sum(1).mean()
+    parts = {
+        "between_inputs": float(mean.var() - (rho**2 * error2).sum(1).mean()),
+        "between_rewrites": float((rho * (R - mean[:, None]) ** 2).sum(1).mean() - noise),
+        "within": float((rho * V).sum(1).mean()),
+    }
+    return parts | {"mean": float(mean.mean()), "total": sum(parts.values())}
+
+
+def _count(r: Tensor) -> Tensor:
+    """(N, K, M) rewards -> how many answers each rewrite got, (N, K): NaN stands for none."""
+    return (~r.isnan()).sum(2)
+
+
+def _variance(r: Tensor) -> Tensor:
+    """(N, K, M) rewards -> their variance over the answers to a rewrite, (N, K)."""
+    return (r - r.nanmean(2, keepdim=True)).square().nansum(2) / (_count(r) - 1)
 
 
 @dataclass(frozen=True, slots=True)

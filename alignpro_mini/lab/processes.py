@@ -30,6 +30,7 @@ from alignpro_mini.lab.config import RunConfig, resolve_device
 from alignpro_mini.options import require
 from alignpro_mini.ppo import PPOConfig, PPOTrainer
 from alignpro_mini.rollout import Rollout
+from alignpro_mini.variants import VARIANTS
 
 # What gloo and NCCL say of a process that is gone. Their other errors, of unequal shapes say, are bugs.
 GONE = re.compile(r"(?is)(gloo|nccl).*(closed|reset by peer|broken pipe|remote process)")
@@ -103,9 +104,10 @@ def leader_first(make: Callable):
     return made
 
 
-def trainer_class() -> type[PPOTrainer]:
-    """What PPO is done with."""
-    return ShardedTrainer if count() > 1 else PPOTrainer
+def trainer_class(config: PPOConfig) -> type[PPOTrainer]:
+    """The trainer that `config.variant` names, over all processes if there are several."""
+    trainer = VARIANTS[config.variant]
+    return sharded(trainer) if count() > 1 else trainer
 
 
 class _Parallel(DistributedDataParallel):
@@ -127,12 +129,22 @@ class _Parallel(DistributedDataParallel):
         return self.module.named_parameters(*args, **how)
 
 
-class ShardedTrainer(PPOTrainer):
-    """`PPOTrainer` over all processes. Raises UserError for batches that cannot be shared equally."""
+def sharded(trainer: type[PPOTrainer]) -> type[PPOTrainer]:
+    """The subclass of a trainer that works over all processes."""
+    return type(f"Sharded{trainer.__name__}", (Sharded, trainer), {})
 
-    def __init__(self, *args, **how) -> None:
-        super().__init__(*args, **how)
-        self.processes, self.rank, self._updating = count(), rank(), False
+
+class Sharded:
+    """What a trainer does otherwise over all processes, put before its class by `sharded`.
+
+    Raises UserError for batches that cannot be shared equally.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.processes = count()
+        self.rank = rank()
+        self._updating = False
         require_shares(self.config, self.processes)
         self.policy = _Parallel(self.policy)
         # One stream is the same everywhere (prompts, minibatches). The other is each process's own: what the caller
@@ -191,8 +203,10 @@ def gathered(rollout: Rollout) -> Rollout:
 
     def joined_field(name: str):
         values = [one[name] for one in parts]
-        if values[0] is None or isinstance(values[0], list):
-            return values[0] and [item for value in values for item in value]
+        if isinstance(values[0], list):
+            return [item for value in values for item in value]
+        if values[0] is None:  # not known yet
+            return None
         if values[0].dim() > 1:
             left = name in ("features", "mask")
             pads = [(P - p if left else 0, T - t) for p, t in widths]

@@ -4,6 +4,7 @@
                 stages.json         finished stages and their seconds
                 metrics.jsonl       one line per log step of each stage
                 samples.jsonl       x, x', y, reward, KL at intervals
+                api.jsonl           the answers of models behind an API
                 checkpoints/        a folder or file per finished stage; <stage>.state.safetensors while it runs
                 plots/, report.html, results.json
 
@@ -18,7 +19,6 @@ import ctypes
 import dataclasses
 import json
 import math
-import os
 import shutil
 import sys
 import time
@@ -30,18 +30,21 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from alignpro_mini.guards import runaway
+from alignpro_mini.jsonl import append_jsonl, jsonl, read_jsonl
 from alignpro_mini.lab import processes
 from alignpro_mini.lab.claim import claim
 from alignpro_mini.lab.config import RunConfig
+from alignpro_mini.lab.guards import runaway
+from alignpro_mini.lab.models import saved_model
 from alignpro_mini.options import UserError
 from alignpro_mini.remote.client import ApiConfig
 from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.training import Saved
 from alignpro_mini.transformer import Transformer
-from alignpro_mini.weights.pretrained import load_pretrained, save_pretrained
+from alignpro_mini.weights.pretrained import save_pretrained
 from alignpro_mini.weights.tensors import load_state, replacing, save_state, write_json
 
+API_FILE = "api.jsonl"  # in a run's folder: every answer of an API
 TRIM_EVERY = 20.0  # seconds at least between two calls of `return_freed_memory`
 # Options that a run may go on with changed: where it lies, how an API is asked, and what ends it.
 MAY_CHANGE = {"out", "stop"} | {f"api.{f.name}" for f in dataclasses.fields(ApiConfig)} - {"api.base_url", "api.system"}
@@ -57,30 +60,6 @@ def return_freed_memory() -> None:
 def frozen_names(module: nn.Module) -> set[str]:
     """The parameters that do not train, under every name they have (tied weights have two)."""
     return {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
-
-
-def read_jsonl(path: Path) -> list[dict]:
-    """The rows of a log; a line that a kill left incomplete is dropped."""
-    rows = []
-    if path.exists():
-        # Not splitlines: it also breaks at U+2028 or U+0085, which a model may put into a text. A kill can end
-        # a line inside a character.
-        for line in path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n"):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-    return rows
-
-
-def append_jsonl(path: Path, rows: Sequence[dict]) -> None:
-    """Add rows to a log, on lines of their own also after one that a kill left incomplete."""
-    with path.open("a+b") as out:  # what is written goes to the end, wherever was read
-        length = out.seek(0, os.SEEK_END)
-        out.seek(max(0, length - 1))
-        cut = out.read(1) not in (b"", b"\n")
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        out.write(("\n" * cut + text).encode())
 
 
 class Run:
@@ -173,7 +152,8 @@ class Run:
             shutil.rmtree(folder, ignore_errors=True)  # left by a try that was killed before its stage was marked
             save_pretrained(model, folder, tokenizer)
 
-        return self.once(name, make, lambda: load_pretrained(folder)[0], save, together)
+        load = lambda: saved_model(folder, torch.device("cpu"), torch.float32)[0]
+        return self.once(name, make, load, save, together)
 
     def json(self, name: str, make: Callable[[RunStage], dict]) -> dict:
         """A stage whose result is a JSON object."""
@@ -208,8 +188,7 @@ class Run:
             if (self.path / file).exists():
                 kept = [r for r in self.rows(file) if r["stage"] != stage or r["step"] <= step]
                 with replacing(self.path / file) as beside:
-                    text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept)
-                    beside.write_text(text, encoding="utf-8")
+                    beside.write_text(jsonl(kept), encoding="utf-8")
 
 
 class RunStage:
@@ -222,6 +201,7 @@ class RunStage:
         self._before = 0.0  # seconds spent before a kill
         self._clock = time.perf_counter()
         self._next_save = 0.0  # earliest time of the next save
+        self._last = -1  # the stage's last step
         self._bar: tqdm | None = None
         self._ppo: list[dict] = []  # its iterations so far
         self._stopped = False
@@ -233,10 +213,12 @@ class RunStage:
     def save(self, step: int, *things: Saved, **meta) -> None:
         """Keep the state after `step` steps: trainable weights, optimiser moments, generators, and JSON-able `meta`.
 
-        Frozen weights are left out: they are where the stage took them from, and may be most of a large model. If
-        writing takes more than a second, some states are skipped, so that it takes at most a tenth of the time.
+        Frozen weights are left out: they are where the stage took them from, and may be most of a large model. States
+        are skipped as long as writing the last one took more than a tenth of the time since; the stage's last one never.
         """
-        if not self.run.leads or (begun := time.perf_counter()) < self._next_save:
+        begun = time.perf_counter()
+        early = begun < self._next_save and step != self._last and not self._stopped
+        if early or not self.run.leads:
             return
         tensors: dict[str, Tensor] = {}
         groups = {}
@@ -251,8 +233,7 @@ class RunStage:
                 groups[str(i)] = state["param_groups"]
                 tensors |= {f"{i}.{p}.{k}": v for p, moments in state["state"].items() for k, v in moments.items()}
         save_state(self.state_path, tensors, {"step": step, "groups": groups, "meta": meta, "seconds": self.seconds()})
-        if (took := time.perf_counter() - begun) > 1:
-            self._next_save = begun + 10 * took
+        self._next_save = begun + 10 * (time.perf_counter() - begun)
 
     def restore(self, *things: Saved) -> tuple[int, dict]:
         """Bring `things` (the same, in the same order, as in `save`) to the saved state; returns its step and meta."""
@@ -288,6 +269,7 @@ class RunStage:
 
         Elsewhere a line is printed every tenth of the stage, and at least once a minute, with the time left.
         """
+        self._last = stop
         self._bar = tqdm(range(start, stop), initial=start, total=stop, desc=self.name, disable=None, leave=False)
         begun = printed = trimmed = time.perf_counter()
         for step in self._bar:

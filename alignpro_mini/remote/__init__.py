@@ -1,1 +1,1 @@
-"""Models behind an OpenAI-compatible API: the frozen model, an LLM judge as a reward, and a rewriting proxy."""
+"""Models behind an OpenAI-compatible API: the frozen model, and an LLM judge as a reward."""

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from alignpro_mini.options import UserError, check_ranges, option, require
-from alignpro_mini.tokenizer import one_line
+from alignpro_mini.jsonl import append_jsonl, read_jsonl
+from alignpro_mini.options import UserError, check_ranges, one_line, option, require
 
 KEY = "OPENAI_API_KEY"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -99,12 +99,9 @@ class Client:
         how = {"base_url": config.base_url, "timeout": config.timeout, "max_retries": config.retries}
         self._openai, self._client = openai, openai.OpenAI(api_key=self._key or "none", **how)
         self._lock, self._stop = threading.Lock(), threading.Event()
-        self._known = {row["key"]: row for row in read_rows(file)}
+        self._known = {row["key"]: row for row in read_jsonl(file)}
         self._used = sum(row["prompt_tokens"] + row["completion_tokens"] for row in self._known.values())
         self._reserved = 0  # by requests under way
-        if file.exists() and not file.read_bytes().endswith(b"\n"):  # a kill cut the last line: it must not
-            with file.open("ab") as out:  # swallow the next one
-                out.write(b"\n")
 
     def ask(self, questions: Sequence[Question]) -> list[dict]:
         """One row of `file` for each question, in their order; equal questions are asked once.
@@ -144,8 +141,7 @@ class Client:
                 self._used += row["prompt_tokens"] + row["completion_tokens"]
                 self._known[key] = row
                 self.file.parent.mkdir(parents=True, exist_ok=True)
-                with self.file.open("a", encoding="utf-8") as out:
-                    out.write(json.dumps(row, ensure_ascii=False) + "\n")
+                append_jsonl(self.file, [row])
         except BaseException:
             self._stop.set()  # the others would fail alike: an error must not be paid for a hundred times
             raise
@@ -220,20 +216,9 @@ def _row(reply, question: Question) -> dict:
     return {"text": text, "truncated": truncated, "prompt_tokens": counts[0], "completion_tokens": counts[1]}
 
 
-def read_rows(file: Path) -> list[dict]:
-    """The rows of an answer file; lines that a kill cut are skipped."""
-    rows = []
-    for line in file.read_bytes().split(b"\n") if file.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
-
-
 def spent(file: Path, config: ApiConfig = ApiConfig()) -> dict[str, float]:
     """What the answers in `file` cost: their number, tokens, and US dollars at the prices of `config`."""
-    rows = read_rows(file)
+    rows = read_jsonl(file)
     prompt, answer = (sum(row[name] for row in rows) for name in ("prompt_tokens", "completion_tokens"))
     usd = (prompt * config.usd_per_million_prompt + answer * config.usd_per_million_answer) / 1e6
     return {"answers": len(rows), "tokens": prompt + answer, "prompt_tokens": prompt, "usd": round(usd, 4)}

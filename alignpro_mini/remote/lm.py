@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from alignpro_mini.frozen import Answer, SamplingConfig
-from alignpro_mini.remote.client import Client, Question, read_rows
+from alignpro_mini.jsonl import read_jsonl
+from alignpro_mini.remote.client import Client, Question
 
 JUDGE = """Two assistants answered the same request.
 
@@ -99,7 +100,7 @@ class Judge:
 def unclear(file: Path, model: str) -> float | None:
     """The share of a judge's replies in `file` that name no verdict; None without any."""
     asked = JUDGE.partition("{")[0]  # the same model may be the frozen one too, greedy or not
-    replies = [r["text"] for r in read_rows(file) if r["model"] == model and r["prompt"].startswith(asked)]
+    replies = [r["text"] for r in read_jsonl(file) if r["model"] == model and r["prompt"].startswith(asked)]
     return sum(verdict(text) is None for text in replies) / len(replies) if replies else None
 
 

@@ -1,6 +1,6 @@
-"""Published chat templates: Jinja text that turns a conversation into the text that a model was trained on.
+"""Published tokenizers: the shape of their conversations, given by a chat template or by the vocabulary.
 
-A template is rendered once per system message, with a placeholder in the user's place. Around the placeholder the
+A chat template is Jinja text that turns a conversation into the text that a model was trained on. It is rendered once per system message, with a placeholder in the user's place. Around the placeholder the
 control tokens become ids; the ordinary text next to the user's words is kept as text, because tokens may join across
 that border (Llama 2: " [INST] " and the first word). So a user's words never become control tokens, whatever they say.
 """
@@ -9,18 +9,98 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import tokenizers
 
-from alignpro_mini.options import UserError
-from alignpro_mini.tokenizer import Around, Tokenizer, one_line
+from alignpro_mini.options import UserError, one_line
+from alignpro_mini.tokenizer import ASSISTANT, END, PAD, USER, Tokenizer, read_backend
 from alignpro_mini.weights.tensors import read_json
 
 CONFIG, VOCABULARY, SYSTEM = "config.json", "tokenizer.json", "system_prompt"
 TOKENIZER_CONFIG, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
-USER, ANSWER = "<<the user's words>>", "<<the answer>>"
+WORDS, ANSWER = "<<the user's words>>", "<<the answer>>"
+# The tokens that end an answer; the first one that a vocabulary has.
+ENDS = (END, "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>", "</s>")
+SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What stands around the user's words: ids, text that is encoded together with them, and ids again."""
+
+    before: list[int]
+    lead: str
+    tail: str
+    after: list[int]
+    strip: bool = False  # whether the template strips the user's words
+
+
+Shape = Callable[[str | None], Around]  # of a conversation: system message -> what stands around the user's words
+
+
+class PublishedTokenizer(Tokenizer):
+    """A published vocabulary, with the shape of its conversations and the system message of all of them.
+
+    `around` is the shape; without it the vocabulary decides (`usual_shape`). `end` names the token that ends an answer,
+    where it is none of `ENDS`. Raises UserError when the vocabulary has no such token.
+    """
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, system: str | None = None, around: Shape | None = None, end: str = ""
+    ) -> None:
+        self.end = end
+        super().__init__(backend)
+        self.system = system
+        self.around = around or usual_shape(self)
+
+    def _control_ids(self) -> tuple[int, int]:
+        ends = [self.backend.token_to_id(name) for name in (self.end, *ENDS)]
+        eos_id = next((i for i in ends if i is not None), None)
+        if eos_id is None:
+            raise UserError(f"the vocabulary has none of {', '.join(ENDS)}: add one, it ends an answer")
+        pad_id = self.backend.token_to_id(PAD)
+        return eos_id, eos_id if pad_id is None else pad_id  # masks, not ids, tell padding
+
+    def with_system(self, system: str) -> PublishedTokenizer:
+        """The same vocabulary with another system message."""
+        return PublishedTokenizer(self.backend, system, self.around, self.end)
+
+    def chat(self, prompt: str) -> list[int]:
+        shape = self.around(self.system)
+        words = prompt.strip() if shape.strip else prompt
+        return [*shape.before, *self.encode(f"{shape.lead}{words}{shape.tail}"), *shape.after]
+
+
+def usual_shape(tokenizer: Tokenizer) -> Shape:
+    """The shape of conversations that a vocabulary's control tokens tell, where no template does.
+
+        ours      <|user|> prompt <|assistant|>  answer <|end|>
+        ChatML    <|im_start|>system\\n...<|im_end|>\\n<|im_start|>user\\nprompt<|im_end|>\\n
+                  <|im_start|>assistant\\n  answer <|im_end|>
+        GPT-2     prompt\\n\\n  answer <|endoftext|>
+
+    Without a system message ChatML has SmolLM2's own one; elsewhere a given one stands before the prompt as a paragraph.
+    """
+    id_of = tokenizer.backend.token_to_id
+    user, assistant = id_of(USER), id_of(ASSISTANT)
+    start, end = id_of("<|im_start|>"), id_of("<|im_end|>")
+    paragraph = lambda system: "" if system is None else f"{system}\n\n"
+    if user is not None and assistant is not None:
+        return lambda system: Around([user], paragraph(system), "", [assistant])
+    if start is None or end is None:
+        return lambda system: Around([], paragraph(system), "\n\n", [])
+    newline = tokenizer.encode("\n")
+
+    def chatml(system: str | None) -> Around:
+        message = SMOLLM2_SYSTEM if system is None else system
+        before = [start, *tokenizer.encode(f"system\n{message}"), end, *newline, start]
+        return Around(before, "user\n", "", [end, *newline, start, *tokenizer.encode("assistant\n")])
+
+    return chatml
 
 
 class ChatTemplate:
@@ -39,11 +119,11 @@ class ChatTemplate:
         return self._around(system)
 
     @property
-    def end(self) -> int | None:
-        """The control token that ends an answer, by the template; None where no such token follows it."""
-        said = [{"role": "user", "content": USER}, {"role": "assistant", "content": ANSWER}]
-        after = self._split.split(self._render(said, answer_next=False).partition(ANSWER)[2])
-        return next((self._special[part] for part in after if part in self._special), None)
+    def end(self) -> str:
+        """The control token that ends an answer, by the template; "" where no such token follows it."""
+        messages = [{"role": "user", "content": WORDS}, {"role": "assistant", "content": ANSWER}]
+        after = self._split.split(self._render(messages, answer_next=False).partition(ANSWER)[2])
+        return next((part for part in after if part in self._special), "")
 
     def _turn(self, system: str | None, said: str) -> str:
         user = {"role": "user", "content": said}
@@ -53,10 +133,10 @@ class ChatTemplate:
             return self._render([user | {"content": f"{system}\n\n{said}"}])
 
     def _make(self, system: str | None) -> Around:
-        text = self._turn(system, USER)
-        strips = f"{USER}\n\n" not in self._turn(system, f"{USER}\n\n")
-        before, found, after = text.partition(USER)
-        if not found or USER in after:
+        text = self._turn(system, WORDS)
+        strips = f"{WORDS}\n\n" not in self._turn(system, f"{WORDS}\n\n")
+        before, found, after = text.partition(WORDS)
+        if not found or WORDS in after:
             raise UserError(f"{self.where}: the chat template does not say the user's words exactly once")
         *head, lead = self._split.split(before)
         tail, *rest = self._split.split(after)
@@ -96,7 +176,7 @@ def token_names(raw: dict) -> dict[str, str]:
     return {key: name(key) for key in ("bos_token", "eos_token") if isinstance(name(key), str)}
 
 
-def load_tokenizer(directory: Path) -> Tokenizer | None:
+def load_tokenizer(directory: Path) -> PublishedTokenizer | None:
     """The tokenizer of a folder, with the system prompt it was saved with and its chat template; None without one.
 
     Raises UserError for files that cannot be used, FileNotFoundError for a missing config.json.
@@ -107,7 +187,11 @@ def load_tokenizer(directory: Path) -> Tokenizer | None:
         return None
     raw = read_json(file) if file.exists() else {}
     names = token_names(raw)
-    tokenizer = Tokenizer.load(vocabulary, names.get("eos_token", ""))
+    backend = read_backend(vocabulary)
+    try:
+        tokenizer = PublishedTokenizer(backend, end=names.get("eos_token", ""))
+    except UserError as error:
+        raise UserError(f"{vocabulary}: {error}") from None
     for token in tokenizer.backend.get_added_tokens_decoder().values():
         if not token.special and re.fullmatch(r"</?[\w|]+>", token.content):  # Qwen's <think>, <tool_call>
             tokenizer.backend.add_special_tokens([tokenizers.AddedToken(token.content, special=True, normalized=False)])
@@ -117,7 +201,7 @@ def load_tokenizer(directory: Path) -> Tokenizer | None:
     return with_template(tokenizer, directory, raw, names) if templated else tokenizer
 
 
-def with_template(tokenizer: Tokenizer, folder: Path, raw: dict, names: dict[str, str]) -> Tokenizer:
+def with_template(tokenizer: PublishedTokenizer, folder: Path, raw: dict, names: dict[str, str]) -> PublishedTokenizer:
     """The tokenizer with the published chat template of its folder; without one (a base model) it continues text.
 
     `raw` is what tokenizer_config.json holds, `names` its `token_names`. The token that ends an answer is the
@@ -132,17 +216,16 @@ def with_template(tokenizer: Tokenizer, folder: Path, raw: dict, names: dict[str
     if isinstance(text, list):  # several named ones
         named = {one.get("name"): one.get("template") for one in text if isinstance(one, dict)}
         text = named.get("default")
-    end = tokenizer.backend.token_to_id(names.get("eos_token", ""))
+    end = names.get("eos_token", "")
     if not isinstance(text, str):
         around = Continuation(names, tokenizer.backend)
-        return Tokenizer(tokenizer.backend, tokenizer.system, around, end)
+        return PublishedTokenizer(tokenizer.backend, tokenizer.system, around, end)
     space = tokenizer.backend.pre_tokenizer
     if isinstance(space, tokenizers.pre_tokenizers.Metaspace) and space.prepend_scheme == "first":
         space.prepend_scheme = "never"  # a control token comes first, and no text
         tokenizer.backend.pre_tokenizer = space
     template = ChatTemplate(text, names, tokenizer.backend, str(folder))
-    found = template.end
-    return Tokenizer(tokenizer.backend, tokenizer.system, template, end if found is None else found)
+    return PublishedTokenizer(tokenizer.backend, tokenizer.system, template, template.end or end)
 
 
 class Continuation:
@@ -157,7 +240,8 @@ class Continuation:
 
 def save_template(tokenizer: Tokenizer, folder: Path) -> None:
     """Write what `with_template` reads, if the tokenizer came from there."""
-    if isinstance(tokenizer.around, ChatTemplate):
-        (folder / TEMPLATE).write_text(tokenizer.around.text, encoding="utf-8")
-    if isinstance(tokenizer.around, (ChatTemplate, Continuation)):
-        (folder / TOKENIZER_CONFIG).write_text(json.dumps(tokenizer.around.names) + "\n", encoding="utf-8")
+    around = tokenizer.around if isinstance(tokenizer, PublishedTokenizer) else None
+    if isinstance(around, ChatTemplate):
+        (folder / TEMPLATE).write_text(around.text, encoding="utf-8")
+    if isinstance(around, (ChatTemplate, Continuation)):
+        (folder / TOKENIZER_CONFIG).write_text(json.dumps(around.names) + "\n", encoding="utf-8")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from alignpro_mini.options import UserError
-from alignpro_mini.tokenizer import Tokenizer, one_line
+from alignpro_mini.options import UserError, one_line
+from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.transformer import Transformer
 from alignpro_mini.weights import chat
 from alignpro_mini.weights.pretrained import load_pretrained
@@ -19,7 +19,10 @@ FILES = ["*.json", "*.safetensors", "*.jinja"]  # of a published model, what is 
 
 
 def load_model(
-    model: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    model: str,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    model_class: type[Transformer] = Transformer,
 ) -> tuple[Transformer, Tokenizer]:
     """Model and tokenizer: "" is the fetched SmolLM2, a folder is read, `owner/name` comes from the hub.
 
@@ -27,7 +30,7 @@ def load_model(
     fit, and where the hub does not answer.
     """
     folder = folder_of(model)
-    loaded, tokenizer = load_pretrained(folder, device, dtype)
+    loaded, tokenizer = load_pretrained(folder, device, dtype, model_class)
     return loaded, _there(tokenizer, folder)
 
 

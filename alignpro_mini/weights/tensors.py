@@ -13,8 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from alignpro_mini.options import UserError, unique
-from alignpro_mini.tokenizer import one_line
+from alignpro_mini.options import UserError, one_line, unique
 
 
 @contextmanager

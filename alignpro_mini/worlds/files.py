@@ -9,22 +9,18 @@ Other fields are ignored. A line that does not fit stops the run: the error name
 
 from __future__ import annotations
 
-import gzip
-import json
 import random
 import re
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from alignpro_mini.alignpro import Gold
-from alignpro_mini.options import UserError, check_ranges, option, require, unique
-from alignpro_mini.tokenizer import one_line
+from alignpro_mini.jsonl import read_checked
+from alignpro_mini.options import UserError, check_ranges, one_line, option, require
 from alignpro_mini.worlds.world import answers_of_others
 
 HUB = re.compile(r"hf:([\w.-]+/[\w.-]+):([^/,][^,]*\.jsonl(?:\.gz)?)")  # a data set on the Hugging Face hub, file in it
-LONGEST_LINE = 16 << 20  # bytes of a line of JSONL
 # What the SFT prompter of a real model learns to offer: the request, sometimes an opening, and one of these endings. RL
 # can only choose among what SFT offers, so they differ in tone, length, form and care.
 OPENINGS = ("", "", "", "Please help me with this. ", "Here is my question. ", "I would like your advice. ")
@@ -70,44 +66,9 @@ def located(path: str) -> Path:
         raise UserError(f"{path}: the hub did not give this file ({one_line(error)}): {by_hand}") from None
 
 
-def read_rows(path: str | Path, fields: Sequence[str]) -> Iterator[tuple[dict, str]]:
-    """The rows of a JSONL file with where each stands ("file:line"); every field must be a non-empty string.
-
-    Raises FileNotFoundError for a missing file and UserError, naming file and line, for a bad line.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; give a .jsonl or .jsonl.gz file")
-    opener = gzip.open if path.suffix == ".gz" else open
-    number = 0
-    try:
-        with opener(path, "rb") as lines:  # bytes: a text file is decoded by the block, and its error names no line
-            while raw := lines.readline(LONGEST_LINE + 1):
-                if len(raw) > LONGEST_LINE:
-                    told = f"{path}:{number + 1}: a line of more than {LONGEST_LINE >> 20} MiB"
-                    raise UserError(f"{told}; is this JSONL, with one object in each line?")
-                where, line = f"{path}:{number + 1}", raw.decode("utf-8")
-                number += 1
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line, object_pairs_hook=unique)
-                except (ValueError, RecursionError) as error:
-                    raise UserError(f"{where}: not JSON ({one_line(error)})") from None
-                if not isinstance(row, dict):
-                    raise UserError(f"{where}: a {type(row).__name__}, not an object with {', '.join(fields)}")
-                for field in fields:
-                    if not isinstance(row.get(field), str) or not row[field].strip():
-                        found = "is missing" if field not in row else f"is {row[field]!r:.40}, not a text"
-                        raise UserError(f"{where}: field {field!r} {found}; each line needs {', '.join(fields)}")
-                yield row, where
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path}:{number + 1}: cannot be read ({error}); is it UTF-8 text, or a whole .gz?") from None
-
-
 def read_files(paths: str, fields: Sequence[str]) -> list[dict]:
     """The rows of several files, here or on the hub, their names separated by commas."""
-    rows = [row for path in paths.split(",") for row, _ in read_rows(located(path.strip()), fields)]
+    rows = [row for path in paths.split(",") for row, _ in read_checked(located(path.strip()), fields)]
     if not rows:
         raise UserError(f"{paths}: no rows; each line needs {', '.join(fields)}")
     return rows

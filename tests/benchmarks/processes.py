@@ -25,8 +25,8 @@ PARTS = ("rollout_s", "score_s", "update_s")
 SHORT = {"prompter_sft.steps": 20, "eval.inputs": 4, "eval.headroom_inputs": 2, "eval.oracle": "false"}
 SHORT |= {"ppo.warmup_ratio": 0.0, "stop": "false", "theory.inputs": 2}
 PRESETS = {
-    "tiny": {"frozen_lm.steps": 200, "prompter_sft.steps": 200, "reward_model.pairs": 256},
-    "smollm2": {"reward": "tutorials.vader_reward:sentiment", "reward_model.normalise_on": 8},
+    "tiny": {"frozen_lm.steps": 200, "prompter_sft.steps": 200, "preferences.pairs": 256},
+    "smollm2": {"reward": "tutorials.vader_reward:sentiment", "preferences.normalise_on": 8},
 }
 
 

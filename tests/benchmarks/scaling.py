@@ -1,6 +1,6 @@
 """What sampling and a training step cost by batch, length, width and vocabulary, with fitted exponents.
 
-    python tests/benchmarks/scaling.py --to tutorials/scaling.png          # minutes on two cores
+    python tests/benchmarks/scaling.py --to tutorials/results/scaling.png  # minutes on two cores
 
 One of the four is changed at a time, from a base of 32 rows, 64 tokens, 2 blocks of width 128, vocabulary 2,048. The
 exponent is the slope of log seconds over log size, in the upper half of the sizes: 1 is proportional, 0 free.

@@ -7,14 +7,14 @@ import pytest
 import torch
 from doubles import FakeStage, Letters, lookup_lm, random_lm
 
-from alignpro_mini import alignpro, guards
 from alignpro_mini.alignpro import Prompter, PromptScore, train_align_pro, train_rlhf_oracle, usable_rewrites
 from alignpro_mini.frozen import Answer, FrozenLM, SamplingConfig, checksum
+from alignpro_mini.generation import generate
 from alignpro_mini.options import UserError
-from alignpro_mini.ppo import PPOConfig
+from alignpro_mini.ppo import PPOConfig, PPOTrainer
 from alignpro_mini.transformer import Transformer, TransformerConfig
 
-SMALL = PPOConfig(iterations=2, batch_size=6, answers=2, max_new_tokens=3, lr=1e-2)
+SMALL = PPOConfig(iterations=2, batch_size=6, max_new_tokens=3, lr=1e-2)
 
 
 class FakeFrozen:
@@ -100,6 +100,21 @@ def test_an_empty_or_too_long_rewrite_falls_back_to_the_request_and_is_counted()
         usable_rewrites(["x", "y"], ["a"], frozen.fits)
 
 
+@pytest.mark.parametrize("answers", [1, 3])
+def test_the_metrics_of_a_score_are_those_of_the_last_call(answers):
+    class Counted(FakeFrozen):
+        def answer(self, prompts, generator=None):
+            return [Answer(p, False, [7] * (2 * len(p))) for p in prompts]
+
+    score = PromptScore(Counted(), lambda xs, ys: [0.0] * len(xs), rng(), answers)
+    score(["x"], [""])
+    score(["x1", "x2", "x3", "x4"], ["", "abc", "much too long", "abcde"])
+    assert score.metrics() == {"fallback_rate": 0.5, "answer_length": 2 * (2 + 3 + 2 + 5) / 4}
+    score = PromptScore(FakeFrozen(), lambda xs, ys: [0.0] * len(xs), rng(), answers)
+    score(["x1"], ["abc"])
+    assert score.metrics() == {"fallback_rate": 0.0, "answer_length": None}, "a model that returns text only"
+
+
 # ---------------------------------------------------------------- training
 
 
@@ -109,6 +124,11 @@ def letter_b(prompts, completions) -> torch.Tensor:
     return torch.tensor([float("b" in y) for y in completions])
 
 
+def trainer_of(reference: Transformer, score, config: PPOConfig = SMALL) -> PPOTrainer:
+    """A trainer of a copy of the reference."""
+    return PPOTrainer(copy.deepcopy(reference), reference, Letters(), score, config, rng())
+
+
 def pi_f() -> FrozenLM:
     return FrozenLM(random_lm(seed=3).train().requires_grad_(True), Letters(), SamplingConfig(max_new_tokens=4))
 
@@ -116,38 +136,65 @@ def pi_f() -> FrozenLM:
 def test_training_the_prompter_leaves_the_frozen_lm_and_rho_sft_alone(monkeypatch):
     frozen, rho_sft, stage = pi_f(), random_lm(seed=4), FakeStage()
     before = checksum(frozen.model), checksum(rho_sft)
-    held: list = []
     answered, answer = [], frozen.answer
     monkeypatch.setattr(frozen, "answer", lambda prompts, g: (answered.append(len(prompts)), answer(prompts, g))[1])
-
-    class Watched(alignpro.PPOTrainer):
-        def __init__(self, *args) -> None:
-            super().__init__(*args)
-            held.extend(p for group in self.optimizer.param_groups for p in group["params"])
-
-    rho = train_align_pro(rho_sft, frozen, letter_b, ["a", "cd"], Letters(), SMALL, stage, rng(), trainer_class=Watched)
+    score = PromptScore(frozen, letter_b, rng(1), answers=2)
+    trainer = trainer_of(rho_sft, score)
+    held = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    rho = train_align_pro(trainer, ["a", "cd"], stage)
+    assert rho is trainer.policy.lm and not rho.training
     assert (checksum(frozen.model), checksum(rho_sft)) == before != (checksum(frozen.model), checksum(rho))
     frozen.assert_unchanged("ppo")
     assert all(p.grad is None and not p.requires_grad for p in frozen.model.parameters())
     assert held and not {p.data_ptr() for p in held} & {p.data_ptr() for p in frozen.model.parameters()}
-    assert answered == [SMALL.batch_size * SMALL.answers] * SMALL.iterations
+    assert answered == [SMALL.batch_size * score.answers] * SMALL.iterations
     assert [row["step"] for row in stage.rows] == [1, 2]
     assert {"fallback_rate", "answer_length", "kl_exact", "score_mean"} <= stage.rows[0].keys()
-    assert {row["x"] for row in stage.shown} <= {"a", "cd"} and {"x_prime", "y", "reward", "kl"} <= stage.shown[
-        0
-    ].keys()
+    assert "gold_mean" not in stage.rows[0]
+    last = stage.shown[-SMALL.batch_size :]
+    assert [list(row) for row in last] == [["x", "x_prime", "y", "reward", "kl"]] * SMALL.batch_size
+    rollout = trainer.last_rollout
+    for i, row in enumerate(last):  # the first of each rewrite's two answers
+        assert (row["x"], row["x_prime"], row["y"]) == (rollout.prompts[i], score.x_prime[i], score.y[2 * i].text)
+        assert (row["reward"], row["kl"]) == (score.r[i, 0].item(), rollout.kl[i].item())
+    assert {row["x"] for row in stage.shown} <= {"a", "cd"}
+
+
+def test_the_gold_reward_is_logged_and_not_trained_on():
+    def gold(requests, answers):
+        asked.append((list(requests), list(answers)))
+        return [float(i) for i in range(len(answers))]
+
+    weights, asked = [], []
+    for known in (None, gold):
+        stage = FakeStage()
+        score = PromptScore(pi_f(), letter_b, rng(1), answers=2)
+        weights.append(checksum(train_align_pro(trainer_of(random_lm(seed=4), score), ["a", "cd"], stage, known)))
+        assert [row.get("gold_mean") for row in stage.rows] == [None if known is None else 5.5] * 2
+    assert weights[0] == weights[1]
+    assert asked[-1] == (score.x, [answer.text for answer in score.y])
+
+
+def test_at_most_eight_samples_are_logged():
+    config = replace(SMALL, iterations=1, batch_size=12)
+    for train, score in ((train_align_pro, PromptScore(pi_f(), letter_b, rng())), (train_rlhf_oracle, letter_b)):
+        stage = FakeStage()
+        train(trainer_of(random_lm(seed=4), score, config), ["a", "cd"], stage)
+        assert len(stage.shown) == 8
 
 
 def test_the_oracle_trains_a_copy_of_the_lm():
     frozen, stage = pi_f(), FakeStage()
-    trained = train_rlhf_oracle(
-        frozen.model, letter_b, ["a", "cd"], Letters(), SMALL, stage, rng(), gold=lambda xs, ys: [2.0] * len(xs)
-    )
+    trainer = trainer_of(frozen.model, letter_b)
+    trained = train_rlhf_oracle(trainer, ["a", "cd"], stage, gold=lambda xs, ys: [2.0] * len(xs))
     frozen.assert_unchanged("oracle")
     assert all(p.grad is None for p in frozen.model.parameters())
     start, end = frozen.model.state_dict(), trained.state_dict()
     assert all(not torch.equal(start[k], end[k]) for k in start), "a copy of a frozen model must be made trainable"
-    assert stage.rows[-1]["gold_mean"] == 2.0 and stage.shown[0]["x_prime"] == ""
+    assert stage.rows[-1]["gold_mean"] == 2.0
+    rollout = trainer.last_rollout
+    rows = zip(rollout.prompts, [""] * 6, rollout.completions, rollout.scores.tolist(), rollout.kl.tolist())
+    assert [tuple(row.values()) for row in stage.shown[-6:]] == list(rows)
 
 
 def test_the_prompter_learns_what_makes_the_frozen_lm_earn_a_reward():
@@ -160,8 +207,8 @@ def test_the_prompter_learns_what_makes_the_frozen_lm_earn_a_reward():
     frozen = Echo(lookup_lm({}), Letters(), SamplingConfig(max_new_tokens=2))
     shape = TransformerConfig(12, d_model=16, n_layers=1, n_heads=2, max_len=16)
     rho_sft, stage = Transformer(shape, rng()), FakeStage()
-    config = replace(SMALL, iterations=20, batch_size=64, answers=1, missing_eos_penalty=0.0, kl_coef=0.02)
-    rho = train_align_pro(copy.deepcopy(rho_sft), frozen, letter_b, ["a", "cd"], Letters(), config, stage, rng())
+    config = replace(SMALL, iterations=20, batch_size=64, missing_eos_penalty=0.0, kl_coef=0.02)
+    rho = train_align_pro(trainer_of(rho_sft, PromptScore(frozen, letter_b), config), ["a", "cd"], stage)
     means = [row["score_mean"] for row in stage.rows]
     assert means[0] < 0.3 and sum(means[-3:]) / 3 > 0.85, means
     rewrites = Prompter(rho, Letters(), 3).rewrite(["a"] * 20, rng())
@@ -178,12 +225,15 @@ def test_a_prompter_rewrites_texts_with_its_own_settings():
     assert [c.finished for c in Prompter(model, Letters(), 5).complete(["a"] * 3, rng())] == [True] * 3
 
 
-@pytest.mark.parametrize("guard", [False, True])
-def test_a_rewrite_with_an_objection_is_counted_and_sent_only_without_the_guard(monkeypatch, guard):
-    monkeypatch.setattr(guards, "objection", lambda x, x_prime: "content" if "b" in x_prime else None)
-    frozen, stage, sent = pi_f(), FakeStage(), []
-    answer = frozen.answer
-    monkeypatch.setattr(frozen, "answer", lambda prompts, g: (sent.extend(prompts), answer(prompts, g))[1])
-    train_align_pro(random_lm(seed=4), frozen, letter_b, ["a", "cd"], Letters(), SMALL, stage, rng(), guard=guard)
-    assert 0 < max(row["objection_rate"] for row in stage.rows) < 1
-    assert any("b" in prompt for prompt in sent) != guard
+def test_a_prompter_samples_by_the_sampler_that_it_is_given():
+    asked = []
+
+    def sampler(*args, **options):
+        asked.append((args, options))
+        return generate(*args, **options)
+
+    model, generator = random_lm(), rng()
+    prompter = Prompter(model, Letters(), 3, 0.7, sampler)
+    assert prompter.rewrite(["a", "bb"], generator) == Prompter(model, Letters(), 3, 0.7).rewrite(["a", "bb"], rng())
+    options = {"temperature": 0.7, "eos_id": 3, "generator": generator}
+    assert asked == [((model, [[1, 4, 2], [1, 5, 5, 2]], 3), options)]

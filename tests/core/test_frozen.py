@@ -5,6 +5,7 @@ import torch
 from doubles import Letters, lookup_lm, random_lm
 
 from alignpro_mini.frozen import Answer, FrozenLM, SamplingConfig, checksum
+from alignpro_mini.generation import generate
 
 
 def rng() -> torch.Generator:
@@ -111,6 +112,20 @@ def test_the_sampling_settings_reach_the_sampler():
         for name, how in {"plain": {}, "nucleus": {"top_p": 0.7}, "greedy": {"temperature": 0.0}}.items()
     }
     assert seen == {"plain": {"c", "d", "e"}, "nucleus": {"c", "d"}, "greedy": {"c"}}
+
+
+def test_another_sampler_gets_the_same_arguments():
+    asked = []
+
+    def sampler(*args, **options):
+        asked.append((args, options))
+        return generate(*args, **options)
+
+    model, settings, draw = random_lm(), SamplingConfig(0.7, 0.9, 4), rng()
+    pi_f = FrozenLM(model, Letters(), settings, sampler)
+    assert pi_f.answer(["a", "bb"], draw) == FrozenLM(model, Letters(), settings).answer(["a", "bb"], rng())
+    options = {"temperature": 0.7, "top_p": 0.9, "eos_id": 3, "generator": draw}
+    assert asked == [((model, [[1, 4, 2], [1, 5, 5, 2]], 4), options)]
 
 
 def test_fits_leaves_room_for_a_whole_answer():

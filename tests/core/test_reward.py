@@ -1,4 +1,4 @@
-"""The reward model: where it reads, what it learns, what it is compared with, and a user's own reward function."""
+"""The reward model: where it reads, what it learns, and a user's own reward function."""
 
 import copy
 import math
@@ -9,23 +9,22 @@ import torch
 from doubles import FakeStage, Letters, random_lm
 
 from alignpro_mini import reward
+from alignpro_mini.fast.reward import TrunkCache
 from alignpro_mini.frozen import Answer, checksum
+from alignpro_mini.lab.accuracy import accuracy_ceiling, always_longer, swap_accuracy
 from alignpro_mini.lab.config import RunConfig
+from alignpro_mini.lab.mean_reward import MeanRewardModel
 from alignpro_mini.lab.run import Run, RunStage
 from alignpro_mini.options import UserError
 from alignpro_mini.reward import (
-    MeanRewardModel,
     Preference,
     RewardConfig,
     RewardModel,
-    TrunkCache,
     accuracy,
-    accuracy_ceiling,
-    always_longer,
     draw_preferences,
     split_by_prompt,
-    swap_accuracy,
     train_reward_model,
+    usable_pairs,
 )
 from alignpro_mini.training import Truncated
 from alignpro_mini.transformer import Transformer, TransformerConfig
@@ -129,17 +128,47 @@ def test_normalise_gives_mean_zero_and_std_one_and_keeps_the_order():
         RewardModel(random_lm(), Letters()).normalise(PROMPTS, ANSWERS)
 
 
-@pytest.mark.parametrize("train_layers", [0, 1, 2])
+@pytest.mark.parametrize("train_layers", [0, 1, 2, 3])
 @torch.no_grad()
 def test_the_trunk_cache_gives_the_direct_rewards(train_layers):
+    """Of rows in any order and together with others than when they were computed."""
     model = rated(train_layers, n_layers=3)
     pairs = [Preference(x, y, y + "ab") for x, y in zip(PROMPTS, ANSWERS)]
     cache = TrunkCache(model, pairs)
-    picked = [3, 0, 4]
-    chosen, rejected = model(*cache.rows(picked)).chunk(2)
-    direct = model.raw(PROMPTS, ANSWERS), model.raw(PROMPTS, [y + "ab" for y in ANSWERS])
-    torch.testing.assert_close(chosen, direct[0][picked], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(rejected, direct[1][picked], rtol=1e-4, atol=1e-4)
+    picked = [3, 0, 4, 1]
+    answers = [ANSWERS[3], ANSWERS[0] + "ab", ANSWERS[4], ANSWERS[1] + "ab"]
+    rows = [model.encode(PROMPTS[i], y) for i, y in zip(picked, answers)]
+    features, mask = cache(rows)
+    assert mask.tolist() == [[t < len(row) for t in range(max(map(len, rows)))] for row in rows]
+    direct = model.raw([PROMPTS[i] for i in picked], answers)
+    torch.testing.assert_close(model(features, mask), direct, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_trunk_cache_computes_each_row_once_and_before_the_training():
+    model = rated(1, n_layers=3)
+    runs = []
+    trunk = model.trunk
+    model.trunk = lambda rows: runs.append(sorted(map(tuple, rows))) or trunk(rows)
+    pairs = [Preference("a", "b", "c"), Preference("a", "d", "c"), Preference("a", "b", "d")]
+    cache = TrunkCache(model, pairs)
+    assert runs == [sorted(tuple(model.encode("a", y)) for y in "bcd")]
+    for pair in pairs:
+        cache([model.encode("a", pair.chosen), model.encode("a", pair.rejected)])
+    assert len(runs) == 1
+
+
+def test_training_on_a_trunk_cache_is_the_same_training():
+    def trained(cached: bool) -> list[float]:
+        model, stage = fresh(train_layers=1), FakeStage()
+        pairs = about_h(64)
+        config = RewardConfig(epochs=2, batch_size=16, lr=1e-2, train_layers=1)
+        trunk = TrunkCache(model, pairs) if cached else None
+        train_reward_model(model, pairs, pairs, config, stage, rng(), trunk)
+        figures = [value for row in stage.rows for value in row.values()]
+        return figures + [p.double().sum().item() for p in model.parameters()]
+
+    assert trained(True) == pytest.approx(trained(False), rel=1e-3, abs=1e-3)
 
 
 # ---------------------------------------------------------------- preferences
@@ -194,14 +223,6 @@ def test_mismatched_pairs_teach_but_are_not_held_out():
     assert [p for p in heldout] == split_by_prompt(pairs, 0.25, rng())[1], "they do not move the split"
 
 
-def test_swap_accuracy_by_hand():
-    """r = 2 if the answer is the prompt's own letter, 1 for "h": one right, one tie, one wrong; the equal pair is out."""
-    worth = lambda xs, ys: [2.0 if x == y else float(y == "h") for x, y in zip(xs, ys)]
-    found = swap_accuracy(worth, ["a", "b", "c", "d"], ["a", "c", "b", "d"], ["b", "d", "h", "d"])
-    assert found == pytest.approx((1 + 0.5 + 0) / 3)
-    assert swap_accuracy(worth, ["a"], ["b"], ["b"]) is None
-
-
 def test_mismatched_pairs_teach_the_model_to_read_the_request():
     """Right is the prompt's own letter. Same-request pairs alone (which differ in length) cannot show it."""
     draw = random.Random(0)
@@ -214,24 +235,13 @@ def test_mismatched_pairs_teach_the_model_to_read_the_request():
             pairs.append(Preference(x, x + x, x))
             if with_mismatched:
                 pairs.append(Preference(x, x + x, other + other, mismatched=True))
-        config = RewardConfig(epochs=6, batch_size=32, lr=1e-2, pairs=400)
-        facts = train_reward_model(model, pairs, config, generator=rng())
-        assert facts["accuracy"] > 0.95
+        config = RewardConfig(epochs=6, batch_size=32, lr=1e-2)
+        train, heldout = split_by_prompt(pairs, 0.1, generator := rng())
+        train_reward_model(model, train, heldout, config, generator=generator)
+        assert accuracy(model, heldout) > 0.95
         return swap_accuracy(model.score, list(letters), [x + x for x in letters], [x + x for x in letters[1:] + "a"])
 
     assert trained(True) > 0.8 and trained(False) < 0.7
-
-
-def test_baselines_by_hand():
-    pairs = [
-        Preference("x", "long", "l", 0.9),
-        Preference("x", "l", "long", 0.3),
-        Preference("x", "ab", "cd", 0.5),
-        Preference("x", "abc", "d", 0.6),
-    ]
-    assert always_longer(pairs) == (1 + 0 + 0.5 + 1) / 4
-    assert accuracy_ceiling(pairs) == pytest.approx((0.9 + 0.7 + 0.5 + 0.6) / 4)
-    assert accuracy_ceiling([*pairs, Preference("x", "a", "b")]) is None
 
 
 def test_accuracy_counts_a_tie_as_half():
@@ -264,12 +274,14 @@ def fresh(train_layers: int = 0) -> RewardModel:
 
 def test_bradley_terry_training_learns_a_preference():
     stage = FakeStage()
-    model = fresh()
-    facts = train_reward_model(model, about_h(), RewardConfig(epochs=6, batch_size=16, lr=1e-2), stage, rng())
-    assert facts["accuracy"] > 0.9 and facts["always_longer"] <= 0.5 and facts["ceiling"] is None
+    model, pairs = fresh(), about_h()
+    train, heldout = pairs[24:], pairs[:24]
+    train_reward_model(model, train, heldout, RewardConfig(epochs=6, batch_size=16, lr=1e-2), stage, rng())
+    assert accuracy(model, heldout) > 0.9 and always_longer(heldout) <= 0.5
     assert stage.rows[0]["loss"] < math.log(2) + 0.1 and stage.rows[-1]["loss"] < 0.2
-    assert facts["train_pairs"] + facts["heldout_pairs"] == 240 and facts["left_out"] == 0
-    assert facts["accuracy"] == stage.rows[-1]["heldout_accuracy"], "the last logged one is that of the finished model"
+    last = stage.rows[-1]
+    assert last["step"] == math.ceil(6 * 216 / 16) == 81
+    assert accuracy(model, heldout) == last["heldout_accuracy"], "the last logged one is that of the finished model"
     fair = model.raw(["abc"] * 2, ["ahb", "acb"])
     assert fair[0] > fair[1] + 1
 
@@ -279,9 +291,8 @@ def test_cutting_a_batch_into_micro_batches_changes_nothing(monkeypatch):
 
     def trained(pairs):
         stage, model = FakeStage(), fresh()
-        train_reward_model(
-            model, about_h(80), RewardConfig(epochs=1, batch_size=16, lr=1e-2, micro_batch_size=pairs), stage, rng()
-        )
+        config = RewardConfig(epochs=1, batch_size=16, lr=1e-2, micro_batch_size=pairs)
+        train_reward_model(model, about_h(80), about_h(8), config, stage, rng())
         found = [row[key] for row in stage.rows for key in ("loss", "accuracy", "margin")]
         return found + [p.double().sum().item() for p in model.parameters()]
 
@@ -293,38 +304,40 @@ def test_cutting_a_batch_into_micro_batches_changes_nothing(monkeypatch):
 def test_only_the_top_block_the_norm_and_the_head_train():
     model = fresh(train_layers=1)
     before = copy.deepcopy(model.state_dict())
-    train_reward_model(
-        model, about_h(64), RewardConfig(epochs=1, batch_size=16, lr=1e-2, train_layers=1), FakeStage(), rng()
-    )
+    config = RewardConfig(epochs=1, batch_size=16, lr=1e-2, train_layers=1)
+    train_reward_model(model, about_h(64), about_h(8), config, FakeStage(), rng())
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {k for k in before if k.startswith(("lm.blocks.1.", "lm.norm.", "head.weight"))}
 
 
-def test_pairs_that_cannot_teach_are_left_out_and_counted():
+def test_pairs_that_cannot_teach_are_left_out():
     pairs = about_h(80)
     same, long = Preference("a", "b", "b"), Preference("a", "b", "c" * 12)  # 1 + 1 + 1 + 12 + 1 tokens
-    config = RewardConfig(epochs=1, batch_size=16, max_tokens=15)
-    assert train_reward_model(fresh(), [*pairs, same, long], config, FakeStage(), rng())["left_out"] == 2
-    with pytest.raises(ValueError, match="only 0 of 80 preference pairs"):
-        train_reward_model(fresh(), pairs, RewardConfig(max_tokens=3), FakeStage(), rng())
+    config = RewardConfig(batch_size=16, max_tokens=15)
+    assert usable_pairs(fresh(), [*pairs, same, long], config) == pairs
+    assert usable_pairs(fresh(), pairs[:32], config) == pairs[:32]
+    with pytest.raises(UserError, match="only 31 of 31 preference pairs .* two batches take 32"):
+        usable_pairs(fresh(), pairs[:31], config)
+    with pytest.raises(UserError, match="only 0 of 80 preference pairs"):
+        usable_pairs(fresh(), pairs, RewardConfig(max_tokens=3))
 
 
 def test_pairs_beyond_the_models_context_are_left_out_too():
     """A model of 24 tokens reads pairs of at most 24, whatever `max_tokens` allows."""
-    pairs, config = about_h(80), RewardConfig(epochs=1, batch_size=16, max_tokens=200)
+    pairs, config = about_h(80), RewardConfig(batch_size=16, max_tokens=200)
     just, long = Preference("a", "b", "c" * 20), Preference("a", "c" * 21, "b")  # 1 + 1 + 1 + 20 + 1 tokens, one more
     assert len(fresh().encode("a", just.rejected)) == fresh().lm.config.max_len
-    facts = train_reward_model(fresh(), [*pairs, just, long], config, FakeStage(), rng())
-    assert facts["left_out"] == 1 and facts["train_pairs"] + facts["heldout_pairs"] == 81
+    assert usable_pairs(fresh(), [*pairs, just, long], config) == [*pairs, just]
     with pytest.raises(UserError, match="only 0 of 40 preference pairs differ and fit 24 tokens"):
-        train_reward_model(fresh(), [long] * 40, config, FakeStage(), rng())
+        usable_pairs(fresh(), [long] * 40, config)
 
 
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(reward, "LOG_EVERY", 2)
 
     def go(name, resume=False, kill_at=-1):
-        stage = RunStage(Run(RunConfig(out=str(tmp_path), name=name), resume), "reward_model")
+        run = Run(RunConfig(out=str(tmp_path), name=name), resume)
+        stage = RunStage(run, "reward_model")
         steps = stage.progress
 
         def progress(start, stop):
@@ -335,8 +348,9 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, capsys, monkeypatch):
 
         stage.progress = progress
         model = fresh()
-        facts = train_reward_model(model, about_h(64), RewardConfig(epochs=2, batch_size=8, lr=1e-2), stage, rng(1))
-        return checksum(model), facts
+        config = RewardConfig(epochs=2, batch_size=8, lr=1e-2)
+        train_reward_model(model, about_h(64), about_h(8), config, stage, rng(1))
+        return checksum(model), run.rows("metrics.jsonl")
 
     whole = go("whole")
     with pytest.raises(KeyboardInterrupt):

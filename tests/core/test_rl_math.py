@@ -58,12 +58,8 @@ ROWWISE = {
     "masked_mean dim=1": lambda c, m, s: (M.masked_mean(c["logp"], m, dim=1),),
     "assemble_rewards": lambda c, m, s: (M.assemble_rewards(s, c["kl"], m, 0.3),),
     "gae": lambda c, m, s: M.gae(c["rewards"], c["values"], m, 0.9, 0.8),
-    "critic_free reinforce++": lambda c, m, s: (M.critic_free("reinforce++", c["rewards"], m, 1),),
     "policy_loss": lambda c, m, s: (lambda l, d: (l, d["clipped"].double()))(
         *M.policy_loss(c["logp"], c["logp_old"], c["advantages"], m, 0.2)
-    ),
-    "policy_loss, one ratio a row": lambda c, m, s: (lambda l, d: (l, d["clipped"].double()))(
-        *M.policy_loss(c["logp"], c["logp_old"], c["advantages"], m, 0.2, sequence=True)
     ),
     "value_loss": lambda c, m, s: M.value_loss(c["values"], c["values_old"], c["returns"], m, 0.2),
 }
@@ -72,7 +68,6 @@ POOLED = {
     "masked_var": lambda c, m, s: (M.masked_var(c["logp"], m),),
     "whiten": lambda c, m, s: (M.whiten(c["advantages"], m),),
     "whiten, mean kept": lambda c, m, s: (M.whiten(c["advantages"], m, shift_mean=False),),
-    "critic_free reinforce": lambda c, m, s: (M.critic_free("reinforce", c["rewards"], m, 1),),
     "explained_variance": lambda c, m, s: (M.explained_variance(c["values"], c["returns"], m),),
 }
 ALL = ROWWISE | POOLED
@@ -125,10 +120,7 @@ def test_dtype_is_kept_and_the_answer_agrees_with_float64(name, dtype):
 
 @pytest.mark.parametrize("garbage", GARBAGE, ids=str)
 @pytest.mark.parametrize(
-    "name",
-    "masked_mean|masked_mean dim=1|masked_sum|assemble_rewards|policy_loss|policy_loss, one ratio a row|value_loss".split(
-        "|"
-    ),
+    "name", "masked_mean|masked_mean dim=1|masked_sum|assemble_rewards|policy_loss|value_loss".split("|")
 )
 def test_gradient_is_finite_and_exactly_zero_on_padding(name, garbage):
     clean, mask, scores = ragged()
@@ -381,72 +373,6 @@ def test_policy_loss_sign_table(advantage, ratio, loss, gradient, clipped):
     close(logp.grad, [[gradient]])
     close(info["ratio"], [[ratio]])
     assert info["clipped"].tolist() == [[clipped]] and not info["ratio"].requires_grad
-
-
-def test_one_ratio_a_row_is_the_geometric_mean_of_its_tokens():
-    logp, old = f64([[-1.0, -2.0, 9.0], [-0.5, 9.0, 9.0]]), f64([[-1.3, -1.9, 9.0], [-0.6, 9.0, 9.0]])
-    mask, advantages = bools([[1, 1, 0], [1, 0, 0]]), f64([[2.0, -1.0, 9.0], [3.0, 9.0, 9.0]])
-    loss, seen = M.policy_loss(logp, old, advantages, mask, 0.05, sequence=True)
-    ratios = [math.exp((0.3 - 0.1) / 2), math.exp(0.1)]
-    want = [[-min(2 * ratios[0], 2 * 1.05), ratios[0], 0.0], [-min(3 * ratios[1], 3 * 1.05), 0.0, 0.0]]
-    close(loss, f64(want))
-    assert seen["clipped"].tolist() == [[True, False, False], [True, False, False]]
-    close(seen["ratio"][mask], f64([ratios[0], ratios[0], ratios[1]]))
-
-
-def test_the_gradient_of_one_ratio_a_row_is_that_of_the_whole_sequence():
-    """At ratio 1 with one advantage a row: A times the gradient of the row's summed log-probability."""
-    case, mask, scores = ragged()
-    logp = case["logp"].requires_grad_()
-    advantages = torch.where(mask, scores[:, None], 0.0)
-    M.policy_loss(logp, logp.detach(), advantages, mask, 0.2, sequence=True)[0].sum().backward()
-    close(logp.grad, torch.where(mask, -scores[:, None], 0.0))
-
-
-# ---------------------------------------------------------------- advantages without a value head
-
-
-def test_rloo_against_the_mean_of_the_others():
-    rewards = f64([[0.0, 1.0, 2.0], [5.0, 5.0, -1.0]])
-    want = [[r - (sum(row) - r) / 2 for r in row] for row in rewards.tolist()]
-    close(M.rloo(rewards), f64(want))
-    close(M.rloo(f64([[0.0, 1.0, 2.0]])), f64([[-1.5, 0.0, 1.5]]))
-
-
-def test_grpo_by_hand_with_and_without_its_standard_deviation():
-    rewards = f64([[0.0, 1.0, 2.0], [10.0, 10.0, 40.0], [3.0, 3.0, 3.0]])
-    close(M.grpo(rewards, scale=False), f64([[-1.0, 0.0, 1.0], [-10.0, -10.0, 20.0], [0.0] * 3]))
-    s = statistics.stdev([10.0, 10.0, 40.0])
-    want = f64([[-1.0, 0.0, 1.0], [-10 / s, -10 / s, 20 / s], [0.0] * 3])
-    close(M.grpo(rewards), want, atol=2e-4)  # its eps
-    close(M.grpo(rewards, eps=0.0)[:2], want[:2])
-
-
-@pytest.mark.parametrize("shape", [(4,), (3, 1), (2, 2, 2)])
-@pytest.mark.parametrize("f", [M.rloo, M.grpo])
-def test_group_advantages_need_two_completions_a_prompt(f, shape):
-    with pytest.raises(ValueError, match=r"\(N prompts, K >= 2 completions\)"):
-        f(torch.zeros(shape))
-
-
-def test_reinforce_plus_plus_sums_the_rewards_from_each_token_on():
-    case, mask, _ = ragged()
-    rows = [[r for r, m in zip(*row) if m] for row in zip(case["rewards"].tolist(), mask.tolist())]
-    want = [[sum(row[t:]) for t in range(mask.shape[1])] for row in rows]
-    close(M.critic_free("reinforce++", case["rewards"], mask, 1), f64(want))
-
-
-@pytest.mark.parametrize("kind", [k for k in M.ADVANTAGES if k not in ("gae", "reinforce++")])
-def test_every_token_gets_the_advantage_of_its_completion(kind):
-    rewards = f64([[1.0, 2.0, 9.0], [4.0, 9.0, 9.0], [0.0, 0.0, 1.0], [7.0, 9.0, 9.0]])
-    mask = bools([[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 0, 0]])
-    total = [3.0, 4.0, 1.0, 7.0]  # two prompts, two completions each
-    by_prompt = {"rloo": [-1.0, 1.0, -6.0, 6.0], "grpo_unscaled": [-0.5, 0.5, -3.0, 3.0], "grpo": [-0.7071, 0.7071] * 2}
-    want = by_prompt.get(kind) or [r - (15.0 - r) / 3 for r in total]
-    got = M.critic_free(kind, rewards, mask, 2)
-    close(got, torch.where(mask, f64(want)[:, None], 0.0), atol=2e-4)
-    with pytest.raises(ValueError, match="advantage 'gae' is not one of reinforce, "):
-        M.critic_free("gae", rewards, mask, 2)
 
 
 def test_policy_loss_never_counts_padding_as_clipped():

@@ -14,7 +14,7 @@ from alignpro_mini.generation import generate
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.run import Run, RunStage
 from alignpro_mini.sft import SFTConfig, answer_loss, encode_pairs, heldout_loss, train_sft
-from alignpro_mini.training import make_optimizer, optimizer_step, shuffled_batches, warmup_cosine
+from alignpro_mini.training import frozen_blocks, make_optimizer, optimizer_step, shuffled_batches, trunk, warmup_cosine
 from alignpro_mini.transformer import Transformer, TransformerConfig
 
 PAIRS = [("a", "bc"), ("bcdefgh", "h"), ("hh", "gabcg"), ("gab", ""), ("cd", "dddddddd")]
@@ -70,6 +70,23 @@ def test_a_token_with_the_id_of_the_padding_is_learned():
     assert answer_loss(model, [([1, 2], [0, 3])]).item() == pytest.approx(1.5 * math.log(2), rel=1e-5)
     two = [([1, 2], [0, 3]), ([1, 6, 6, 2], [5, 3])]
     assert answer_loss(model, two).item() == pytest.approx(5 / 4 * math.log(2), rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize(("train_layers", "frozen"), [(0, 0), (1, 2), (2, 1), (3, 0)])
+def test_the_trunk_is_what_lies_below_the_trained_blocks(family, train_layers, frozen):
+    model = random_lm(family, n_layers=3)
+    ids, mask = torch.tensor([[0, 0, 4, 5, 6], [7, 8, 9, 4, 5]]), torch.tensor([[0, 0, 1, 1, 1], [1] * 5]).bool()
+    assert frozen_blocks(model, train_layers) == frozen
+    features = trunk(model, ids, mask, train_layers)
+    assert not features.requires_grad and (features is ids) == (frozen == 0)
+    hidden = model.hidden(features, mask, start=frozen)
+    torch.testing.assert_close(hidden, model.hidden(ids, mask), rtol=1e-4, atol=1e-4)
+    hidden.sum().backward()
+    touched = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert {f"blocks.{i}.attn.out.weight" for i in range(3)} & touched == {
+        f"blocks.{i}.attn.out.weight" for i in range(frozen, 3)
+    }
 
 
 def test_nothing_below_the_trained_layers_takes_a_gradient():

@@ -1,4 +1,4 @@
-"""The transformer against `transformers` (stored logits and greedy tokens), attention written out, and itself computed another way.
+"""Both transformers against `transformers` (stored logits and greedy tokens), attention written out, and each other.
 
 Oracles: tests/fixtures (see make_fixtures.py), published parameter counts, complex multiplication for RoPE.
 """
@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from alignpro_mini.fast.sampling import SharedCache
+from alignpro_mini.fast.transformer import FastTransformer
 from alignpro_mini.generation import generate
-from alignpro_mini.transformer import Attention, KVCache, RMSNorm, Transformer, TransformerConfig, rotate
+from alignpro_mini.transformer import Attention, KVCache, RMSNorm, Transformer, TransformerConfig, rope_table, rotate
 from alignpro_mini.weights.pretrained import load_pretrained
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -25,16 +27,23 @@ SHAPES = {  # 3 layers, so that a layer in the middle exists
 }
 
 
-@pytest.fixture(params=FAMILIES)
+BOTH = (Transformer, FastTransformer)
+
+
+@pytest.fixture(
+    params=[(kind, family) for kind in BOTH for family in FAMILIES], ids=lambda p: f"{p[0].__name__}-{p[1]}"
+)
 def model(request) -> Transformer:
-    return make(**SHAPES[request.param])
+    """Every test that asks for it runs over both transformers and all families."""
+    kind, family = request.param
+    return make(kind, **SHAPES[family])
 
 
-def make(**changes) -> Transformer:
+def make(kind: type[Transformer] = Transformer, **changes) -> Transformer:
     """A model whose weights are large and uneven: at 0.02, attention is almost uniform and its bugs do not show."""
     settings = dict(vocab_size=31, d_model=24, n_layers=3, n_heads=4, max_len=40) | changes
     draw = torch.Generator().manual_seed(5)
-    model = Transformer(TransformerConfig(**settings), draw).eval()
+    model = kind(TransformerConfig(**settings), draw).eval()
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(0.4 * torch.randn(p.shape, generator=draw) + (1.0 if p.dim() == 1 else 0.0))
@@ -100,9 +109,10 @@ def attention_written_out(layer: Attention, x: torch.Tensor, mask: torch.Tensor)
     return heads.reshape(B, T, H * E) @ layer.out.weight.T
 
 
+@pytest.mark.parametrize("kind", BOTH)
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
-def test_attention_equals_attention_written_out(kv_heads):
-    model = make(n_kv_heads=kv_heads)
+def test_attention_equals_attention_written_out(kv_heads, kind):
+    model = make(kind, n_kv_heads=kv_heads)
     layer = model.blocks[0].attn
     x = torch.randn(2, 6, 24, generator=torch.Generator().manual_seed(1))
     mask = left_padded([6, 4], 6)
@@ -117,7 +127,7 @@ def test_rope_is_multiplication_by_a_unit_complex_number():
     positions = torch.tensor([[0, 1, 2, 7, 30]])
     angles = positions[0, :, None] * torch.tensor([1.0, 100**-0.25, 100**-0.5, 100**-0.75])  # (T, E/2)
     turned = torch.complex(x[..., 0::2], x[..., 1::2]) * torch.polar(torch.ones(5, 4), angles)
-    result = rotate(x, model._rope(positions))
+    result = rotate(x, rope_table(model.config, x.device, 40)[positions][:, None])
     assert close(result[..., 0::2], turned.real, 1e-5) and close(result[..., 1::2], turned.imag, 1e-5)
     assert torch.equal(result[:, :, 0], x[:, :, 0]), "position 0 is not turned"
 
@@ -133,12 +143,19 @@ def test_rope_dot_products_depend_on_the_distance_only():
     q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(3))
 
     def score(at_q: int, at_k: int) -> float:
-        turn = lambda x, p: rotate(x, model._rope(torch.tensor([[p]])))
+        turn = lambda x, p: rotate(x, rope_table(model.config, x.device, 40)[torch.tensor([[p]])][:, None])
         return (turn(q, at_q) * turn(k, at_k)).sum().item()
 
     assert score(9, 4) == pytest.approx(score(25, 20), abs=1e-4) == pytest.approx(score(5, 0), abs=1e-4)
     assert abs(score(9, 4) - score(9, 7)) > 1e-2
     assert abs(score(9, 4) - score(4, 9)) > 1e-2
+
+
+def test_the_table_of_rotations_is_made_once_for_a_shape():
+    one, same, other = (make(rope_theta=theta) for theta in (100.0, 100.0, 200.0))
+    cpu = torch.device("cpu")
+    assert rope_table(one.config, cpu, 40) is rope_table(same.config, cpu, 40) is not rope_table(other.config, cpu, 40)
+    assert rope_table(one.config, cpu, 40).shape == (40, 3)
 
 
 def test_rms_norm_by_hand():
@@ -210,57 +227,34 @@ def test_cache_equals_recompute(model, chunks):
     assert close(torch.cat(parts, dim=1)[mask], model.hidden(ids, mask)[mask])
 
 
-def test_cache_keep_drops_rows_and_shared_padding(model):
+@pytest.mark.parametrize("kind", [KVCache, SharedCache])
+def test_rows_that_a_cache_keeps_go_on(model, kind):
     ids, mask = tokens(4, 10), left_padded([10, 6, 8, 5], 10)
-    cache = KVCache(model.config, rows=4, max_len=10, like=model.embed.weight)
+    cache = kind(model.config, rows=4, max_len=10, like=model.embed.weight)
     cache.mask[:] = mask
     model.hidden(ids[:, :8], cache=cache)
-    rows = torch.tensor([3, 1])
+    rows = torch.tensor([1, 3])
     cache.keep(rows)
-    assert cache.length == 8 - 4 and cache.mask.tolist() == [[False] + [True] * 5, [True] * 6]
     rest = model.hidden(ids[rows, 8:], cache=cache)  # (2, 2, D)
     assert close(rest, model.hidden(ids, mask)[rows, 8:])
 
 
-@pytest.mark.parametrize("slots", [5, 7])  # just enough, and some that were never used
-def test_cache_spread_continues_one_row_in_many(model, slots):
-    ids, mask = tokens(2, 5), left_padded([5, 3], 5)
-    cache = KVCache(model.config, rows=2, max_len=slots, like=model.embed.weight)
-    cache.mask[:, :5] = mask
-    model.hidden(ids, cache=cache)
-    rows, more = torch.tensor([1, 0, 1]), tokens(3, 4)
-    cache.spread(rows, 4, 5)
-    assert cache.length == 5 and cache.k.shape[1] == 3 and cache.mask.shape == (3, 9)
-    whole = model.hidden(
-        torch.cat((ids[rows], more), 1), torch.cat((mask[rows], torch.ones(3, 4, dtype=torch.bool)), 1)
-    )
-    assert close(torch.cat([model.hidden(one, cache=cache) for one in more.split(1, dim=1)], 1), whole[:, 5:])
-
-
-@pytest.mark.parametrize("rows", [[0, 3, 2], [3, 2, 1, 0], [1, 2, 3], [0], [0, 1, 2, 3, 1, 1], [2, 2, 0, 0, 2]])
-def test_cache_keep_takes_rows_in_any_order_and_more_than_once(model, rows):
-    ids, rows = tokens(4, 6), torch.tensor(rows)
-    cache = KVCache(model.config, rows=4, max_len=4, like=model.embed.weight)
-    cache.mask[:] = True
-    model.hidden(ids[:, :4], cache=cache)
-    cache.spread(torch.arange(4), 2, 6)
-    cache.keep(rows)
-    assert close(model.hidden(ids[rows, 4:], cache=cache), model.hidden(ids)[rows, 4:])
-
-
-def test_lower_then_upper_equals_hidden_at_every_depth(model):
+def test_a_trunk_and_the_blocks_above_it_equal_the_whole_at_every_depth(model):
     ids, mask = tokens(3, 7), left_padded([7, 4, 2], 7)
-    hidden = model.hidden(ids, mask)
-    assert close(model.unembed(hidden), model(ids, mask), 1e-6)
-    for depth in range(model.config.n_layers + 1):
-        assert torch.equal(model.upper(model.lower(ids, mask, depth), mask, depth), hidden)
+    whole = model.hidden(ids, mask)
+    assert close(model.unembed(whole), model(ids, mask), 1e-6)
+    layers = model.config.n_layers
+    for depth in range(1, layers + 1):
+        trunk = model.hidden(ids, mask, stop=depth)
+        assert torch.equal(model.hidden(trunk, mask, start=depth), whole)
         cache = KVCache(model.config, 3, 7, model.embed.weight)
         cache.mask[:] = mask
         pieces = []
         for piece in (ids[:, :4], ids[:, 4:]):
-            pieces.append(model.upper(model.lower(piece, None, depth, cache), None, depth, cache))
-        assert close(torch.cat(pieces, dim=1)[mask], hidden[mask])
-    assert not torch.equal(model.lower(ids, mask, 0), model.lower(ids, mask, 1)), "a block does something"
+            trunk = model.hidden(piece, None, cache, stop=depth)
+            pieces.append(model.hidden(trunk, None, cache, start=depth))
+        assert close(torch.cat(pieces, dim=1)[mask], whole[mask])
+    assert not torch.equal(model.hidden(ids, mask, stop=1), model.hidden(ids, mask, stop=2)), "a block does something"
 
 
 # ---------------------------------------------------------------- settings, limits, first weights

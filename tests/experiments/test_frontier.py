@@ -1,23 +1,18 @@
 """The frontier: nothing lies above the closed form, best-of-n against its exact law, and one whole run in small."""
 
-import importlib
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
-from micro import TINY
-from test_grid import (
-    small,  # noqa: F401  one thread, small models
-    small_grid,
-)
+from cells import cell_config
 
 from alignpro_mini import theory
 from alignpro_mini.alignpro import Prompter
-from alignpro_mini.experiments import ablation, estimators, frontier, frontier_report
+from alignpro_mini.experiments import frontier
 from alignpro_mini.lab import optimum
-from alignpro_mini.lab.config import preset
 from alignpro_mini.lab.optimum import Listing
 from alignpro_mini.weights.pretrained import load_pretrained
 from alignpro_mini.weights.tensors import load_state
@@ -97,11 +92,11 @@ def test_the_two_curves_lie_on_either_side_of_the_truth():
         assert J(p["mean"], p["kl"]) - J(p["mean_held_out"], p["kl_held_out"]) < 0.5
 
 
-def test_a_frontier_end_to_end_and_again_with_resume(tmp_path, small):  # noqa: F811
-    config = small_grid(tmp_path, **{"name": "f", "eval.inputs": 12})
-    results = frontier.run_frontier(config, resume=False, lams=[0.1, 1.0])
+def test_a_frontier_end_to_end_and_again_with_resume(tmp_path):
+    config = cell_config(tmp_path, **{"name": "f", "eval.inputs": 12})
+    results = frontier.run_frontier(config, resume=False, lambdas=[0.1, 1.0])
     folder = tmp_path / "f"
-    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert json.loads(json.dumps(results)) == results, "it can be written"
     assert (folder / "frontier.png").stat().st_size > 1000
     assert [p["lam"] for p in results["align_pro"]] == [0.1, 1.0] and len(results["best_of_n"]) == len(frontier.BEST_OF)
     saved = load_state(folder / "base" / "checkpoints" / "listing.safetensors")[0]
@@ -124,16 +119,14 @@ def test_a_frontier_end_to_end_and_again_with_resume(tmp_path, small):  # noqa: 
         assert p["rlhf_gain"] == pytest.approx(p["rlhf_mean"] - results["no_finetuning"], abs=1e-6)
         assert p["rlhf_gain_ci95"][0] <= p["rlhf_gain"] <= p["rlhf_gain_ci95"][1]
     again = frontier.run_frontier(
-        config, resume=True, lams=[0.1, 1.0, 0.3]
+        config, resume=True, lambdas=[0.1, 1.0, 0.3]
     )  # one more coefficient; the others are loaded
     assert again["align_pro"][:2] == results["align_pro"] and again["align_pro"][2]["lam"] == 0.3
     assert all(p["answer_kl"] is not None for p in again["align_pro"])
-    text = frontier_report.frontier_table([again])
-    assert "task quality, seed 0" in text and "best-of-n" in text and text.count("\n0.3 ") == 1
-    frontier_report.frontier_figure(
-        {**again, "align_pro": [{k: v for k, v in p.items() if "rlhf" not in k} for p in again["align_pro"]]},
-        tmp_path / "p.png",
-    )
+    text = frontier.table({"runs": [again]})
+    assert "oracle's share" in text and "best of n" in text and len(re.findall(r"\nquality +0.3 ", text)) == 2
+    bare = [{k: v for k, v in p.items() if "rlhf" not in k} for p in again["align_pro"]]
+    frontier.run_figure({**again, "align_pro": bare}, tmp_path / "p.png")
 
 
 def by_hand(task="quality", seed=0, shift=0.0):
@@ -158,162 +151,53 @@ def by_hand(task="quality", seed=0, shift=0.0):
             "rlhf_gain_ci95": [1.9, 2.1],
         },
     ]
-    return {"task": task, "seed": seed, "no_finetuning": 0.0, "align_pro": points}
+    return {"task": task, "seed": seed, "no_finetuning": 0.0, "align_pro": points, "best_of_n": []}
 
 
 def test_the_oracle_is_met_at_equal_coefficient_and_at_equal_kl_of_answers(tmp_path):
     run = by_hand()
     # straight lines in the root of the KL: at 0.5 of 0..1, and at 2 of 1..3
     want = [0.5**0.5, 1 + (2**0.5 - 1) / (3**0.5 - 1)]
-    assert [frontier_report.at_matched_kl(run, p) for p in run["align_pro"]] == pytest.approx(want)
+    assert [frontier.at_matched_kl(run, p) for p in run["align_pro"]] == pytest.approx(want)
     beyond = run["align_pro"][0] | {"answer_kl": 3.5}
-    assert frontier_report.at_matched_kl(run, beyond) is None
-    assert frontier_report.at_matched_kl(run, {"answer_kl": None}) is None
-    text = frontier_report.beta_table([by_hand(), by_hand(seed=1, shift=0.5)])
-    first, second = (line.split() for line in text.splitlines()[1:])
+    assert frontier.at_matched_kl(run, beyond) is None
+    assert frontier.at_matched_kl(run, {"answer_kl": None}) is None
+    rows = frontier.table({"runs": [by_hand(), by_hand(seed=1, shift=0.5)]}).split("\n\n")[0].splitlines()
+    first, second = (line.split() for line in rows[1:])
     # equal coefficient: 0.5 and 1.0 of 1, 1.5 and 2.0 of 2; equal KL: 0.75 - 0.707, 1.75 - 1.566
     assert first[:3] == ["quality", "1", "0.75"] and first[-4:-2] == ["0.75", "±3.18"] and first[-2] == "0.04"
     assert second[1] == "0.1" and second[-4] == "0.88" and second[-2] == "0.18"
-    frontier_report.beta_figure([by_hand(), by_hand("reasoning")], tmp_path / "b.png")
+    frontier.figure({"runs": [by_hand(), by_hand("reasoning")]}, tmp_path / "b.png")
     assert (tmp_path / "b.png").stat().st_size > 1000
-    unshown = by_hand()
-    unshown["align_pro"][0]["rlhf_gain_ci95"] = [-0.1, 2.1]
-    assert [frontier_report._gap(unshown, p) for p in unshown["align_pro"]] == [None, 0.75]
     bare = by_hand()
     for p in bare["align_pro"]:
         del p["rlhf_mean"], p["rlhf_kl"], p["rlhf_gain"], p["rlhf_gain_ci95"]
-    assert "–" in frontier_report.beta_table([bare])
-    frontier_report.beta_figure([bare], tmp_path / "c.png")
+    assert "–" in frontier.table({"runs": [bare]})
+    frontier.figure({"runs": [bare]}, tmp_path / "c.png")
 
 
-@pytest.mark.parametrize(
-    ("argv", "told"),
-    [
-        (["--lambdas", "0.1,0"], "--lambdas: '0.1,0' is not a list of numbers above 0"),
-        (["--lambdas", "nan"], "--lambdas: 'nan' is not a list of numbers above 0"),
-        (["--lambdas", "0.1,inf"], "--lambdas: '0.1,inf' is not a list of numbers above 0"),
-        (["--lambdas", ""], "--lambdas: '' is not a list of numbers above 0"),
-        (["--lambdas", "a"], "--lambdas: 'a' is not a list of numbers above 0"),
-        (["--lambdas", "0.1,"], "--lambdas: '0.1,' is not a list of numbers above 0"),
-        (["--lambdas", "0.1", "--grid", "all"], "unknown argument --grid; use the command python -m"),
-        (["--frontier", "0.1"], "unknown argument --frontier; use the command python -m"),
-        (["--theory.inputs", "0"], "--theory.inputs 0"),
-        (["--ppo.adaptive_kl_target", "3"], "--ppo.adaptive_kl_target: it is varied here"),
-        (["--ppo.kl_coef", "0"], "--ppo.kl_coef: it is varied here"),
-        (["--oracle.adaptive_kl_target", "3"], "--oracle.adaptive_kl_target: it is varied here; leave it out"),
-        (["--ppo.kl_coef", "0.2"], "--ppo.kl_coef: it is varied here; leave it out"),
-        (["--oracle.kl_coef", "0.2"], "--oracle.kl_coef: it is varied here; leave it out"),
-        (
-            ["--preset", "smollm2", "--data.prompts", "p", "--data.preferences", "q"],
-            "the optimum is known for the embedded world",
-        ),
-    ],
-)
-def test_prices_that_cannot_be_are_refused(argv, told, monkeypatch, capsys):
-    monkeypatch.setattr(frontier, "run_all", lambda *given: pytest.fail("it began"))
-    monkeypatch.setattr("sys.argv", ["frontier", *argv])
-    with pytest.raises(SystemExit) as stop:
-        frontier.main()
-    said = capsys.readouterr().err if stop.value.code == 2 else stop.value.code
-    (line,) = [line for line in said.splitlines() if line and not line.startswith("usage:")]
-    assert line.startswith("alignpro_mini.experiments.frontier: error: ") and told in line
+def test_shares_by_hand():
+    point = by_hand()["align_pro"][1] | {"start": 0.5, "rlhf_optimum": 2.5, "lam": 0.1}
+    assert frontier.gap_closed(point) == 0.5  # 1.5 - 0.5 of 2
+    assert frontier.gap_closed(point | {"rlhf_gain_ci95": [-0.1, 2.1]}) is None, "a gain that is not shown"
+    assert frontier.objective("mean", "answer_kl")(point) == pytest.approx(1.5 - 0.1 * 2)
+    assert frontier.oracle_share(point) == pytest.approx((2.0 - 0.1 * 3 - 0.5) / (2.5 - 0.5))
+    assert frontier.oracle_share(point | {"rlhf_optimum": 0.4}) is None, "an optimum that gains nothing"
 
 
-@pytest.mark.parametrize(
-    ("study", "option", "told"),
-    [
-        ("ablation", "--oracle.lr", "this study does not read it"),
-        ("ablation", "--eval.best_of_n", "this study does not read it"),
-        ("variance", "--eval.answers", "this study does not read it"),
-        ("variance", "--world.follow", "it is varied here"),
-        ("overoptimisation", "--theory.answers", "this study does not read it"),
-        ("overoptimisation", "--ppo.adaptive_kl_target", "it is varied here"),
-        ("estimators", "--ppo.rewrites_per_request", "it is varied here"),
-        ("estimators", "--ppo.kl_estimator", "it is varied here"),
-        ("estimators", "--ppo.gamma", "it is varied here"),
-    ],
-)
-def test_an_option_that_a_study_would_not_read_is_refused(study, option, told, monkeypatch, capsys):
-    module = importlib.import_module(f"alignpro_mini.experiments.{study}")
-    monkeypatch.setattr(module, "run_all", lambda *given: pytest.fail("it began"))
-    value = {"--ppo.kl_estimator": "k2", "--ppo.rewrites_per_request": "4", "--theory.answers": "4"}.get(option, "1")
-    monkeypatch.setattr("sys.argv", [study, option, value])
-    with pytest.raises(SystemExit) as stop:
-        module.main()
-    assert stop.value.code == 2 and f"{option}: {told}; leave it out" in capsys.readouterr().err
-
-
-def test_the_estimators_take_one_task(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["estimators", "--task", "all"])
-    with pytest.raises(SystemExit, match="one task at a time"):
-        estimators.main()
-
-
-def started(monkeypatch, module, *argv) -> tuple:
-    """What a command hands to `run_all`: the program, the names of the runs, whether to resume, and the work."""
-    asked = []
-
-    def run_all(program, configs, how, one):
-        asked.append((program, [c.run_name for c in configs], how.resume, one))
-        return [], []
-
-    monkeypatch.setattr(module, "run_all", run_all)
-    monkeypatch.setattr("sys.argv", ["command", *argv])
-    module.main()
-    (given,) = asked
-    return given
-
-
-def test_prices_on_the_command_line(monkeypatch):
-    words = "--lambdas", "0.05,0.2,0.05,0.0500000001", "--task", "attributes,attributes"
-    program, names, resume, one = started(monkeypatch, frontier, *words)
-    assert program == ["-m", "alignpro_mini.experiments.frontier"] and not resume
-    assert names == ["frontier-tiny-attributes-seed0"] and one.func is frontier.run_frontier
-    assert one.keywords.keys() == {"lams"} and one.keywords["lams"] == pytest.approx([0.05, 0.2])
-    _, names, resume, one = started(monkeypatch, frontier, "--seed", "0,1", "--resume", "--jobs", "2")
-    assert names == [f"frontier-tiny-quality-seed{i}" for i in (0, 1)] and resume
-    assert one.keywords["lams"] == frontier.lambdas("0.02,0.05,0.1,0.2,0.5") == [0.02, 0.05, 0.1, 0.2, 0.5]
-
-
-def test_a_callable_is_drawn_in_the_units_of_lambda(tmp_path, small, monkeypatch):  # noqa: F811
+def test_a_callable_is_drawn_in_the_units_of_lambda(tmp_path, monkeypatch):
     """A reward about 100: the curve, the points and RLHF all lie where PPO saw them, about 0."""
     (tmp_path / "hundred.py").write_text(
         "def reward(prompts, completions):\n    return [100.0 + len(y) for y in completions]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    config = small_grid(tmp_path, **{"name": "f", "reward": "hundred:reward"})
-    results = frontier.run_frontier(config, resume=False, lams=[0.3])
+    config = cell_config(tmp_path, **{"name": "f", "reward": "hundred:reward"})
+    results = frontier.run_frontier(config, resume=False, lambdas=[0.3])
     point = results["align_pro"][0]
     assert all(
         abs(v) < 5
         for v in (results["no_finetuning"], point["mean"], point["rlhf_mean"], results["best_of_n"][0]["mean"])
     )
-
-
-def test_the_ablation_changes_one_thing_at_a_time_and_runs(tmp_path, small, monkeypatch, capsys):  # noqa: F811
-    base = preset("small").ppo
-    for name, change in ablation.VARIANTS.items():
-        assert len(change(base)) == {"as it is": 0, "GAE's lambda 1, no value baseline": 2}.get(name, 1), name
-        assert all(k == "seed" or getattr(base, k.removeprefix("ppo.")) != v for k, v in change(base).items()), name
-    kept = {name: ablation.VARIANTS[name] for name in ("as it is", "as it is, other draws", "clip / 2")}
-    monkeypatch.setattr(ablation, "VARIANTS", kept)
-    read = {k: v for k, v in TINY.items() if not k.startswith(("eval", "oracle"))}
-    options = [word for name, value in read.items() for word in (f"--{name}", str(value))]
-    argv = ["ablation", *options, "--out", str(tmp_path), "--device", "cpu", "--eval.inputs", "24"]
-    monkeypatch.setattr("sys.argv", argv)
-    ablation.main()
-    rows = {
-        line.split(" | ")[0]: line.split(" | ")[1:-1]
-        for line in capsys.readouterr().out.splitlines()
-        if line.startswith("| ")
-    }
-    assert len({tuple(rows[name]) for name in ("| as it is", "| as it is, other draws", "| clip / 2")}) == 3
-    program, names, _, one = started(monkeypatch, ablation, "--seed", "0,1", "--jobs", "2")
-    assert program == ["-m", "alignpro_mini.experiments.ablation"] and one is ablation.ablate
-    assert names == [f"ablation-tiny-quality-seed{i}" for i in (0, 1)]
-    monkeypatch.setattr("sys.argv", ["ablation", "--theory.inputs", "0"])
-    with pytest.raises(SystemExit, match="experiments.ablation: error: the optimum is known"):
-        ablation.main()
 
 
 def test_the_value_of_the_best_policy_is_that_of_its_weights_and_never_above_the_true_one():

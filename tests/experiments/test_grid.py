@@ -6,50 +6,26 @@ import json
 import numpy as np
 import pytest
 import torch
-from micro import TINY
+from cells import cell_config
 from results import PNG, make_results
 
-from alignpro_mini.experiments import grid, grid_report
+from alignpro_mini.experiments import grid
 from alignpro_mini.experiments.grid import grid_part
-from alignpro_mini.experiments.paper import CELLS, PAPER, PAPER_CELLS
-from alignpro_mini.lab import assess, pipeline
-from alignpro_mini.lab.cli import with_options
-from alignpro_mini.lab.config import ShapeConfig, preset
-from alignpro_mini.options import UserError
+from alignpro_mini.lab import assess
+from alignpro_mini.lab.config import preset
+from alignpro_mini.lab.models import new_model
+from alignpro_mini.lab.paper import CELLS, PAPER, PAPER_CELLS
 from alignpro_mini.weights.pretrained import load_pretrained
 from alignpro_mini.weights.tensors import load_state
-
-
-@pytest.fixture(autouse=True, scope="module")
-def small():
-    """One thread (another order of summation is another rounding) and a second pair of models as small as the first."""
-    threads, second = torch.get_num_threads(), dict(grid.SECOND)
-    torch.set_num_threads(1)
-    shape = ShapeConfig(d_model=32, n_layers=1, n_heads=2)
-    grid.SECOND["tiny"] = (dataclasses.replace(shape, d_model=16), dataclasses.replace(shape, d_model=48))
-    yield
-    torch.set_num_threads(threads)
-    grid.SECOND.update(second)
-
-
-def small_grid(out, **changes):
-    few = {
-        "ppo.iterations": 2,
-        "oracle.iterations": 2,
-        "frozen_lm.steps": 30,
-        "prompter_sft.steps": 30,
-        "oracle.adaptive_kl_target": 0.0,
-    }
-    return with_options(preset("tiny"), TINY | few | {"device": "cpu", "out": str(out), "name": "g"} | changes)
 
 
 @pytest.fixture(scope="module")
 def group(tmp_path_factory):
     """One cell alone, then the whole grid with --resume: its folder and results."""
     out = tmp_path_factory.mktemp("grid")
-    alone = grid.run_group(small_grid(out), resume=False, cells=("P2-F2",))
+    alone = grid.run_group(cell_config(out), resume=False, cells=("P2-F2",))
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")}
-    whole = grid.run_group(small_grid(out), resume=True, cells=CELLS)
+    whole = grid.run_group(cell_config(out), resume=True, cells=CELLS)
     return out / "g", alone, before, whole
 
 
@@ -65,16 +41,15 @@ def test_every_cell_has_its_results_and_the_cells_of_a_model_share_its_arms(grou
     for name in ("no_finetuning", "rlhf_oracle"):  # the paper's bars change with the prompter; these cannot
         assert arms["P1-F1"][name] == arms["P2-F1"][name] != arms["P1-F2"][name] == arms["P2-F2"][name]
     assert len({arms[cell]["align_pro"]["mean"] for cell in CELLS}) == 4
-    for cell, results in whole[
-        "cells"
-    ].items():  # no prompter is in Delta1: from the two tables of the cell's frozen model
+    for cell, results in whole["cells"].items():
+        # No prompter is in Delta1: it comes from the two tables of the cell's frozen model.
         tables = [
             load_state(folder / cell[3:] / "checkpoints" / f"{name}.safetensors")[0]["r"]
             for name in ("theory_oracle", "listing")
         ]
         assert results["theory"]["delta1"] == pytest.approx(float(tables[0].mean() - tables[1][:, 0].nanmean(1).mean()))
     assert [p.parent.parent.name for p in sorted(folder.rglob("listing.safetensors"))] == ["F1", "F2"]
-    assert json.loads((folder / "results.json").read_text()) == json.loads(json.dumps(whole))
+    assert json.loads(json.dumps(whole)) == whole, "it can be written"
 
 
 def test_a_cell_is_loaded_by_the_whole_grid_and_nothing_is_done_twice(group):
@@ -113,47 +88,32 @@ def test_a_cell_is_evaluated_with_its_own_prompters_and_frozen_model(group, monk
 
     monkeypatch.setattr(assess, "evaluate_prompters", spy)
     monkeypatch.setattr(assess, "conclude", lambda run, world, arms: {})
-    monkeypatch.setattr(grid, "write_json", lambda path, tree: None)
-    grid.run_group(small_grid(group[0].parent), resume=True, cells=CELLS)
+    grid.run_group(cell_config(group[0].parent), resume=True, cells=CELLS)
     assert seen == dict.fromkeys(CELLS, 3)
-
-
-def test_figures_and_numbers_are_left_behind(group):
-    config = small_grid(group[0].parent)  # with a name of its own
-    assert [p.name for p in grid.draw([group[3]], config)] == [
-        "grid-tiny.png",
-        "grid-tiny-variance.png",
-        "grid-tiny.json",
-    ]
-    assert all(p.parent == group[0] and p.stat().st_size > 1000 for p in grid.draw([group[3]], config))
 
 
 def test_the_figures_hold_what_earlier_commands_left_beside_them(group, tmp_path):
     for seed in (0, 2):
-        folder = tmp_path / f"grid-tiny-quality-seed{seed}"
+        folder = tmp_path / f"grid-micro-quality-seed{seed}"
         folder.mkdir()
-        (folder / "results.json").write_text(json.dumps(group[3] | {"seed": seed, "wall_s": {"F1": 1.0}}))
-    fresh = [group[3] | {"seed": seed, "wall_s": {"F1": 2.0}} for seed in (1, 2)]
-    *figures, numbers = grid.draw(fresh, small_grid(tmp_path, name="grid-tiny-quality-seed1"))
-    assert all(p.parent == tmp_path and p.stat().st_size > 1000 for p in figures)
-    assert [(g["seed"], g["wall_s"]["F1"]) for g in json.loads(numbers.read_text())["groups"]] == [
-        (0, 1.0),
-        (1, 2.0),
-        (2, 2.0),
-    ]
+        (folder / "results.json").write_text(json.dumps(group[3] | {"seed": seed, "from": "before"}))
+    fresh = [group[3] | {"seed": seed} for seed in (1, 2)]
+    content = grid.with_earlier([cell_config(tmp_path, name="grid-micro-quality-seed1")], fresh)
+    assert [(g["seed"], g.get("from")) for g in content["groups"]] == [(0, "before"), (1, None), (2, None)]
+    alone = grid.with_earlier([cell_config(tmp_path, name="grid-mine")], fresh)
+    assert [g["seed"] for g in alone["groups"]] == [1, 2], "a group with a --name of its own is drawn alone"
 
 
 def test_one_cell_again_leaves_the_others_in_the_results(group):
-    again = grid.run_group(small_grid(group[0].parent), resume=True, cells=("P1-F2",))
-    assert again == group[3]  # all cells, and the seconds of every part
+    again = grid.run_group(cell_config(group[0].parent), resume=True, cells=("P1-F2",))
+    assert again == group[3]  # all cells
 
 
 def test_cells_of_two_commands_end_up_in_one_file(group, tmp_path):
     """The second command finds the first one's cell and keeps it in the results."""
-    first = grid.run_group(small_grid(tmp_path), resume=False, cells=("P2-F1",))
-    second = grid.run_group(small_grid(tmp_path), resume=True, cells=("P2-F2",))
+    first = grid.run_group(cell_config(tmp_path), resume=False, cells=("P2-F1",))
+    second = grid.run_group(cell_config(tmp_path), resume=True, cells=("P2-F2",))
     assert list(first["cells"]) == ["P2-F1"] and list(second["cells"]) == ["P2-F1", "P2-F2"]
-    assert json.loads((tmp_path / "g" / "results.json").read_text()) == json.loads(json.dumps(second))
     for cell in second["cells"]:  # both come out as in the whole grid, which was made in another order
         timeless = [{k: v for k, v in r["cells"][cell].items() if k != "wall_s"} for r in (second, group[3])]
         assert timeless[0] == timeless[1]
@@ -161,7 +121,7 @@ def test_cells_of_two_commands_end_up_in_one_file(group, tmp_path):
 
 def test_a_second_start_without_resume_is_refused(group):
     with pytest.raises(FileExistsError, match="--resume"):
-        grid.run_group(small_grid(group[0].parent), resume=False, cells=("P1-F1",))
+        grid.run_group(cell_config(group[0].parent), resume=False, cells=("P1-F1",))
 
 
 def test_every_part_of_every_preset_can_be_built():
@@ -170,83 +130,9 @@ def test_every_part_of_every_preset_can_be_built():
             c = grid_part(preset(name), part)
             for shape in (c.frozen_model, c.prompter_model):
                 assert (
-                    pipeline.new_model(
-                        dataclasses.replace(shape, n_layers=1), 300, torch.Generator(), "cpu"
-                    ).config.d_model
+                    new_model(dataclasses.replace(shape, n_layers=1), 300, torch.Generator(), "cpu").config.d_model
                     == shape.d_model
                 )
-    with pytest.raises(UserError, match="--preset smollm2 has one"):
-        grid_part(preset("smollm2"), "F1")
-
-
-# ---------------------------------------------------------------- the command
-
-
-@pytest.mark.parametrize(
-    ("words", "cells"), [("all", CELLS), ("P2-F1", ("P2-F1",)), ("P1-F1,P2-F2", ("P1-F1", "P2-F2"))]
-)
-def test_cells_on_the_command_line(words, cells, monkeypatch):
-    asked = []
-
-    def run_all(program, configs, how, one):
-        asked.append((program, [c.run_name for c in configs], how.resume, one.func, one.keywords))
-        return [], []
-
-    monkeypatch.setattr(grid, "run_all", run_all)
-    command = ["grid", "--cells", words, "--task", "reasoning", "--seed", "0,3", "--resume"]
-    monkeypatch.setattr("sys.argv", command)
-    grid.main()
-    program, names = ["-m", "alignpro_mini.experiments.grid"], [f"grid-tiny-reasoning-seed{i}" for i in (0, 3)]
-    assert asked == [(program, names, True, grid.run_group, {"cells": list(cells)})]
-
-
-def ended(monkeypatch, capsys, *argv) -> str:
-    """The one line with which the command ends for these arguments."""
-    monkeypatch.setattr(grid, "run_all", lambda *given: pytest.fail("it began"))
-    monkeypatch.setattr("sys.argv", ["grid", *argv])
-    with pytest.raises(SystemExit) as stop:
-        grid.main()
-    told = capsys.readouterr().err if stop.value.code == 2 else stop.value.code
-    (line,) = [line for line in told.splitlines() if line and not line.startswith("usage:")]
-    return line
-
-
-@pytest.mark.parametrize(
-    ("argv", "told"),
-    [
-        (["--cells", "P1-F3"], "--cells: 'P1-F3' is not one of all, P1-F1, P1-F2, P2-F1, P2-F2; did you mean P1-F"),
-        (["--cells", ""], "--cells: '' is not one of all"),
-        (["--cells", "P1-F1,"], "--cells: '' is not one of all"),
-        (
-            ["--preset", "smollm2", "--data.prompts", "p", "--data.preferences", "q"],
-            "--preset smollm2 has one: use tiny, small, gpt2",
-        ),
-        (["--ppo.clip", "0.2"], "it is called --ppo.clip_range now"),
-    ],
-)
-def test_an_unknown_cell_is_told(argv, told, monkeypatch, capsys):
-    line = ended(monkeypatch, capsys, *argv)
-    assert line.startswith("alignpro_mini.experiments.grid: error: ") and told in line
-
-
-@pytest.mark.parametrize("child", [False, True])
-def test_only_the_parent_process_draws_the_shared_figures(group, child, tmp_path, monkeypatch, capsys):
-    """The figures show all groups, so a process of --jobs must not draw them too."""
-    monkeypatch.setattr(grid, "run_all", lambda program, configs, how, one: ([group[3]], []))
-    monkeypatch.setattr("sys.argv", ["grid", "--out", str(tmp_path), *["--child"] * child])
-    grid.main()
-    figures = {"grid-tiny.png", "grid-tiny-variance.png", "grid-tiny.json"}
-    assert {p.name for p in tmp_path.iterdir()} == (set() if child else figures)
-    out = capsys.readouterr().out
-    assert out == "" if child else "P2-F2" in out and "figures: " in out
-
-
-def test_what_failed_is_told_after_the_table(group, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(grid, "run_all", lambda program, configs, how, one: ([group[3]], [tmp_path / "x.log"]))
-    monkeypatch.setattr("sys.argv", ["grid", "--seed", "0,1", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit, match=r"experiments\.grid: error: 1 of 2 runs failed; see .*x\.log"):
-        grid.main()
-    assert "P2-F2" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- the table and the figures
@@ -267,12 +153,11 @@ def groups() -> list[dict]:
         {"P1-F2": cell(0.0, 1.0, 2.0, (1.0, 0.4, 0.5), 0), "P2-F1": cell(0.0, 2.2, 2.0, (1.0, 1.5, 0.5), 0)},
         {"P1-F2": cell(0.0, 1.4, 2.0, (1.2, 0.4, 0.7), 1), "P2-F1": cell(0.0, 1.9, 2.0, (1.0, 0.9, 0.5), 1)},
     ]
-    wall = {"F1": 3000.0, "P1-F2": 600.0}  # an hour
-    return [{"task": "quality", "seed": i, "cells": c, "preset": "tiny", "wall_s": wall} for i, c in enumerate(cells)]
+    return [{"task": "quality", "seed": i, "cells": c, "preset": "tiny"} for i, c in enumerate(cells)]
 
 
 def test_grid_table_averages_over_seeds_and_counts_cells_and_runs():
-    text = grid_report.grid_table(groups())
+    text = grid.table({"groups": groups()})
     rows = {line.split()[1]: line for line in text.splitlines() if line.startswith("quality")}
     assert list(rows) == ["P1-F2", "P2-F1"]
     # P1-F2: Align-Pro's mean 1.2, t(1) 12.706 * 0.2828 / sqrt(2) = 2.54; gap (0.5 + 0.7) / 2
@@ -286,8 +171,6 @@ def test_grid_table_averages_over_seeds_and_counts_cells_and_runs():
         line for line in text.splitlines() if line.startswith("  Align-Pro  ")
     ).split()  # P1-F2 and P2-F1, two seeds each
     assert "task quality, all cells" in text and float(parts[1]) == pytest.approx((0.4 + 1.5 + 0.4 + 0.9) / 4)
-    assert "all stages of all parts: 2.00 hours one after the other, 60 to 60 minutes a task and seed" in text
-    assert "all stages" not in grid_report.grid_table([g | {"wall_s": {}} for g in groups()])
 
 
 def test_the_papers_cells_average_to_its_summary():
@@ -301,10 +184,10 @@ def test_grid_figures_are_drawn_for_any_part_of_the_grid(tmp_path):
     without = groups()
     for results in (c for group in without for c in group["cells"].values()):
         del results["arms"]["rlhf_oracle"]
-    assert "between no fine-tuning and oracle: 0 of 0 cells" in grid_report.grid_table(without)
+    assert "between no fine-tuning and oracle: 0 of 0 cells" in grid.table({"groups": without})
     for i, found in enumerate((groups(), groups()[:1], without, [])):
-        grid_report.grid_figure(found, tmp_path / f"{i}.png")
-        grid_report.variance_figure(found, tmp_path / f"v{i}.png")
+        grid.figure({"groups": found}, tmp_path / f"{i}.png")
+        grid.variance_figure({"groups": found}, tmp_path / f"v{i}.png")
         assert (tmp_path / f"{i}.png").read_bytes().startswith(PNG) and (
             tmp_path / f"v{i}.png"
         ).read_bytes().startswith(PNG)

@@ -1,25 +1,14 @@
 """The listing: answers that are kept, and what it says of rewards whose moments are known."""
 
-import json
-import sys
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
-from test_grid import (
-    small,  # noqa: F401  one thread, small models
-    small_grid,
-)
 
 from alignpro_mini.experiments import listing
-from alignpro_mini.frozen import Answer
-from alignpro_mini.lab import assess
-from alignpro_mini.lab.cli import with_options
-from alignpro_mini.lab.config import EvalConfig, RunConfig, TheoryConfig, preset
+from alignpro_mini.experiments.listing import Rated
+from alignpro_mini.lab.config import EvalConfig
 from alignpro_mini.lab.optimum import RatedRewrites
 from alignpro_mini.options import UserError
-from alignpro_mini.training import Truncated
 
 
 def two_endings(N: int = 4) -> torch.Tensor:
@@ -54,8 +43,8 @@ def test_a_reward_learned_by_each_seed_has_an_optimum_for_each():
     g = torch.Generator().manual_seed(1)
     means = torch.tensor([0.0, 1.0, -1.0])[:, None]
     r = torch.cat([sign * means + 0.1 * torch.randn(8, 3, 4, generator=g).double() for sign in (1, -1)])
-    how = {"truncated": torch.zeros(r.shape), "names": ["plain", "a", "b"], "lams": (0.01,)}
-    (one,), (two,) = (listing.describe(r, **how, seeds=seeds)["curve"] for seeds in (1, 2))
+    rated = Rated(r, torch.zeros(r.shape), ["plain", "a", "b"])
+    (one,), (two,) = (listing.describe(rated, (0.01,), seeds=seeds)["curve"] for seeds in (1, 2))
     assert two["gain"] * float(r.std()) == pytest.approx(1, abs=0.1) and abs(one["gain"]) < 0.3
     assert {name: p for name, p in two["endings"]} == {"a": 0.5, "b": 0.5, "plain": 0.0}
 
@@ -66,7 +55,7 @@ def test_what_is_told_of_a_reward():
     r = means[:, None] + spreads[:, None] * torch.randn(60, 3, 8, generator=g).double()  # requests do not differ
     truncated = torch.zeros(60, 3, 8)
     truncated[:, 2] = 1
-    found = listing.describe(5 + 2 * r, truncated, ["plain", "good", "bad"])
+    found = listing.describe(Rated(5 + 2 * r, truncated, ["plain", "good", "bad"]))
     sd = float(r.std())
     assert found["mean"] == pytest.approx(float(5 + 2 * r.mean())) and found["sd"] == pytest.approx(2 * sd)
     assert [e["ending"] for e in found["endings"]] == ["good", "plain", "bad"]
@@ -78,9 +67,9 @@ def test_what_is_told_of_a_reward():
     assert last["lam"] == 0.01 and last["endings"][0] == ["good", 1.0]
     assert last["ratio_ci95"][0] <= last["ratio"] <= last["ratio_ci95"][1] < 0.4 and last["gain_ci95"][0] > 0
     assert found["icc"] == pytest.approx(1 / (1 + (1 + 0.25 + 4) / 3), abs=0.08)  # variance of the means, 1; of answers
-    assert "good 1.00" in listing.table("mine", found)
+    assert "good 1.00" in listing.table({"rewards": {"mine": found}})
     with pytest.raises(UserError, match="every one of 12 answers got the reward 3: there is nothing"):
-        listing.describe(torch.full((2, 3, 2), 3.0), truncated[:2, :, :2], ["a", "b", "c"])
+        listing.describe(Rated(torch.full((2, 3, 2), 3.0), truncated[:2, :, :2], ["a", "b", "c"]))
 
 
 @pytest.mark.parametrize("levels", [(0.0, 1.0), (0.1, 0.7)])  # without rounding, and with
@@ -88,103 +77,9 @@ def test_rewards_that_do_not_depend_on_the_rewrite_have_no_share_of_it(levels, m
     """Neither does the answer matter: the ICC would be 0 / 0, or rounding errors over rounding errors."""
     monkeypatch.setattr(listing, "RESAMPLES", 4)
     r = torch.tensor(levels, dtype=torch.float64).repeat_interleave(6)[:, None, None].expand(12, 3, 5)
-    found = listing.describe(r, torch.zeros(12, 3, 5), ["a", "b", "c"])
+    found = listing.describe(Rated(r, torch.zeros(12, 3, 5), ["a", "b", "c"]))
     assert found["icc"] == pytest.approx(0, abs=1e-9)
     assert [e["gain"] for e in found["endings"]] == pytest.approx([0, 0, 0])
-
-
-class Fake:
-    """A frozen model that says its prompt and a random digit; the k-th call may be the last one."""
-
-    def __init__(self, calls: int = 99) -> None:
-        self.calls = calls
-
-    def answer(self, prompts, generator):
-        self.calls -= 1
-        if self.calls < 0:
-            raise RuntimeError("killed")
-        digits = torch.randint(10, (len(prompts),), generator=generator).tolist()
-        return [Answer(f"{x} {n}", n < 3) for x, n in zip(prompts, digits)]
-
-
-class World:
-    train_requests = ["a", "b", "c", "d", "e"]
-
-    def rewrites(self, request):
-        return [request, f"{request} please", f"{request} now"]
-
-
-def answers(place, count: int = 4, each: int = 2, calls: int = 99) -> list[dict]:
-    config = RunConfig(out=str(place), theory=TheoryConfig(inputs=count, answers=each))
-    return assess.listed_answers(config, World(), Fake(calls))
-
-
-def test_a_listing_that_was_killed_goes_on_and_ends_the_same(tmp_path):
-    whole, other = answers(tmp_path), tmp_path / "other"
-    with pytest.raises(RuntimeError, match="killed"):
-        answers(other, calls=2)
-    assert answers(other, calls=2) == whole
-    assert [row["x"] for row in whole] == ["a", "b", "c", "d"] and all(len(row["y"]) == 6 for row in whole)
-
-
-def test_every_request_has_draws_of_its_own(tmp_path):
-    digits = [[y.split()[-1] for y in row["y"]] for row in answers(tmp_path, 5, 8)]
-    assert len({tuple(d) for d in digits}) == 5
-
-
-def test_the_answers_of_a_real_model_serve_every_reward_but_no_other_sampling(tmp_path):
-    """What is trained differs, the reward too: the same answers. Another temperature: told, with the folder."""
-    first = replace(preset("smollm2"), out=str(tmp_path), theory=TheoryConfig(inputs=4, answers=2))
-    rows = assess.listed_answers(first, World(), Fake())
-    other = with_options(first, {"reward": "a:b", "name": "n", "ppo.lr": 0.1, "eval.inputs": 7, "theory.inputs": 5})
-    again = assess.listed_answers(other, World(), Fake(1))
-    assert again[:4] == rows and len(again) == 5
-    with pytest.raises(UserError, match=r"listing-smollm2-chat-seed0 was started .*sampling.temperature was 0.7"):
-        assess.listed_answers(with_options(first, {"sampling.temperature": 0.4}), World(), Fake())
-    with pytest.raises(UserError, match="has 2 answers to a rewrite, not 3"):
-        assess.listed_answers(with_options(first, {"theory.answers": 3}), World(), Fake())
-
-
-def test_answers_to_other_requests_are_refused(tmp_path, monkeypatch):
-    """As after a change of the world's code, or of the file of --data.prompts: the options are the same."""
-    rows = answers(tmp_path)
-    monkeypatch.setattr(World, "train_requests", ["a", "b", "c", "d", "f"])
-    assert answers(tmp_path, calls=0) == rows, "the first four are the same"
-    for requests in (["a", "b", "d", "c", "e"], ["f", "b", "c", "d", "e"]):
-        monkeypatch.setattr(World, "train_requests", requests)
-        for count in (4, 5):
-            with pytest.raises(UserError, match="answers.jsonl is not of these requests in their order: move"):
-                answers(tmp_path, count)
-
-
-def test_the_embedded_worlds_answers_serve_every_training_but_no_other_world(tmp_path):
-    first = RunConfig(out=str(tmp_path), theory=TheoryConfig(inputs=4, answers=2))
-    rows = assess.listed_answers(first, World(), Fake())
-    trained = {"ppo.lr": 0.1, "ppo.kl_coef": 0.5, "reward_model.pairs": 500, "eval.inputs": 7, "name": "n"}
-    assert assess.listed_answers(with_options(first, trained), World(), Fake(0)) == rows
-    assert [path.name for path in tmp_path.iterdir()] == ["listing-tiny-quality-seed0"]
-    for option, value in (("world.follow", 0.2), ("frozen_lm.steps", 7), ("sampling.temperature", 0.4)):
-        with pytest.raises(UserError, match=f"listing-tiny-quality-seed0 was started .*{option} was"):
-            assess.listed_answers(with_options(first, {option: value}), World(), Fake())
-
-
-def test_answers_are_rated_against_the_request_and_keep_their_missing_end():
-    rows = [{"x": "a", "rewrites": ["a", "a b"], "y": ["1", "2", "3", "4"], "truncated": [False, True, False, False]}]
-
-    def reward(prompts, completions):
-        assert prompts == ["a"] * 4 and [isinstance(y, Truncated) for y in completions] == [False, True, False, False]
-        return [float(y) for y in completions]
-
-    assert assess.rated(rows, reward).tolist() == [[[1.0, 2.0], [3.0, 4.0]]]
-
-
-def test_a_real_models_answers_are_rated_up_to_their_last_whole_sentence():
-    cut = [True, True, False, False]
-    rows = [{"x": "a", "rewrites": ["a", "a b"], "y": ["Yes. No", "no", "Ab", "Ab."], "truncated": cut}]
-    length = lambda prompts, completions: torch.tensor([float(len(y)) for y in completions])
-    found = assess.rated(rows, listing._by_sentences(length, rows))
-    low = 2 + 0.05 * 2 * 1  # rewards 2, 3, 4: the 5 % quantile lies a tenth of the way from 2 to 3
-    assert found.flatten().tolist() == pytest.approx([4, low, 2, 3])
 
 
 def test_pooled_answers_make_one_table_for_all_requests():
@@ -194,38 +89,7 @@ def test_pooled_answers_make_one_table_for_all_requests():
     assert found.r.shape == (4, 3, 4) and found.answers.unique().tolist() == [4]
     assert all(torch.equal(row, r.mean((0, 2))) for row in found.R)
     assert torch.allclose(found.V[0], r.mean(2).T.var(1)), "answers to one request are not independent"
-    assert torch.equal(found.halves[0][1], r[::2].mean((0, 2))) and torch.equal(
-        found.halves[1][2], r[1::2].mean((0, 2))
-    )
-
-
-def test_the_command_from_end_to_end_and_another_reward_of_the_same_answers(tmp_path, small, monkeypatch, capsys):  # noqa: F811
-    monkeypatch.setattr(listing, "RESAMPLES", 40)  # of the intervals, which are looked at above
-    config = with_options(small_grid(tmp_path, name="l"), {"theory.inputs": 4, "theory.answers": 2})
-    first = listing.tell([config], listing.run_listing(config, False, []))
-    kept = (tmp_path / "listing-tiny-quality-seed0" / "answers.jsonl").read_text()
-    assert json.loads((tmp_path / "l" / "listing.json").read_text()) == json.loads(json.dumps(first))
-    assert list(first["rewards"]) == ["learned", "gold"] and len(first["rewards"]["gold"]["endings"]) == 24
-    assert (tmp_path / "l" / "listing.png").stat().st_size > 1000 and "gold: mean" in capsys.readouterr().out
-    (tmp_path / "mine.py").write_text("def length(prompts, completions):\n    return [len(y) for y in completions]\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", ["", *sys.path])
-    again = listing.tell([config], listing.run_listing(config, True, ["mine:length"]))
-    assert "[reward_model] already done" in capsys.readouterr().out
-    assert (tmp_path / "listing-tiny-quality-seed0" / "answers.jsonl").read_text() == kept
-    assert list(again["rewards"]) == ["learned", "mine:length", "gold"]
-    assert again["rewards"]["gold"] == first["rewards"]["gold"]
-
-
-def test_several_seeds_are_described_together_each_reward_in_its_own_units():
-    r = two_endings(6) + torch.arange(6.0).double()[:, None, None]
-    cut = torch.zeros(6, 2, 2)
-    found = listing.pooled([{"learned": (r, cut, ["a", "b"])}, {"learned": (100 - 7 * r, cut, ["a", "b"])}])
-    z, truncated, names = found["learned"]
-    assert z.shape == truncated.shape == (12, 2, 2) and names == ["a", "b"]
-    for part in (z[:6], z[6:]):
-        assert float(part.mean()) == pytest.approx(0, abs=1e-12) and float(part.std()) == pytest.approx(1)
-    assert torch.allclose(z[:6], -z[6:])
+    assert all(torch.equal(half[1].mean(1), each.mean((0, 2))) for half, each in zip(found.halves, (r[::2], r[1::2])))
 
 
 def test_a_later_measurement_of_a_known_ratio():
@@ -243,27 +107,9 @@ def test_the_prediction_interval_is_wider_than_the_listings_own_and_holds_the_no
     g = torch.Generator().manual_seed(0)
     r = torch.tensor([1.0, 0.5])[:, None].double() * torch.randn(400, 2, 8, generator=g).double()
     r[:, 1] += 1.0
-    last = lambda n: listing.describe(r, torch.zeros(400, 2, 8), ["a", "b"], (0.01,), EvalConfig(inputs=n))["curve"][0]
+    rated = Rated(r, torch.zeros(400, 2, 8), ["a", "b"])
+    last = lambda n: listing.describe(rated, (0.01,), EvalConfig(inputs=n))["curve"][0]
     width = lambda interval: interval[1] - interval[0]
     few, many = last(30), last(3000)
     assert width(many["ratio_ci95"]) < width(many["ratio_pi95"]) < 1.5 * width(many["ratio_ci95"])
     assert width(few["ratio_pi95"]) > 3 * width(few["ratio_ci95"]) and few["ratio_ci95"] == many["ratio_ci95"]
-
-
-@pytest.mark.parametrize(
-    ("argv", "told"),
-    [
-        (["--theory.inputs", "3"], "--theory.inputs is 3; it takes at least 4"),
-        (["--also", "nonsense"], "--also: ['nonsense'] is no module:function"),
-        (["--task", "all"], "one task at a time"),
-        (
-            ["--preset", "smollm2", "--reward", "judge:m", "--theory.inputs", "4"],
-            "--reward judge:MODEL is not listed: each answer would be",
-        ),
-    ],
-)
-def test_what_cannot_be_listed_is_told_in_one_line(argv, told, monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["listing", *argv, "--out", str(tmp_path)])
-    with pytest.raises(SystemExit) as stopped:
-        listing.main()
-    assert told in str(stopped.value) and "\n" not in str(stopped.value)

@@ -1,20 +1,12 @@
-"""How far a reward model's held-out accuracy can be believed, on examples done by hand."""
-
-from dataclasses import replace
-from types import SimpleNamespace
+"""What a reward model's held-out accuracy is compared with, and how far it can be believed, by hand."""
 
 import numpy as np
 import pytest
 import torch
 from doubles import Letters
 
-from alignpro_mini import reward
-from alignpro_mini.frozen import SamplingConfig
-from alignpro_mini.lab import pipeline
-from alignpro_mini.lab.accuracy import accuracy_facts, cut_at
-from alignpro_mini.lab.config import preset
-from alignpro_mini.lab.run import Run
-from alignpro_mini.reward import Preference, accuracy, always_longer
+from alignpro_mini.lab.accuracy import accuracy_ceiling, accuracy_facts, always_longer, cut_at, swap_accuracy
+from alignpro_mini.reward import Preference, accuracy
 from alignpro_mini.training import Truncated
 
 
@@ -91,23 +83,21 @@ def test_the_accuracy_on_truncated_answers_by_hand():
     assert accuracy_facts(model, pairs, nothing)["truncated_accuracy"] == 0.75
 
 
-@pytest.mark.parametrize(("name", "want"), [("tiny", "ab. cdef"), ("smollm2", "ab.")])
-def test_a_run_cuts_the_answers_as_it_rates_them(tmp_path, monkeypatch, name, want):
-    """At the frozen LM's limit by its own tokens; a real model's answers are rated up to their last whole sentence."""
+def test_swap_accuracy_by_hand():
+    """r = 2 if the answer is the prompt's own letter, 1 for "h": one right, one tie, one wrong; the equal pair is out."""
+    worth = lambda xs, ys: [2.0 if x == y else float(y == "h") for x, y in zip(xs, ys)]
+    found = swap_accuracy(worth, ["a", "b", "c", "d"], ["a", "c", "b", "d"], ["b", "d", "h", "d"])
+    assert found == pytest.approx((1 + 0.5 + 0) / 3)
+    assert swap_accuracy(worth, ["a"], ["b"], ["b"]) is None
 
-    class Seen(Exception):
-        pass
 
-    def describe(model, pairs, cut):
-        raise Seen([cut("ab. cdefgh"), cut("ab. cde")])
-
-    monkeypatch.setattr(reward, "train_reward_model", lambda *given: given[-1](None, None))
-    monkeypatch.setattr(pipeline, "accuracy_facts", describe)
-    monkeypatch.setattr(pipeline, "new_reward_model", lambda c, pi_f: SimpleNamespace(tokenizer=None))
-    monkeypatch.setattr(pipeline, "_preferences", lambda *_: [])
-    config = replace(preset(name), out=str(tmp_path), sampling=SamplingConfig(max_new_tokens=8))
-    pi_f = SimpleNamespace(tokenizer=Letters(letters="abcdefgh. "))
-    with pytest.raises(Seen) as told:
-        pipeline.reward_model(Run(config), None, pi_f, None)
-    cut, whole = told.value.args[0]
-    assert (cut, type(cut), whole, type(whole)) == (want, Truncated, "ab. cde", str)
+def test_baselines_by_hand():
+    pairs = [
+        Preference("x", "long", "l", 0.9),
+        Preference("x", "l", "long", 0.3),
+        Preference("x", "ab", "cd", 0.5),
+        Preference("x", "abc", "d", 0.6),
+    ]
+    assert always_longer(pairs) == (1 + 0 + 0.5 + 1) / 4
+    assert accuracy_ceiling(pairs) == pytest.approx((0.9 + 0.7 + 0.5 + 0.6) / 4)
+    assert accuracy_ceiling([*pairs, Preference("x", "a", "b")]) is None

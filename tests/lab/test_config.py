@@ -14,8 +14,9 @@ import torch
 
 from alignpro_mini.lab import cli
 from alignpro_mini.lab import config as config_module
-from alignpro_mini.lab.cli import MAIN_OPTIONS, RENAMED, leaves, parse_command_line, with_options
+from alignpro_mini.lab.cli import MAIN_OPTIONS, leaves, parse_command_line, with_options
 from alignpro_mini.lab.config import PRESETS, EvalConfig, RunConfig, preset, resolve_device
+from alignpro_mini.lab.setup import setup_of
 from alignpro_mini.options import UserError
 from alignpro_mini.ppo import PPOConfig
 from alignpro_mini.reward import RewardConfig
@@ -70,9 +71,10 @@ def test_every_option_is_explained(name):
         assert len(field.metadata.get("help", "")) > 5, dotted
 
 
-@pytest.mark.parametrize("name", ["tiny", "small", "gpt2"])
+@pytest.mark.parametrize("name", ["micro", "tiny", "small", "gpt2"])
 def test_presets_are_valid_and_their_models_can_be_built(name):
-    c = preset(name).validate()
+    c = preset(name)
+    setup_of(c).check()
     assert c.preset == name
     for shape in (c.frozen_model, c.prompter_model):
         built = shape.transformer(c.vocab_size)
@@ -87,9 +89,9 @@ def test_presets_are_valid_and_their_models_can_be_built(name):
 
 
 def test_presets_grow():
-    width = [preset(name).frozen_model.d_model for name in ("tiny", "small", "gpt2")]
+    width = [preset(name).frozen_model.d_model for name in ("micro", "tiny", "small", "gpt2")]
     assert width == sorted(width) and width[-1] == 768 and preset("gpt2").frozen_model.n_layers == 12
-    with pytest.raises(UserError, match="preset is 'huge'.*tiny, small"):
+    with pytest.raises(UserError, match="preset is 'huge'.*micro, tiny, small"):
         preset("huge")
 
 
@@ -106,7 +108,6 @@ def test_presets_grow():
         (lambda: PPOConfig(lr=0.0), "lr is 0"),
         (lambda: PPOConfig(lr=float("nan")), "lr is nan"),
         (lambda: PPOConfig(micro_batch_size=0), "micro_batch_size is 0"),
-        (lambda: PPOConfig(checkpoint_every=0), "checkpoint_every"),
         (lambda: PPOConfig(answers=0), "answers"),
         (lambda: SFTConfig(lr=-1e-3), "lr is -0.001"),
         (lambda: SFTConfig(steps=0), "steps"),
@@ -191,7 +192,7 @@ def test_values_become_the_type_of_their_field(monkeypatch):
         "3",
         "--eval.oracle",
         "no",
-        "--ppo.anneal=True",
+        "--ppo.whiten_advantages=True",
         "--name",
         "x y",
         "--task",
@@ -207,7 +208,7 @@ def test_values_become_the_type_of_their_field(monkeypatch):
         patch.setattr(cli, "preset", lambda name: written)
         (whole,) = parse("--reward_model.epochs", "0.5")
         assert whole.reward_model.epochs == 0.5
-    assert c.eval.oracle is False and c.ppo.anneal is True and (c.task, c.seed) == ("reasoning", 5)
+    assert c.eval.oracle is False and c.ppo.whiten_advantages is True and (c.task, c.seed) == ("reasoning", 5)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +220,7 @@ def test_values_become_the_type_of_their_field(monkeypatch):
         (["--eval.oracle", "maybe"], "--eval.oracle: 'maybe' is not a valid bool (give true or false)"),
         (["--frozen_model.family", "lama"], "'lama' is not one of llama, gpt2; did you mean llama?"),
         (["--world.spread", "both"], "--world.spread: 'both' is not one of plain, cue"),
-        (["--preset", "tini"], "'tini' is not one of tiny, small, gpt2, smollm2; did you mean tiny?"),
+        (["--preset", "tini"], "'tini' is not one of micro, tiny, small, gpt2, smollm2; did you mean tiny?"),
         (["--task", "qualty"], "'qualty' is not one of quality, attributes, reasoning, all; did you mean quality?"),
         (["--task", "quality,"], "--task: '' is not one of"),
         (["--seed", "x"], "--seed: 'x' is not a number, a span"),
@@ -272,7 +273,7 @@ def test_values_become_the_type_of_their_field(monkeypatch):
         ),
         (["--ppo.kl_coef", "nan"], "--ppo.kl_coef is nan; it must be a finite number"),
         (["--oracle.lr", "inf"], "--oracle.lr is inf; it must be a finite number"),
-        (["--reward_model.preference_scale", "-1"], "--reward_model.preference_scale is -1.0; it must be above 0"),
+        (["--preferences.scale", "-1"], "--preferences.scale is -1.0; it must be above 0"),
         (["--theory.answers", "0"], "--theory.answers is 0; it must be at least 2"),
         (["--sampling.max_new_tokens", "0"], "--sampling.max_new_tokens is 0; it must be at least 1"),
         (
@@ -284,20 +285,20 @@ def test_values_become_the_type_of_their_field(monkeypatch):
             "--oracle.max_new_tokens is 200; with the prompt it must fit --frozen_model.max_len 160",
         ),
         (
-            ["--reward_model.pairs", "10"],
-            "--reward_model.pairs is 10; it takes at least two batches of --reward_model.batch_size 64",
+            ["--preferences.pairs", "10"],
+            "--preferences.pairs is 10; it takes at least two batches of --reward_model.batch_size 64",
         ),
-        (["--reward_model.normalise_on", "1"], "--reward_model.normalise_on is 1; it must be at least 2"),
+        (["--preferences.normalise_on", "1"], "--preferences.normalise_on is 1; it must be at least 2"),
         (["--jobs", "0"], "--jobs is 0"),
         (["--name", "../elsewhere"], "--name: '../elsewhere' is a path"),
         (["--name", "."], "--name: '.' is a path"),
         (["--gold", "a:b"], "--gold is for a real model: the embedded world of --preset tiny has its own"),
         (["--preset", "smollm2", "--gold", "nonsense"], "gold is 'nonsense'; write it as module:function"),
         (
-            ["--preset", "smollm2", "--data.preferences", "p", "--reward_model.pairs", "64"],
-            "--reward_model.pairs: it is about pairs of the frozen LM's answers: not read with --data.preferences",
+            ["--preset", "smollm2", "--data.preferences", "p", "--preferences.pairs", "64"],
+            "--preferences.pairs: it is about pairs of the frozen LM's answers: not read with --data.preferences",
         ),
-        (["--reward_model.answers_per_request", "6"], "mismatched is 1.5; each answer serves once, 0.4 at most"),
+        (["--preferences.answers_per_request", "6"], "mismatched is 1.5; each answer serves once, 0.4 at most"),
         (["--preset", "smollm2", "--theory.more_answers", "8"], "get equally many answers: raise --theory.answers"),
         (["--preset", "smollm2", "--eval.inputs", "32"], "--theory.inputs is 64, but it takes them from the 32"),
         (
@@ -336,23 +337,27 @@ def test_values_become_the_type_of_their_field(monkeypatch):
             "--oracle.adaptive_kl_horizon: it is not read without --oracle.adaptive_kl_target",
         ),
         (
-            ["--ppo.vf_coef", "1", "--ppo.advantage", "rloo", "--ppo.rewrites_per_request", "4"],
-            "--ppo.vf_coef: only --ppo.advantage gae reads it",
+            ["--ppo.vf_coef", "1", "--ppo.variant", "rloo", "--ppo.rewrites_per_request", "4"],
+            "--ppo.vf_coef: it is not read with --ppo.variant rloo",
         ),
-        (["--ppo.advantage", "rloo"], "--ppo.rewrites_per_request is 1; advantage rloo compares at least 2"),
+        (
+            ["--oracle.gae_lambda", "1", "--oracle.variant", "reinforce++"],
+            "--oracle.gae_lambda: it is not read with --oracle.variant reinforce++",
+        ),
+        (["--ppo.variant", "rloo"], "--ppo.rewrites_per_request is 1; variant rloo compares at least 2"),
+        (["--oracle.variant", "grpo"], "--oracle.rewrites_per_request is 1; variant grpo compares at least 2"),
         (
             ["--ppo.rewrites_per_request", "3"],
             "--ppo.batch_size is 128; it must be a multiple of rewrites_per_request, 3",
         ),
         (
-            ["--ppo.whiten_advantages", "true", "--ppo.advantage", "grpo", "--ppo.rewrites_per_request", "2"],
-            "--ppo.whiten_advantages: advantages of a group are not whitened",
+            ["--ppo.whiten_advantages", "true", "--ppo.variant", "grpo", "--ppo.rewrites_per_request", "2"],
+            "--ppo.whiten_advantages: it is not read with --ppo.variant grpo",
         ),
-        (["--ppo.kl_placement", "loss"], "--ppo.kl_placement loss with k1 is no penalty"),
-        (["--ppo.kl_estimator", "k2", "--ppo.kl_coef", "0"], "--ppo.kl_estimator: it is not read with --ppo.kl_coef 0"),
-        (["--ppo.ratio", "sequence"], "--ppo.ratio is sequence; advantage gae differs from token to token"),
-        (["--ppo.advantage", "rlo"], "'rlo' is not one of gae, reinforce, reinforce++, rloo"),
-        (["--reward_model.mismatched", "3"], "--reward_model.mismatched is 3.0; each answer serves once, 2 at most"),
+        (["--ppo.variant", "rlo"], "--ppo.variant: 'rlo' is not one of ppo, reinforce, reinforce++, rloo"),
+        (["--ppo.variant", "rlo"], "kl-loss-k3; did you mean rloo?"),
+        (["--oracle.variant", "grp"], "did you mean grpo?"),
+        (["--preferences.mismatched", "3"], "--preferences.mismatched is 3.0; each answer serves once, 2 at most"),
         (["--theory.answers", "8", "--theory.inputs", "0"], "--theory.answers: it is not read with --theory.inputs 0"),
         (
             ["--theory.samples", "8", "--eval.oracle", "false"],
@@ -364,10 +369,7 @@ def test_values_become_the_type_of_their_field(monkeypatch):
         ),
         (["--theory.answers", "8", "--ppo.adaptive_kl_target", "3"], "--ppo.adaptive_kl_target"),
         (["--sampling.top_p", "0.9", "--sampling.temperature", "0"], "--sampling.top_p: it is not read with"),
-        (
-            ["--reward", "a:b", "--reward_model.preference_scale", "3"],
-            "--reward_model.preference_scale: it is not read with --reward",
-        ),
+        (["--reward", "a:b", "--preferences.scale", "3"], "--preferences.scale: it is not read with --reward"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(capsys, argv, told):
@@ -382,56 +384,6 @@ def test_an_option_is_accepted_where_it_is_read():
     assert (c.ppo.answers, c.theory.answers) == (4, 8)
 
 
-# Sections | former name, present name, ... (without the section)
-FORMER = """\
-frozen_lm prompter_sft reward_model ppo oracle | batch batch_size micro_batch micro_batch_size grad_clip max_grad_norm
-frozen_lm prompter_sft | heldout heldout_examples
-reward_model | heldout heldout_share
-ppo oracle | epochs ppo_epochs minibatches num_minibatches warmup warmup_ratio kl_target adaptive_kl_target
-ppo oracle | kl_horizon adaptive_kl_horizon gae_lam gae_lambda clip clip_range value_clip value_clip_range
-ppo oracle | value_coef vf_coef whiten whiten_advantages
-eval | best_of best_of_n
-"""
-FORMER_NAMES = (
-    {"world.preference_scale": "reward_model.preference_scale"}
-    | {
-        f"{section}.{old}": f"{section}.{new}"
-        for line in FORMER.splitlines()
-        for sections, names in [line.split(" | ")]
-        for section in sections.split()
-        for old, new in zip(names.split()[::2], names.split()[1::2])
-    }
-    | {"data.rewrite_pairs": "prompter_sft.examples", "data.model": "frozen"}
-)
-
-
-def test_every_former_name_is_an_error_that_names_the_present_one(capsys):
-    known = leaves(preset("tiny"))
-    for old, new in FORMER_NAMES.items():
-        assert new in known and old not in known, old
-        for argv in ([f"--{old}", "0.2"], [f"--{old}=0.2"]):
-            told = refused(capsys, *argv)
-            assert f"unknown argument --{old}" in told and told.endswith(f"; it is called --{new} now"), old
-        with pytest.raises(UserError, match=f"unknown option --{old}; it is called --{new} now"):
-            with_options(preset("tiny"), {old: 1})
-    leaf = lambda name: name if name in RENAMED else name.rpartition(".")[2]
-    assert {leaf(old) for old in FORMER_NAMES} == RENAMED.keys()  # every entry of the table is tested
-
-
-@pytest.mark.parametrize(
-    ("argv", "now"),
-    [
-        (["--grid", "all"], "python -m alignpro_mini.experiments.grid --cells"),
-        (["--grid=P1-F2", "--task", "all"], "python -m alignpro_mini.experiments.grid --cells"),
-        (["--frontier", "0.1"], "python -m alignpro_mini.experiments.frontier --lambdas"),
-        (["--frontier=0.1,0.2"], "python -m alignpro_mini.experiments.frontier --lambdas"),
-    ],
-)
-def test_options_that_became_commands_name_the_command(capsys, argv, now):
-    told = refused(capsys, *argv)
-    assert f"unknown argument {argv[0]}" in told and told.endswith(f"; use the command {now}")
-
-
 def test_smollm2_with_its_files_is_accepted():
     (c,) = parse("--preset", "smollm2", "--data.prompts", "p.jsonl", "--data.preferences", "f.jsonl.gz")
     assert c.task == "chat" and c.eval.oracle and c.run_name == "smollm2-chat-seed0"
@@ -439,6 +391,15 @@ def test_smollm2_with_its_files_is_accepted():
         assert replace(c, frozen=frozen).run_name == f"smollm2-chat-{name}-seed0"
     assert c.oracle.kl_coef == c.ppo.kl_coef and c.oracle.temperature == c.sampling.temperature
     assert c.oracle.max_new_tokens == c.sampling.max_new_tokens
+
+
+def test_a_variant_that_is_not_there_is_refused_wherever_it_was_set():
+    config = with_options(preset("tiny"), {"ppo.variant": "rlo"})
+    with pytest.raises(UserError, match="--ppo.variant is 'rlo'; it must be one of ppo, reinforce"):
+        setup_of(config).check()
+    config = with_options(preset("tiny"), {"ppo.variant": "grpo", "ppo.rewrites_per_request": 2})
+    setup_of(config).check()
+    assert config.oracle.variant == "grpo" and config.oracle.rewrites_per_request == 2, "the same PPO for both"
 
 
 def test_all_tasks_and_five_seeds_are_fifteen_runs():

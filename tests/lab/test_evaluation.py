@@ -451,7 +451,7 @@ def test_the_prompters_rewrites_reach_the_model_and_the_request_reaches_the_rewa
 
 
 def test_a_rewrite_with_an_objection_is_counted_and_replaced_only_with_the_guard(monkeypatch):
-    monkeypatch.setattr("alignpro_mini.guards.objection", lambda x, x_prime: "content" if "b" in x_prime else None)
+    monkeypatch.setattr("alignpro_mini.lab.guards.objection", lambda x, x_prime: "content" if "b" in x_prime else None)
     for guard, second in ((False, "x0 b"), (True, "x0")):
         found = replace(evaluator(letters({})), guard=guard).prompter(Rewriter("ab"), None)
         assert found.x_prime[0] == ["x0 a", second] and found.extra["objection_rate"] == 0.5

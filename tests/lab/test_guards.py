@@ -5,8 +5,20 @@ from dataclasses import replace
 
 import pytest
 
-from alignpro_mini.guards import PATIENCE, REASONS, kept, objection, objection_rate, runaway, script, words
+from alignpro_mini.frozen import Answer
+from alignpro_mini.lab import guards
 from alignpro_mini.lab.config import preset
+from alignpro_mini.lab.guards import (
+    PATIENCE,
+    REASONS,
+    GuardedScore,
+    kept,
+    objection,
+    objection_rate,
+    runaway,
+    script,
+    words,
+)
 from alignpro_mini.lab.run import Run
 from alignpro_mini.worlds.everyday import EverydayRequests
 from alignpro_mini.worlds.files import DataConfig
@@ -80,6 +92,26 @@ def test_words_and_scripts():
         None,
         None,
     ]
+
+
+@pytest.mark.parametrize("guard", [False, True])
+def test_a_rewrite_with_an_objection_is_counted_and_sent_only_without_the_guard(monkeypatch, guard):
+    class Echo:
+        def fits(self, prompt):
+            return len(prompt) <= 5
+
+        def answer(self, prompts, generator=None):
+            return [Answer(p, truncated=False) for p in prompts]
+
+    monkeypatch.setattr(guards, "objection", lambda x, x_prime: "content" if "b" in x_prime else None)
+    score = GuardedScore(Echo(), lambda xs, ys: [float(len(y)) for y in ys], None, 2, guard)
+    scores = score(["x1", "x2", "x3", "x4"], ["abc", "acd", "", "too long a rewrite"])
+    assert score.x_prime == ["x1" if guard else "abc", "acd", "x3", "x4"]
+    assert scores.tolist() == [2.0 if guard else 3.0, 3.0, 2.0, 2.0] and score.r.shape == (4, 2)
+    want = {"fallback_rate": 0.5, "answer_length": None, "objection_rate": 0.25}
+    assert score.metrics() == want and list(score.metrics()) == list(want)
+    score(["x"], ["a"])
+    assert score.metrics()["objection_rate"] == 0, "of the last call"
 
 
 def rows(**changed) -> list[dict]:

@@ -246,7 +246,7 @@ def test_the_best_third_gets_more_answers_and_every_table_counts_them():
         given = found.r[n, k][~found.r[n, k].isnan()]
         assert found.R[n, k] == pytest.approx(float(given.mean())) and len(given) in (40, 100)
         assert found.V[n, k] == pytest.approx(float(given.var()))
-    even, odd = found.halves
+    even, odd = (half.nanmean(2) for half in found.halves)
     given = found.answers.double()
     torch.testing.assert_close((even + odd) / 2, found.R, rtol=0, atol=1e-9)
     assert (given % 2 == 0).all()
@@ -269,7 +269,7 @@ def test_the_answers_that_choose_are_not_counted():
     found = optimum.rate(["x"] * 400, rewrites, Names(), noise, 4, rng(), more=4)
     more = found.answers == 8
     assert more.sum() == 800
-    for values in (found.R[more], found.R[~more], found.halves[0][more], found.halves[1][~more]):
+    for values in (found.R[more], found.R[~more], *(half.nanmean(2)[more] for half in found.halves)):
         assert abs(float(values.mean())) < 4 * float(values.std()) / len(values) ** 0.5
 
 
@@ -286,6 +286,28 @@ def test_the_truth_lies_between_the_two_optima():
         plain.append(told["attainable_gain_share"])
         crossed.append(told["attainable_gain_share_cross_fitted"])
     assert np.mean(plain) < exact - 0.01 < exact + 0.01 < np.mean(crossed)
+
+
+def test_each_half_chooses_once_and_rates_once():
+    """chose - 2 rates: 1 - 4 and 2 - 2; of two pairs the mean over all four ways."""
+    first, second = torch.tensor(1.0), torch.tensor(2.0)
+    measure = lambda chose, rates: {"x": float(chose - 2 * rates), "y": float(chose)}
+    assert optimum.cross_fitted(measure, (first, second)) == {"x": -1.5, "y": 1.5}
+    assert optimum.cross_fitted(measure, (first, second), (first * 3, second * 3)) == {"x": -3.0, "y": 3.0}
+
+
+def test_moments_of_the_reward_by_hand():
+    """Two requests, two rewrites, two answers; one rewrite of the second request has a third answer."""
+    nan = math.nan
+    r = torch.tensor([[[0.0, 2.0, nan], [4.0, 4.0, nan]], [[1.0, 1.0, nan], [5.0, 7.0, 9.0]]], dtype=torch.float64)
+    rho = torch.tensor([[0.5, 0.5], [0.25, 0.75]], dtype=torch.float64)
+    # R: 1, 4 | 1, 7; V: 2, 0 | 0, 4; squared errors of R: 1, 0 | 0, 4/3; means: 2.5 | 5.5
+    found = optimum.moments(rho, r)
+    assert found["mean"] == pytest.approx(4) and found["within"] == pytest.approx((1 + 3) / 2)
+    noise = (0.25 * 1 + 0.1875 * 4 / 3) / 2
+    assert found["between_rewrites"] == pytest.approx((2.25 + 0.25 * 4.5**2 + 0.75 * 1.5**2) / 2 - noise)
+    assert found["between_inputs"] == pytest.approx(4.5 - (0.25 * 1 + 0.5625 * 4 / 3) / 2)
+    assert found["total"] == pytest.approx(sum(found[key] for key in ("between_inputs", "between_rewrites", "within")))
 
 
 def test_the_share_less_the_cost_of_other_rewrites_by_hand():

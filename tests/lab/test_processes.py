@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from doubles import ROOT, in_a_folder
-from micro import TINY
+from doubles import ROOT, Letters, in_a_folder, random_lm
+from micro import OPTIONS
 
-from alignpro_mini.experiments.gradient import Letters, random_lm
 from alignpro_mini.lab import processes
 from alignpro_mini.lab.cli import parse_command_line
 from alignpro_mini.lab.config import preset
 from alignpro_mini.options import UserError
 from alignpro_mini.ppo import PPOConfig, PPOTrainer
 from alignpro_mini.rollout import Rollout
+from alignpro_mini.variants import VARIANTS
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 PROMPTS = [p for p in ("a", "b", "cab", "d", "ab", "c", "bd", "abcd") for _ in range(2)]
@@ -30,8 +30,8 @@ BASE = PPOConfig(
 )
 CONFIGS = {
     "gae": BASE,
-    "rloo": replace(BASE, advantage="rloo"),
-    "kl in the loss": replace(BASE, kl_placement="loss", kl_estimator="k2"),
+    "rloo": replace(BASE, variant="rloo"),
+    "kl in the loss": replace(BASE, variant="kl-loss-k2"),
     "top layer": replace(BASE, train_layers=1),
 }
 
@@ -50,7 +50,8 @@ def worker() -> None:
     found = {}
     with processes.joined([preset("tiny")]):
         for name, config in CONFIGS.items():
-            sharded = trainer(processes.ShardedTrainer, config)
+            sharded = trainer(processes.trainer_class(config), config)
+            assert isinstance(sharded, processes.Sharded)
             rollout = sharded.rollout(PROMPTS)
             own = len(rollout.prompts)
             rollout.scores = sharded.scores(rollout)
@@ -96,7 +97,7 @@ def compare(folder: Path) -> None:
 
 def the_update_is_that_of_one_process(given: dict, name: str) -> None:
     """From equal weights and one given rollout: weights and metrics after it agree to 1e-5."""
-    alone = trainer(PPOTrainer, CONFIGS[name])
+    alone = trainer(VARIANTS[CONFIGS[name].variant], CONFIGS[name])
     rollout = Rollout(**given["rollout"])
     assert given["own"] == 8 and len(rollout.prompts) == 16 and rollout.prompts == PROMPTS
     again = score(rollout.prompts, rollout.completions)
@@ -120,7 +121,17 @@ def test_batches_that_cannot_be_shared_are_refused(monkeypatch):
     monkeypatch.setattr(processes, "count", lambda: 3)
     monkeypatch.setattr(processes, "rank", lambda: 0)
     with pytest.raises(UserError, match="batch_size is 16; 3 processes need a multiple of 6"):
-        trainer(processes.ShardedTrainer, BASE)
+        trainer(processes.trainer_class(BASE), BASE)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_can_be_shared(monkeypatch, name):
+    config = replace(BASE, variant=name)
+    assert processes.trainer_class(config) is VARIANTS[name]
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    kind = processes.trainer_class(config)
+    assert issubclass(kind, VARIANTS[name]) and kind.variant == name
+    assert kind.__mro__.index(processes.Sharded) < kind.__mro__.index(VARIANTS[name])
 
 
 @pytest.mark.parametrize(
@@ -189,7 +200,7 @@ def ended(options: dict, folder: Path, worker: int, sent: signal.Signals, *more:
 
 def a_worker_dies(tmp_path):
     """By SIGKILL: the other one notices. By SIGTERM, which torchrun sends those that have not noticed yet."""
-    options = TINY | {"ppo.iterations": 9, "device": "cpu", "name": "two"}
+    options = OPTIONS | {"preset": "micro", "ppo.iterations": 9, "device": "cpu", "name": "two"}
     log = tmp_path / "runs" / "two" / "metrics.jsonl"
     line = f"train.py: error: {processes.LOST}"
     assert ended(options, tmp_path, 1, signal.SIGKILL) == [[line], []]

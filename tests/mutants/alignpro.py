@@ -109,18 +109,28 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     of(
         "a-missing-rewrite-is-not-noticed",
-        ("zip(requests, rewrites, strict=True)]\n    return sent", "zip(requests, rewrites)]\n    return sent"),
+        ("zip(requests, rewrites, strict=True)", "zip(requests, rewrites)"),
         "test_an_empty_or_too_long_rewrite_falls_back_to_the_request_and_is_counted",
     ),
     of(
-        "the-reference-is-trained",
-        ("copy.deepcopy(rho_sft), rho_sft", "rho_sft, copy.deepcopy(rho_sft)"),
+        "every-answer-as-if-it-were-the-first",
+        ("texts[:: score.answers]", "texts"),
         "test_training_the_prompter_leaves_the_frozen_lm_and_rho_sft_alone",
     ),
     of(
-        "the-oracle-trains-the-frozen-lm",
-        ("copy.deepcopy(pi_f), pi_f", "pi_f, copy.deepcopy(pi_f)"),
-        "test_the_oracle_trains_a_copy_of_the_lm",
+        "the-gold-reward-of-the-rewrites",
+        ("_gold_mean(gold, score.x, texts)", "_gold_mean(gold, score.x, score.x_prime)"),
+        "test_the_gold_reward_is_logged_and_not_trained_on",
+    ),
+    of(
+        "fallbacks-a-batch-of-answers",
+        ("self.fallbacks / len(self.x_prime)", "self.fallbacks / len(self.y)"),
+        "test_the_metrics_of_a_score_are_those_of_the_last_call[3]",
+    ),
+    of(
+        "the-sampler-that-was-given-does-not-rewrite",
+        ("return self.sampler(", "return generate("),
+        "test_a_prompter_samples_by_the_sampler_that_it_is_given",
     ),
     of(
         "answers-measured-without-eos",

@@ -67,12 +67,6 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_grid.py::test_the_figures_hold_what_earlier_commands_left_beside_them",
     ),
     mutant(
-        "experiments/sweep.py",
-        "children-outlive-the-command",
-        ("(subprocess.Popen.terminate, subprocess.Popen.wait)", "()"),
-        "test_what_ends_the_command_ends_its_runs",
-    ),
-    mutant(
         "experiments/listing.py",
         "described-by-the-half-that-chose",
         ("under(optimum(chose, lam), rates)", "under(optimum(rates, lam), rates)"),

@@ -7,21 +7,30 @@ from mutants import Mutant, mutant
 of = partial(mutant, "generation.py")
 LOGPROBS = "test_logprobs_are_those_of_the_distribution_sampled_from"
 FIRST_RATIO = "test_ppo.py::test_the_first_ratio_is_one_against_the_sampling_logprobs"
+NUCLEUS = "test_nucleus_by_hand[0.76-want4]"
+TEMPERATURE = "test_temperature_by_hand_and_before_the_nucleus"
 PAD_BY_HAND = "test_padding_by_hand"
 PAIRS_BY_HAND = "test_pairs_are_padded_by_hand"
 SFT_LOSS = (
     "test_sft.py::test_the_loss_is_the_mean_over_answer_tokens_row_by_row",
     "test_sft.py::test_the_loss_by_hand_counts_the_eos_and_no_prompt_token",
 )
-BATCHING = "test_neither_compaction_nor_the_batching_changes_what_a_row_samples"
 GREEDY = "test_greedy_equals_each_row_alone_without_a_cache"
-FIXED = "test_steps_of_fixed_shapes_give_the_same_answers[1.0-True-llama]"
-COMMON = "test_what_all_prompts_begin_with_goes_through_the_model_once"
-SAVES_LITTLE = "test_a_beginning_that_saves_little_gets_no_pass_of_its_own"
+OWN_NUMBERS = "test_each_row_takes_the_tokens_that_its_own_numbers_choose"
+COMPANIONS = "test_another_companion_does_not_change_what_a_row_samples"
+IN_ORDER = "test_completions_come_back_in_the_order_of_the_prompts"
+EOS_BY_HAND = "test_eos_is_kept_as_the_last_token_and_the_limit_cuts"
+LEAVE = "test_rows_that_are_done_leave_at_once"
+GENERATOR = "test_the_generator_decides_everything"
+ZERO = "test_a_token_of_probability_zero_is_never_drawn"
+INTERVAL = "test_the_uniform_interval_of_a_token_is_as_wide_as_its_probability"
+SCORER = "test_scorer_gives_the_samplers_log_probs"
+ROW_KL = "test_evaluation.py::test_sequence_kl_against_each_row_alone"
 PPO_EOS = "test_ppo.py::test_eos_is_a_sampled_token_and_carries_the_score"
+NEW = "logp.argmax(-1) if greedy else draw(logp, uniforms[rows, t])"
 
 MUTANTS: tuple[Mutant, ...] = (
-    # ------------------------------------------------------------ generation.py
+    # ------------------------------------------------------------ the distribution
     # sampled with temperature / a nucleus, scored without
     of(
         "greedy-scored-at-another-temperature",
@@ -29,60 +38,206 @@ MUTANTS: tuple[Mutant, ...] = (
             "if temperature not in (0.0, 1.0):\n        logits = logits / temperature",
             "logits = logits / (temperature or 0.5)",
         ),
-        f"{LOGPROBS}[0.0-1.0-llama]",
-        "test_temperature_by_hand_and_before_the_nucleus",
+        f"{LOGPROBS}[readable-0.0-1.0-llama]",
+        TEMPERATURE,
     ),
     of(
         "temperature-ignored",
         ("logits = logits / temperature", "pass"),
-        "test_temperature_by_hand_and_before_the_nucleus",
-        f"{LOGPROBS}[0.7-1.0-llama]",
-        "test_sampled_frequencies_match_the_probabilities[0.5-1.0-want1]",
+        TEMPERATURE,
+        f"{LOGPROBS}[readable-0.7-1.0-llama]",
+        "test_sampled_frequencies_match_the_probabilities[readable-0.5-1.0-want1]",
     ),
-    of(
-        "noted-without-the-temperature",
-        ("logps[rows[part], t] = logp.gather", "logps[rows[part], t] = sampling_logprobs(logits[which[part]]).gather"),
-        f"{LOGPROBS}[0.7-1.0-gpt2]",
-        f"{LOGPROBS}[1.5-0.8-llama]",
-        "test_ppo.py::test_every_number_of_a_rollout_is_that_of_the_row_alone[0.7-llama]",
-        f"{FIRST_RATIO}[options1-llama]",
-    ),
-    of(
-        "nucleus-too-small",
-        ("before >= top_p", "before + ordered.softmax(-1) >= top_p"),
-        "test_nucleus_by_hand[0.51-want2]",
-        "test_nucleus_by_hand[0.76-want4]",
-    ),
+    of("nucleus-too-small", ("better >= top_p", "better + mass >= top_p"), "test_nucleus_by_hand[0.51-want2]", NUCLEUS),
     of(
         "nucleus-not-put-back-in-place",
         ("torch.empty_like(logits).scatter_(-1, index, ordered)", "ordered"),
-        "test_nucleus_by_hand[0.76-want4]",
-        f"{LOGPROBS}[1.5-0.8-gpt2]",
+        NUCLEUS,
+        f"{LOGPROBS}[readable-1.5-0.8-gpt2]",
     ),
     of(
         "nucleus-not-scaled-to-1",
         (
-            "ordered = ordered.masked_fill(before >= top_p, -torch.inf)",
-            "ordered = ordered.log_softmax(-1).masked_fill(before >= top_p, -torch.inf)\n"
+            "ordered = ordered.masked_fill(better >= top_p, -torch.inf)",
+            "ordered = ordered.log_softmax(-1).masked_fill(better >= top_p, -torch.inf)\n"
             "        return torch.empty_like(logits).scatter_(-1, index, ordered)",
         ),
-        "test_nucleus_by_hand[0.76-want4]",
-        f"{LOGPROBS}[1.5-0.8-gpt2]",
+        NUCLEUS,
+        f"{LOGPROBS}[readable-1.5-0.8-gpt2]",
     ),
     of(
         "nucleus-before-the-temperature",
-        (
-            "ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)",
-            "(p := (temperature * ordered).softmax(-1)).cumsum(-1) - p",
-        ),
-        "test_temperature_by_hand_and_before_the_nucleus",
+        ("mass = ordered.softmax(-1)", "mass = (temperature * ordered).softmax(-1)"),
+        TEMPERATURE,
+    ),
+    of("nucleus-of-the-greedy", ("if top_p < 1.0 and temperature > 0:", "if top_p < 1.0:"), TEMPERATURE),
+    # ------------------------------------------------------------ the draw
+    of("first-token-of-no-probability", ("u, right=True", "u, right=False"), ZERO),
+    of("draw-beyond-the-end", ("uniform.clamp(max=1 - 2**-20)", "uniform"), ZERO),
+    of(
+        "draw-not-scaled-to-the-mass",
+        ("uniform.clamp(max=1 - 2**-20)[:, None] * cdf[:, -1:]", "uniform.clamp(max=1 - 2**-20)[:, None]"),
+        ZERO,
+    ),
+    of("draw-one-token-late", ("torch.searchsorted(cdf, u", "torch.searchsorted(cdf - logp.exp(), u"), ZERO, INTERVAL),
+    of(
+        "one-draw-for-the-whole-batch",
+        ("uniform.clamp(max=1 - 2**-20)[:, None] *", "uniform[:1].clamp(max=1 - 2**-20)[:, None] *"),
+        INTERVAL,
+        OWN_NUMBERS,
+    ),
+    # ------------------------------------------------------------ the loop: the next token
+    of("sampled-at-temperature-0", (NEW, "draw(logp, uniforms[rows, t])"), f"{GREEDY}[readable-1-llama]"),
+    of(
+        "numbers-by-the-place-in-the-batch",
+        ("uniforms[rows, t]", "uniforms[: len(rows), t]"),
+        f"{OWN_NUMBERS}[readable-1.0-1.0-llama]",
+        f"{COMPANIONS}[readable-llama]",
     ),
     of(
-        "nucleus-of-the-greedy",
-        ("if top_p < 1.0 and temperature > 0:", "if top_p < 1.0:"),
-        "test_temperature_by_hand_and_before_the_nucleus",
+        "numbers-drawn-in-the-loop",
+        ("uniforms[rows, t]", "draw_uniforms(len(rows), 1, generator).to(model.device)[:, 0]"),
+        f"{OWN_NUMBERS}[readable-1.0-1.0-llama]",
+        f"{COMPANIONS}[readable-llama]",
     ),
-    # padding
+    of(
+        "one-draw-for-all-rows",
+        ("uniforms[rows, t]", "uniforms[[0] * len(rows), t]"),
+        f"{OWN_NUMBERS}[readable-1.0-1.0-llama]",
+        f"{GENERATOR}[readable]",
+    ),
+    of(
+        "one-draw-for-all-tokens",
+        ("uniforms[rows, t]", "uniforms[rows, 0]"),
+        f"{OWN_NUMBERS}[readable-1.0-1.0-gpt2]",
+        "test_sampled_frequencies_match_the_probabilities[readable-1.0-1.0-want0]",
+    ),
+    of(
+        "seed-ignored",
+        ("torch.rand(rows, columns, generator=generator, device=device)", "torch.rand(rows, columns, device=device)"),
+        f"{GENERATOR}[readable]",
+        f"{GENERATOR}[fast]",
+    ),
+    # the loop: what is noted
+    of(
+        "noted-without-the-temperature",
+        ("taken = logp.gather", "taken = sampling_logprobs(logits).gather"),
+        f"{LOGPROBS}[readable-0.7-1.0-gpt2]",
+        f"{LOGPROBS}[readable-1.5-0.8-llama]",
+        "test_ppo.py::test_every_number_of_a_rollout_is_that_of_the_row_alone[0.7-llama]",
+        f"{FIRST_RATIO}[options1-llama]",
+    ),
+    of(
+        "logprobs-of-the-likeliest",
+        ("logp.gather(-1, new[:, None])[:, 0]", "logp.max(-1).values"),
+        f"{LOGPROBS}[readable-1.0-1.0-llama]",
+    ),
+    of(
+        "noted-by-the-place-in-the-batch",
+        ("zip(rows, new.tolist(), taken.tolist())", "zip(range(len(rows)), new.tolist(), taken.tolist())"),
+        f"{GREEDY}[readable-1-llama]",
+        f"{IN_ORDER}[readable]",
+        LEAVE,
+    ),
+    of(
+        "eos-dropped-from-the-completion",
+        (
+            "[Completion(*completion) for completion in zip(tokens, logprobs, ended)]",
+            "[Completion(row[: len(row) - end], p[: len(row) - end], end) for row, p, end in zip(tokens, logprobs, ended)]",
+        ),
+        f"{EOS_BY_HAND}[readable]",
+        f"{PPO_EOS}[own]",
+        f"{PPO_EOS}[pad-is-eos]",
+    ),
+    of(
+        "an-eos-at-the-limit-is-truncated",
+        ("eos_id is not None and row[-1:] == [eos_id] for row", "len(row) < max_new_tokens for row"),
+        f"{EOS_BY_HAND}[readable]",
+    ),
+    # the loop: rows that leave, and the step to the next token
+    of(
+        "a-living-row-leaves",
+        ("if tokens[i][-1] != eos_id]", "if tokens[i][-1] == eos_id]"),
+        f"{GREEDY}[readable-1-llama]",
+        f"{EOS_BY_HAND}[readable]",
+    ),
+    of(
+        "rows-write-on-after-their-eos",
+        ("[b for b, i in enumerate(rows) if tokens[i][-1] != eos_id]", "list(range(len(rows)))"),
+        f"{GREEDY}[readable-1-llama]",
+        f"{EOS_BY_HAND}[readable]",
+    ),
+    of(
+        "rows-that-are-done-go-through-the-model",
+        (
+            "                    tokens[i].append(token)\n",
+            "                    if tokens[i] and tokens[i][-1] == eos_id:\n                        continue\n"
+            "                    tokens[i].append(token)\n",
+        ),
+        ("if len(alive) < len(rows):", "if False:"),
+        ("decode(model, new[alive], cache)", "decode(model, new, cache)"),
+        LEAVE,
+    ),
+    of(
+        "rows-that-stay-get-the-wrong-cache",
+        ("cache.keep(torch.tensor(alive, ", "cache.keep(torch.arange(len(alive), "),
+        f"{GREEDY}[readable-1-llama]",
+        f"{OWN_NUMBERS}[readable-1.0-1.0-llama]",
+    ),
+    of(
+        "another-rows-token-goes-on",
+        ("new[alive], cache", "new[: len(alive)], cache"),
+        f"{GREEDY}[readable-1-llama]",
+        f"{OWN_NUMBERS}[readable-1.0-1.0-llama]",
+    ),
+    of(
+        "the-likeliest-token-goes-on",
+        ("new[alive], cache", "logp.argmax(-1)[alive], cache"),
+        f"{LOGPROBS}[readable-1.0-1.0-llama]",
+        f"{OWN_NUMBERS}[readable-1.0-1.0-llama]",
+    ),
+    of(
+        "one-token-too-few",
+        ("for t in range(max_new_tokens):", "for t in range(max_new_tokens - 1):"),
+        f"{EOS_BY_HAND}[readable]",
+        f"{GREEDY}[readable-1-gpt2]",
+    ),
+    of(
+        "all-rows-in-one-batch",
+        ("max_batch or 256):", "max(1, len(prompts))):"),
+        "test_no_more_than_max_batch_rows_go_through_the_model_at_once[readable]",
+    ),
+    of(
+        "left-in-eval-mode",
+        ("        model.train(was_training)\n", "        pass\n"),
+        "test_the_models_mode_is_put_back_and_no_gradient_is_kept[readable-True]",
+        "test_the_models_mode_is_put_back_and_no_gradient_is_kept[fast-True]",
+    ),
+    # ------------------------------------------------------------ prefill, decode, and what is refused
+    of(
+        "prompts-padded-on-the-right",
+        ("pad_left(prompts, 0, model.device)", "pad_right(prompts, 0, model.device)"),
+        f"{GREEDY}[readable-1-llama]",
+        f"{GREEDY}[readable-1-gpt2]",
+    ),
+    of(
+        "new-tokens-are-not-seen",
+        ("cache.mask[:, P:] = True", "cache.mask[:, P:] = False"),
+        f"{GREEDY}[readable-1-llama]",
+        f"{GREEDY}[readable-1-gpt2]",
+    ),
+    of(
+        "padding-of-the-prompts-is-seen",
+        ("cache.mask[:, :P] = mask", "cache.mask[:, :P] = True"),
+        f"{GREEDY}[readable-1-llama]",
+        f"{GREEDY}[readable-1-gpt2]",
+    ),
+    of(
+        "a-prompt-that-just-fits-is-refused",
+        ("len(prompt) + max_new_tokens <= longest", "len(prompt) + max_new_tokens < longest"),
+        "test_bad_prompts_are_refused_by_number",
+    ),
+    # ------------------------------------------------------------ padding
     of(
         "mask-on-the-other-side",
         (
@@ -106,7 +261,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
         PAD_BY_HAND,
     ),
-    of("padded-with-zeros", ("[[pad_id] *", "[[0] *"), PAD_BY_HAND),
+    of("padded-with-zeros", ("[pad_id] *", "[0] *"), PAD_BY_HAND),
     of("no-rows-to-pad", ("max(map(len, rows), default=0)", "max(map(len, rows))"), PAD_BY_HAND),
     of(
         "last-prompt-token-counts-as-an-answer",
@@ -119,214 +274,34 @@ MUTANTS: tuple[Mutant, ...] = (
         ("mask[:, : prompt.shape[1]] &= ~prompt", "mask[:, : prompt.shape[1]] &= ~prompt\n    mask &= ids != 0"),
         PAIRS_BY_HAND,
     ),
-    # compaction writes to the wrong rows, or gives a row another row's draws
-    of(
-        "compaction-writes-to-the-wrong-rows",
-        ("tokens[rows, t] = new", "tokens[torch.arange(len(new)), t] = new"),
-        f"{GREEDY}[1-llama]",
-        BATCHING,
-    ),
-    of(
-        "compaction-notes-logprobs-in-the-wrong-rows",
-        ("logps[rows[part], t] =", "logps[part, t] ="),
-        BATCHING,
-        f"{LOGPROBS}[1.0-1.0-llama]",
-    ),
-    of("compaction-mixes-up-the-draws", ("uniforms[rows[part], t]", "uniforms[part, t]"), f"{BATCHING}[1.0-llama]"),
-    of(
-        "compaction-keeps-the-wrong-cache",
-        ("cache.keep(source)", "cache.keep(torch.arange(len(source), device=device))"),
-        f"{GREEDY}[1-llama]",
-        BATCHING,
-    ),
-    of("compaction-drops-a-living-row", ("(~done).nonzero()", "done.nonzero()"), f"{GREEDY}[1-llama]", BATCHING),
-    of(
-        "equal-prompts-mixed-up",
-        ("place[tuple(prompt)] for prompt in prompts]", "place[tuple(prompt)] for prompt in prompts[::-1]]"),
-        f"{GREEDY}[1-llama]",
-    ),
-    of(
-        "rows-that-draw-different-tokens-stay-one",
-        ("(which * model.config.vocab_size + new)[alive]", "which[alive]"),
-        f"{BATCHING}[1.0-llama]",
-    ),
-    of(
-        "rows-part-at-once",
-        ("which * model.config.vocab_size + new", "rows"),
-        "test_rows_go_through_the_model_once_as_long_as_they_are_the_same",
-    ),
-    of(
-        "rows-in-no-order",
-        ("in_order = which.argsort()", "in_order = torch.arange(len(which))"),
-        f"{BATCHING}[1.0-llama]",
-    ),
-    of(
-        "finished-rows-stay",
-        ("len(alive) <= (0.5 * len(rows) - 64 if fixed else 0.9 * len(rows))", "False"),
-        "test_finished_rows_leave_and_a_few_are_carried_along",
-    ),
-    # steps that a GPU replays
-    of("empty-slots-of-any-content", ("self.whole[..., cache.length :, :] = 0", "pass"), FIXED),
-    of("empty-slots-are-attended-to", ("self.mask[:, cache.length : -1] = False", "pass"), FIXED),
-    of("a-token-is-forgotten", ("self.mask.index_fill_(1, self.slots[:1], True)", "pass"), FIXED),
-    of("one-slot-for-all-tokens", ("self.slots[:1] += 1", "pass"), FIXED),
-    of("slots-stay-where-padding-left", ("self.slots -= before - self.length", "pass"), FIXED),
-    of(
-        "recorded-anew-for-each-row-that-leaves",
-        ("(0.5 * len(rows) - 64 if fixed else 0.9 * len(rows))", "0.9 * len(rows)"),
-        FIXED,
-    ),
-    of(
-        "a-batch-that-never-grows",
-        ("min(max_batch * len(chunk) // most, 4 * max_batch)", "max_batch"),
-        "test_more_rows_at_once_where_they_share_the_models",
-    ),
-    of(
-        "a-batch-that-grows-for-ever",
-        ("min(max_batch * len(chunk) // most, 4 * max_batch)", "max_batch * len(chunk) // most"),
-        "test_more_rows_at_once_where_they_share_the_models",
-    ),
-    of(
-        "every-prompt-anew",
-        ("enumerate(dict.fromkeys(map(tuple, prompts)))", "enumerate(map(tuple, prompts))"),
-        "test_rows_go_through_the_model_once_as_long_as_they_are_the_same",
-    ),
-    of(
-        "draws-follow-the-batch",
-        ("uniforms[chunk].to(", "uniforms[: len(chunk)].to("),
-        "test_another_companion_does_not_change_what_a_row_samples",
-    ),
-    of(
-        "results-in-sorted-order",
-        ("results[i] = Completion", "results[results.index(None)] = Completion"),
-        "test_completions_come_back_in_the_order_of_the_prompts",
-        f"{GREEDY}[1-llama]",
-    ),
-    of(
-        "prompts-padded-on-the-right",
-        ("pad_left([prompt[C:] for", "pad_right([prompt[C:] for"),
-        f"{GREEDY}[1-llama]",
-        f"{GREEDY}[1-gpt2]",
-    ),
-    of(
-        "common-beginning-run-twice",
-        ("pad_left([prompt[C:] for", "pad_left([prompt[C - bool(C) :] for"),
-        f"{COMMON}[False-llama]",
-        f"{COMMON}[True-gpt2]",
-    ),
-    of(
-        "nothing-left-of-the-shortest-prompt",
-        ("min(map(len, place)) - 1)", "min(map(len, place)))"),
-        f"{COMMON}[False-llama]",
-    ),
-    of(
-        "padding-after-the-common-beginning-is-seen",
-        ("    cache.mask[:, C:] = mask\n", "    cache.mask[:, C:] = mask | (C > 0)\n"),
-        f"{COMMON}[False-llama]",
-        f"{COMMON}[False-gpt2]",
-    ),
-    of(
-        "a-pass-of-its-own-for-a-few-tokens",
-        ("C if C >= 16 and len(place) > 1 else 0", "C"),
-        f"{SAVES_LITTLE}[one]",
-        f"{SAVES_LITTLE}[few]",
-    ),
-    of(
-        "all-rows-drawn-at-once",
-        ("max(1, 2**20 // model.config.vocab_size)", "N"),
-        "test_a_large_vocabulary_is_drawn_from_a_few_rows_at_a_time",
-    ),
-    of(
-        "drawn-with-the-first-rows-numbers",
-        ("uniforms[rows[part], t]", "uniforms[rows[: len(part)], t]"),
-        "test_a_large_vocabulary_is_drawn_from_a_few_rows_at_a_time",
-    ),
-    # EOS lost; the draw takes what it must not; the seed; a wait in the loop; the mode
-    of(
-        "eos-dropped-from-the-completion",
-        ("row.index(eos_id) + 1 if", "row.index(eos_id) if"),
-        "test_eos_is_kept_as_the_last_token_and_the_limit_cuts",
-        f"{PPO_EOS}[own]",
-        f"{PPO_EOS}[pad-is-eos]",
-    ),
-    of(
-        "first-token-of-no-probability",
-        ("u, right=True", "u, right=False"),
-        "test_a_token_of_probability_zero_is_never_drawn",
-    ),
-    of(
-        "draw-beyond-the-end",
-        ("uniform.clamp(max=1 - 2**-20)", "uniform"),
-        "test_a_token_of_probability_zero_is_never_drawn",
-    ),
-    of(
-        "draw-not-scaled-to-the-mass",
-        ("uniform.clamp(max=1 - 2**-20)[:, None] * cdf[:, -1:]", "uniform.clamp(max=1 - 2**-20)[:, None]"),
-        "test_a_token_of_probability_zero_is_never_drawn",
-    ),
-    of(
-        "draw-one-token-late",
-        ("torch.searchsorted(cdf, u", "torch.searchsorted(cdf - logp.exp(), u"),
-        "test_a_token_of_probability_zero_is_never_drawn",
-        "test_the_uniform_interval_of_a_token_is_as_wide_as_its_probability",
-    ),
-    of(
-        "one-draw-for-the-whole-batch",
-        ("uniform.clamp(max=1 - 2**-20)[:, None] *", "uniform[:1].clamp(max=1 - 2**-20)[:, None] *"),
-        "test_the_uniform_interval_of_a_token_is_as_wide_as_its_probability",
-    ),
-    of(
-        "seed-ignored",
-        ("max_new_tokens, generator=generator, device=draw_on", "max_new_tokens, device=draw_on"),
-        "test_the_generator_decides_everything",
-    ),
-    of(
-        "one-draw-for-all-rows",
-        ("_draw(logp, uniforms[rows[part], t])", "_draw(logp, uniforms[rows[part] * 0, t])"),
-        "test_the_generator_decides_everything",
-    ),
-    of(
-        "a-wait-in-the-token-loop",
-        (
-            "            new = draw(model.hidden(new[:, None], ",
-            "            new = draw(model.hidden(new[:, None] + 0 * new[0].item(), ",
-        ),
-        "test_the_token_loop_never_waits_for_a_number",
-    ),
-    of(
-        "left-in-eval-mode",
-        ("    model.train(was_training)\n", ""),
-        "test_the_models_mode_is_put_back_and_no_gradient_is_kept[True]",
-    ),
-    # ------------------------------------------------------------ sft.py
     of("prompt-in-the-loss", ("mask[:, : prompt.shape[1]] &= ~prompt", "mask[:, :1] = False"), *SFT_LOSS),
     of(
         "loss-over-pads",
         ("mask[:, : prompt.shape[1]] &= ~prompt", "mask[:] = True\n    mask[:, : prompt.shape[1]] &= ~prompt"),
         *SFT_LOSS,
     ),
+    # ------------------------------------------------------------ the scorer
     of(
         "scorer-states-one-to-the-right",
         ("model.hidden(ids)[:, :-1][action]", "model.hidden(ids)[:, 1:][action]"),
-        "test_evaluation.py::test_sequence_kl_against_each_row_alone",
-        "test_scorer_gives_the_samplers_log_probs",
+        ROW_KL,
+        SCORER,
     ),
     of(
         "scorer-ignores-the-temperature",
-        ("model.unembed(s), temperature, top_p)", "model.unembed(s))"),
-        "test_evaluation.py::test_sequence_kl_against_each_row_alone",
-        "test_scorer_gives_the_samplers_log_probs",
+        (
+            "_token_logprobs(model, states, taken, temperature, top_p)",
+            "_token_logprobs(model, states, taken, 1.0, 1.0)",
+        ),
+        ROW_KL,
+        SCORER,
     ),
-    of(
-        "scorer-forgets-the-order",
-        ("found[chunk] = logp", "found[sorted(chunk)] = logp"),
-        "test_scorer_gives_the_samplers_log_probs",
-    ),
+    of("scorer-forgets-the-order", ("sums[rows] = logp", "sums[sorted(rows)] = logp"), SCORER),
     of(
         "scorer-takes-the-mean",
-        ("found[chunk] = logp.sum(1).cpu()", "found[chunk] = (logp.sum(1) / action.sum(1).clamp(min=1)).cpu()"),
-        "test_evaluation.py::test_sequence_kl_against_each_row_alone",
-        "test_scorer_gives_the_samplers_log_probs",
+        ("sums[rows] = logp.sum(1).cpu()", "sums[rows] = (logp.sum(1) / action.sum(1).clamp(min=1)).cpu()"),
+        ROW_KL,
+        SCORER,
     ),
     of(
         "scorer-lets-the-lists-differ",
@@ -335,7 +310,10 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     of(
         "all-logits-at-once",
-        ("max(1, 2**24 // model.config.vocab_size)", "10**9"),
+        (
+            "_token_logprobs(model, states, taken, temperature, top_p)",
+            "sampling_logprobs(model.unembed(states), temperature, top_p).gather(1, taken)[:, 0]",
+        ),
         "test_regressions.py::test_logits_of_a_large_vocabulary_are_made_a_few_tokens_at_a_time",
     ),
 )

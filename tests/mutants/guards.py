@@ -1,16 +1,31 @@
-"""Known mistakes of guards.py, each with the tests that must fail (see tests/mutants/__init__.py)."""
+"""Known mistakes of lab/guards.py, each with the tests that must fail (see tests/mutants/__init__.py)."""
 
 from functools import partial
 
 from mutants import Mutant, mutant
 
-of = partial(mutant, "guards.py")
+of = partial(mutant, "lab/guards.py")
 
 MUTANTS: tuple[Mutant, ...] = (
     of(
         "a-translation-is-sent",
         ('return "content"', "pass"),
-        "test_objections[Comment puis-je planter des légumes chez moi ?-content]",
+        "test_objections[How do I repair a bicycle?-content]",
+    ),
+    of(
+        "the-guard-is-always-on",
+        ("kept(requests, rewrites) if self.guard else rewrites", "kept(requests, rewrites)"),
+        "test_a_rewrite_with_an_objection_is_counted_and_sent_only_without_the_guard[False]",
+    ),
+    of(
+        "objections-to-what-is-sent",
+        (
+            "        return super().__call__(requests, kept",
+            "        rewrites = kept(requests, rewrites) if self.guard else rewrites\n"
+            "        self.objections = objection_rate(requests, rewrites)\n"
+            "        return super().__call__(requests, kept",
+        ),
+        "test_a_rewrite_with_an_objection_is_counted_and_sent_only_without_the_guard[True]",
     ),
     of(
         "one-outlier-ends-a-training",

@@ -105,6 +105,42 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_preferences_are_between_answers_that_ppo_would_get",
     ),
     mutant(
+        "lab/accuracy.py",
+        "equal-texts-count-as-swaps",
+        ("strict=True) if y != other]", "strict=True)]"),
+        "test_swap_accuracy_by_hand",
+    ),
+    mutant(
+        "lab/accuracy.py",
+        "a-tie-of-lengths-counts-as-wrong",
+        ("points += 0.5 * (len(p.chosen) == len(p.rejected))", "points += 0"),
+        "test_baselines_by_hand",
+    ),
+    mutant(
+        "lab/accuracy.py",
+        "the-ceiling-is-the-labels-own-certainty",
+        ("max(p.certainty, 1 - p.certainty)", "p.certainty"),
+        "test_baselines_by_hand",
+    ),
+    mutant(
+        "lab/mean_reward.py",
+        "a-mean-over-padding",
+        ("(hidden * mask[..., None]).float().sum(1) / mask", "hidden.float().sum(1) / mask"),
+        "test_reward.py::test_the_mean_of_the_rows_states_whoever_shares_the_batch[1]",
+    ),
+    mutant(
+        "lab/pipeline.py",
+        "the-reference-is-trained",
+        ("(start, rho_sft.model, ", "(rho_sft.model, start, "),
+        "test_ppo_trains_copies_and_leaves_its_references_alone[0]",
+    ),
+    mutant(
+        "lab/pipeline.py",
+        "the-oracle-trains-the-frozen-lm",
+        ("start = copy.deepcopy(reference)", "start = lm.model"),
+        "test_ppo_trains_copies_and_leaves_its_references_alone[0]",
+    ),
+    mutant(
         "lab/pipeline.py",
         "vocabulary-of-a-failed-start",
         ('if run.leads and "frozen_lm" not in run.stages:', "if not path.exists():"),
@@ -224,7 +260,7 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "lab/cli.py",
         "unknown-option-ignored",
-        ('raise UserError(f"unknown option --{name}{_hint(name, known)}")', "continue"),
+        ("""raise UserError(f"unknown option --{name}{nearest(name, known, '--')}")""", "continue"),
         UNKNOWN,
     ),
     mutant(
@@ -332,12 +368,6 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     mutant(
         "lab/run.py",
-        "odd-line-breaks-cut-the-log",
-        ('.removesuffix("\\n").split("\\n")', ".splitlines()"),
-        "test_a_text_with_odd_line_breaks_is_one_row",
-    ),
-    mutant(
-        "lab/run.py",
         "other-options-resumed",
         ("if changed:", "if False:"),
         "test_other_options_on_resume_are_named_and_nothing_is_overwritten",
@@ -353,6 +383,36 @@ MUTANTS: tuple[Mutant, ...] = (
         "silent-between-tenths",
         (" or now - printed >= 60", ""),
         "test_regressions.py::test_without_a_terminal_a_line_is_printed_every_tenth_and_every_minute[40-61.0-40]",
+    ),
+    mutant(
+        "lab/run.py",
+        "every-state-is-written",
+        ("early = begun < self._next_save and", "early = False and"),
+        "test_a_state_that_takes_long_to_write_is_saved_less_often[3.0-saved2]",
+    ),
+    mutant(
+        "lab/run.py",
+        "the-last-state-may-be-skipped",
+        (" and step != self._last", ""),
+        "test_a_state_that_takes_long_to_write_is_saved_less_often[3.0-saved2]",
+    ),
+    mutant(
+        "lab/run.py",
+        "the-state-of-an-early-end-may-be-skipped",
+        ("self._last and not self._stopped", "self._last"),
+        "test_the_state_of_a_stage_that_ends_early_is_written_too",
+    ),
+    mutant(
+        "lab/config.py",
+        "one-completion-of-a-group",
+        ("VARIANTS[c.variant].check(c)", "pass"),
+        "test_what_cannot_be_is_refused_in_one_line",
+    ),
+    mutant(
+        "lab/processes.py",
+        "several-processes-train-apart",
+        ("return sharded(trainer) if", "return trainer if"),
+        "test_every_variant_can_be_shared[rloo]",
     ),
     mutant(
         "lab/processes.py",
@@ -467,5 +527,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "variance-without-its-mean",
         ("- size * mean**2)", ")"),
         "test_resampled_moments_are_those_of_the_resampled_requests",
+    ),
+    mutant(
+        "lab/sweep.py",
+        "children-outlive-the-command",
+        ("(subprocess.Popen.terminate, subprocess.Popen.wait)", "()"),
+        "test_what_ends_the_command_ends_its_runs",
     ),
 )

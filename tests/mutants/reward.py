@@ -8,7 +8,6 @@ of = partial(mutant, "reward.py")
 RATED_AT_EOS = "test_the_reward_is_read_at_the_eos_whoever_shares_the_batch"
 
 MUTANTS: tuple[Mutant, ...] = (
-    # ------------------------------------------------------------ reward.py, frozen.py, alignpro.py
     of(
         "reward-read-in-the-last-column",
         ("last = mask.sum(1) - 1", "last = mask.sum(1) * 0 + mask.shape[1] - 1"),
@@ -57,7 +56,11 @@ MUTANTS: tuple[Mutant, ...] = (
         ("torch.sigmoid(scale * difference.float())", "torch.sigmoid(difference.float())"),
         "test_preferences_follow_bradley_terry",
     ),
-    of("certainty-of-the-first", ("(b, a, 1 - p)", "(b, a, p)"), "test_preferences_follow_bradley_terry"),
+    of(
+        "certainty-of-the-first",
+        ("Preference(x, b, a, 1 - p,", "Preference(x, b, a, p,"),
+        "test_preferences_follow_bradley_terry",
+    ),
     of(
         "labels-ignore-their-generator",
         ("torch.rand(len(prompts), generator=generator)", "torch.rand(len(prompts))"),
@@ -65,20 +68,18 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     of(
         "the-mismatch-is-not-marked",
-        ("(b, a, 1 - p)), mismatched)", "(b, a, 1 - p)))"),
+        ("a, b, p, mismatched)", "a, b, p)"),
+        ("b, a, 1 - p, mismatched)", "b, a, 1 - p)"),
         "test_pipeline.py::test_preferences_are_between_answers_that_ppo_would_get",
     ),
     of(
         "prompts-on-both-sides",
-        ("if p.prompt not in kept_out], heldout", "], heldout"),
+        ("train = [pair for pair in pairs if pair.prompt not in heldout_prompts]", "train = list(pairs)"),
         "test_no_prompt_is_on_both_sides_of_the_split",
     ),
     of(
         "sides-of-the-split-swapped",
-        (
-            "return [p for p in pairs if p.prompt not in kept_out], heldout",
-            "return heldout, [p for p in pairs if p.prompt not in kept_out]",
-        ),
+        ("return train, heldout", "return heldout, train"),
         "test_mismatched_pairs_teach_but_are_not_held_out",
     ),
     of(
@@ -103,28 +104,23 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     of(
         "ties-count-as-right",
-        ("((chosen > rejected).float() + 0.5 * (chosen == rejected).float())", "(chosen >= rejected).float()"),
+        ("(chosen > rejected).float() + 0.5 * (chosen == rejected).float()", "(chosen >= rejected).float()"),
         "test_accuracy_counts_a_tie_as_half",
     ),
     of(
         "ties-count-as-wrong",
-        ("((chosen > rejected).float() + 0.5 * (chosen == rejected).float())", "(chosen > rejected).float()"),
+        ("(chosen > rejected).float() + 0.5 * (chosen == rejected).float()", "(chosen > rejected).float()"),
         "test_accuracy_counts_a_tie_as_half",
     ),
     of(
         "accuracy-of-the-rejected",
-        ("((chosen > rejected).float() + 0.5", "((chosen < rejected).float() + 0.5"),
+        ("right = (chosen > rejected)", "right = (chosen < rejected)"),
         "test_accuracy_counts_a_tie_as_half",
     ),
     of(
         "accuracy-is-a-mean-margin",
-        ("((chosen > rejected).float() + 0.5 * (chosen == rejected).float())", "(chosen - rejected)"),
+        ("(chosen > rejected).float() + 0.5 * (chosen == rejected).float()", "(chosen - rejected)"),
         "test_accuracy_counts_a_tie_as_half",
-    ),
-    of(
-        "cache-mixes-up-rows",
-        ("found[tuple(row)] for row in self.ids", "found[row] for row in found"),
-        "test_the_trunk_cache_gives_the_direct_rewards[1]",
     ),
     of(
         "resume-repeats-the-pairs",
@@ -132,39 +128,72 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_a_killed_run_goes_on_bit_for_bit",
     ),
     of(
-        "a-mean-over-padding",
-        ("(hidden * mask[..., None]).float().sum(1) / mask", "hidden.float().sum(1) / mask"),
-        "test_the_mean_of_the_rows_states_whoever_shares_the_batch[1]",
-    ),
-    of(
         "loaded-weights-are-rounded",
-        ("        training.trainable(lm, train_layers)  # their dtype, also where finished weights are loaded\n", ""),
-        "test_precision.py::test_a_reward_model_rates_the_same_after_it_is_loaded",
+        ("        training.trainable(lm, train_layers)  # float32, also where finished weights are loaded\n", ""),
+        "test_fast_transformer.py::test_a_reward_model_rates_the_same_after_it_is_loaded",
     ),
     # a reward that does not read x; a truncated answer with an EOS that nobody wrote
     of(
         "eos-on-a-truncated-answer",
-        ("answer_ids[:-1] if isinstance(completion, Truncated) else answer_ids", "answer_ids"),
+        ("if isinstance(completion, Truncated):", "if False:"),
         "test_a_truncated_answer_is_read_at_its_last_token_without_an_eos",
     ),
     of(
         "mismatched-pairs-held-out",
-        ("if p.prompt in kept_out and not p.mismatched]", "if p.prompt in kept_out]"),
+        ("if pair.prompt in heldout_prompts and not pair.mismatched]", "if pair.prompt in heldout_prompts]"),
         "test_mismatched_pairs_teach_but_are_not_held_out",
     ),
     of(
         "mismatched-pairs-teach-nothing",
-        ("if p.prompt not in kept_out], heldout", "if p.prompt not in kept_out and not p.mismatched], heldout"),
+        ("if pair.prompt not in heldout_prompts]", "if pair.prompt not in heldout_prompts and not pair.mismatched]"),
         "test_mismatched_pairs_teach_but_are_not_held_out",
     ),
     of(
         "mismatched-pairs-move-the-split",
-        ("{p.prompt for p in pairs if not p.mismatched}", "{p.prompt for p in pairs}"),
+        ("{pair.prompt for pair in pairs if not pair.mismatched}", "{pair.prompt for pair in pairs}"),
         "test_mismatched_pairs_teach_but_are_not_held_out",
     ),
+    # which pairs may be trained on
     of(
-        "equal-texts-count-as-swaps",
-        ("strict=True) if y != other]\n    if not kept", "strict=True)]\n    if not kept"),
-        "test_swap_accuracy_by_hand",
+        "pairs-beyond-the-context",
+        ("min(config.max_tokens, model.lm.config.max_len)", "config.max_tokens"),
+        "test_pairs_beyond_the_models_context_are_left_out_too",
+    ),
+    of(
+        "pairs-of-equal-answers-teach",
+        ("if pair.chosen != pair.rejected and fits(pair)", "if fits(pair)"),
+        "test_pairs_that_cannot_teach_are_left_out",
+    ),
+    of(
+        "the-longer-answer-need-not-fit",
+        ("return all(len(", "return any(len("),
+        "test_pairs_that_cannot_teach_are_left_out",
+        "test_pairs_beyond_the_models_context_are_left_out_too",
+    ),
+    of(
+        "one-batch-of-pairs-is-enough",
+        ("least = 2 * config.batch_size", "least = config.batch_size"),
+        "test_pairs_that_cannot_teach_are_left_out",
+    ),
+    # ------------------------------------------------------------ the frozen blocks' states, kept
+    mutant(
+        "fast/reward.py",
+        "cache-mixes-up-rows",
+        ("self.states[tuple(row)] for row in rows", "states for _, states in zip(rows, self.states.values())"),
+        "test_the_trunk_cache_gives_the_direct_rewards[1]",
+        "test_training_on_a_trunk_cache_is_the_same_training",
+    ),
+    mutant(
+        "fast/reward.py",
+        "padding-is-kept-as-text",
+        ("states[place, : len(rows[i])].clone()", "states[place].clone()"),
+        ("len(row) for row in rows], device=", "len(state) for state in kept], device="),
+        "test_the_trunk_cache_gives_the_direct_rewards[1]",
+    ),
+    mutant(
+        "fast/reward.py",
+        "an-answer-of-several-pairs-is-kept-again",
+        ("rows = list(dict.fromkeys(encoded))", "rows = encoded"),
+        "test_the_trunk_cache_computes_each_row_once_and_before_the_training",
     ),
 )

@@ -27,7 +27,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     of(
         "exact-kl-swapped",
-        ("logp.exp() * (logp - logq)", "logq.exp() * (logq - logp)"),
+        ("return (logp.exp() * log_ratio)", "return (logq.exp() * -log_ratio)"),
         "test_exact_kl_and_entropy_against_sums_over_the_vocabulary",
     ),
     of(
@@ -104,7 +104,10 @@ MUTANTS: tuple[Mutant, ...] = (
     # whitening over pads
     of(
         "whiten-over-pads",
-        ("mean, var = masked_mean(x, mask), masked_var(x, mask)", "var, mean = torch.var_mean(x)"),
+        (
+            "mean = masked_mean(x, mask)\n    var = masked_var(x, mask)\n    white",
+            "var, mean = torch.var_mean(x)\n    white",
+        ),
         "test_whiten_against_the_statistics_module",
         f"{PADDING}[whiten-7.0]",
     ),
@@ -235,10 +238,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     of(
         "exact-kl-gradient-nan",
-        (
-            "(logp.exp() * (logp - logq).masked_fill(logp == -torch.inf, 0.0))",
-            "torch.where(logp.isinf(), 0.0, logp.exp() * (logp - logq))",
-        ),
+        ("(logp - logq).masked_fill(logp == -torch.inf, 0.0)", "logp - logq"),
+        ("(logp.exp() * log_ratio)", "torch.where(logp.isinf(), 0.0, logp.exp() * log_ratio)"),
         "test_forbidden_tokens_leave_kl_and_entropy_finite",
     ),
     # adaptive KL controller: the coefficient that only decays, or runs the wrong way
@@ -285,28 +286,5 @@ MUTANTS: tuple[Mutant, ...] = (
         "explained-variance-counts-an-offset",
         ("masked_var(returns - values, mask)", "masked_mean((returns - values) ** 2, mask)"),
         "test_explained_variance_known_cases[values1-1.0]",
-    ),
-    # advantages without a value head
-    of("rloo-counts-itself", (" * K / (K - 1)", ""), "test_rloo_against_the_mean_of_the_others"),
-    of(
-        "grpo-divides-by-the-variance",
-        ("(rewards.std(1, keepdim=True) + eps)", "(rewards.var(1, keepdim=True) + eps)"),
-        "test_grpo_by_hand_with_and_without_its_standard_deviation",
-    ),
-    of(
-        "groups-across-prompts",
-        ("total.view(-1, group)", "total.view(group, -1).T"),
-        "test_every_token_gets_the_advantage_of_its_completion[rloo]",
-    ),
-    of(
-        "reinforce-plus-plus-without-what-follows",
-        ("torch.zeros_like(rewards), mask, 1.0, 1.0)[0]", "torch.zeros_like(rewards), mask, 1.0, 0.0)[0]"),
-        "test_reinforce_plus_plus_sums_the_rewards_from_each_token_on",
-    ),
-    of(
-        "the-ratio-of-a-row-is-a-sum",
-        ("masked_mean(log_ratio, mask, dim=1)", "log_ratio.sum(1)"),
-        "test_one_ratio_a_row_is_the_geometric_mean_of_its_tokens",
-        "test_the_gradient_of_one_ratio_a_row_is_that_of_the_whole_sequence",
     ),
 )

@@ -35,7 +35,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     of(
         "rows-of-some-fields",
-        ("value and [value[i] for i in index.tolist()]", "value"),
+        ("return [value[i] for i in index.tolist()]", "return value"),
         "test_regressions.py::test_rows_of_a_rollout_are_rows_of_every_field",
     ),
 )

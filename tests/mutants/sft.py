@@ -53,7 +53,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     of(
         "all-layers-take-a-gradient",
-        ("model.top(model.trunk(ids, None, train_layers), None, train_layers)", "model.hidden(ids)"),
+        ("training.trunk(model, ids, None, train_layers)", "ids"),
+        ("model.hidden(features, start=frozen)", "model.hidden(features)"),
         "test_nothing_below_the_trained_layers_takes_a_gradient",
     ),
     of("loss-in-the-precision-of-the-model", ("(logits.float(), ids", "(logits, ids"), "test_the_loss_is_float32"),
@@ -67,7 +68,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     of(
         "micro-batches-weigh-the-same",
-        ("yield part, sum(len(answer) for _, answer in part) / tokens", "yield part, len(part) / len(examples)"),
+        ("yield part, sum(len(answer) for _, answer in part) / answer_tokens", "yield part, len(part) / len(examples)"),
         "test_cutting_a_batch_into_micro_batches_changes_nothing",
     ),
     of(

@@ -15,7 +15,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     of(
         "nan-gradient-steps",
-        ("if not bool(torch.isfinite(norm)):", "if False:"),
+        ("if not math.isfinite(norm):", "if False:"),
         "test_nothing_moves_when_the_gradient_is_not_finite",
     ),
     of(
@@ -41,8 +41,18 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_ppo.py::test_a_copy_of_a_frozen_model_trains_and_the_reference_does_not",
     ),
     of(
+        "the-upper-blocks-are-frozen",
+        ("else model.config.n_layers - train_layers", "else train_layers"),
+        "test_the_trunk_is_what_lies_below_the_trained_blocks",
+    ),
+    of(
+        "the-trunk-remembers-for-a-gradient",
+        ("    with torch.no_grad():\n        return model.hidden(ids", "    if True:\n        return model.hidden(ids"),
+        "test_the_trunk_is_what_lies_below_the_trained_blocks",
+    ),
+    of(
         "steps-in-bfloat16",
         ("p.data = p.data.float()", "pass"),
-        "test_precision.py::test_what_trains_has_float32_weights_and_computes_as_before[llama]",
+        "test_fast_transformer.py::test_what_trains_has_float32_weights_and_computes_as_before[llama]",
     ),
 )

@@ -16,6 +16,8 @@ LATER = "test_a_later_token_does_not_change_earlier_logits"
 PADDED_QUERY = "test_a_padded_query_sees_itself"
 ROPE = "test_rope_is_multiplication_by_a_unit_complex_number"
 ROPE_DTYPE = "test_rope_keeps_the_dtype"
+KEPT = "test_rows_that_a_cache_keeps_go_on"
+TRUNK = "test_a_trunk_and_the_blocks_above_it_equal_the_whole_at_every_depth"
 
 MUTANTS: tuple[Mutant, ...] = (
     # positions not counted along the mask: old against new with left padding
@@ -32,7 +34,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "(cache.mask[:, : cache.length + T].cumsum(1) - 1).clamp(min=0)[:, cache.length :]",
             "torch.arange(cache.length, cache.length + T, device=x.device).expand(B, T)",
         ),
-        f"test_generation.py::{GREEDY}[1-gpt2]",
+        f"test_generation.py::{GREEDY}[readable-1-gpt2]",
         f"{FIRST_RATIO}[options0-gpt2]",
     ),
     of(
@@ -41,38 +43,50 @@ MUTANTS: tuple[Mutant, ...] = (
             "(cache.mask[:, : cache.length + T].cumsum(1) - 1).clamp(min=0)[:, cache.length :]",
             "(cache.mask[:, cache.length : cache.length + T].cumsum(1) - 1).clamp(min=0)",
         ),
-        f"{CACHE}[llama-chunks1]",
-        f"{CACHE}[gpt2-chunks1]",
+        f"{CACHE}[Transformer-llama-chunks1]",
+        f"{CACHE}[Transformer-gpt2-chunks1]",
     ),
     of(
         "positions-from-1",
         ("return (mask.cumsum(1) - 1).clamp(min=0)", "return mask.cumsum(1)"),
-        f"{PADDED}[gpt2]",
+        f"{PADDED}[Transformer-gpt2]",
         f"{LOGITS}[gpt2]",
     ),
     of(
         "padding-at-position-minus-1",
         ("return (mask.cumsum(1) - 1).clamp(min=0)", "return mask.cumsum(1) - 1"),
-        f"{PADDED}[gpt2]",
+        f"{PADDED}[Transformer-gpt2]",
     ),
     # who may look at whom
-    of("query-sees-the-future", (VISIBLE, "real | (key == query)"), f"{LOGITS}[llama]", f"{LATER}[gpt2]", WRITTEN_OUT),
+    of(
+        "query-sees-the-future",
+        (VISIBLE, "real | (key == query)"),
+        f"{LOGITS}[llama]",
+        f"{LATER}[Transformer-gpt2]",
+        WRITTEN_OUT,
+    ),
     of("query-sees-the-next-token", (VISIBLE, "(real & (key <= query + 1)) | (key == query)"), LATER, WRITTEN_OUT),
-    of("query-without-itself", (VISIBLE, "real & (key < query)"), f"{LOGITS}[llama]", f"{PADDED}[gpt2]", WRITTEN_OUT),
+    of(
+        "query-without-itself",
+        (VISIBLE, "real & (key < query)"),
+        f"{LOGITS}[llama]",
+        f"{PADDED}[Transformer-gpt2]",
+        WRITTEN_OUT,
+    ),
     of(
         "padding-attended-to",
         (VISIBLE, "(key <= query).expand(len(real), 1, T, S)"),
         f"{LOGITS}[gpt2]",
-        f"{PADDED}[llama]",
+        f"{PADDED}[Transformer-llama]",
         WRITTEN_OUT,
     ),
     of("padded-query-without-itself", (VISIBLE, "real & (key <= query)"), PADDED_QUERY),
     of(
         "queries-from-0-beside-a-cache",
         ("torch.arange(S - T, S, device", "torch.arange(T, device"),
-        f"{CACHE}[llama-chunks1]",
-        f"{CACHE}[gpt2-chunks3]",
-        f"test_generation.py::{GREEDY}[1-llama]",
+        f"{CACHE}[Transformer-llama-chunks1]",
+        f"{CACHE}[Transformer-gpt2-chunks3]",
+        f"test_generation.py::{GREEDY}[readable-1-llama]",
     ),
     of("no-axis-for-the-heads", (f"return {VISIBLE}", f"return ({VISIBLE})[:, 0]"), LOGITS, PADDED_QUERY),
     # RoPE
@@ -96,10 +110,10 @@ MUTANTS: tuple[Mutant, ...] = (
         ROPE,
     ),
     of("rotation-loses-the-dtype", (".flatten(-2).to(x.dtype)", ".flatten(-2)"), ROPE_DTYPE),
-    of("only-queries-rotated", ("rotate(q, rope), rotate(k, rope)", "rotate(q, rope), k"), f"{LOGITS}[llama]"),
+    of("only-queries-rotated", ("            k = rotate(k, rope)\n", ""), f"{LOGITS}[llama]"),
     of(
         "values-rotated",
-        ("q, k = rotate(q, rope), rotate(k, rope)", "q, k, v = rotate(q, rope), rotate(k, rope), rotate(v, rope)"),
+        ("            k = rotate(k, rope)\n", "            k = rotate(k, rope)\n            v = rotate(v, rope)\n"),
         f"{LOGITS}[llama]",
         f"{LOGITS}[qwen2]",
     ),
@@ -108,8 +122,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "cache-writes-from-slot-0",
         ("self.k[layer, :, :, self.length : end] = k", "self.k[layer, :, :, : k.shape[2]] = k"),
         ("self.v[layer, :, :, self.length : end] = v", "self.v[layer, :, :, : v.shape[2]] = v"),
-        f"{CACHE}[llama-chunks1]",
-        f"test_generation.py::{GREEDY}[1-gpt2]",
+        f"{CACHE}[Transformer-llama-chunks1]",
+        f"test_generation.py::{GREEDY}[readable-1-gpt2]",
     ),
     of(
         "cache-returns-empty-slots",
@@ -119,7 +133,7 @@ MUTANTS: tuple[Mutant, ...] = (
     of(
         "cache-returns-the-new-ones-only",
         ("return self.k[layer, :, :, :end], self.v[layer, :, :, :end]", "return k, v"),
-        f"{CACHE}[llama-chunks1]",
+        f"{CACHE}[Transformer-llama-chunks1]",
     ),
     of(
         "cache-moves-on-in-every-layer",
@@ -132,55 +146,73 @@ MUTANTS: tuple[Mutant, ...] = (
     of(
         "every-layer-in-the-first-ones-cache",
         ("cache.append(layer, k, v)", "cache.append(0, k, v)"),
-        f"{CACHE}[llama-chunks1]",
+        f"{CACHE}[Transformer-llama-chunks1]",
+    ),
+    of("a-cache-keeps-the-first-rows", ("self.v = self.v[:, rows]", "self.v = self.v[:, : len(rows)]"), KEPT),
+    of(
+        "a-cache-keeps-the-mask-of-the-first-rows",
+        ("self.mask = self.mask[rows]", "self.mask = self.mask[: len(rows)]"),
+        KEPT,
+    ),
+    # a range of blocks
+    of("every-block-above-a-trunk", ("range(start, last)", "range(last)"), TRUNK),
+    of(
+        "the-last-norm-on-a-trunk",
+        ("            return x\n        if cache", "            return self.norm(x)\n        if cache"),
+        TRUNK,
+    ),
+    of(
+        "a-cache-moves-on-with-the-trunk",
+        (
+            "        if stop is not None:\n            return x\n        if cache is not None:\n            cache.length = S\n",
+            "        if cache is not None:\n            cache.length = S\n        if stop is not None:\n            return x\n",
+        ),
+        TRUNK,
     ),
     # heads
     of(
         "heads-not-transposed-back",
-        ("y.transpose(1, 2).reshape(B, T, -1)", "y.reshape(B, T, -1)"),
+        ("y.transpose(1, 2).reshape(B, T, H * E)", "y.reshape(B, T, H * E)"),
         f"{LOGITS}[gpt2]",
         WRITTEN_OUT,
     ),
     of(
         "tokens-cut-into-heads",
-        (
-            "self.q_norm(q.view(B, T, self.heads, self.head_dim)).transpose(1, 2)",
-            "self.q_norm(q.view(B, self.heads, T, self.head_dim))",
-        ),
+        ("self.q_norm(q.view(B, T, H, E)).transpose(1, 2)", "self.q_norm(q.view(B, H, T, E))"),
         f"{LOGITS}[gpt2]",
         WRITTEN_OUT,
     ),
     of(
         "scores-without-their-scale",
-        ("attn_mask=allowed, is_causal=", "attn_mask=allowed, scale=1.0, is_causal="),
+        ("attn_mask=allowed,", "attn_mask=allowed, scale=1.0,"),
         f"{LOGITS}[llama]",
         WRITTEN_OUT,
     ),
     of(
         "scores-scaled-by-the-width-of-the-model",
-        ("attn_mask=allowed, is_causal=", "attn_mask=allowed, scale=D**-0.5, is_causal="),
+        ("attn_mask=allowed,", "attn_mask=allowed, scale=(q.shape[1] * q.shape[3]) ** -0.5,"),
         f"{LOGITS}[llama]",
         WRITTEN_OUT,
     ),
     of(
         "grouped-heads-in-the-wrong-order",
         (
-            "q, k, v, attn_mask=allowed",
-            "q, *(x.repeat(1, self.heads // self.kv_heads, 1, 1) for x in (k, v)), attn_mask=allowed",
+            "            k,\n            v,\n            attn_mask",
+            "            *(x.repeat(1, q.shape[1] // x.shape[1], 1, 1) for x in (k, v)),\n            attn_mask",
         ),
         f"{LOGITS}[llama]",
-        f"{WRITTEN_OUT}[2]",
+        f"{WRITTEN_OUT}[2-Transformer]",
     ),
     of(
         "allowed-ignored",
-        ("attn_mask=allowed, is_causal=allowed is None", "is_causal=True"),
+        ("attn_mask=allowed,\n            is_causal=allowed is None", "is_causal=True"),
         PADDED,
-        f"{WRITTEN_OUT}[4]",
+        f"{WRITTEN_OUT}[4-Transformer]",
     ),
     of("not-causal-without-a-mask", ("is_causal=allowed is None", "is_causal=False"), LATER, WRITTEN_OUT),
     of(
         "no-output-matrix",
-        ("return self.out(y.transpose(1, 2).reshape(B, T, -1))", "return y.transpose(1, 2).reshape(B, T, -1)"),
+        ("return self.out(y.transpose(1, 2).reshape(B, T, H * E))", "return y.transpose(1, 2).reshape(B, T, H * E)"),
         f"{LOGITS}[gpt2]",
         WRITTEN_OUT,
     ),

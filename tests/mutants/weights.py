@@ -36,11 +36,8 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "weights/chat.py",
         "the-end-of-a-text-ends-an-answer",
-        ("end if found is None else found", "end"),
-        (
-            'end = tokenizer.backend.token_to_id(names.get("eos_token", ""))',
-            'end = tokenizer.backend.token_to_id("<|end_of_text|>")',
-        ),
+        ("template, template.end or end)", "template, end)"),
+        ('end = names.get("eos_token", "")\n    if', 'end = "<|end_of_text|>"\n    if'),
         "test_chat.py::test_headers_by_their_template",
     ),
     mutant(

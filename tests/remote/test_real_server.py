@@ -19,7 +19,7 @@ import urllib.request
 import pytest
 from doubles import ROOT
 
-from alignpro_mini.remote.client import read_rows
+from alignpro_mini.jsonl import read_jsonl
 from alignpro_mini.weights.smollm2 import default_directory
 
 SMALL = {
@@ -35,8 +35,7 @@ SMALL = {
     "ppo.micro_batch_size": 24,
     "ppo.kl_coef": 0.02,
     "ppo.lr": 2e-4,
-    "ppo.checkpoint_every": 2,
-    "reward_model.normalise_on": 48,
+    "preferences.normalise_on": 48,
     "eval.inputs": 64,
     "eval.answers": 1,
     "eval.best_of_n": 1,
@@ -95,7 +94,7 @@ def test_a_run_on_a_real_server_raises_the_mean_and_pays_for_no_answer_twice(ser
     file = tmp_path / "runs" / "served" / "api.jsonl"
     for count in KILLS:
         process = subprocess.Popen(command, **how | {"stdout": subprocess.DEVNULL})
-        while process.poll() is None and len(read_rows(file)) < count:
+        while process.poll() is None and len(read_jsonl(file)) < count:
             time.sleep(0.2)
         process.kill()
         assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
@@ -103,7 +102,7 @@ def test_a_run_on_a_real_server_raises_the_mean_and_pays_for_no_answer_twice(ser
     assert done.returncode == 0, done.stdout[-3000:]
     print(done.stdout[-3000:])
     results = json.loads((tmp_path / "runs" / "served" / "results.json").read_text())
-    kept = read_rows(file)
+    kept = read_jsonl(file)
     assert len({row["key"] for row in kept}) == len(kept) == results["api"]["answers"]
     # What was under way when a run was killed may have been answered to nobody.
     assert 0 <= answered() - len(kept) <= len(KILLS) * SMALL["api.concurrency"]

@@ -11,8 +11,9 @@ from api_server import polite, serving
 
 from alignpro_mini.alignpro import PromptScore
 from alignpro_mini.frozen import SamplingConfig
+from alignpro_mini.jsonl import read_jsonl
 from alignpro_mini.options import UserError
-from alignpro_mini.remote.client import ApiConfig, Client, Question, read_rows, spent
+from alignpro_mini.remote.client import ApiConfig, Client, Question, spent
 from alignpro_mini.remote.lm import Judge, RemoteLM, unclear, verdict
 
 
@@ -59,7 +60,7 @@ def test_200_faults_lose_no_answer_and_none_is_paid_for_twice(tmp_path):
         assert [row["prompt"] for row in rows] == [q.prompt for q in asked]
         assert all(row["text"] == polite(q.prompt, {"seed": q.draw}) for row, q in zip(rows, asked))
         assert set(server.answered.values()) == {1} and len(server.answered) == 120
-        assert len(read_rows(tmp_path / "api.jsonl")) == 120
+        assert len(read_jsonl(tmp_path / "api.jsonl")) == 120
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_what_came_before_a_failure_is_kept(tmp_path):
         asked = questions(5)
         with pytest.raises(UserError):
             client(server, tmp_path, concurrency=1).ask(asked)
-        assert len(read_rows(tmp_path / "api.jsonl")) == 2
+        assert len(read_jsonl(tmp_path / "api.jsonl")) == 2
         assert len(client(server, tmp_path, concurrency=1).ask(asked)) == 5
         assert set(server.answered.values()) == {1}
 
@@ -159,9 +160,9 @@ def test_a_line_that_a_kill_cut_swallows_no_answer(tmp_path):
         file = tmp_path / "api.jsonl"
         client(server, tmp_path).ask(questions(2))
         file.write_bytes(file.read_bytes()[:-9])
-        assert len(read_rows(file)) == 1
+        assert len(read_jsonl(file)) == 1
         client(server, tmp_path).ask(questions(3))
-        assert len(read_rows(file)) == 3 and max(server.answered.values()) == 2
+        assert len(read_jsonl(file)) == 3 and max(server.answered.values()) == 2
 
 
 def test_the_key_comes_from_the_environment_and_stays_there(tmp_path, monkeypatch):
@@ -214,7 +215,7 @@ def test_half_an_emoji_is_kept_as_a_question_mark(tmp_path):
     """A server that cuts at UTF-16 units sends one: valid JSON, but no text that a file can hold."""
     with serving(answer=lambda prompt, body: "fine \ud83d") as server:
         (row,) = client(server, tmp_path).ask(questions(1))
-        assert row["text"] == "fine ?" and read_rows(tmp_path / "api.jsonl") == [row]
+        assert row["text"] == "fine ?" and read_jsonl(tmp_path / "api.jsonl") == [row]
 
 
 def test_a_prompt_that_the_providers_filter_refuses_has_an_empty_answer(tmp_path):
@@ -319,7 +320,7 @@ def test_a_judge_asks_both_orders_and_compares_with_the_plain_answer(tmp_path):
         assert asked == [["x", "z"]] and sum(server.seen.values()) == 6
         judge(["x"], ["longer than it"])
         assert len(asked) == 1 and sum(server.seen.values()) == 6
-        kept = [row for row in read_rows(one.file) if row["model"] == "judge"]
+        kept = [row for row in read_jsonl(one.file) if row["model"] == "judge"]
         assert len(kept) == 6 and {row["text"] for row in kept} == {"A", "B"}
 
 

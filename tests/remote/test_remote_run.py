@@ -17,8 +17,8 @@ from alignpro_mini.lab.cli import parse_command_line
 
 TRAIN = [str(ROOT / "train.py")]
 LOCAL = ("frozen", "oracle.train_layers", "theory.inputs", "theory.answers")
-REMOTE = {k: v for k, v in OPTIONS.items() if k not in LOCAL} | {"frozen": "api:m", "reward_model.normalise_on": 24}
-LEARNING = LEARNED | {"reward_base": "model", "reward_model.read": "last"}  # from a local model, on remote answers
+REMOTE = {k: v for k, v in OPTIONS.items() if k not in LOCAL} | {"frozen": "api:m", "preferences.normalise_on": 24}
+LEARNING = LEARNED | {"reward_base": "model", "reward_read": "last"}  # from a local model, on remote answers
 
 
 def of(server, **more) -> dict:
@@ -89,7 +89,6 @@ def judged(tmp_path):
         ({"api.timeout": 3}, "--api.timeout: only --frozen api:MODEL and --reward judge:MODEL read it"),
         ({"frozen": "api:"}, "no model after the colon"),
         ({"frozen": "api:m", "api.base_url": "nowhere"}, "--api.base_url is 'nowhere'"),
-        ({"data.model": "x"}, "it is called --frozen now"),
         ({"preset": "tiny", "frozen": "api:m"}, "--frozen: it is not read with --preset tiny"),
         ({"preset": "tiny", "reward": "judge:m"}, "--reward judge:MODEL is for a real model"),
     ],

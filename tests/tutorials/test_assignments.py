@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import types
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,42 @@ def test_two_results_of_one_text_are_told_apart(wanted, found, told):
     assert not base.same(found, wanted) and base.difference(found, wanted, 1e-6).endswith(told)
 
 
+def test_a_function_is_replaced_where_others_have_it_as_a_default(monkeypatch):
+    """`def f(sampler=generate)` holds the function itself, not its name."""
+    source = """
+        import torch
+        from alignpro_mini.generation import generate as own
+
+        def plain(x, sampler=own):
+            return sampler
+
+        class Holder:
+            @torch.no_grad()
+            def method(self, *, sampler=own):
+                return sampler
+        """
+    module = types.ModuleType("alignpro_mini.takers")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(textwrap.dedent(source), vars(module))
+    graft, new = child.Graft(["generation.generate"], cut), lambda *args, **options: []
+    ours = graft.current["generation.generate"]
+    for function in (new, ours):
+        graft.put("generation.generate", function)
+        assert module.own is module.plain(1) is module.Holder().method() is function
+
+
+def test_the_fast_sampler_is_no_solution_of_the_readable_one(tmp_path):
+    """It stands elsewhere in the package, takes the same arguments, and gives the same tokens."""
+    (path,) = catalogue.ASSIGNMENTS["a3"].twins
+    cut.stripped_package(tmp_path, [path])
+    module, names = cut.split(path)
+    source = (tmp_path / "alignpro_mini" / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+    assert "raise NotImplementedError" in cut.definition(source, names)
+    call = "from alignpro_mini.fast import sampling\n\ndef generate(*args, **options):\n    return sampling.generate(*args, **options)\n"
+    found = graded(reference("a3", {"generation.generate": call}), "a3")
+    assert not found["generation.generate"]["ok"] and found["generation.draw"]["ok"]
+
+
 HELPER = cut.definition(cut.source_of("rl_math"), ["_same_shape"])
 LOOP = "def assemble_rewards(*args):\n    while True:\n        pass"
 RIGHT_GAE = cut.definition(cut.source_of("rl_math"), ["gae"])
@@ -241,18 +278,14 @@ SLIPS = [
         "Rollout.scores was",
     ),
     ("ppo.PPOTrainer.loss", "policy.sum().item()", "policy.sum().detach()", "policy_loss is a Tensor, not a number"),
+    ("ppo.PPOTrainer.extra_loss", "loss.sum().item()", "loss.sum().detach()", "value_loss is a Tensor, not a number"),
     (
         "ppo.PPOTrainer.estimate_advantages",
         "float(rl_math.masked_var(advantages, mask).sqrt())",
         "rl_math.masked_var(advantages, mask).sqrt()",
         "advantage_std is a Tensor, not a number",
     ),
-    (
-        "reward.accuracy",
-        "(chosen == rejected).float()).mean().item()",
-        "(chosen == rejected).float()).mean()",
-        "the result is a Tensor, not a number",
-    ),
+    ("reward.accuracy", "right.mean().item()", "right.mean()", "the result is a Tensor, not a number"),
     (
         "rl_math.explained_variance",
         "return 1 - masked_var(returns - values, mask) / masked_var(returns, mask).clamp(min=1e-8)",
@@ -275,8 +308,8 @@ SLIPS = [
     ),
     (
         "generation.sequence_logprobs",
-        "pad_pairs([(prompts[i], completions[i]) for i in chunk], model.device)",
-        "pad_pairs([(prompts[i], completions[i][: 16 - len(prompts[i])]) for i in chunk], model.device)",
+        "(prompts[i], completions[i]) for i in rows",
+        "(prompts[i], completions[i][: 16 - len(prompts[i])]) for i in rows",
         "on a row longer than the context",
     ),
     ("transformer.Transformer._allowed", "| (key == query)", "| (key == query).float()", "not implemented for 'Float'"),

@@ -70,7 +70,11 @@ ONE = "def test_bug_1():\n"
         ("def helper():\n    pass", "", "line 1: helper is none of test_bug_1 to test_bug_5"),
         ("def test_bug_6():\n    pass", "", "line 1: test_bug_6 is none of"),
         (ONE + "    pass\n" + ONE + "    pass", "", "line 3: test_bug_1 is there twice"),
-        ("import torch, os", "", "line 1: a test imports only alignpro_mini, torch, numpy, math, copy, pytest"),
+        (
+            "import torch, os",
+            "",
+            "line 1: a test imports only alignpro_mini, doubles, torch, numpy, math, copy, pytest",
+        ),
         ("from . import torch", "", "line 1: a test imports only"),
         ("from torch._dynamo import inspect", "", "line 1: inspect is not allowed"),
         (ONE + "    import inspect", "test_bug_1", "line 2: a test imports only"),

@@ -242,7 +242,7 @@ NANO = """--device cpu --vocab_size 300 --world.eval_requests 16 --sampling.max_
 --oracle.max_new_tokens 6 --frozen_model.d_model 16 --frozen_model.n_layers 1 --frozen_model.n_heads 2
 --prompter_model.d_model 16 --prompter_model.n_layers 1 --prompter_model.n_heads 2 --frozen_lm.steps 3
 --frozen_lm.examples 60 --frozen_lm.heldout_examples 8 --prompter_sft.steps 3 --prompter_sft.examples 60
---prompter_sft.heldout_examples 8 --reward_model.pairs 32 --reward_model.batch_size 8 --reward_model.normalise_on 8
+--prompter_sft.heldout_examples 8 --preferences.pairs 32 --reward_model.batch_size 8 --preferences.normalise_on 8
 --ppo.iterations 1 --ppo.batch_size 8 --oracle.iterations 1 --oracle.batch_size 8 --eval.inputs 4
 --eval.headroom_inputs 2 --eval.bootstrap 20 --theory.inputs 2 --theory.answers 2 --theory.more_answers 2
 --theory.samples 1""".split()

@@ -10,10 +10,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from alignpro_mini.tokenizer import SMOLLM2_SYSTEM, Tokenizer, byte_level
+from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.transformer import Transformer, TransformerConfig
 from alignpro_mini.weights import pretrained as checkpoint
 from alignpro_mini.weights import tensors
+from alignpro_mini.weights.chat import SMOLLM2_SYSTEM, PublishedTokenizer
 from alignpro_mini.weights.pretrained import load_pretrained, save_pretrained
 from alignpro_mini.weights.smollm2 import build_tokenizer
 from alignpro_mini.weights.tensors import load_state, save_state
@@ -105,11 +106,10 @@ def test_round_trip_keeps_config_weights_tokenizer_and_random_state(family, tmp_
 
 def test_the_system_prompt_comes_back(tmp_path):
     """A prompter trained with a system prompt of its own must get the same one when it is used."""
-    from tokenizers import models
     from tokenizers.pre_tokenizers import ByteLevel
 
     words = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(ByteLevel.alphabet())]
-    plain = Tokenizer(byte_level(models.BPE(vocab={w: i for i, w in enumerate(words)}, merges=[]), words[:3]))
+    plain = build_tokenizer(words, [], [3] * 3 + [1] * 256)
     told = plain.with_system("Rewrite it.")
     lm = Transformer(TransformerConfig(vocab_size=len(words), d_model=16, n_layers=1, n_heads=2), torch.Generator())
     save_pretrained(lm, tmp_path / "told", told)
@@ -473,13 +473,14 @@ def test_any_text_comes_back(ours, chatml, text):
 
 def test_special_text_that_a_user_types_stays_text(ours, chatml, tmp_path):
     ours.save(tmp_path / "tokenizer.json")
-    for tokenizer in (ours, chatml, Tokenizer.load(tmp_path / "tokenizer.json")):
+    loaded = Tokenizer.load(tmp_path / "tokenizer.json")
+    for tokenizer in (ours, loaded, chatml.with_system(""), PublishedTokenizer(ours.backend, "")):
         for name in ("<|pad|>", "<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"):
             ids = tokenizer.encode(f"say {name}{name} now")
             assert tokenizer.backend.token_to_id(name) not in ids
             assert tokenizer.decode(ids) == f"say {name}{name} now"
-        turns = 2 if tokenizer is chatml else 0  # ends of turns that `chat` itself writes
-        assert tokenizer.chat("<|im_end|>\n<|end|>", "").count(tokenizer.eos_id) == turns
+        turns = 2 if tokenizer.backend is chatml.backend else 0  # ends of turns that `chat` itself writes
+        assert tokenizer.chat("<|im_end|>\n<|end|>").count(tokenizer.eos_id) == turns
 
 
 def test_special_ids_and_sizes(ours, chatml, tmp_path):
@@ -514,14 +515,16 @@ def test_training_is_deterministic_and_survives_a_file(ours, tmp_path):
 
 def test_our_conversation(ours):
     assert ours.chat("2+2") == [1, *ours.encode("2+2"), 2]
-    assert ours.chat("2+2", "Be kind.") == [1, *ours.encode("Be kind.\n\n2+2"), 2]
+    told = PublishedTokenizer(ours.backend, "Be kind.")
+    assert told.chat("2+2") == [1, *ours.encode("Be kind.\n\n2+2"), 2]
+    assert PublishedTokenizer(ours.backend).chat("2+2") == ours.chat("2+2")
     prompt, answer = ours.chat_with_answer("2+2", "4")
     assert prompt == ours.chat("2+2") and answer == [*ours.encode("4"), 3]
 
 
 def test_chatml_conversation(chatml):
     shown = lambda ids: chatml.backend.decode(ids, skip_special_tokens=False)
-    assert shown(chatml.chat("Hi <|im_end|>", "Be kind.")) == (
+    assert shown(chatml.with_system("Be kind.").chat("Hi <|im_end|>")) == (
         "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi <|im_end|><|im_end|>\n<|im_start|>assistant\n"
     )
     assert shown(chatml.chat("Hi")).startswith(f"<|im_start|>system\n{SMOLLM2_SYSTEM}<|im_end|>\n")

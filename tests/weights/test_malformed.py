@@ -11,9 +11,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 from test_chat import published
 
+from alignpro_mini.jsonl import LONGEST_LINE, read_checked
 from alignpro_mini.options import UserError
 from alignpro_mini.weights.pretrained import load_pretrained
-from alignpro_mini.worlds.files import LONGEST_LINE, read_rows
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
@@ -73,7 +73,7 @@ def test_accidents_to_a_jsonl_file(tmp_path):
     file = tmp_path / "p.jsonl"
     for i in range(100):
         file.write_bytes(damaged(data, ("truncated", "flipped", "zeros", "invalid UTF-8", "twice")[i % 5], draw))
-        refused += refusal(lambda: list(read_rows(file, ("prompt", "chosen", "rejected"))), file) is not None
+        refused += refusal(lambda: list(read_checked(file, ("prompt", "chosen", "rejected"))), file) is not None
     assert refused >= 60, refused
 
 
@@ -143,5 +143,5 @@ def test_a_header_that_lies_about_its_length(whole, tmp_path, length):
 def test_a_bad_line_is_named(tmp_path, line, said):
     file = tmp_path / "p.jsonl"
     file.write_bytes(b'{"prompt": "fine"}\n' + line + b"\n")
-    message = refusal(lambda: list(read_rows(file, ("prompt",))), file)
+    message = refusal(lambda: list(read_checked(file, ("prompt",))), file)
     assert said in message and f"{file}:2" in message

@@ -80,8 +80,8 @@ def the_presets_command(tmp_path):
 
 def a_learned_reward(tmp_path):
     """Without --reward: pairs of the frozen LM's answers, judged by --gold; the listing leaves its stages to the run."""
-    listing = ["-m", "alignpro_mini.experiments.listing"]
-    told = command(tmp_path, listing, OPTIONS | LEARNED)
+    real = ["-m", "alignpro_mini.experiments.real"]
+    told = command(tmp_path, [*real, "--step", "listing"], OPTIONS | LEARNED)
     place = tmp_path / "runs" / "learned"
     assert list(json.loads((place / "listing.json").read_text())["rewards"]) == ["learned", "gold"]
     assert "[reward_model] done" in told
@@ -93,22 +93,21 @@ def a_learned_reward(tmp_path):
     assert results["judge"] == "gold" and results["gold_variance_ratio_ci95"] is not None
     assert {"truncated", "gold_mean", "kept_word_for_word"} <= results["arms"]["rlhf_oracle"].keys()
     assert "trun-" in told and "x in" in told
-    # What comes after the run: the prediction (here too late) beside the measurement, and other temperatures.
-    summary = ["-m", "alignpro_mini.experiments.summary", "--as", "mine", "--to", "real"]
-    refused = command(tmp_path, summary, OPTIONS | LEARNED, fails=True)
-    assert (
-        refused
-        == "alignpro_mini.experiments.summary: error: real/prediction.json: no such file: give --predict before the runs"
-    )
-    command(tmp_path, [*summary, "--predict"], OPTIONS | LEARNED)
-    told = command(tmp_path, summary, OPTIONS | LEARNED)
-    found = json.loads((tmp_path / "real" / "summary.json").read_text())["mine"]
-    assert json.loads((tmp_path / "real" / "mine-seed0.json").read_text()) == results
+    # What comes after the run: the measurement beside the prediction, and other temperatures.
+    told = command(tmp_path, [*real, "--step", "summary"], OPTIONS | LEARNED)
+    found = json.loads((place / "summary.json").read_text())
     assert found["variance_ratio"] == pytest.approx(results["variance_ratio"])
     assert found["mean_gain"] == pytest.approx(results["arms"]["align_pro"]["difference"]["mean"])
     assert found["prediction"]["kl_coef"] == 0.05 and "variance_ratio_pi95" in found["prediction"]
     assert f"variance ratio {num(found['variance_ratio'])} " in told
-    other = ["-m", "alignpro_mini.experiments.temperature", "--temperatures", "0.5,0.7", "--requests", "3"]
+    # The same answers, another reward: nothing is answered again.
+    (answers,) = (tmp_path / "runs").glob("listing-*/answers.jsonl")
+    kept = answers.read_text()
+    told = command(tmp_path, [*real, "--step", "listing", "--resume", "--also", "mine:length"], OPTIONS | LEARNED)
+    assert "[reward_model] already done" in told and "mine:length: mean" in told
+    assert answers.read_text() == kept
+    assert list(json.loads((place / "listing.json").read_text())["rewards"]) == ["learned", "mine:length", "gold"]
+    other = [*real, "--step", "temperature", "--temperatures", "0.5,0.7", "--requests", "3"]
     told = command(tmp_path, other, OPTIONS | LEARNED)
     assert "0.7 (trained)" in told and (place / "temperature.png").stat().st_size > 1000
     points = json.loads((place / "temperature.json").read_text())["temperatures"]

@@ -47,7 +47,7 @@ POOL = {
 }
 
 MAX_LINES, MAX_COLUMNS = 10, 120
-MAY_IMPORT = ("__future__", "alignpro_mini", "torch", "numpy", "math", "copy", "pytest")
+MAY_IMPORT = ("__future__", "alignpro_mini", "doubles", "torch", "numpy", "math", "copy", "pytest")
 FORBIDDEN = ("inspect", "getsource", "getsourcelines")
 BUILTINS = ("open", "exec", "eval", "compile", "globals")  # as names only: `lm.eval()` is a method of a model
 

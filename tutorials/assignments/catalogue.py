@@ -14,6 +14,7 @@ class Assignment:
     functions: dict[str, int]
     whole: int
     imports: tuple[str, ...]  # what a submission starts with
+    twins: tuple[str, ...] = ()  # other functions of the package that do the same: empty while a submission is graded
 
 
 TORCH = ("from __future__ import annotations", "", "import torch", "from torch import Tensor")
@@ -37,11 +38,12 @@ ASSIGNMENTS = {
         "a2_attention",
         "Attention, positions and the KV cache",
         {
-            "transformer.rotate": 18,
-            "transformer.Transformer._positions": 16,
-            "transformer.Transformer._allowed": 20,
-            "transformer.KVCache.append": 12,
-            "transformer.Attention.forward": 24,
+            "transformer.rotate": 16,
+            "transformer.Transformer._positions": 14,
+            "transformer.Transformer._allowed": 18,
+            "transformer.KVCache.append": 10,
+            "transformer.Attention.attend": 16,
+            "transformer.Attention.forward": 16,
         },
         10,
         (*TORCH[:3], "import torch.nn.functional as F", TORCH[3], "", "from alignpro_mini.transformer import KVCache"),
@@ -50,11 +52,12 @@ ASSIGNMENTS = {
         "a3_sampling",
         "Sampling and scoring in batches",
         {
-            "generation.sampling_logprobs": 26,
-            "generation._draw": 18,
-            "generation._pad": 14,
-            "generation.pad_pairs": 14,
-            "generation.sequence_logprobs": 20,
+            "generation.sampling_logprobs": 20,
+            "generation.draw": 14,
+            "generation.generate": 24,
+            "generation._pad": 10,
+            "generation.pad_pairs": 10,
+            "generation.sequence_logprobs": 14,
         },
         8,
         (
@@ -63,10 +66,12 @@ ASSIGNMENTS = {
             "",
             *TORCH[2:],
             "",
-            "from alignpro_mini.generation import by_length, pad_right",
+            "from alignpro_mini.generation import Completion, _token_logprobs, by_length, check_prompts, decode",
+            "from alignpro_mini.generation import draw_uniforms, evaluating, pad_right, prefill",
             "from alignpro_mini.options import UserError",
             "from alignpro_mini.transformer import Transformer",
         ),
+        ("fast.sampling.FastSampler.__call__",),
     ),
     "a4": Assignment(
         "a4_sft_and_reward",
@@ -88,6 +93,7 @@ ASSIGNMENTS = {
             "import torch.nn.functional as F",
             TORCH[3],
             "",
+            "from alignpro_mini import training",
             "from alignpro_mini.generation import pad_pairs",
             "from alignpro_mini.reward import Preference, RewardModel",
             "from alignpro_mini.sft import Encoded",
@@ -109,7 +115,8 @@ ASSIGNMENTS = {
             "ppo.PPOTrainer.scores": 8,
             "ppo.PPOTrainer.assemble_rewards": 8,
             "ppo.PPOTrainer.estimate_advantages": 8,
-            "ppo.PPOTrainer.loss": 16,
+            "ppo.PPOTrainer.extra_loss": 6,
+            "ppo.PPOTrainer.loss": 10,
         },
         8,
         (

@@ -78,7 +78,8 @@ def hint(path: str, function: Callable, case, cases: list, graft: Graft, mutants
 
 
 def main(spec: dict) -> None:
-    sys.path[:0] = [spec["package"], spec["here"]]
+    tests = Path(__file__).resolve().parents[2] / "tests"  # doubles.py: tiny models and tokenizers
+    sys.path[:0] = [spec["package"], spec["here"], str(tests)]
     import torch
 
     torch.set_num_threads(1)

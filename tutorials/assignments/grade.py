@@ -71,7 +71,7 @@ def run_checks(key: str, submission: Path, seed: int, limit_s: float = LIMIT_S) 
     results: dict[str, dict] = {}
     with tempfile.TemporaryDirectory(prefix="grade-") as name:
         place = Path(name)
-        cut.stripped_package(place, everything)
+        cut.stripped_package(place, [*everything, *ASSIGNMENTS[key].twins])
         spec = {"package": str(place), "here": str(HERE), "assignment": key, "submission": str(submission.resolve())}
         spec |= {"seed": seed, "functions": everything, "assigned": list(ASSIGNMENTS[key].functions)}
         spec |= {"mutants": known_mistakes(list(ASSIGNMENTS[key].functions)), "out": str(place / "results.jsonl")}

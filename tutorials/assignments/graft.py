@@ -8,11 +8,13 @@ package runs the student's functions. Nothing here needs the other files of the 
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType
 
 
 class Places:
@@ -29,14 +31,33 @@ class Places:
             self.current[path] = vars(owner)[names[-1]]
 
     def put(self, path: str, function: Callable) -> None:
-        """Put it where the package has the old one: also under names that other modules imported."""
+        """Put it where the package has the old one: under names that other modules imported, and as a default, too."""
         owner, name = self.places[path]
         old, self.current[path] = self.current[path], function
         for module in [m for n, m in sys.modules.items() if n.split(".")[0] == "alignpro_mini"]:
             for key, value in list(vars(module).items()):
                 if value is old:
                     setattr(module, key, function)
+                for taker in _functions(value):
+                    _renew_defaults(taker, old, function)
         setattr(owner, name, function)
+
+
+def _functions(value) -> list[FunctionType]:
+    """The function, or the methods of the class, that a module of the package has under a name."""
+    if not isinstance(value, (type, FunctionType)) or not value.__module__.startswith("alignpro_mini"):
+        return []
+    found = [one for one in vars(value).values() if callable(one)] if isinstance(value, type) else [value]
+    return [one for one in map(inspect.unwrap, found) if isinstance(one, FunctionType)]
+
+
+def _renew_defaults(taker: FunctionType, old: Callable, new: Callable) -> None:
+    """`def f(sampler=generate)` holds the function that `generate` was when f was defined."""
+    swap = lambda value: new if value is old else value
+    if taker.__defaults__:
+        taker.__defaults__ = tuple(map(swap, taker.__defaults__))
+    if taker.__kwdefaults__:
+        taker.__kwdefaults__ = {key: swap(value) for key, value in taker.__kwdefaults__.items()}
 
 
 def submitted(module, name: str) -> Callable:

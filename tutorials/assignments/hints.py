@@ -69,6 +69,31 @@ HINTS = {
     "draw-not-scaled-to-the-mass": "the masses need not sum to exactly 1: multiply u by their sum",
     "draw-one-token-late": "one token too late: compare u with the mass up to and with the token, not before it",
     "one-draw-for-the-whole-batch": "every row is drawn with the first row's u; each has its own",
+    "sampled-at-temperature-0": "temperature 0 takes the likeliest token, and draws nothing",
+    "numbers-by-the-place-in-the-batch": "uniforms[i, t] belongs to prompt i: ask by the row's number in `prompts`, not by its "
+    "place in the batch",
+    "numbers-drawn-in-the-loop": "draw all numbers once, before the loop: else a row's tokens depend on who shares its batch",
+    "one-draw-for-all-rows": "every row is drawn with the first row's number; each has its own",
+    "one-draw-for-all-tokens": "every token of a row is drawn with the same number; take column t for token t",
+    "noted-without-the-temperature": "the log-probs noted are those at temperature 1; note those of the distribution that you "
+    "draw from",
+    "logprobs-of-the-likeliest": "you note the largest log-prob of each row; note that of the token taken",
+    "noted-by-the-place-in-the-batch": "tokens are noted under the row's place in the batch; rows were sorted, and some have "
+    "left: note them under the number in `prompts`",
+    "eos-dropped-from-the-completion": "EOS is a sampled token: it stays in the tokens, with its log-prob",
+    "an-eos-at-the-limit-is-truncated": "a row whose last allowed token is EOS is finished, too: ask for the token, not for "
+    "the length",
+    "a-living-row-leaves": "you keep the rows that are done; the others go on",
+    "rows-write-on-after-their-eos": "rows write on after their EOS; they must leave the batch",
+    "rows-that-are-done-go-through-the-model": "the tokens are right, but rows that are done go through the model until the end: "
+    "take them out of the cache, and of all that belongs to the batch",
+    "rows-that-stay-get-the-wrong-cache": "after some rows left, the others go on with the keys and values of the first rows: "
+    "cache.keep needs their places in the batch",
+    "another-rows-token-goes-on": "after some rows left, the others are fed the tokens of the first rows: take those of the rows "
+    "that stay",
+    "the-likeliest-token-goes-on": "the next step must be fed the token that was drawn, not the likeliest one",
+    "one-token-too-few": "the last token is missing: max_new_tokens are allowed, and the prompt's pass gives the first",
+    "all-rows-in-one-batch": "max_batch is ignored: use by_length for batches",
     "mask-on-the-other-side": "the ids are right; the mask is True on the wrong side",
     "padded-on-the-other-side": "the mask is right; the ids are padded on the wrong side",
     "a-token-like-the-padding-is-padding": "a real token may equal pad_id: make the mask from the lengths, not from the ids",
@@ -94,7 +119,7 @@ HINTS = {
     "loss-of-a-batch-is-a-sum": "the loss is a mean over the batch's answer tokens, not their sum",
     "loss-of-a-row-weighs-the-same": "you average rows; every answer token weighs the same, whatever the length of its answer",
     "padding-told-by-its-id": "token 0 may be text: tell padding by the mask of pad_pairs, not by the id",
-    "all-layers-take-a-gradient": "with train_layers the blocks below must get no gradient: they belong to model.trunk",
+    "all-layers-take-a-gradient": "with train_layers the blocks below must get no gradient: they belong to training.trunk",
     "loss-in-the-precision-of-the-model": "compute the cross-entropy in float32, whatever the precision of the model",
     "preference-swapped": "the difference is upside down: r_chosen - r_rejected",
     "preference-loss-without-its-sign": "a loss is the *negative* log-likelihood: the minus is missing",
@@ -150,7 +175,6 @@ HINTS = {
     "select by the mask before it, not only after",
     "padding-counted-as-clipped": "clipped means that the clipped product is strictly the smaller one, on a sampled token; on "
     "padding it is False",
-    "the-ratio-of-a-row-is-a-sum": "with `sequence` the log-ratio of a row is the mean over its tokens, not their sum",
     "value-clip-optimistic": "of the two squared errors the larger one counts",
     "value-clip-counts-rounding": "inside the clip V_c must be V to the bit: old + (V - old) is rounded; limit V itself, between "
     "V_old - clip and V_old + clip",
@@ -172,25 +196,18 @@ HINTS = {
     "assemble_rewards",
     "penalty-for-the-finished": "the penalty is for rows that are *not* finished",
     "reward-kl-against-the-old-policy": "the KL penalty is to the reference: logp against logp_ref",
-    "the-kl-penalty-counts-twice": 'with kl_placement "loss" the reward must hold no KL penalty',
     "no-penalty-for-a-missing-eos": "the penalty for a missing EOS is missing",
     "the-rewards-ignore-the-controller": "lambda is the trainer's kl_coef, which the controller adapts; config.kl_coef is only "
     "its start",
     "whitened-over-pads": "mean and variance of the whitening are those of sampled tokens: give it the action mask",
     "returns-of-whitened-advantages": "returns come from the advantages *before* whitening: the value head learns returns, in "
     "units of the reward",
-    "groups-are-whitened": "advantages of a group (rloo, grpo, grpo_unscaled) are not whitened: ask config.whitens",
     "the-spread-after-whitening": "advantage_std is that of the advantages before whitening; afterwards it is always 1",
     "trained-without-the-temperature": "the log-probs must be those of the sampling distribution: use config.temperature",
     "update-kl-over-pads": "approx_kl is over sampled tokens only",
-    "the-kl-loss-weighs-more-beside-whitened-advantages": "whitening divides the reward by advantage_std: divide the KL loss by "
-    "it, too, where config.whitens",
-    "the-value-head-trains-without-gae": 'a value loss (and its two entries in the log) only where config.advantage is "gae"',
     "a-mean-over-the-padded-batch": "a sum over the tokens, not a mean over rows and columns: the caller divides",
+    "the-policy-loss-alone": "what self.extra_loss returns is missing in the total",
     "the-value-loss-without-its-weight": "the value loss is weighed by config.vf_coef; what is logged is not",
-    "the-kl-loss-of-the-old-policy": "the KL loss is that of the policy now: take the new log-probs, they carry the gradient",
-    "the-loss-ignores-the-controller": "lambda is the trainer's kl_coef, which the controller adapts; config.kl_coef is only "
-    "its start",
     # a7: Align-Pro around a frozen model
     "checksum-of-the-shapes-only": "the numbers themselves are not in the hash",
     "checksum-without-buffers": "buffers (such as a running mean) belong to the model: take its state_dict",

@@ -16,7 +16,10 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
 
 
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
-    """Sum over the last axis of the True entries: (B, T) -> (B,), e.g. a sequence's log-probability."""
+    """Sum over the last axis of the True entries: (B, T) -> (B,).
+
+    Example: the log-probability of a completion is the sum of those of its tokens.
+    """
     raise NotImplementedError
 
 
@@ -26,7 +29,10 @@ def masked_var(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
-    """Scale x to unit variance over the mask, and to zero mean unless `shift_mean` is False; padding gives 0."""
+    """Scale x to unit variance over the mask, and to zero mean; padding gives 0.
+
+    With `shift_mean` False the mean stays what it is.
+    """
     raise NotImplementedError
 
 
@@ -43,10 +49,10 @@ def kl_estimate(logp: Tensor, logp_ref: Tensor, kind: str = "k1") -> Tensor:
 
 
 def exact_kl(logits: Tensor, logits_ref: Tensor) -> Tensor:
-    """KL(p || ref) of two categorical distributions, summed over the vocabulary: (..., V) -> (...), nats."""
+    """KL(p || ref) of two categorical distributions, in nats: (..., V) -> (...)."""
     raise NotImplementedError
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Entropy of softmax(logits) in nats, (..., V) -> (...); the uniform distribution gives ln V."""
+    """Entropy of softmax(logits) in nats: (..., V) -> (...). The uniform one gives ln V."""
     raise NotImplementedError

@@ -10,33 +10,53 @@ from alignpro_mini.transformer import KVCache
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotate the pairs (x_{2i}, x_{2i+1}) of each head by position x frequency_i: a product of complex numbers.
+    """Rotate the pairs (x_{2i}, x_{2i+1}) of each head by position x frequency_i.
 
-    x (B, H, T, E); rope (B, 1, T, E/2), complex, of length 1.
+    A pair is a complex number: rotating it is a product. x (B, H, T, E) -> (B, H, T, E);
+    rope (B, 1, T, E/2), complex, of length 1.
     """
     raise NotImplementedError
 
 
 class Transformer:
     def _positions(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
-        """(B, T) index of each token among the real tokens of its row; padding before the first of them gets 0."""
+        """(B, T) index of each token among the real ones of its row; padding before them gets 0."""
         raise NotImplementedError
 
     def _allowed(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor | None:
-        """(B, 1, T, S), True where query t may look at key s: s real and not later; None means plain causal.
+        """(B, 1, T, S), True where query t may look at key s: s real and not later.
 
-        A padded query sees itself, too: a row of the softmax without any key would be NaN.
+        None means plain causal. A padded query sees itself, too: a row of the softmax without any
+        key would be NaN.
         """
         raise NotImplementedError
 
 
 class KVCache:
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the new (B, G, T, E) keys and values of one layer; return all of them, (B, G, S, E)."""
+        """Write a layer's new keys and values (B, G, T, E); return all of them, (B, G, S, E)."""
         raise NotImplementedError
 
 
 class Attention:
-    def forward(self, x: Tensor, rope, allowed: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
-        """Causal self-attention, (B, T, D) -> (B, T, D); `layer` names this block's place in the cache."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
+        """softmax(q k^T / sqrt(E)) v over the allowed keys; a key head serves H/G query heads in a row.
+
+        q (B, H, T, E), k and v (B, G, S, E), allowed (B, 1, T, S) -> (B, H, T, E).
+        """
+        raise NotImplementedError
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: Tensor | None,
+        allowed: Tensor | None,
+        cache: KVCache | None,
+        layer: int,
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D); `layer` names this block's place in the cache.
+
+        rope (B, 1, T, E/2): see `rotate`; None: positions were added at the bottom.
+        allowed (B, 1, T, S): True where query t may look at key s; None: s <= t.
+        """
         raise NotImplementedError

@@ -7,26 +7,51 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from alignpro_mini.generation import by_length, pad_right
+from alignpro_mini.generation import Completion, _token_logprobs, by_length, check_prompts, decode
+from alignpro_mini.generation import draw_uniforms, evaluating, pad_right, prefill
 from alignpro_mini.options import UserError
 from alignpro_mini.transformer import Transformer
 
 
 def sampling_logprobs(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
-    """The log of the distribution that sampling draws from: (..., V) logits -> (..., V) log-probs, float32.
+    """The log of the distribution that sampling draws from: (..., V) -> (..., V), float32.
 
-    The sampler *and* the scorer of PPO call this one function; were one of them to use another temperature,
-    the first ratio would not be 1. Nucleus: the smallest set of tokens whose mass reaches top_p; the others
-    get -inf. Temperature 0 means greedy decoding, whose log-probs are reported at temperature 1.
-    Raises ValueError for a temperature below 0 or a top_p outside (0, 1].
+    The sampler *and* the scorer of PPO call this one function; were one of them to use another
+    temperature, the first ratio would not be 1. Nucleus: the smallest set of tokens whose mass
+    reaches top_p; the others get -inf. Temperature 0 means greedy decoding, whose log-probs are
+    reported at temperature 1. Raises ValueError for a temperature below 0 or a top_p outside
+    (0, 1].
     """
     raise NotImplementedError
 
 
-def _draw(logp: Tensor, uniform: Tensor) -> Tensor:
-    """Inverse-CDF sampling without leaving the device: log-probs (B, V), uniforms (B,) in [0, 1) -> ids (B,).
+def draw(logp: Tensor, uniform: Tensor) -> Tensor:
+    """One token of each row by its uniform number: log-probs (B, V), (B,) in [0, 1) -> ids (B,).
 
-    Takes the first token whose cumulative mass exceeds u, so a token of probability 0 is never taken, nor for a u of 1.
+    Takes the first token at which the cumulative probability exceeds the number, so a token of
+    probability 0 is never taken. Stays on the device.
+    """
+    raise NotImplementedError
+
+
+@torch.no_grad()
+def generate(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    eos_id: int | None = None,
+    generator: torch.Generator | None = None,
+    max_batch: int | None = None,
+) -> list[Completion]:
+    """Sample a continuation of each prompt (lists of token ids), returned in their order.
+
+    A row stops at `eos_id` (kept in its tokens) or after `max_new_tokens`. Temperature 0 is greedy.
+    At most `max_batch` rows run at once (None: 256). Raises UserError for an empty prompt, one that
+    leaves too little of the context, a max_batch below 1 and a negative max_new_tokens; ValueError
+    as `sampling_logprobs` does.
     """
     raise NotImplementedError
 
@@ -35,10 +60,12 @@ def _pad(rows: Sequence[Sequence[int]], pad_id: int, device, left: bool) -> tupl
     raise NotImplementedError
 
 
-def pad_pairs(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], device=None) -> tuple[Tensor, Tensor]:
-    """(prompt, completion) pairs, each one row -> ids (N, T) padded on the right, and True on the completions' tokens.
+def pad_pairs(
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]], device=None
+) -> tuple[Tensor, Tensor]:
+    """(prompt, completion) pairs, each one row -> ids (N, T) padded right, True on completions.
 
-    To the model these go without a mask: a causal query never reaches right padding. The fused kernel is faster so.
+    To the model these go without a mask: a causal query never reaches right padding.
     """
     raise NotImplementedError
 
@@ -52,10 +79,11 @@ def sequence_logprobs(
     top_p: float = 1.0,
     max_batch: int = 128,
 ) -> Tensor:
-    """log p(completion | prompt) under the sampling of `generate`, summed over the completion: (N,) on the CPU.
+    """log p(completion | prompt) under the sampling of `generate`, summed over tokens: (N,), CPU.
 
-    Both are lists of token ids; whether an EOS counts is up to the completion. -inf where top_p rules a token out.
-    At most max_batch sequences at a time. Raises UserError for an empty prompt, as then nothing predicts the first
-    token, and for a row longer than the context; ValueError where there are not as many completions as prompts.
+    Both are lists of token ids; whether an EOS counts is up to the completion. -inf where top_p
+    rules a token out. At most max_batch sequences at a time. Raises UserError for an empty prompt,
+    as then nothing predicts the first token, and for a row longer than the context; ValueError
+    where there are not as many completions as prompts.
     """
     raise NotImplementedError

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from alignpro_mini import training
 from alignpro_mini.generation import pad_pairs
 from alignpro_mini.reward import Preference, RewardModel
 from alignpro_mini.sft import Encoded
@@ -20,7 +21,10 @@ def answer_loss(model: Transformer, batch: Sequence[Encoded], train_layers: int 
 
 
 def bradley_terry_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """-log sigmoid(r_chosen - r_rejected) per pair, (B,) -> (B,): the preference model's negative log-likelihood."""
+    """-log sigmoid(r_chosen - r_rejected) per pair, (B,) -> (B,).
+
+    It is the negative log-likelihood of the Bradley-Terry model of preferences.
+    """
     raise NotImplementedError
 
 
@@ -33,18 +37,23 @@ def draw_preferences(
     generator: torch.Generator,
     mismatched: bool = False,
 ) -> list[Preference]:
-    """A noisy labeller's choices: P(first over second) = sigmoid(scale x (gold difference)), Bradley-Terry noise.
+    """A noisy labeller's choices between two answers to each prompt, by the true reward `gold`.
+
+        P(first over second) = sigmoid(scale x (gold of first - gold of second))     (Bradley-Terry)
 
     `mismatched` marks the pairs as such: the labels are drawn in the same way.
     """
     raise NotImplementedError
 
 
-def split_by_prompt(pairs: Sequence[Preference], share: float, generator: torch.Generator) -> tuple[list, list]:
-    """(train, held out): all pairs of a prompt are on the same side; otherwise the held-out accuracy is too high.
+def split_by_prompt(
+    pairs: Sequence[Preference], share: float, generator: torch.Generator | None
+) -> tuple[list[Preference], list[Preference]]:
+    """(train, held out): all pairs of a prompt are on one side.
 
-    No mismatched pair is held out: they are easy, and would raise the accuracy too. Those of a held-out prompt are
-    dropped. At least one prompt is held out.
+    Otherwise the held-out accuracy is too high. No mismatched pair is held out: they are easy, and
+    would raise the accuracy too. Those of a held-out prompt are dropped. At least one prompt is
+    held out.
     """
     raise NotImplementedError
 

@@ -13,31 +13,33 @@ from alignpro_mini.transformer import Transformer
 
 
 def policy_loss(
-    logp: Tensor, logp_old: Tensor, advantages: Tensor, mask: Tensor, clip: float, sequence: bool = False
+    logp: Tensor, logp_old: Tensor, advantages: Tensor, mask: Tensor, clip: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """PPO's clipped surrogate (Schulman et al. 2017, eq. 7), negated, per token: all (B, T) -> (B, T).
+    """PPO's clipped surrogate (Schulman et al. 2017, eq. 7), negated, per token; all (B, T).
 
         ratio = pi / pi_old        L = -min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)
-    With `sequence` all tokens of a row share one ratio, the geometric mean of their own, as GSPO's (Zheng et al. 2025);
-    GSPO also weighs all completions alike, here a completion weighs by its tokens.
-    The minimum is pessimistic. When A > 0 the gain stops at 1 + eps; when A < 0 it stops at 1 - eps; moving
-    *back* from beyond the clip is never stopped. Padding gives 0; the caller divides by its token count.
+    The minimum is pessimistic. When A > 0 the gain stops at 1 + eps; when A < 0 it stops at
+    1 - eps; moving *back* from beyond the clip is never stopped. Padding gives 0; the caller
+    divides by its token count.
     Second result: per-token (B, T) `clipped` (the gradient is 0 there) and `ratio`.
     """
     raise NotImplementedError
 
 
-def value_loss(values: Tensor, values_old: Tensor, returns: Tensor, mask: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """Half the squared error to the returns, per token, pessimistic over a clipped step: all (B, T) -> (B, T).
+def value_loss(
+    values: Tensor, values_old: Tensor, returns: Tensor, mask: Tensor, clip: float
+) -> tuple[Tensor, Tensor]:
+    """Half the squared error to the returns, per token, over a clipped step: all (B, T) -> (B, T).
 
         V_c = V_old + clip(V - V_old, -eps, eps)     L = max((V - R)^2, (V_c - R)^2) / 2
+    The maximum is pessimistic, as the minimum of `policy_loss` is.
     Second result: where the clipped branch was the larger one, (B, T) booleans.
     """
     raise NotImplementedError
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) over the mask: 1 perfect, 0 no better than a constant.
+    """1 - Var(returns - values) / Var(returns) over the mask: 1 perfect, 0 as good as a constant.
 
     A variance of the returns below 1e-8 counts as 1e-8.
     """
@@ -45,36 +47,58 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
 
 
 def adaptive_kl_coef(coef: float, kl: float, target: float, horizon: float, steps: float) -> float:
-    """The controller of Ziegler et al. 2019: coef x (1 + clip(kl / target - 1, -0.2, 0.2) x steps / horizon).
+    """The next KL coefficient by the controller of Ziegler et al. 2019, section 2.2.
 
+        coef x (1 + clip(kl / target - 1, -0.2, 0.2) x steps / horizon)
     kl is the *policy-to-reference* KL of this batch (not old-to-new: that one only ever shrinks the
-    coefficient). It rises when kl > target. steps: episodes since the last call.
+    coefficient). The coefficient rises when kl > target. steps: episodes since the last call.
     """
     raise NotImplementedError
 
 
 class Policy:
     def states(self, lm: Transformer, features: Tensor, mask: Tensor, T: int) -> Tensor:
-        """The hidden states (B, T, D) that the completion's tokens are predicted from: one column to their left."""
+        """The states (B, T, D) that the completion's tokens are predicted from: one column left.
+
+        `lm` is the policy's own model or the reference; `features` is what `training.trunk` gave.
+        """
         raise NotImplementedError
 
 
 class PPOTrainer:
     def scores(self, rollout: Rollout) -> Tensor:
-        """The score of each completion, (B,). Raises UserError for another shape, FloatingPointError for inf or NaN."""
+        """The score of each completion, (B,).
+
+        Raises UserError for another shape, FloatingPointError for a score that is not finite.
+        """
         raise NotImplementedError
 
     def assemble_rewards(self, rollout: Rollout) -> Tensor:
-        """(B, T): the KL penalty on every token; on the last one the score too, less a penalty for a missing EOS."""
+        """(B, T): the KL penalty on every token; on the last one the score too.
+
+        A completion without EOS pays a penalty at its end.
+        """
         raise NotImplementedError
 
     def estimate_advantages(self, rollout: Rollout, rewards: Tensor) -> None:
-        """Set advantages and returns (B, T); whitening scales the advantages only: the value head learns returns.
+        """Set advantages and returns (B, T) and the advantages' standard deviation.
 
-        Advantages that compare the completions of one prompt are centred already and are not whitened.
+        Whitening scales the advantages only: the value head learns returns.
+        """
+        raise NotImplementedError
+
+    def extra_loss(
+        self, part: Rollout, logp: Tensor, values: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        """vf_coef x the value loss, a sum over the tokens, and the sums that are logged.
+
+        logp, values (b, T) are those of the policy now; they carry gradients.
         """
         raise NotImplementedError
 
     def loss(self, part: Rollout) -> tuple[Tensor, dict[str, float]]:
-        """Sum over the tokens of policy loss + vf_coef x value loss, and the sums that are logged (clipped: counts)."""
+        """Sum over the tokens of policy loss + `extra_loss`, and the sums that are logged.
+
+        `clip_fraction` is a count here; the caller divides.
+        """
         raise NotImplementedError

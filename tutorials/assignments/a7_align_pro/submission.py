@@ -12,26 +12,35 @@ from alignpro_mini.options import UserError
 
 
 def checksum(model: nn.Module) -> str:
-    """SHA-256 over the state_dict (parameters, persistent buffers): names, dtypes, shapes, bytes. Equal: bitwise."""
+    """SHA-256 over the state_dict (parameters, persistent buffers), equal only for equal bits.
+
+    Names, dtypes, shapes and bytes count.
+    """
     raise NotImplementedError
 
 
 def usable_rewrites(
     requests: Sequence[str], rewrites: Sequence[str], fits: Callable[[str], bool]
 ) -> tuple[list[str], int]:
-    """Rewrites that can be sent: an empty one, or one too long for the frozen LM, becomes x. And how many changed."""
+    """Rewrites that can be sent, and how many had to be replaced.
+
+    An empty rewrite, or one too long for the frozen LM, becomes x.
+    """
     raise NotImplementedError
 
 
 class FrozenLM:
     def assert_unchanged(self, after: str) -> None:
-        """Compare the checksum with the one taken at construction. Raises RuntimeError naming the stage `after`."""
+        """Compare the checksum with the one taken at construction.
+
+        Raises RuntimeError naming the stage `after`.
+        """
         raise NotImplementedError
 
 
 class PromptScore:
     def __call__(self, requests: Sequence[str], rewrites: Sequence[str]) -> Tensor:
-        """Requests x and rewrites x', B each -> scores (B,), float32; sets what the class says that it keeps.
+        """Requests x and rewrites x', B each -> scores (B,), float32; sets what the class keeps.
 
         Raises UserError where the reward does not return one number for each answer.
         """

@@ -14,9 +14,9 @@ from alignpro_mini.lab.statistics import Groups
 
 
 def kl(p, q) -> Tensor:
-    """KL(p || q) over the last axis: (..., K), (..., K) -> (...), nats; infinite where p > 0 and q = 0.
+    """KL(p || q) in nats over the last axis: (..., K), (..., K) -> (...).
 
-    Example: kl([.5, .5], [.25, .75]) = 0.144.
+    Infinite where p > 0 and q = 0. Example: kl([.5, .5], [.25, .75]) = 0.144.
     """
     raise NotImplementedError
 
@@ -24,18 +24,20 @@ def kl(p, q) -> Tensor:
 def optimal_prompter(rho_sft, R, lam: float) -> Tensor:
     """rho*(x'|x) = rho_sft(x'|x) exp(R(x, x') / lam) / Z(x): (N, K), (N, K) -> (N, K) float64.
 
-    Example: rho_sft [[.5, .5]], R [[0., ln 3]], lam 1 -> [[.25, .75]]. A rewrite that rho_sft never offers stays at 0.
-    The same formula with answers for rewrites is RLHF's optimal policy. Raises ValueError for rows that are no
-    distribution, other shapes, lam <= 0.
+    Example: rho_sft [[.5, .5]], R [[0., ln 3]], lam 1 -> [[.25, .75]].
+
+    A rewrite that rho_sft never offers stays at 0. The same formula with answers for rewrites is
+    RLHF's optimal policy. Raises ValueError for rows that are no distribution, other shapes,
+    lam <= 0.
     """
     raise NotImplementedError
 
 
 def regularised_value(rho, rho_sft, R, lam: float) -> Tensor:
-    """J_lam(rho) = J(rho) - lam E_x KL(rho || rho_sft), averaged over inputs: three (N, K) tables -> scalar.
+    """J_lam(rho) = J(rho) - lam E_x KL(rho || rho_sft): three (N, K) tables -> scalar.
 
-    Differentiable in rho. -inf where rho offers what rho_sft cannot. Raises ValueError as
-    `optimal_prompter` does.
+    Averaged over inputs; differentiable in rho. -inf where rho offers what rho_sft cannot. Raises
+    ValueError as `optimal_prompter` does.
     """
     raise NotImplementedError
 

@@ -12,11 +12,15 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from pathlib import Path
 
 import torch
 
+sys.path.append(str(Path(__file__).resolve().parents[3] / "tests"))
+
+from doubles import Letters, random_lm
+
 from alignpro_mini.alignpro import PromptScore
-from alignpro_mini.experiments.gradient import Letters, random_lm
 from alignpro_mini.frozen import Answer
 from alignpro_mini.ppo import PPOConfig, PPOTrainer, train_ppo
 from alignpro_mini.training import SilentStage

@@ -1,4 +1,4 @@
-"""Checks of a2: cosines and sines, counting loops, and attention with one loop over heads, queries and keys."""
+"""Checks of a2: cosines and sines, counting loops, and attention with a loop over heads, queries and keys."""
 
 from __future__ import annotations
 
@@ -89,48 +89,61 @@ def oracle_append(cache, layer: int, k: Tensor, v: Tensor) -> tuple:
     return cache.k[layer, :, :, :end], cache.v[layer, :, :, :end]
 
 
-def attend(layer, x: Tensor, sees: Callable[[int, int, int], bool], rope: Tensor | None, old: tuple | None) -> tuple:
-    """(y (B, T, D), k, v) of attention, one head, one query and one key at a time; `old` (k, v), (B, G, P, E) each.
+Sees = Callable[[int, int, int], bool]  # (b, t, s): whether query t of row b may look at key s
 
-    sees(b, t, s): whether query t may look at key s, counted over old and new keys. Gradients flow.
-    """
+
+def attend_by_loops(q: Tensor, k: Tensor, v: Tensor, sees: Sees) -> Tensor:
+    """Attention, one head, one query and one key at a time: q (B, H, T, E), k and v (B, G, S, E). Gradients flow."""
+    B, H, T, E = q.shape
+    group = H // k.shape[1]  # the first H/G query heads share key/value head 0, and so on
+    rows = []
+    for b in range(B):
+        for h in range(H):
+            for t in range(T):
+                seen = [s for s in range(k.shape[2]) if sees(b, t, s)]
+                scores = [(q[b, h, t] * k[b, h // group, s]).sum() / math.sqrt(E) for s in seen]
+                weights = [torch.exp(score - max(scores).detach()) for score in scores]
+                rows.append(sum(w * v[b, h // group, s] for w, s in zip(weights, seen)) / sum(weights))
+    return torch.stack(rows).view(q.shape)
+
+
+def seen_by(allowed: Tensor | None, start: int = 0) -> Sees:
+    """What `allowed` (B, 1, T, S) says; None: causal, after `start` tokens of a cache."""
+    if allowed is None:
+        return lambda b, t, s: s <= start + t
+    return lambda b, t, s: bool(allowed[b, 0, t, s])
+
+
+def oracle_attend(layer, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
+    return attend_by_loops(q, k, v, seen_by(allowed))
+
+
+def attention(layer, x: Tensor, sees: Sees, rope: Tensor | None, old: tuple | None) -> tuple:
+    """y (B, T, D), and all keys and values; `old` (k, v), (B, G, P, E) each, come before the new ones. Gradients flow."""
     B, T, D = x.shape
     H, G, E = layer.heads, layer.kv_heads, layer.head_dim
     weight, bias = layer.qkv.weight, layer.qkv.bias
     angles = None if rope is None else rope.expand(B, 1, T, -1).tolist()
-    rows, new_k, new_v = [], [], []
+    heads = [[[] for _ in range(H + 2 * G)] for _ in range(B)]  # [b][n][t] (E,): H of queries, G of keys, G of values
     for b in range(B):
-        heads = [[] for _ in range(H + 2 * G)]  # heads[n][t] (E,): H of queries, G of keys, G of values
         for t in range(T):
             z = weight @ x[b, t] + (0.0 if bias is None else bias)
             for n in range(H + 2 * G):
                 norm = layer.q_norm if n < H else layer.k_norm if n < H + G else torch.nn.Identity()
                 part = list(norm(z[n * E : (n + 1) * E]))
                 part = turned(part, angles[b][0][t]) if angles is not None and n < H + G else part
-                heads[n].append(torch.stack(part))
-        queries, fresh_k, fresh_v = heads[:H], heads[H : H + G], heads[H + G :]
-        keys = [[*(old[0][b, g] if old else []), *fresh_k[g]] for g in range(G)]
-        values = [[*(old[1][b, g] if old else []), *fresh_v[g]] for g in range(G)]
-        for t in range(T):
-            mixed = []
-            for h in range(H):
-                g = h // (H // G)  # the first H/G query heads share key/value head 0, and so on
-                seen = [s for s in range(len(keys[g])) if sees(b, t, s)]
-                weights = [torch.exp((queries[h][t] * keys[g][s]).sum() / math.sqrt(E)) for s in seen]
-                mixed.append(sum(w * values[g][s] for w, s in zip(weights, seen)) / sum(weights))
-            y = layer.out.weight @ torch.cat(mixed)
-            rows.append(y if layer.out.bias is None else y + layer.out.bias)
-        new_k.append(torch.stack([torch.stack(k) for k in keys]))
-        new_v.append(torch.stack([torch.stack(v) for v in values]))
-    return torch.stack(rows).view(B, T, D), torch.stack(new_k), torch.stack(new_v)
+                heads[b][n].append(torch.stack(part))
+    q, k, v = torch.stack([torch.stack([torch.stack(one) for one in row]) for row in heads]).split((H, G, G), dim=1)
+    if old is not None:
+        k, v = torch.cat((old[0], k), 2), torch.cat((old[1], v), 2)
+    y = attend_by_loops(q, k, v, sees).transpose(1, 2).reshape(B, T, H * E) @ layer.out.weight.T
+    return y if layer.out.bias is None else y + layer.out.bias, k, v
 
 
 def oracle_attention(layer, x: Tensor, rope, allowed: Tensor | None, cache, number: int) -> tuple:
     start = 0 if cache is None else cache.length
-    causal = lambda b, t, s: s <= start + t
-    sees = causal if allowed is None else lambda b, t, s: bool(allowed[b, 0, t, s])
     old = None if cache is None else (cache.k[number, :, :, :start], cache.v[number, :, :, :start])
-    y, k, v = attend(layer, x, sees, rope, old)
+    y, k, v = attention(layer, x, seen_by(allowed, start), rope, old)
     if cache is None:
         return (y,)
     end = start + x.shape[1]
@@ -172,9 +185,14 @@ def made_cache(model, mask: Tensor, length: int, rng: torch.Generator | None = N
 def cases(path: str, rng: torch.Generator) -> list[Case]:
     """The cases of a function, the smallest first."""
     name = path.rpartition(".")[2]
-    if path.endswith("Attention.forward"):
-        return _forward(rng)
-    return {"rotate": _rotate, "_positions": _positions, "_allowed": _allowed, "append": _append}[name](rng)
+    return {
+        "rotate": _rotate,
+        "_positions": _positions,
+        "_allowed": _allowed,
+        "append": _append,
+        "attend": _attend,
+        "forward": _forward,
+    }[name](rng)
 
 
 def _rotate(rng: torch.Generator) -> list[Case]:
@@ -291,6 +309,43 @@ def _append(rng: torch.Generator) -> list[Case]:
     ]
 
 
+def _attend(rng: torch.Generator) -> list[Case]:
+    draw = lambda *shape: torch.randn(*shape, generator=rng, dtype=torch.float64)
+    one, heads = tiny(rng, d_model=4, n_heads=1).blocks[0].attn, tiny(rng).blocks[0].attn
+    groups = tiny(rng, d_model=12, n_heads=6, n_kv_heads=2).blocks[0].attn
+    by_hand = f64([0.0, 0, 0, 0, 2, 0, 0, 0]).view(1, 1, 2, 4)  # query 1: scores 0 and ln 3
+    keys = f64([0.0, 1, 2, 3, math.log(3), 4, 5, 6]).view(1, 1, 2, 4)
+    values = f64([8.0, 0, 1, 2, 4, 1, 1, 0]).view(1, 1, 2, 4)
+    mask = bools([[[0, 1, 1], [1, 1, 1]]]).view(2, 1, 1, 3) & torch.ones(3, 3, dtype=torch.bool).tril()
+    mask = mask | torch.eye(3, dtype=torch.bool)  # (2, 1, 3, 3)
+    looser = bools([[1, 0, 1], [0, 1, 1], [1, 1, 0]]).expand(2, 1, 3, 3)  # not causal
+    tokens = lambda H, T, G, S, E: (draw(2, H, T, E), draw(2, G, S, E), draw(2, G, S, E))
+    later = bools([[0, 1, 1, 1, 0], [1, 1, 1, 1, 1]]).view(2, 1, 1, 5)
+
+    def gradients(attend, layer, q, k, v, allowed):
+        wanted = [x.requires_grad_() for x in (q, k, v)]
+        y = attend(layer, q, k, v, allowed)
+        weights = torch.linspace(0.5, 1.5, y.numel(), dtype=torch.float64).view(y.shape)
+        return tuple(torch.autograd.grad((y * weights).sum(), wanted))
+
+    found = [
+        Case("one token", (one, by_hand[:, :, 1:], keys[:, :, 1:], values[:, :, 1:], None)),
+        Case("two tokens, scores 0 and ln 3", (one, by_hand, keys, values, None)),
+        Case("two rows of three tokens, two heads", (heads, *tokens(2, 3, 2, 3, 4), None)),
+        Case("two rows, the first left-padded", (heads, *tokens(2, 3, 2, 3, 4), mask)),
+        Case("an `allowed` that is not causal", (heads, *tokens(2, 3, 2, 3, 4), looser)),
+        Case("six query heads, two of keys and values", (groups, *tokens(6, 3, 2, 3, 2), None)),
+        Case("six query heads, two of keys and values, padding", (groups, *tokens(6, 3, 2, 3, 2), mask)),
+        Case("one query, five keys, six query heads, two of keys and values", (groups, *tokens(6, 1, 2, 5, 2), later)),
+        Case("as many query heads as key heads, in a layer of 6 and 2", (groups, *tokens(2, 3, 2, 3, 2), mask)),
+        Case("scores about 1000", (heads, *(30 * x for x in tokens(2, 3, 2, 3, 4)), mask)),
+    ]
+    found = [Case(c.about, c.args, oracle_attend) for c in found]
+    oracle = lambda *args: gradients(oracle_attend, *args)
+    rest = (groups, *tokens(6, 3, 2, 3, 2), mask)
+    return [*found, Case("gradients by q, k and v", rest, oracle, call=gradients)]
+
+
 def _forward(rng: torch.Generator) -> list[Case]:
     draw = lambda *shape: torch.randn(*shape, generator=rng, dtype=torch.float64)
     one = tiny(rng, d_model=2, n_heads=1)
@@ -400,6 +455,6 @@ def alone_hidden(model, ids: Tensor) -> Tensor:
     angles = [[t / config.rope_theta ** (i / half) for i in range(half)] for t in range(T)]
     rope = turns(angles) if model.positions is None else None
     for block in model.blocks:
-        x = x + attend(block.attn, block.norm1(x), lambda b, t, s: s <= t, rope, None)[0]
+        x = x + attention(block.attn, block.norm1(x), seen_by(None), rope, None)[0]
         x = x + block.mlp(block.norm2(x))
     return model.norm(x)[0]

@@ -1,9 +1,13 @@
-"""Checks of a3: the distribution token by token in Python, padding by lists, and each row alone through the model."""
+"""Checks of a3: the distribution token by token in Python, padding by lists, and each row alone through the model.
+
+Sampled tokens are compared only where no uniform number is near an edge between two tokens (`settled`).
+"""
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -69,6 +73,49 @@ def oracle_draw(logp: Tensor, uniform: Tensor) -> tuple[Tensor, str]:
     return torch.tensor(found), "integers"
 
 
+@torch.no_grad()
+def row_alone(model, prompt, uniforms: list[float], temperature=1.0, top_p=1.0, eos_id=None) -> tuple:
+    """(tokens, their log-probs, finished, least distance of a number to an edge): no batch, no padding, no cache."""
+    tokens, logprobs, distance = [], [], 1.0
+    for u in uniforms:
+        p = distribution(model(torch.tensor([[*prompt, *tokens]]))[0, -1].tolist(), temperature, top_p)
+        edges = [math.fsum(p[: v + 1]) for v in range(len(p))]
+        likeliest, second = sorted(p)[-1], sorted(p)[-2]
+        distance = min(distance, likeliest - second if temperature == 0 else min(abs(u - edge) for edge in edges))
+        new = (
+            p.index(likeliest)
+            if temperature == 0
+            else next(v for v in range(len(p)) if edges[v] > u or v == len(p) - 1)
+        )
+        tokens.append(new)
+        logprobs.append(math.log(p[new]) if p[new] > 0 else -INF)
+        if new == eos_id:
+            return tokens, logprobs, True, distance
+    return tokens, logprobs, False, distance
+
+
+def rows_alone(model, prompts, limit: int, seed: int, options: dict) -> list[tuple]:
+    """Row i of a (N, limit) table of uniform numbers is prompt i's, whatever the batches."""
+    uniforms = torch.rand(len(prompts), limit, generator=torch.Generator().manual_seed(seed)).tolist()
+    own = {name: value for name, value in options.items() if name != "max_batch"}
+    return [row_alone(model, prompt, u, **own) for prompt, u in zip(prompts, uniforms)]
+
+
+def oracle_generate(model, prompts, limit: int, seed: int, options: dict) -> tuple:
+    from alignpro_mini.options import UserError
+
+    if limit < 0 or options.get("max_batch") == 0 or not all(prompts):
+        raise UserError("a limit below 0, a batch of no rows, or an empty prompt")
+    if any(len(prompt) + limit > model.config.max_len for prompt in prompts):
+        raise UserError("a prompt that leaves too little of the context")
+    if options.get("temperature", 1.0) < 0:
+        raise ValueError("impossible settings")
+    rows = rows_alone(model, prompts, limit, seed, options)
+    logprobs = f64([logp for _, row, _, _ in rows for logp in row])
+    finished = [end for _, _, end, _ in rows]
+    return "tokens", [row for row, *_ in rows], "log-probabilities", logprobs, "finished", finished, "all is right"
+
+
 def oracle_pad(rows, pad_id: int, device, left: bool) -> tuple:
     width = max([len(row) for row in rows] + [0])
     ids, mask = [], []
@@ -127,7 +174,8 @@ def cases(path: str, rng: torch.Generator) -> list[Case]:
     name = path.rpartition(".")[2]
     return {
         "sampling_logprobs": _logprobs,
-        "_draw": _draw,
+        "draw": _draw,
+        "generate": _generate,
         "_pad": _pad,
         "pad_pairs": _pairs,
         "sequence_logprobs": _scores,
@@ -203,6 +251,122 @@ def _draw(rng: torch.Generator) -> list[Case]:
     whole = lambda y: isinstance(y, Tensor) and not y.is_floating_point() and y.dtype != torch.bool
     call = lambda function, *args: (y := function(*args), "integers" if whole(y) else kind(y))
     return [Case(c.about, c.args, oracle_draw, call=call) for c in found]
+
+
+def settled(rng: torch.Generator, model, prompts, limit: int, options: dict, wanted: Callable) -> tuple[int, dict]:
+    """(seed, options with an eos_id) of a call that depends on no rounding, and whose lengths are as `wanted` says.
+
+    Whoever computes a batch in another shape or on another processor gets numbers that differ in the last place. So no
+    uniform number may lie near an edge between two tokens. The best of some tries, if none is as wanted.
+    """
+    best = None
+    for _ in range(20):
+        seed = int(torch.randint(0, 2**31, (1,), generator=rng))
+        rows = rows_alone(model, prompts, limit, seed, options | {"eos_id": None})
+        if any(distance < 1e-4 for *_, distance in rows):
+            continue
+        for eos in [options["eos_id"]] if "eos_id" in options else range(model.config.vocab_size):
+            ends = [eos in row for row, *_ in rows]
+            lengths = [row.index(eos) + 1 if end else limit for (row, *_), end in zip(rows, ends)]
+            best = best or (seed, options | {"eos_id": eos})
+            if wanted(lengths, ends):
+                return seed, options | {"eos_id": eos}
+    return best or (seed, {"eos_id": None} | options)
+
+
+def _generate(rng: torch.Generator) -> list[Case]:
+    model, absolute = tiny(rng), tiny(rng, family="gpt2")
+    whatever = lambda lengths, ends: True
+    ragged = lambda lengths, ends: len(set(lengths)) > 2 and not all(ends)
+    some_end = lambda lengths, ends: any(ends) and not all(ends)
+    early = lambda lengths, ends: ends == [True] and 1 < lengths[0] < 4
+    at_the_limit = lambda lengths, ends: ends == [True] and lengths == [3]
+    goes_on = lambda lengths, ends: lengths[0] > 2
+
+    def call(generate, model, prompts, limit, seed, options):
+        found = generate(model, prompts, limit, **options, generator=torch.Generator().manual_seed(seed))
+        tokens, logprobs = [c.tokens for c in found], [v for c in found for v in c.logprobs]
+        plain = sentences(
+            (all(type(v) is int for row in tokens for v in row), "tokens are a list of Python's int"),
+            (all(type(v) is float for v in logprobs), "log-probabilities are a list of Python's float"),
+            (all(type(c.finished) is bool for c in found), "finished is True or False"),
+            (all(len(c.tokens) == len(c.logprobs) for c in found), "each token has a log-probability"),
+        )
+        return "tokens", tokens, "log-probabilities", f64(logprobs), "finished", [c.finished for c in found], plain
+
+    def case(about: str, prompts, limit: int, wanted=whatever, lm=model, **options) -> Case:
+        seed, options = settled(rng, lm, prompts, limit, options, wanted)
+        return Case(about, fresh((lm, prompts, limit, seed, options)), oracle_generate, call=call, tolerance=1e-4)
+
+    def refused(about: str, prompts, limit: int, **options) -> Case:
+        return Case(about, fresh((model, prompts, limit, 0, options)), oracle_generate, call=call)
+
+    no_eos = {"eos_id": None}
+    rows = [[4, 7, 2], [5], [9, 9, 8, 1, 6, 2, 10], [3, 10], [6, 1, 1, 8], [1]]
+    found = [
+        case("prompt [1], one new token", [[1]], 1, **no_eos),
+        case("prompt [1], one new token, temperature 0", [[1]], 1, temperature=0.0, **no_eos),
+        case("prompt [1], three new tokens", [[1]], 3, **no_eos),
+        case("prompt [4, 7, 2], five new tokens", [[4, 7, 2]], 5, **no_eos),
+        case("prompt [4, 7, 2], temperature 0", [[4, 7, 2]], 5, temperature=0.0, **no_eos),
+        case("prompt [4, 7, 2], temperature 0.5", [[4, 7, 2]], 5, temperature=0.5, **no_eos),
+        case("prompt [4, 7, 2], temperature 1.3, top_p 0.6", [[4, 7, 2]], 5, temperature=1.3, top_p=0.6, **no_eos),
+        case("a row that ends with EOS", [[4, 7]], 6, early),
+        case("an EOS that is the last token allowed", [[4, 7]], 3, at_the_limit),
+        case("an EOS in the prompt, which ends nothing", [[3, 3]], 4, goes_on, eos_id=3),
+        case("two prompts of one length", [[4, 7], [5, 1]], 4, **no_eos),
+        case("prompts [4, 7, 2] and [5]", [[4, 7, 2], [5]], 4, **no_eos),
+        case("prompts [4, 7] and [5, 1]: one row ends before the other", [[4, 7], [5, 1]], 6, some_end),
+        case("four times the same prompt", [[4, 7]] * 4, 5, **no_eos),
+        case("six prompts", rows, 6, ragged),
+        case("six prompts, the longest first", sorted(rows, key=len, reverse=True), 6, ragged),
+        case("six prompts, temperature 0", rows, 6, ragged, temperature=0.0),
+        case("six prompts, temperature 0.7, top_p 0.8", rows, 6, ragged, temperature=0.7, top_p=0.8),
+        case("six prompts, max_batch 2", rows, 6, ragged, max_batch=2),
+        case("six prompts, max_batch 4, GPT-2's positions", rows, 6, ragged, absolute, max_batch=4),
+        case("rows that fill the context", [[5] * 12, [7, 7]], 4, **no_eos),
+        case("no new tokens", [[4], [5, 6]], 0, **no_eos),
+        case("no prompts", [], 3, **no_eos),
+        refused("an empty prompt", [[4], []], 3),
+        refused("a prompt that leaves too little of the context", [[4], [5] * 14], 3),
+        refused("max_batch 0", [[4]], 3, max_batch=0),
+        refused("max_new_tokens -1", [[4]], -1),
+        refused("temperature -1", [[4]], 3, temperature=-1.0),
+    ]
+    fair = lambda *args: "all is right"
+    longer = [[4, 7, 2], [5, 5], [9, 9, 8, 1], [3, 10], [6, 1, 1, 8], [1, 2]]
+    # The model is made anew for each call, as its methods are replaced.
+    again = int(torch.randint(0, 2**31, (1,), generator=rng))
+    made = lambda: tiny(torch.Generator().manual_seed(again))
+    seed, options = settled(rng, made(), longer, 6, {"max_batch": 3}, ragged)
+    args = lambda: (made(), copy.deepcopy(longer), 6, seed, options)
+    return [
+        *found,
+        Case("six prompts, max_batch 3: what goes through the model", args, fair, call=_passes),
+        Case("a model in training mode", args, fair, call=_mode),
+    ]
+
+
+def _passes(generate, model, prompts, limit: int, seed: int, options: dict) -> str:
+    lengths = [len(row) for row, *_ in rows_alone(model, prompts, limit, seed, options)]
+    seen, hidden = [], model.hidden
+    model.hidden = lambda x, *rest, **named: (seen.append(tuple(x.shape[:2])), hidden(x, *rest, **named))[1]
+    generate(model, prompts, limit, **options, generator=torch.Generator().manual_seed(seed))
+    at_once = max((rows for rows, _ in seen), default=0)
+    whole = sum(rows for rows, width in seen if width > 1)
+    steps, needed = sum(rows for rows, width in seen if width == 1), sum(lengths) - len(lengths)
+    return sentences(
+        (at_once <= options["max_batch"], f"{at_once} rows went through the model at once, max_batch is 3"),
+        (whole == len(prompts), f"{whole} rows of more than one token went through the model: 6 prompts, once each"),
+        (steps >= needed, f"{steps} single tokens went through the model: the answers need {needed}"),
+        (steps <= needed, f"{steps} single tokens went through the model: rows that are done must leave ({needed} do)"),
+    )
+
+
+def _mode(generate, model, prompts, limit: int, seed: int, options: dict) -> str:
+    model.train()
+    generate(model, prompts, limit, **options, generator=torch.Generator().manual_seed(seed))
+    return sentences((model.training, "the model was in training mode before: put it back"))
 
 
 def _kinds(function, *args) -> tuple:
@@ -324,26 +488,17 @@ def _logits_at_once(function, model, *args) -> str:
 
 
 def whole(rng: torch.Generator) -> None:
-    """All together: `generate` against one row at a time without a cache, with the same uniform numbers."""
+    """All together: what `generate` samples, and its log-probs, against one row at a time and against the scorer."""
     from alignpro_mini.generation import generate, sequence_logprobs
 
-    prompts = PROMPTS * 2
+    prompts, limit = PROMPTS * 2, 6
     for family, temperature, top_p in (("llama", 1.0, 1.0), ("gpt2", 0.7, 0.8), ("llama", 0.0, 1.0)):
-        model, eos, limit = tiny(rng, dtype=torch.float32, family=family), 3, 6
-        seed = int(torch.randint(0, 2**31, (1,), generator=rng))
-        how = {"temperature": temperature, "top_p": top_p, "eos_id": eos, "max_batch": 5}
-        found = generate(model, prompts, limit, **how, generator=torch.Generator().manual_seed(seed))
-        uniforms = torch.rand(len(prompts), limit, generator=torch.Generator().manual_seed(seed)).tolist()
-        for prompt, uniform, got in zip(prompts, uniforms, found):
-            new: list[int] = []
-            while len(new) < limit and (not new or new[-1] != eos):
-                with torch.no_grad():
-                    logits = model(torch.tensor([[*prompt, *new]]))[0, -1].tolist()
-                p = distribution(logits, temperature, top_p)
-                u = uniform[len(new)] * math.fsum(p)
-                drawn = next(v for v in range(len(p)) if math.fsum(p[: v + 1]) > u)
-                new.append(drawn if temperature > 0 else p.index(max(p)))
-            assert got.tokens == new, f"prompt {prompt}: sampled {got.tokens}, one row alone gives {new}"
+        model = tiny(rng, family=family)
+        options = {"temperature": temperature, "top_p": top_p, "max_batch": 5}
+        seed, options = settled(rng, model, prompts, limit, options, lambda lengths, ends: len(set(lengths)) > 2)
+        found = generate(model, prompts, limit, **options, generator=torch.Generator().manual_seed(seed))
+        for prompt, got, (row, *_) in zip(prompts, found, rows_alone(model, prompts, limit, seed, options)):
+            assert got.tokens == row, f"prompt {prompt}: sampled {got.tokens}, one row alone gives {row}"
         total = torch.tensor([math.fsum(c.logprobs) for c in found])
         scored = sequence_logprobs(model, prompts, [c.tokens for c in found], temperature, top_p, 4)
         torch.testing.assert_close(scored, total, rtol=1e-3, atol=1e-4)

@@ -24,7 +24,7 @@ def seed(rng: torch.Generator) -> int:
 
 def language_model(rng: torch.Generator, family: str = "llama"):
     """Two blocks of width 16, a vocabulary of 12, random weights."""
-    from alignpro_mini.experiments.gradient import random_lm
+    from doubles import random_lm
 
     return random_lm(family, seed(rng))
 
@@ -127,7 +127,8 @@ HEAD = ("head.weight", *(f"lm.{name}" for name in WEIGHTS))
 
 def reward_model(rng: torch.Generator, train_layers: int = 0):
     """A reward model over `language_model`, with a head that is not zero, and a mean and std that are not 0 and 1."""
-    from alignpro_mini.experiments.gradient import Letters
+    from doubles import Letters
+
     from alignpro_mini.reward import RewardModel
 
     model = RewardModel(language_model(rng), Letters(), train_layers)
@@ -164,6 +165,8 @@ def padded(rows: list[list[int]], fill: int, columns: int = 0) -> tuple[Tensor, 
 
 
 def _forward(rng: torch.Generator) -> list[Case]:
+    from alignpro_mini.training import trunk
+
     letters = lambda k: [1, *torch.randint(4, 12, (k,), generator=rng).tolist(), 3]
     ragged = [letters(4), letters(1), letters(7)]
     found = []
@@ -171,7 +174,7 @@ def _forward(rng: torch.Generator) -> list[Case]:
     def add(about: str, rows, fill: int, columns: int = 0, train_layers: int = 0) -> None:
         model = reward_model(rng, train_layers)
         ids, mask = padded(rows, fill, columns)
-        features = ids if not train_layers else model.lm.trunk(ids, None, train_layers)
+        features = trunk(model.lm, ids, None, train_layers)
         oracle = lambda model, features, mask: oracle_rewards(model, rows)
         args = (model, features, mask)
         found.append(Case(about, args, oracle, call=rewards_and_gradients, tolerance=1e-3))
@@ -181,7 +184,7 @@ def _forward(rng: torch.Generator) -> list[Case]:
     add("padding that looks like another EOS", ragged, 3)
     add("padding that looks like text, two columns more than any row needs", ragged, 7, columns=2)
     add("three rows, train_layers 1: features, not ids", ragged, 0, train_layers=1)
-    add("three rows, train_layers 2: features, not ids", ragged, 0, train_layers=2)
+    add("three rows, train_layers 2 of 2 blocks: ids", ragged, 0, train_layers=2)
     coarse = reward_model(rng).bfloat16()
     in_float32 = lambda *args: "torch.float32"
     dtype = lambda function, *args: str(function(*args).dtype)
@@ -386,8 +389,16 @@ def cases(path: str, rng: torch.Generator) -> list[Case]:
 
 def whole(rng: torch.Generator) -> None:
     """All together: a language model learns its answers, a reward model the preferences of a labeller."""
-    from alignpro_mini.experiments.gradient import Letters
-    from alignpro_mini.reward import RewardConfig, RewardModel, accuracy, draw_preferences, train_reward_model
+    from doubles import Letters
+
+    from alignpro_mini.reward import (
+        RewardConfig,
+        RewardModel,
+        accuracy,
+        draw_preferences,
+        split_by_prompt,
+        train_reward_model,
+    )
     from alignpro_mini.sft import SFTConfig, answer_loss, train_sft
     from alignpro_mini.transformer import Transformer, TransformerConfig
 
@@ -407,7 +418,8 @@ def whole(rng: torch.Generator) -> None:
     model = RewardModel(Transformer(shape, rng), Letters())
     assert accuracy(model, pairs) == 0.5, "a head of zeros prefers nothing"
     config = RewardConfig(epochs=4, batch_size=16, lr=1e-2)
-    facts = train_reward_model(model, pairs, config, generator=rng)
-    assert facts["train_pairs"] + facts["heldout_pairs"] == 200
+    train, heldout = split_by_prompt(pairs, config.heldout_share, rng)
+    assert len(train) + len(heldout) == 200
+    train_reward_model(model, train, heldout, config, generator=rng)
     right = [p.certainty > 0.5 for p in pairs]
     assert abs(accuracy(model, pairs) - sum(right) / len(right)) < 0.1, "it prefers an answer with an h"

@@ -9,18 +9,18 @@ import math
 from functools import partial
 
 import torch
+from doubles import Letters, random_lm
 from torch import Tensor
 
-from alignpro_mini.experiments.gradient import Letters, random_lm
 from alignpro_mini.options import UserError
 from alignpro_mini.ppo import PPOConfig, PPOTrainer
 from alignpro_mini.rollout import Policy, Rollout
+from alignpro_mini.training import trunk
 from alignpro_mini.transformer import Transformer
 from checks.a5 import f64, oracle_assemble, oracle_gae
 from checks.base import WRONG_SHAPES, Case, number
 
 GARBAGE = (7.0, math.inf, math.nan)
-GROUPED = ("rloo", "grpo", "grpo_unscaled")
 Row = tuple[list[int], list[int], bool]  # prompt and sampled tokens (Letters: 1 user, 2 assistant, 3 end), finished
 ONE: list[Row] = [([1, 4, 2], [3], True)]
 ROWS: list[Row] = [
@@ -42,6 +42,7 @@ def cases(path: str, rng: torch.Generator) -> list[Case]:
         "scores": _scores,
         "assemble_rewards": _assemble_rewards,
         "estimate_advantages": _estimate_advantages,
+        "extra_loss": _extra_loss,
         "loss": _loss,
     }
     return made[path.rpartition(".")[2]](rng)
@@ -70,20 +71,18 @@ def surrogate(ratio, advantage: float, clip: float) -> tuple:
     return -ratio * advantage, False
 
 
-def oracle_policy_loss(logp, logp_old, advantages, mask, clip, sequence=False) -> tuple:
+def oracle_policy_loss(logp, logp_old, advantages, mask, clip) -> tuple:
     if not logp.shape == logp_old.shape == advantages.shape == mask.shape:
         raise ValueError(WRONG_SHAPES)
     loss, clipped, ratios = torch.zeros(mask.shape, dtype=torch.float64), torch.zeros_like(mask), []
     for b, t in tokens(mask):
-        columns = [s for s in range(mask.shape[1]) if mask[b, s]] if sequence else [t]
-        power = math.fsum(float(logp[b, s]) - float(logp_old[b, s]) for s in columns) / len(columns)
-        ratios.append(math.exp(power))
+        ratios.append(math.exp(float(logp[b, t]) - float(logp_old[b, t])))
         loss[b, t], clipped[b, t] = surrogate(ratios[-1], float(advantages[b, t]), clip)
     return "loss", loss, "clipped", clipped, "ratio of the sampled tokens", f64(ratios)
 
 
-def _seen(function, logp, logp_old, advantages, mask, *more) -> tuple:
-    loss, seen = function(logp, logp_old, advantages, mask, *more)
+def _seen(function, logp, logp_old, advantages, mask, clip) -> tuple:
+    loss, seen = function(logp, logp_old, advantages, mask, clip)
     return "loss", loss, "clipped", seen["clipped"], "ratio of the sampled tokens", seen["ratio"][mask]
 
 
@@ -96,16 +95,14 @@ def _policy_loss(rng: torch.Generator) -> list[Case]:
             found.append(case(about, (f64([[math.log(ratio)]]), f64([[0.0]]), f64([[advantage]]), one, 0.2)))
     (draw, mask), (advantages, _) = ragged(rng, 4, 1, 2), ragged(rng, 4, 1, 2)
     logp, step = -draw.abs() - 0.1, f64([[0.5, -0.45, 0.06, 0.3], [-0.6] * 4, [0.31, 0.4, 0, 0]])
-    for sequence in (False, True):
-        told = ", one ratio a row" if sequence else ""
-        for garbage in GARBAGE:
-            fill = lambda x, g=garbage: torch.where(mask, x, g)
-            args = (fill(logp), fill(logp - step), fill(advantages), mask, 0.2, sequence)
-            found.append(case(f"three rows, {garbage} in the padding{told}", args))
-            # A gradient by logp alone: `ratio` is for the log, its gradient is not asked for.
-            alone = lambda *a: oracle_policy_loss(*a)[1]
-            about = f"the gradient by logp of three rows, {garbage} in the padding{told}"
-            found.append(Case(about, args, alone, gradient=True, call=lambda function, *a: function(*a)[0]))
+    for garbage in GARBAGE:
+        fill = lambda x, g=garbage: torch.where(mask, x, g)
+        args = (fill(logp), fill(logp - step), fill(advantages), mask, 0.2)
+        found.append(case(f"three rows, {garbage} in the padding", args))
+        # A gradient by logp alone: `ratio` is for the log, its gradient is not asked for.
+        alone = lambda *a: oracle_policy_loss(*a)[1]
+        about = f"the gradient by logp of three rows, {garbage} in the padding"
+        found.append(Case(about, args, alone, gradient=True, call=lambda function, *a: function(*a)[0]))
     found += [
         case("another clip, 0.5", (logp, logp - step, advantages, mask, 0.5)),
         case("logp (B, 1) instead of (B, T)", (logp[:, :1], logp, advantages, mask, 0.2)),
@@ -222,13 +219,18 @@ def batch(rows: list[Row], **numbers: Tensor) -> Rollout:
     for b, (prompt, new, _) in enumerate(rows):
         real = slice(P - len(prompt), P + len(new))
         ids[b, real], mask[b, real] = torch.tensor(prompt + new), True
-    letters, blank = Letters(), torch.zeros(len(rows), T)
-    texts = [[letters.decode(row[i]) for row in rows] for i in (0, 1)]
-    finished = torch.tensor([row[2] for row in rows])
-    made = Rollout(*texts, finished, ids, mask, ids[:, P:], mask[:, P:], *(blank.clone() for _ in range(5)))
-    for name, value in numbers.items():
-        setattr(made, name, value.clone() if isinstance(value, Tensor) else value)
-    return made
+    blanks = {name: torch.zeros(len(rows), T) for name in ("logp", "logp_ref", "logp_gap", "values")}
+    blanks |= {name: torch.zeros(len(rows), T) for name in ("kl_exact", "entropy")}
+    return Rollout(
+        prompts=[Letters().decode(prompt) for prompt, _, _ in rows],
+        completions=[Letters().decode(new) for _, new, _ in rows],
+        finished=torch.tensor([finished for _, _, finished in rows]),
+        features=ids,
+        mask=mask,
+        tokens=ids[:, P:],
+        action=mask[:, P:],
+        **blanks | {name: value.clone() for name, value in numbers.items()},
+    )
 
 
 def filled(rows: list[Row], x: Tensor, garbage: float) -> Tensor:
@@ -259,7 +261,7 @@ def _states(rng: torch.Generator) -> list[Case]:
             return f"shape {(len(rows), T, alone[0].shape[1])}, states of the sampled tokens", torch.cat(alone)
 
         for asked, told in ((lm, "its own model"), (other, "another model")):
-            args = (Policy(lm, train_layers), asked, asked.trunk(part.features, part.mask, train_layers), part.mask, T)
+            args = (Policy(lm, train_layers), asked, trunk(asked, part.features, part.mask, train_layers), part.mask, T)
             about = f"{len(rows)} row(s), {family}, {told}, train_layers {train_layers}"
             found.append(Case(about, args, torch.no_grad()(oracle), call=torch.no_grad()(call), tolerance=1e-4))
     return found
@@ -299,20 +301,13 @@ def _scores(rng: torch.Generator) -> list[Case]:
     return [Case(about, partial(made, score), oracle_scores, call=call) for about, score in kinds]
 
 
-def estimate(d, kind: str):
-    """k1, k2 or k3 of one token from d = logp - logp_ref."""
-    if kind == "k3":
-        return (torch.exp(-d) if isinstance(d, Tensor) else math.exp(-d)) - 1 + d
-    return d * d / 2 if kind == "k2" else d
-
-
 def oracle_rewards(t: PPOTrainer, rollout: Rollout) -> Tensor:
     kl = torch.zeros(rollout.action.shape, dtype=torch.float64)
     for i in tokens(rollout.action):
-        kl[i] = estimate(float(rollout.logp[i]) - float(rollout.logp_ref[i]), t.config.kl_estimator)
+        kl[i] = float(rollout.logp[i]) - float(rollout.logp_ref[i])
     ends = zip(rollout.scores.tolist(), rollout.finished.tolist())
     scores = f64([s if finished else s - t.config.missing_eos_penalty for s, finished in ends])
-    return oracle_assemble(scores, kl, rollout.action, t.kl_coef if t.config.kl_placement == "reward" else 0.0)
+    return oracle_assemble(scores, kl, rollout.action, t.kl_coef)
 
 
 def _assemble_rewards(rng: torch.Generator) -> list[Case]:
@@ -333,63 +328,28 @@ def _assemble_rewards(rng: torch.Generator) -> list[Case]:
     found = [
         case("one token", ONE),
         case("one row that ended without EOS", truncated, missing_eos_penalty=2.5),
-        case("kl_placement loss", ONE, kl_placement="loss", kl_coef=0.7),
         case("an adapted coefficient: kl_coef of the trainer 0.9, of the config 0.1", ONE, coef=0.9),
         case("four rows", ROWS, kl_coef=0.4),
     ]
-    found += [case(f"four rows, {kind}", ROWS, kl_estimator=kind, kl_coef=0.4) for kind in ("k2", "k3")]
     return found + [case(f"four rows, {g} in the padding", ROWS, g, kl_coef=0.4) for g in GARBAGE]
 
 
 def oracle_advantages(t: PPOTrainer, rollout: Rollout, rewards: Tensor) -> tuple:
-    c, mask, returns = t.config, rollout.action, "left out"
-    if c.advantage == "gae":
-        raw, returns = oracle_gae(rewards, rollout.values, mask, c.gamma, c.gae_lambda)
-    else:
-        rows = [[r for r, real in zip(*row) if real] for row in zip(rewards.tolist(), mask.tolist())]
-        raw = torch.zeros(mask.shape, dtype=torch.float64)
-        for (b, i), a in zip(tokens(mask), critic_free(c.advantage, rows, c.rewrites_per_request)):
-            raw[b, i] = a
+    c, mask = t.config, rollout.action
+    raw, returns = oracle_gae(rewards, rollout.values, mask, c.gamma, c.gae_lambda)
     kept = [float(raw[i]) for i in tokens(mask)]
     spread, mean = math.sqrt(variance(kept)), math.fsum(kept) / len(kept)
     advantages = raw
-    if c.whiten_advantages and c.advantage not in GROUPED:
+    if c.whiten_advantages:
         advantages = torch.where(mask, (raw - mean) / math.sqrt(spread**2 + 1e-8), 0.0)
     return "advantages", advantages, "returns", returns, "advantage_std", *number(spread, "advantage_std")
 
 
-def critic_free(kind: str, rows: list[list[float]], group: int) -> list[float]:
-    """The advantage of each token of these rows of rewards, row by row."""
-    totals, found = [math.fsum(row) for row in rows], []
-    for b, row in enumerate(rows):
-        if kind == "reinforce++":
-            found += [math.fsum(row[t:]) for t in range(len(row))]
-            continue
-        first = 0 if kind == "reinforce" else b - b % group
-        together = totals if kind == "reinforce" else totals[first : first + group]
-        others = [x for i, x in enumerate(together, first) if i != b]
-        mean = math.fsum(together) / len(together)
-        if kind in ("reinforce", "rloo"):
-            a = totals[b] - math.fsum(others) / len(others)
-        else:
-            spread = math.sqrt(math.fsum((x - mean) ** 2 for x in together) / (len(together) - 1))
-            a = (totals[b] - mean) / (spread + 1e-4 if kind == "grpo" else 1)
-        found += [a] * len(row)
-    return found
-
-
 def _estimated(function, t: PPOTrainer, rollout: Rollout, rewards: Tensor) -> tuple:
-    """What the method left in the rollout and the trainer."""
+    """What the method left in the rollout."""
     function(t, rollout, rewards)
-    returns = "left out" if rollout.returns is None else rollout.returns
-    return (
-        "advantages",
-        rollout.advantages,
-        "returns",
-        returns,
-        "advantage_std",
-        *number(t.advantage_std, "advantage_std"),
-    )
+    spread = number(rollout.advantage_std, "advantage_std")
+    return "advantages", rollout.advantages, "returns", rollout.returns, "advantage_std", *spread
 
 
 def _estimate_advantages(rng: torch.Generator) -> list[Case]:
@@ -407,12 +367,55 @@ def _estimate_advantages(rng: torch.Generator) -> list[Case]:
         case("four rows, not whitened", ROWS, whiten_advantages=False, gamma=0.9, gae_lambda=0.6),
     ]
     found += [case(f"four rows, whitened, {g} in the padding", ROWS, g, gamma=0.9, gae_lambda=0.6) for g in GARBAGE]
-    for kind in ("reinforce", "reinforce++", *GROUPED):
-        found.append(case(f"four rows, {kind}", ROWS, advantage=kind, rewrites_per_request=2))
-    return [*found, case("four rows, reinforce, not whitened", ROWS, advantage="reinforce", whiten_advantages=False)]
+    return found
 
 
 # ---------------------------------------------------------------- the loss
+
+
+def oracle_extra_loss(t: PPOTrainer, part: Rollout, logp: Tensor, values: Tensor) -> tuple:
+    """(loss, what is logged, gradient by the values), token by token."""
+    gradient, sums = torch.zeros(values.shape, dtype=torch.float64), [0.0, 0.0]
+    for i in tokens(part.action):
+        v = torch.tensor(float(values[i]), dtype=torch.float64, requires_grad=True)
+        loss, clipped = square(v, float(part.values[i]), float(part.returns[i]), t.config.value_clip_range)
+        loss = torch.as_tensor(loss)
+        if loss.requires_grad:
+            gradient[i] = t.config.vf_coef * torch.autograd.grad(loss, v)[0]
+        sums[0] += loss.item()
+        sums[1] += clipped
+    return _extra(t.config.vf_coef * sums[0], {"value_loss": sums[0], "value_clip_fraction": sums[1]}, gradient)
+
+
+def _extra(total, parts: dict[str, float], gradient: Tensor) -> tuple:
+    wrong = "".join(f"; {number(x, name)[1]}" for name, x in parts.items() if not isinstance(x, (int, float)))
+    names = sorted(parts)
+    logged = f64([float(parts[name]) for name in names])
+    return "loss", f64(float(total)), f"logged ({', '.join(names)}{wrong})", logged, "gradient by the values", gradient
+
+
+def _extra_loss(rng: torch.Generator) -> list[Case]:
+    def call(function, t, part, logp, values):
+        values = values.requires_grad_()
+        total, parts = function(t, part, logp, values)
+        (gradient,) = torch.autograd.grad(total, values) if total.requires_grad else (torch.zeros_like(values),)
+        return _extra(total.detach(), parts, gradient)
+
+    def case(about: str, rows: list[Row], garbage: float = 0.0, **options) -> Case:
+        shape = batch(rows).action.shape
+        draw = lambda fill: filled(rows, torch.randn(shape, generator=rng), fill)
+        old, returns, logp = draw(garbage), draw(garbage), draw(0.0)
+        values = torch.where(batch(rows).action, old + draw(0.0) / 2, 7.0)  # no garbage: they come from the model
+        args = lambda: (trainer(**options), batch(rows, values=old, returns=returns), logp.clone(), values.clone())
+        return Case(about, args, oracle_extra_loss, call=call, tolerance=1e-5)
+
+    found = [
+        case("one row of one token", ONE),
+        case("one row of one token, vf_coef 0.5", ONE, vf_coef=0.5),
+        case("four rows", ROWS),
+        case("four rows, value clip range 0.15", ROWS, value_clip_range=0.15),
+    ]
+    return found + [case(f"four rows, {g} in the padding", ROWS, g) for g in GARBAGE]
 
 
 def weights(t: PPOTrainer) -> list[Tensor]:
@@ -434,31 +437,23 @@ def with_gradients(total: Tensor, parts: dict[str, float], t: PPOTrainer) -> tup
 def oracle_loss(t: PPOTrainer, part: Rollout, rows: list[Row]) -> tuple:
     c, total = t.config, torch.zeros((), dtype=torch.float64)
     sums = dict.fromkeys(["policy_loss", "clip_fraction", "approx_kl", "ratio_max"], 0.0)
-    if c.advantage == "gae":
-        sums |= {"value_loss": 0.0, "value_clip_fraction": 0.0}
-    scale = 1.0
-    if c.whiten_advantages and c.advantage not in GROUPED:
-        scale = 1 / max(t.advantage_std, 1e-4)
+    sums |= {"value_loss": 0.0, "value_clip_fraction": 0.0}
     for b, row in enumerate(rows):
         logp, values = alone(t, row)
-        step = [new - float(part.logp[b, i]) for i, new in enumerate(logp)]
-        for i, d in enumerate(step):
-            ratio = torch.exp(sum(step) / len(step) if c.ratio == "sequence" else d)
+        for i, new in enumerate(logp):
+            d = new - float(part.logp[b, i])
+            ratio = torch.exp(d)
             loss, clipped = surrogate(ratio, float(part.advantages[b, i]), c.clip_range)
             total = total + loss
             sums["policy_loss"] += torch.as_tensor(loss).item()
             sums["clip_fraction"] += clipped
             sums["ratio_max"] = max(sums["ratio_max"], ratio.item())
             sums["approx_kl"] += math.exp(d.item()) - 1 - d.item()
-            if c.advantage == "gae":
-                numbers = float(part.values[b, i]), float(part.returns[b, i])
-                loss, clipped = square(values[i], *numbers, c.value_clip_range)
-                total = total + c.vf_coef * loss
-                sums["value_loss"] += torch.as_tensor(loss).item()
-                sums["value_clip_fraction"] += clipped
-            if c.kl_placement == "loss":
-                kl = estimate(logp[i] - float(part.logp_ref[b, i]), c.kl_estimator)
-                total = total + scale * t.kl_coef * kl
+            numbers = float(part.values[b, i]), float(part.returns[b, i])
+            loss, clipped = square(values[i], *numbers, c.value_clip_range)
+            total = total + c.vf_coef * loss
+            sums["value_loss"] += torch.as_tensor(loss).item()
+            sums["value_clip_fraction"] += clipped
     return with_gradients(total, sums, t)
 
 
@@ -475,7 +470,7 @@ def _loss(rng: torch.Generator) -> list[Case]:
     moved = torch.tensor([[0.6, -0.5, 0.06, 0.5], [-0.6] * 4, [0.4, 0.31, 0, 0], [-0.1, 0.1, 0.05, 0]])
     drift = torch.tensor([[0.7, -0.9, 0.1, -0.1], [0.5] * 4, [-0.2, -0.8, 0, 0], [0.6, 0.3, -0.6, 0]])
 
-    def case(about: str, rows: list[Row], garbage=0.0, std=1.0, falls=False, coef: float | None = None, **options):
+    def case(about: str, rows: list[Row], garbage=0.0, falls=False, **options):
         shape = batch(rows).action.shape
         draw = lambda: torch.randn(shape, generator=rng)
         t = trainer(**options)
@@ -493,20 +488,16 @@ def _loss(rng: torch.Generator) -> list[Case]:
             "returns": values + draw(),
         }
         numbers = {name: filled(rows, x, garbage) for name, x in numbers.items()}
-        if t.config.advantage != "gae":
-            del numbers["returns"]
 
         def args() -> tuple:
             made = trainer(**options)
-            made.advantage_std, made.kl_coef = std, made.kl_coef if coef is None else coef
             part = batch(rows, **numbers)
-            part.features = made.policy.lm.trunk(part.features, part.mask, made.config.train_layers)
+            part.features = trunk(made.policy.lm, part.features, part.mask, made.config.train_layers)
             return made, part
 
         call = lambda function, t, part: with_gradients(*function(t, part), t)
         return Case(about, args, partial(oracle_loss, rows=rows), call=call, tolerance=2e-4)
 
-    in_loss = {"kl_placement": "loss", "kl_coef": 0.7}
     found = [
         case("one row of one token", ONE),
         case("one row of one token, vf_coef 0.5", ONE, vf_coef=0.5),
@@ -515,25 +506,9 @@ def _loss(rng: torch.Generator) -> list[Case]:
         case("four rows, GPT-2, temperature 1.6", ROWS, family="gpt2", temperature=1.6),
         case("four rows, only the top block trains", ROWS, train_layers=1),
         case("four rows, all ratios below 1", ROWS, falls=True),
-        case("four rows, rloo", ROWS, advantage="rloo", rewrites_per_request=2),
-        case("four rows, one ratio a row", ROWS, advantage="reinforce", ratio="sequence"),
         case("four rows, clip ranges 0.45 and 0.15", ROWS, clip_range=0.45, value_clip_range=0.15),
     ]
-    found += [case(f"four rows, {g} in the padding", ROWS, g) for g in GARBAGE]
-    for kind in ("k1", "k2", "k3"):
-        about = f"four rows, {kind} in the loss"
-        found += [
-            case(f"{about}, not whitened", ROWS, math.nan, 0.25, whiten_advantages=False, kl_estimator=kind, **in_loss),
-            case(f"{about}, advantage_std 0.25", ROWS, math.inf, 0.25, kl_estimator=kind, **in_loss),
-        ]
-    about = "four rows, k2 in the loss, an adapted coefficient: kl_coef of the trainer 0.9, of the config 0.7"
-    found.append(case(about, ROWS, 0.0, 1.0, coef=0.9, kl_estimator="k2", **in_loss))
-    group = {"advantage": "grpo", "rewrites_per_request": 2, "kl_estimator": "k2", **in_loss}
-    found += [
-        case("four rows, k2 in the loss, grpo", ROWS, 0.0, 0.25, **group),
-        case("four rows, k2 in the loss, advantage_std 0", ROWS, 0.0, 0.0, kl_estimator="k2", **in_loss),
-    ]
-    return found
+    return found + [case(f"four rows, {g} in the padding", ROWS, g) for g in GARBAGE]
 
 
 # ---------------------------------------------------------------- all together

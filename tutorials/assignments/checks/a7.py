@@ -164,7 +164,8 @@ def twice(function, frozen, change, after: str) -> str:
 
 
 def _assert_unchanged(rng: torch.Generator) -> list[Case]:
-    from alignpro_mini.experiments.gradient import Letters, random_lm
+    from doubles import Letters, random_lm
+
     from alignpro_mini.frozen import FrozenLM
 
     number = seed(rng)
@@ -367,10 +368,11 @@ def cases(path: str, rng: torch.Generator) -> list[Case]:
 
 def whole(rng: torch.Generator) -> None:
     """All together: one iteration of Align-Pro around a real frozen model, which does not change."""
+    from doubles import Letters, random_lm
+
     from alignpro_mini.alignpro import PromptScore, train_align_pro
-    from alignpro_mini.experiments.gradient import Letters, random_lm
     from alignpro_mini.frozen import FrozenLM, SamplingConfig, checksum
-    from alignpro_mini.ppo import PPOConfig
+    from alignpro_mini.ppo import PPOConfig, PPOTrainer
 
     frozen = FrozenLM(random_lm(seed=seed(rng)), Letters(), SamplingConfig(max_new_tokens=4))
     rho_sft = random_lm(seed=seed(rng))
@@ -386,8 +388,10 @@ def whole(rng: torch.Generator) -> None:
     assert score.fallbacks == 2 and score.x_prime == ["ab", "cd", "bb"]
     lengths = torch.tensor([float(len(a.text)) for a in score.y]).view(3, 3)
     torch.testing.assert_close(found, lengths.mean(1))
-    config = PPOConfig(iterations=1, batch_size=6, answers=2, max_new_tokens=3, lr=1e-2)
-    rho = train_align_pro(rho_sft, frozen, reward, requests, Letters(), config, generator=rng)
+    config = PPOConfig(iterations=1, batch_size=6, max_new_tokens=3, lr=1e-2)
+    score = PromptScore(frozen, reward, rng, answers=2)
+    trainer = PPOTrainer(copy.deepcopy(rho_sft), rho_sft, Letters(), score, config, rng)
+    rho = train_align_pro(trainer, requests)
     frozen.assert_unchanged("ppo")
     assert (checksum(frozen.model), checksum(rho_sft)) == before, "neither the frozen model nor rho_sft has changed"
     assert checksum(rho) != before[1], "the prompter has"

@@ -1,0 +1,90 @@
+"""JSONL, one JSON object in a line: logs of our own, where a kill may have cut a line, and checked files of a user."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from alignpro_mini.options import UserError, one_line, unique
+
+LONGEST_LINE = 16 << 20  # bytes of a line in a user's file
+
+
+def jsonl(rows: Sequence[dict]) -> str:
+    """The rows as text, a line each."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def append_jsonl(path: Path, rows: Sequence[dict]) -> None:
+    """Add rows to a log, on lines of their own also after one that a kill left incomplete."""
+    with path.open("a+b") as out:  # what is written goes to the end, wherever was read
+        length = out.seek(0, os.SEEK_END)
+        out.seek(max(0, length - 1))
+        incomplete = out.read(1) not in (b"", b"\n")
+        out.write(("\n" * incomplete + jsonl(rows)).encode())
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """The rows of a log, none where there is no file; a line that a kill left incomplete is dropped."""
+    rows = []
+    # Lines of bytes: those of a str also end at U+2028 or U+0085, which a model may put into a text.
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:  # no JSON, or no UTF-8: a kill can end a line inside a character
+            continue
+    return rows
+
+
+def read_checked(path: str | Path, fields: Sequence[str]) -> Iterator[tuple[dict, str]]:
+    """The rows of a user's file (`.gz` too) with where each stands, "file:line".
+
+    Raises FileNotFoundError for a missing file, and UserError naming file and line for a line that
+    is no JSON object, or lacks one of the `fields` as a text that is not empty.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; give a .jsonl or .jsonl.gz file")
+    for number, line in _numbered_lines(path):
+        if line.strip():
+            where = f"{path}:{number}"
+            yield _checked(line, fields, where), where
+
+
+def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Read as bytes: a text file is decoded by the block, and its error names no line."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    number = 1
+    try:
+        with opener(path, "rb") as file:
+            while line := file.readline(LONGEST_LINE + 1):
+                if len(line) > LONGEST_LINE:
+                    problem = f"a line of more than {LONGEST_LINE >> 20} MiB"
+                    hint = "is this JSONL, with one object in each line?"
+                    raise UserError(f"{path}:{number}: {problem}; {hint}")
+                yield number, line.decode("utf-8")
+                number += 1
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        hint = "is it UTF-8 text, or a whole .gz?"
+        raise UserError(f"{path}:{number}: cannot be read ({error}); {hint}") from None
+
+
+def _checked(line: str, fields: Sequence[str], where: str) -> dict:
+    """The object of one line. Raises UserError, beginning with `where`, if it does not fit."""
+    try:
+        row = json.loads(line, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({one_line(error)})") from None
+    needed = ", ".join(fields)
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: a {type(row).__name__}, not an object with {needed}")
+    for field in fields:
+        value = row.get(field)
+        if not isinstance(value, str) or not value.strip():
+            problem = f"is {value!r:.40}, not a text" if field in row else "is missing"
+            raise UserError(f"{where}: field {field!r} {problem}; each line needs {needed}")
+    return row

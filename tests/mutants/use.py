@@ -1,0 +1,19 @@
+"""Known mistakes of use/, each with the tests that must fail (see tests/mutants/__init__.py)."""
+
+from mutants import Mutant, mutant
+
+MUTANTS: tuple[Mutant, ...] = (
+    mutant(
+        "use/proxy.py",
+        "an-earlier-turn-is-rewritten",
+        ("messages[users[-1]].get", "messages[users[0]].get"),
+        ("if i == users[-1] else m", "if i == users[0] else m"),
+        "test_what_of_a_turn_is_rewritten",
+    ),
+    mutant(
+        "use/proxy.py",
+        "no-off-switch",
+        ("if off else self._rewrite", "if False else self._rewrite"),
+        "test_the_openai_client_talks_through_the_proxy",
+    ),
+)
