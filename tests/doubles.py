@@ -1,8 +1,6 @@
 """Small fakes, one for each interface, so that a test takes milliseconds."""
 
-import itertools
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -84,53 +82,6 @@ def lookup_lm(rows: dict[int, dict[int, float]], vocabulary: int = 12, max_len: 
         model.blocks[0].attn.out.weight.zero_()
         model.blocks[0].mlp.down.weight.zero_()
     return model.eval()
-
-
-def seed_with_margin(
-    model: Transformer,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    *,
-    temperature: float = 1.0,
-    eos_id: int | None = None,
-    first: int = 0,
-    margin: float = 1e-5,
-) -> int:
-    """The first seed, from `first` on, under which no draw lies near the edge between two tokens.
-
-    Two batch shapes, kernels or processors round differently: cumulative sums differ by some 1e-6, and by more at a
-    temperature below 1. A draw that is at least `margin` (over that temperature) away from each of them gives the same
-    token everywhere, so sampled tokens may be compared. For samplers whose only use of the generator is
-    `torch.rand(len(prompts), max_new_tokens, generator=generator)`.
-    """
-    if temperature == 0:
-        return first  # greedy: no draw matters
-    for seed in itertools.count(first):
-        draws = torch.rand(len(prompts), max_new_tokens, generator=torch.Generator().manual_seed(seed)).double()
-        if _keep_a_margin(model, prompts, draws, temperature, eos_id, margin / min(1.0, temperature)):
-            return seed
-
-
-@torch.no_grad()
-def _keep_a_margin(model, prompts, draws: torch.Tensor, temperature: float, eos_id: int | None, margin: float) -> bool:
-    """Sample without a cache, right-padded (a causal query never reaches the padding), and watch each draw."""
-    rows = [list(prompt) for prompt in prompts]
-    for t in range(draws.shape[1]):
-        going = [i for i, row in enumerate(rows) if t == 0 or row[-1] != eos_id]
-        if not going:
-            break
-        longest = max(len(rows[i]) for i in going)
-        ids = torch.tensor([rows[i] + [0] * (longest - len(rows[i])) for i in going], device=model.device)
-        last = torch.tensor([len(rows[i]) - 1 for i in going], device=model.device)
-        states = model.hidden(ids)[torch.arange(len(going), device=model.device), last]  # (R, D)
-        logits = model.unembed(states).cpu().double()  # (R, V)
-        edges = (logits / temperature).softmax(-1).cumsum(-1)[:, :-1]  # (R, V - 1) between a token and the next one
-        u = draws[going, t, None]  # (R, 1)
-        if (edges - u).abs().min() < margin:
-            return False
-        for i, token in zip(going, (edges <= u).sum(-1).tolist()):
-            rows[i].append(token)
-    return True
 
 
 class FakeStage(SilentStage):
