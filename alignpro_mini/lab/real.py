@@ -80,7 +80,7 @@ class RealModels:
         """Everyday requests, or those of files. The models and files must be there."""
         c = self.config
         if c.reward and not c.judge:
-            load_callable(c.reward)
+            load_callable(c.reward)(["Why?"], ["Because."])  # a package that is missing is told now, too
         gold = self._gold()
         self._check_access()
         tokenizer = load_tokenizer(c.prompter)
