@@ -106,7 +106,12 @@ class RunConfig:
     task: str = option("quality", "the embedded world's task", (*TASKS, "chat"))
     seed: int = option(0, "seed of everything: data, weights, sampling")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 ...; auto takes a GPU when there is one")
-    dtype: str = option("float32", "dtype of the frozen LM's weights; what is trained stays in float32", tuple(DTYPES))
+    dtype: str = option(
+        "auto",
+        "of the frozen LM's weights (what trains stays in float32); auto: float32, for a real model bfloat16 where the "
+        "processor has instructions for it",
+        ("auto", *DTYPES),
+    )
     frozen: str = option("", "the frozen model: folder, hub name, or api:MODEL; empty: SmolLM2 (preset smollm2)")
     prompter: str = option("", "what the prompter starts from: folder or hub name; empty: SmolLM2 (preset smollm2)")
     reward_base: str = option("", "what a learned reward starts from: folder or hub name; empty: the frozen model")
@@ -277,7 +282,7 @@ def _smollm2(tiny: RunConfig) -> RunConfig:
     evaluation = EvalConfig(headroom_inputs=24, best_of_n=2)
     theory = TheoryConfig(answers=4, more_answers=0)
     parts = {"prompter_sft": sft, "sampling": sampling, "ppo": ppo, "eval": evaluation} | learned
-    return replace(tiny, preset="smollm2", task="chat", dtype="bfloat16", oracle=oracle, theory=theory, **parts)
+    return replace(tiny, preset="smollm2", task="chat", oracle=oracle, theory=theory, **parts)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -13,6 +13,7 @@ from alignpro_mini.frozen import FrozenModel
 from alignpro_mini.jsonl import append_jsonl, read_jsonl
 from alignpro_mini.lab import listed
 from alignpro_mini.lab.config import DTYPES, RunConfig, resolve_device
+from alignpro_mini.lab.dtype import dtype_line
 from alignpro_mini.lab.models import make_frozen_lm, published_model, with_weights
 from alignpro_mini.lab.optimum import RatedRewrites
 from alignpro_mini.lab.run import API_FILE, Run
@@ -79,7 +80,7 @@ class RealModels:
         """Everyday requests, or those of files. The models and files must be there."""
         c = self.config
         if c.reward and not c.judge:
-            load_callable(c.reward)
+            load_callable(c.reward)(["Why?"], ["Because."])  # a package that is missing is told now, too
         gold = self._gold()
         self._check_access()
         tokenizer = load_tokenizer(c.prompter)
@@ -93,6 +94,7 @@ class RealModels:
             world = EverydayRequests(c.data, c.eval.inputs, c.seed, gold)
             about = "about topics that training never sees"
         world.preferences()  # a bad line of a file is told now, too
+        print(dtype_line(c))
         print(f"requests: {len(world.train_requests)} to train on, {len(world.eval_requests)} held out, {about}")
         return world
 

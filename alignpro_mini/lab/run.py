@@ -34,6 +34,7 @@ from alignpro_mini.jsonl import append_jsonl, jsonl, read_jsonl
 from alignpro_mini.lab import processes
 from alignpro_mini.lab.claim import claim
 from alignpro_mini.lab.config import RunConfig
+from alignpro_mini.lab.dtype import with_dtype
 from alignpro_mini.lab.guards import runaway
 from alignpro_mini.lab.models import saved_model
 from alignpro_mini.options import UserError
@@ -70,7 +71,9 @@ class Run:
     """
 
     def __init__(self, config: RunConfig, resume: bool = False, wait: bool = False) -> None:
-        self.config, self.path, self.leads = config, Path(config.out) / config.run_name, processes.rank() == 0
+        self.config = with_dtype(config)  # before the folder's config.json is written
+        self.path = Path(config.out) / config.run_name
+        self.leads = processes.rank() == 0
         self.stages: dict[str, dict] = {}
         if self.leads:
             self._prepare(resume, wait)
