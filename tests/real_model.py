@@ -27,7 +27,7 @@ def shared(prompts, completions):
     return [len(set(x.split()) & set(y.split())) + len(y) % 5 for x, y in zip(prompts, completions)]
 """
 OPTIONS = {
-    "preset": "smollm2", "frozen": "model", "prompter": "model", "device": "cpu",
+    "preset": "smollm2", "frozen": "model", "prompter": "model", "device": "cpu", "dtype": "bfloat16",
     "prompter_sft.steps": 4, "prompter_sft.examples": 40, "prompter_sft.heldout_examples": 4,
     "prompter_sft.train_layers": 1, "sampling.max_new_tokens": 16, "preferences.normalise_on": 200,
     "ppo.iterations": 2, "ppo.batch_size": 4, "ppo.rewrites_per_request": 2, "ppo.max_new_tokens": 24,

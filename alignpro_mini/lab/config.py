@@ -106,7 +106,12 @@ class RunConfig:
     task: str = option("quality", "the embedded world's task", (*TASKS, "chat"))
     seed: int = option(0, "seed of everything: data, weights, sampling")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 ...; auto takes a GPU when there is one")
-    dtype: str = option("float32", "dtype of the frozen LM's weights; what is trained stays in float32", tuple(DTYPES))
+    dtype: str = option(
+        "auto",
+        "of the frozen LM's weights (what trains stays in float32); auto: float32, for a real model bfloat16 where the "
+        "processor has instructions for it",
+        ("auto", *DTYPES),
+    )
     frozen: str = option("", "the frozen model: folder, hub name, or api:MODEL; empty: SmolLM2 (preset smollm2)")
     prompter: str = option("", "what the prompter starts from: folder or hub name; empty: SmolLM2 (preset smollm2)")
     reward_base: str = option("", "what a learned reward starts from: folder or hub name; empty: the frozen model")
@@ -188,25 +193,27 @@ class RunConfig:
 
     def unread(self) -> dict[str, str]:
         """{section or option that other options make superfluous: why}, in any kind of run."""
-        found = {"oracle.answers": "it has no effect: the oracle gives one answer a prompt"}
+        unread = {"oracle.answers": "it has no effect: the oracle gives one answer a prompt"}
         for section in ("ppo", "oracle"):
             c = getattr(self, section)
             if c.adaptive_kl_target == 0:
-                found[f"{section}.adaptive_kl_horizon"] = f"it is not read without --{section}.adaptive_kl_target"
+                unread[f"{section}.adaptive_kl_horizon"] = f"it is not read without --{section}.adaptive_kl_target"
             why = f"it is not read with --{section}.variant {c.variant}"
-            found |= {f"{section}.{name}": why for name in VARIANTS[c.variant].unread}
+            unread |= {f"{section}.{name}": why for name in VARIANTS[c.variant].unread}
         if not self.eval.oracle:
-            found |= dict.fromkeys(("oracle", "theory.samples"), "it is not read with --eval.oracle false")
+            unread |= dict.fromkeys(("oracle", "theory.samples"), "it is not read with --eval.oracle false")
         if self.sampling.temperature == 0:
-            found |= dict.fromkeys(("sampling.top_p", "theory.samples"), "it is not read with --sampling.temperature 0")
+            unread |= dict.fromkeys(
+                ("sampling.top_p", "theory.samples"), "it is not read with --sampling.temperature 0"
+            )
         if self.theory.inputs == 0 or self.ppo.kl_coef == 0 or self.ppo.adaptive_kl_target > 0:
             why = "it is not read with --theory.inputs 0, --ppo.kl_coef 0 or --ppo.adaptive_kl_target"
-            found |= dict.fromkeys(("theory.answers", "theory.more_answers", "theory.samples"), why)
+            unread |= dict.fromkeys(("theory.answers", "theory.more_answers", "theory.samples"), why)
         if self.reward:
             learned = ["reward_model", "reward_base", "reward_blocks", "reward_read", "data.preferences"]
             learned += [f"preferences.{f.name}" for f in fields(PreferenceConfig) if f.name != "normalise_on"]
-            found |= dict.fromkeys(learned, "it is not read with --reward")
-        return found
+            unread |= dict.fromkeys(learned, "it is not read with --reward")
+        return unread
 
 
 def preset(name: str) -> RunConfig:
@@ -275,7 +282,7 @@ def _smollm2(tiny: RunConfig) -> RunConfig:
     evaluation = EvalConfig(headroom_inputs=24, best_of_n=2)
     theory = TheoryConfig(answers=4, more_answers=0)
     parts = {"prompter_sft": sft, "sampling": sampling, "ppo": ppo, "eval": evaluation} | learned
-    return replace(tiny, preset="smollm2", task="chat", dtype="bfloat16", oracle=oracle, theory=theory, **parts)
+    return replace(tiny, preset="smollm2", task="chat", oracle=oracle, theory=theory, **parts)
 
 
 def resolve_device(name: str) -> torch.device:

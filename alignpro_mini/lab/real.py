@@ -13,6 +13,7 @@ from alignpro_mini.frozen import FrozenModel
 from alignpro_mini.jsonl import append_jsonl, read_jsonl
 from alignpro_mini.lab import listed
 from alignpro_mini.lab.config import DTYPES, RunConfig, resolve_device
+from alignpro_mini.lab.dtype import dtype_line
 from alignpro_mini.lab.models import make_frozen_lm, published_model, with_weights
 from alignpro_mini.lab.optimum import RatedRewrites
 from alignpro_mini.lab.run import API_FILE, Run
@@ -54,20 +55,20 @@ class RealModels:
     def unread(self) -> dict[str, str]:
         """What only the embedded world reads, besides what the other options make superfluous."""
         c = self.config
-        found = c.unread() | dict.fromkeys(OF_THE_EMBEDDED_WORLD, f"it is not read with --preset {c.preset}")
+        unread = c.unread() | dict.fromkeys(OF_THE_EMBEDDED_WORLD, f"it is not read with --preset {c.preset}")
         if not c.judge:
-            found["api"] = "only --frozen api:MODEL and --reward judge:MODEL read it"
+            unread["api"] = "only --frozen api:MODEL and --reward judge:MODEL read it"
         if c.data.preferences:
             why = "it is about pairs of the frozen LM's answers: not read with --data.preferences"
-            found |= {f"preferences.{name}": why for name in OF_MADE_PAIRS}
+            unread |= {f"preferences.{name}": why for name in OF_MADE_PAIRS}
         if c.data.prompts:
-            found["theory"] = "rewrites of requests from --data.prompts are not enumerated"
+            unread["theory"] = "rewrites of requests from --data.prompts are not enumerated"
         else:
-            found["theory.more_answers"] = "a real model's rewrites get equally many answers: raise --theory.answers"
-            found["theory.samples"] = "the bounds are not computed for a real model"
+            unread["theory.more_answers"] = "a real model's rewrites get equally many answers: raise --theory.answers"
+            unread["theory.samples"] = "the bounds are not computed for a real model"
             only = "it is about requests of your own: only --data.prompts reads it"
-            found |= dict.fromkeys(("data.rewrites", "data.max_prompt_tokens"), only)
-        return found
+            unread |= dict.fromkeys(("data.rewrites", "data.max_prompt_tokens"), only)
+        return unread
 
     def defaults(self) -> dict[str, object]:
         """A judge's answers cost: only those that PPO and the arms need are asked for."""
@@ -79,7 +80,7 @@ class RealModels:
         """Everyday requests, or those of files. The models and files must be there."""
         c = self.config
         if c.reward and not c.judge:
-            load_callable(c.reward)
+            load_callable(c.reward)(["Why?"], ["Because."])  # a package that is missing is told now, too
         gold = self._gold()
         self._check_access()
         tokenizer = load_tokenizer(c.prompter)
@@ -93,6 +94,7 @@ class RealModels:
             world = EverydayRequests(c.data, c.eval.inputs, c.seed, gold)
             about = "about topics that training never sees"
         world.preferences()  # a bad line of a file is told now, too
+        print(dtype_line(c))
         print(f"requests: {len(world.train_requests)} to train on, {len(world.eval_requests)} held out, {about}")
         return world
 
@@ -212,9 +214,9 @@ class RemoteModel(RealModels):
 
     def unread(self) -> dict[str, str]:
         """The options of the API are read."""
-        found = super().unread()
-        found.pop("api", None)
-        return found
+        unread = super().unread()
+        unread.pop("api", None)
+        return unread
 
     def defaults(self) -> dict[str, object]:
         """No oracle, and no answers but those that PPO and the arms need."""

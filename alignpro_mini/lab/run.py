@@ -34,6 +34,7 @@ from alignpro_mini.jsonl import append_jsonl, jsonl, read_jsonl
 from alignpro_mini.lab import processes
 from alignpro_mini.lab.claim import claim
 from alignpro_mini.lab.config import RunConfig
+from alignpro_mini.lab.dtype import with_dtype
 from alignpro_mini.lab.guards import runaway
 from alignpro_mini.lab.models import saved_model
 from alignpro_mini.options import UserError
@@ -70,7 +71,9 @@ class Run:
     """
 
     def __init__(self, config: RunConfig, resume: bool = False, wait: bool = False) -> None:
-        self.config, self.path, self.leads = config, Path(config.out) / config.run_name, processes.rank() == 0
+        self.config = with_dtype(config)  # before the folder's config.json is written
+        self.path = Path(config.out) / config.run_name
+        self.leads = processes.rank() == 0
         self.stages: dict[str, dict] = {}
         if self.leads:
             self._prepare(resume, wait)
@@ -106,8 +109,10 @@ class Run:
         old, new = flat(old), flat(new)
         changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in MAY_CHANGE]
         if changed:
-            told = ", ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in changed[:4])
-            raise UserError(f"{self.path} was started with other options ({told}): use these, another --name or --out")
+            changes = ", ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in changed[:4])
+            raise UserError(
+                f"{self.path} was started with other options ({changes}): use these, another --name or --out"
+            )
 
     def once(
         self,
@@ -294,8 +299,8 @@ class RunStage:
             if isinstance(value, float) and not math.isfinite(value):
                 raise FloatingPointError(f"{self.name} step {step}: {key} is {value}; the last good state is kept")
         if metrics.get("kl_k1", 0) < -1:
-            told = f"{self.name} step {step}: the KL (k1) is {metrics['kl_k1']:.2f} nats; its mean cannot be below 0"
-            warnings.warn(f"{told}: are tokens scored as they were sampled (temperature, mask)?", stacklevel=2)
+            problem = f"{self.name} step {step}: the KL (k1) is {metrics['kl_k1']:.2f} nats; its mean cannot be below 0"
+            warnings.warn(f"{problem}: are tokens scored as they were sampled (temperature, mask)?", stacklevel=2)
         row = {"stage": self.name, "step": step, **metrics}
         if self.run.config.stop and "kl_k1" in row:
             self._ppo.append(row)

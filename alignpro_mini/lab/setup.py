@@ -10,6 +10,7 @@ import torch
 
 from alignpro_mini.frozen import FrozenModel
 from alignpro_mini.lab.config import RunConfig
+from alignpro_mini.lab.dtype import with_dtype
 from alignpro_mini.lab.optimum import RatedRewrites
 from alignpro_mini.lab.real import RealModels, RemoteModel
 from alignpro_mini.lab.run import Run
@@ -70,7 +71,8 @@ class Setup(Protocol):
 
 
 def setup_of(config: RunConfig) -> Setup:
-    """The setup of a run."""
+    """The setup of a run; its configuration has a dtype in place of "auto"."""
+    config = with_dtype(config)
     if not config.real_model:
         return EmbeddedWorld(config)
     return RemoteModel(config) if config.remote else RealModels(config)

@@ -13,16 +13,14 @@ a sentence can always be kinder or shorter. Only `topic` reads x. An answer with
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from alignpro_mini.options import UserError
-from alignpro_mini.worlds.sentences import END
+from alignpro_mini.worlds.sentences import WORD, sentences
+from alignpro_mini.worlds.vader import compound
 
 SCALES = {"kind": (0.333, 0.290), "topic": (0.606, 0.402), "length": (14.68, 5.81)}  # mean, standard deviation
 LOW = -3.0
-WORD = re.compile(r"[a-z']+")
 # Words of a request that say nothing of its topic.
 COMMON = set(
     "a about advice am an and are as at be begin beginner by can could did do doing does enjoy for friend from gave get"
@@ -32,27 +30,7 @@ COMMON = set(
 )
 
 
-@lru_cache(1)
-def vader_analyzer():
-    try:
-        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-    except ImportError:
-        raise UserError(
-            "VADER's scores need vaderSentiment: pip install -e '.[smollm2]', or give --gold and --reward of yours"
-        ) from None
-    return SentimentIntensityAnalyzer()
-
-
-@lru_cache(100_000)
-def _sentiment(sentence: str) -> float:
-    return vader_analyzer().polarity_scores(sentence)["compound"]
-
-
-def sentences(text: str) -> list[str]:
-    """The sentences of a text; what follows the last end is one too."""
-    starts = [0, *(match.end() for match in END.finditer(text))]
-    parts = (text[a:b].strip() for a, b in zip(starts, [*starts[1:], len(text)]))
-    return [part for part in parts if WORD.search(part.lower())]
+_sentiment = lru_cache(100_000)(compound)  # answers repeat sentences
 
 
 def measures(request: str, answer: str) -> dict[str, float] | None:

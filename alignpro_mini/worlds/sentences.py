@@ -19,7 +19,15 @@ from alignpro_mini.training import Score, Truncated
 # A full stop, exclamation or question mark with closing quotes or brackets; not the "2." that begins a list's item.
 # Only one digit is taken for such a number: "10." ends a sentence here, and "You need 2." does not.
 END = re.compile(r"(?:(?<!\s\d)(?<!^\d)\.|[!?])[\"'”’)\]*]*(?=\s|$)", re.MULTILINE)
+WORD = re.compile(r"[a-z']+")
 LOW = 0.05  # an answer without a whole sentence gets this quantile of the other answers' rewards
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text; what follows the last end is one too."""
+    starts = [0, *(match.end() for match in END.finditer(text))]
+    parts = (text[a:b].strip() for a, b in zip(starts, [*starts[1:], len(text)]))
+    return [part for part in parts if WORD.search(part.lower())]
 
 
 def whole_sentences(text: str) -> str:

@@ -12,6 +12,7 @@ from doubles import ROOT, in_a_folder
 from real_model import LEARNED, OPTIONS, command, everyday
 from safetensors.torch import load_file
 
+from alignpro_mini.lab.config import DTYPES
 from alignpro_mini.lab.glossary import ARMS
 from alignpro_mini.lab.tables import num
 from alignpro_mini.options import UserError
@@ -61,7 +62,7 @@ def test_preferences_of_a_file_leave_the_held_out_requests_out(tmp_path):
 
 def the_presets_command(tmp_path):
     """Every stage with a reward function: the oracle, and the exact optimum over the listed endings too."""
-    told = command(tmp_path, [str(ROOT / "train.py")], OPTIONS | {"reward": "mine:length"})
+    told = command(tmp_path, [str(ROOT / "train.py")], OPTIONS | {"reward": "mine:length", "dtype": "auto"})
     assert "3120 to train on, 4 held out, about topics that training never sees" in told
     place = tmp_path / "runs" / "smollm2-length-model-seed0"
     results = json.loads((place / "results.json").read_text())
@@ -75,7 +76,9 @@ def the_presets_command(tmp_path):
     unfinished = [row["reward"] for row in rows if row.get("arm") == "no_finetuning" and not set(".!?") & set(row["y"])]
     assert low in [pytest.approx(reward) for reward in unfinished]  # the tiny model babbles: most answers are cut
     assert results["theory"]["regularised_gap"] == pytest.approx(results["theory"]["lambda_kl_to_optimum"], abs=1e-6)
-    assert load_file(place / "checkpoints" / "align_pro" / "model.safetensors").popitem()[1].dtype == torch.bfloat16
+    dtype = json.loads((place / "config.json").read_text())["dtype"]
+    assert dtype in DTYPES and f"dtype: {dtype}, this processor has " in told
+    assert load_file(place / "checkpoints" / "align_pro" / "model.safetensors").popitem()[1].dtype == DTYPES[dtype]
 
 
 def a_learned_reward(tmp_path):

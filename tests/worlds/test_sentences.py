@@ -5,7 +5,7 @@ import torch
 
 from alignpro_mini.options import UserError
 from alignpro_mini.training import Truncated
-from alignpro_mini.worlds.sentences import by_sentences, low_reward, whole_sentences
+from alignpro_mini.worlds.sentences import by_sentences, low_reward, sentences, whole_sentences
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,9 @@ def test_the_low_reward_is_a_quantile_of_the_others():
     assert low_reward(length, ["q"] * 30, answers) == 2.0  # 1 .. 21: the 5 % quantile
     with pytest.raises(UserError, match="none of 1 answers has a whole sentence: raise --sampling.max_new_tokens"):
         low_reward(length, ["q"], [Truncated("half")])
+
+
+def test_sentences_of_an_answer():
+    assert sentences("It is nice. Is it? Yes! And more") == ["It is nice.", "Is it?", "Yes!", "And more"]
+    assert sentences('1. Begin. He said "Go." 3.5 cups') == ["1. Begin.", 'He said "Go."', "3.5 cups"]
+    assert sentences("") == sentences(" ... ") == []

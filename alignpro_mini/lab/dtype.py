@@ -1,0 +1,62 @@
+"""`--dtype auto`: bfloat16 where the processor has instructions for it; elsewhere float32 is many times faster."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from alignpro_mini.lab.config import DTYPES, RunConfig, resolve_device
+from alignpro_mini.weights.tensors import read_json
+
+CPUINFO = Path("/proc/cpuinfo")
+BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86, ARM
+
+
+def with_dtype(config: RunConfig) -> RunConfig:
+    """The configuration with a dtype in place of "auto".
+
+    float32 for the embedded world. For real models that of the run in this configuration's folder, so that a run goes
+    on as it began, also on another machine; for a new run what the processor computes fast.
+    """
+    if config.dtype != "auto":
+        return config
+    if not config.real_model:
+        return replace(config, dtype="float32")
+    saved = Path(config.out) / config.run_name / "config.json"
+    dtype = read_json(saved).get("dtype") if saved.exists() else None
+    if dtype not in DTYPES:
+        dtype = "bfloat16" if has_bfloat16(resolve_device(config.device)) else "float32"
+    return replace(config, dtype=dtype)
+
+
+def dtype_line(config: RunConfig) -> str:
+    """For the screen: the dtype of a run of real models, and what the processor has to do with it."""
+    fast = has_bfloat16(resolve_device(config.device))
+    reasons = {
+        ("float32", False): "this processor has no instructions for bfloat16",
+        ("float32", True): "as asked for or begun; this processor would be faster with --dtype bfloat16",
+        (
+            "bfloat16",
+            False,
+        ): "as asked for or begun; this processor has no instructions for it: --dtype float32 is faster",
+        ("bfloat16", True): "this processor has instructions for it",
+    }
+    return f"dtype: {config.dtype}, {reasons[config.dtype, fast]}"
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the processor multiplies in bfloat16 itself; False where nothing tells."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    told_by_torch = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return bool(told_by_torch()) or not BFLOAT16_FLAGS.isdisjoint(_cpu_flags())
+
+
+def _cpu_flags() -> set[str]:
+    """The processor's features as Linux lists them; nothing on another system."""
+    lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
+    parts = (line.partition(":") for line in lines)
+    return {flag for name, _, flags in parts if name.strip() in ("flags", "Features") for flag in flags.split()}
