@@ -124,7 +124,7 @@ def test_a_reward_model_may_keep_the_lower_blocks_only():
     ids = torch.randint(300, (2, 7), generator=torch.Generator().manual_seed(1))
     lower = pipeline.copy_of(model, 1, 2)
     assert lower.config.n_layers == len(lower.blocks) == 2
-    assert torch.equal(lower.hidden(ids), model.norm(model.lower(ids, None, 2)))
+    assert torch.equal(lower.hidden(ids), model.norm(model.hidden(ids, stop=2)))
     assert torch.equal(pipeline.copy_of(model)(ids), model(ids))
     with pytest.raises(UserError, match="--reward_model.blocks is 4, but the model has 3: lower it"):
         pipeline.copy_of(model, 1, 4)
