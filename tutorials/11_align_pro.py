@@ -4,7 +4,7 @@
 # At the end you will know
 #
 # * how rewrite, answer and score become one number that PPO can maximise;
-# * how to train a prompter with ten lines of library calls;
+# * how to train a prompter with a few lines of library calls;
 # * how to read the curves of such a run.
 #
 # Time: 30 minutes. You need: tutorials 05 to 10. If run first, it trains everything up to the prompter (three
@@ -15,12 +15,14 @@
 # %cd -q /content/alignpro_mini/tutorials
 
 # %%
+import copy
 from dataclasses import replace
 
 import torch
 from lesson import BLUE, FAST, GREEN, ORANGE, Log, axes, shared_run, show, source
 
 from alignpro_mini.alignpro import PromptScore, train_align_pro
+from alignpro_mini.ppo import PPOTrainer
 
 # %% [markdown]
 # ## One score for a rewrite
@@ -54,17 +56,21 @@ torch.testing.assert_close(
 s.pi_f = sampled
 
 # %% [markdown]
-# The training is one call. `Log` is a *stage*: where a trainer reports. Here PPO runs for few iterations, so that you can
-# change things and try again.
+# The training is a score, a trainer and one call. The trainer gets a copy of ρ_sft, which it changes, and ρ_sft itself as the
+# reference of the KL. `Log` is a *stage*: where a trainer reports. Here PPO runs for few iterations, so that you can change
+# things and try again.
 
 # %%
 
 
-def short_run(**changes):
+def short_run(answers=1):
     curve = Log()
-    config = replace(s.config.ppo, iterations=3 if FAST else 20, batch_size=16 if FAST else 64, **changes)
-    parts = s.rho_sft.model, s.pi_f, s.reward.train, s.world.train_requests, s.tokenizer, config
-    train_align_pro(*parts, curve, torch.Generator().manual_seed(0), s.world.gold)
+    generator = torch.Generator().manual_seed(0)
+    config = replace(s.config.ppo, iterations=3 if FAST else 20, batch_size=16 if FAST else 64)
+    score = PromptScore(s.pi_f, s.reward.train, generator, answers)
+    rho, rho_sft = copy.deepcopy(s.rho_sft.model), s.rho_sft.model
+    trainer = PPOTrainer(rho, rho_sft, s.tokenizer, score, config, generator)
+    train_align_pro(trainer, s.world.train_requests, curve, s.world.gold)
     return curve.rows
 
 
@@ -145,13 +151,19 @@ print("after as many iterations, with two answers a rewrite, the score is", bett
 # The request x itself, and the share of such fallbacks is logged. An empty prompt has no answer that could be rated.
 # </details>
 #
-# 2. How does the RLHF oracle of `train.py` differ from Align-Pro?
+# 2. Which part would you change for another kind of policy gradient, say REINFORCE with a leave-one-out baseline (RLOO)?
+# <details><summary>Answer</summary>
+# `estimate_advantages` of the trainer, and the loss without its value part. `variants.py` does this in a few lines a
+# variant, as subclasses of `PPOTrainer`.
+# </details>
+#
+# 3. How does the RLHF oracle of `train.py` differ from Align-Pro?
 # <details><summary>Answer</summary>
 # Its policy is a copy of the LM, its completion is the answer, its score is the reward of that answer. PPO is the same
 # code, with the same options.
 # </details>
 #
-# 3. Why may the frozen LM be a model behind an API?
+# 4. Why may the frozen LM be a model behind an API?
 # <details><summary>Answer</summary>
 # Align-Pro needs its answers only: no weights, no gradients, no log-probabilities.
 # </details>
