@@ -14,7 +14,14 @@ from alignpro_mini.generation import generate
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.run import Run, RunStage
 from alignpro_mini.sft import SFTConfig, answer_loss, encode_pairs, heldout_loss, train_sft
-from alignpro_mini.training import make_optimizer, optimizer_step, shuffled_batches, warmup_cosine
+from alignpro_mini.training import (
+    frozen_blocks,
+    make_optimizer,
+    optimizer_step,
+    shuffled_batches,
+    trunk,
+    warmup_cosine,
+)
 from alignpro_mini.transformer import Transformer, TransformerConfig
 
 PAIRS = [("a", "bc"), ("bcdefgh", "h"), ("hh", "gabcg"), ("gab", ""), ("cd", "dddddddd")]
@@ -226,6 +233,26 @@ def test_only_the_top_layers_train_when_asked():
     train_sft(model, encoded() * 2, config, FakeStage(), rng())
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {k for k in before if k.startswith(("blocks.1.", "norm."))}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize(("train_layers", "frozen"), [(0, 0), (1, 2), (2, 1), (3, 0)])
+def test_what_lies_below_the_trained_layers_is_run_once_and_without_gradients(family, train_layers, frozen):
+    model = random_lm(family, n_layers=3)
+    assert frozen_blocks(model, train_layers) == frozen
+    ids, mask = torch.tensor([[0, 4, 5, 6], [7, 8, 9, 10]]), torch.tensor([[False, True, True, True], [True] * 4])
+    features = trunk(model, ids, mask, train_layers)
+    if train_layers == 0:
+        assert features is ids
+        return
+    assert features.shape == (2, 4, model.config.d_model) and not features.requires_grad
+    # A twin whose other blocks are gone: they had no part in it.
+    twin = copy.deepcopy(model)
+    for block in twin.blocks[frozen:]:
+        for p in block.parameters():
+            p.data.fill_(torch.nan)
+    assert torch.equal(trunk(twin, ids, mask, train_layers), features)
+    torch.testing.assert_close(model.top(features, mask, train_layers)[mask], model.hidden(ids, mask)[mask])
 
 
 def test_the_seed_decides_the_order_of_the_data(monkeypatch):
