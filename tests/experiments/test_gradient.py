@@ -10,6 +10,7 @@ from alignpro_mini.experiments.gradient import (
     CONFIG,
     ESTIMATORS,
     PENALTIES,
+    Estimator,
     compare,
     enumerated_logprobs,
     estimates,
@@ -58,6 +59,14 @@ def test_the_expected_estimate_is_the_exact_gradient(name):
     assert found["noise_floor"] < 0.05  # enough batches to tell
     assert found["bias"] < 1.7 * found["noise_floor"], found
     assert found["cosine_ci95"][1] > 0.998 and found["length_ci95"][0] < 1 < found["length_ci95"][1] + 0.02
+
+
+@pytest.mark.parametrize(("variant", "K"), [("reinforce++", 1), ("rloo", 4)])
+def test_a_variants_expected_estimate_is_the_exact_gradient_too(variant, K):
+    estimator = Estimator(variant, {"variant": variant, "rewrites_per_request": K})
+    found = compare(*estimates(estimator, 25, 512))
+    assert found["noise_floor"] < 0.08 and found["bias"] < 1.7 * found["noise_floor"], found
+    assert found["cosine_ci95"][1] > 0.998
 
 
 def test_more_answers_a_rewrite_lower_the_noise_and_move_nothing():
