@@ -33,17 +33,17 @@ COMMON = set(
 
 
 @lru_cache(1)
-def _analyzer():
+def vader_analyzer():
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError:
-        raise UserError("the gold reward needs vaderSentiment: pip install -e '.[smollm2]', or give --gold") from None
+        raise UserError("VADER's scores need vaderSentiment: pip install -e '.[smollm2]', or give --gold and --reward of yours") from None
     return SentimentIntensityAnalyzer()
 
 
 @lru_cache(100_000)
 def _sentiment(sentence: str) -> float:
-    return _analyzer().polarity_scores(sentence)["compound"]
+    return vader_analyzer().polarity_scores(sentence)["compound"]
 
 
 def sentences(text: str) -> list[str]:

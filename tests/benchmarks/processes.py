@@ -26,7 +26,7 @@ SHORT = {"prompter_sft.steps": 20, "eval.inputs": 4, "eval.headroom_inputs": 2, 
 SHORT |= {"ppo.warmup_ratio": 0.0, "stop": "false", "theory.inputs": 2}
 PRESETS = {
     "tiny": {"frozen_lm.steps": 200, "prompter_sft.steps": 200, "preferences.pairs": 256},
-    "smollm2": {"reward": "tutorials.vader_reward:sentiment", "preferences.normalise_on": 8},
+    "smollm2": {"reward": "alignpro_mini.worlds.vader:sentiment", "preferences.normalise_on": 8},
 }
 
 

@@ -24,7 +24,7 @@ from alignpro_mini.weights.smollm2 import default_directory
 
 SMALL = {
     "preset": "smollm2",
-    "reward": "tutorials.vader_reward:sentiment",
+    "reward": "alignpro_mini.worlds.vader:sentiment",
     "name": "served",
     "api.concurrency": 4,
     "api.timeout": 600,

@@ -56,16 +56,16 @@ def test_without_vader_the_mend_is_told(monkeypatch):
         return real(name, *rest, **named)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    gold._analyzer.cache_clear()
+    gold.vader_analyzer.cache_clear()
     with pytest.raises(UserError, match=r"pip install -e '.\[smollm2\]', or give --gold"):
-        gold._analyzer()
-    gold._analyzer.cache_clear()
+        gold.vader_analyzer()
+    gold.vader_analyzer.cache_clear()
 
 
 def test_vader_without_its_ceiling_by_hand_and_in_the_same_order():
     """love 3.2, great 3.1, wonderful and happy 2.7 each, an exclamation mark 0.292; war −2.9 and death −2.9."""
     pytest.importorskip("vaderSentiment")
-    from tutorials.vader_reward import sentiment, unsquashed, valence
+    from alignpro_mini.worlds.vader import sentiment, unsquashed, valence
 
     answers = ["I love it! It is great, wonderful and happy.", "War and death.", "The table."]
     found = valence(answers, answers)

@@ -1,22 +1,21 @@
-"""A reward in one function: the VADER sentiment of an answer, from -1 (gloomy) to 1 (glad).
+"""Rewards in one function each: the VADER sentiment of an answer, from -1 (gloomy) to 1 (glad).
 
     pip install -e '.[smollm2]'
-    python train.py --preset smollm2 --reward tutorials.vader_reward:sentiment
+    python train.py --preset smollm2 --reward alignpro_mini.worlds.vader:sentiment
 
-Any callable (prompts, completions) -> rewards is a reward. This one reads the answer only, and counts words of a list. So
-cheerful words raise it whatever they say: a simple example of what optimisation does to a reward.
+Any callable (prompts, completions) -> rewards is a reward. These read the answer only, and count words of a list. So
+cheerful words raise them whatever they say: a simple example of what optimisation does to a reward. They raise UserError
+where the package vaderSentiment is not installed.
 """
 
-from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+from __future__ import annotations
 
-from alignpro_mini.worlds.gold import sentences
-
-analyzer = SentimentIntensityAnalyzer()
+from alignpro_mini.worlds.gold import sentences, vader_analyzer
 
 
 def sentiment(prompts: list[str], completions: list[str]) -> list[float]:
     """The compound sentiment of each completion, in [-1, 1]."""
-    return [analyzer.polarity_scores(text)["compound"] for text in completions]
+    return [vader_analyzer().polarity_scores(text)["compound"] for text in completions]
 
 
 def unsquashed(compound: float) -> float:
