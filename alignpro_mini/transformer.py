@@ -287,6 +287,7 @@ class Transformer(nn.Module):
     """
 
     block: type[Block] = Block
+    mixes_dtypes = False  # whether upper blocks may have another dtype than the trunk
 
     def __init__(self, config: TransformerConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
