@@ -1,4 +1,6 @@
-"""Variants of PPO, each a small subclass of `PPOTrainer`: `--ppo.variant NAME`, `VARIANTS[NAME]`.
+"""Variants of PPO, each a small subclass of `PPOTrainer`, and of the reward model.
+
+`--ppo.variant NAME` is `VARIANTS[NAME]`:
 
     reinforce      REINFORCE: the reward of a completion, less the mean of the others of its batch
     reinforce++    REINFORCE++: the rewards from each token on
@@ -10,8 +12,9 @@
     kl-loss-k1, kl-loss-k2, kl-loss-k3    the KL penalty as a loss, token by token
 
 "RLOO" and "GRPO" name the advantage alone: clip, KL penalty and weights of the tokens are PPO's.
+`--reward_read NAME` is `REWARD_MODELS[NAME]`: last (`RewardModel`) or mean (`MeanRewardModel`).
 
-Shape legend:  B rows   b rows of a micro-batch   T longest completion
+Shape legend:  B rows   b rows of a micro-batch   T longest completion   D width
                N prompts   K completions of each, side by side (B = N K)
 """
 
@@ -25,7 +28,9 @@ from torch import Tensor
 from alignpro_mini import rl_math
 from alignpro_mini.options import require
 from alignpro_mini.ppo import PPOConfig, PPOTrainer
+from alignpro_mini.reward import RewardModel
 from alignpro_mini.rollout import Rollout
+from alignpro_mini.training import frozen_blocks
 
 # ---------------------------------------------------------------- advantages without a value head
 
@@ -284,3 +289,24 @@ VARIANTS: dict[str, type[PPOTrainer]] = {
         K3InLoss,
     )
 }
+
+
+# ---------------------------------------------------------------- where the reward is read
+
+
+class MeanRewardModel(RewardModel):
+    """A reward read off the mean of a row's states: w . mean of h(x, y) over its tokens.
+
+    A truncated answer has no token that sums it up.
+    """
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Raw rewards (B,) of right-padded rows."""
+        frozen = frozen_blocks(self.lm, self.train_layers)
+        hidden = self.lm.hidden(features, start=frozen)  # (B, T, D)
+        total = (hidden * mask[..., None]).float().sum(1)  # (B, D)
+        mean = total / mask.sum(1, keepdim=True)  # (B, D)
+        return self.head(mean.to(self.head.weight.dtype)).squeeze(-1).float()  # (B,)
+
+
+REWARD_MODELS: dict[str, type[RewardModel]] = {"last": RewardModel, "mean": MeanRewardModel}

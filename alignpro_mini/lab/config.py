@@ -17,13 +17,12 @@ from alignpro_mini.remote.client import ApiConfig
 from alignpro_mini.reward import RewardConfig
 from alignpro_mini.sft import SFTConfig
 from alignpro_mini.transformer import TransformerConfig
-from alignpro_mini.variants import VARIANTS
+from alignpro_mini.variants import REWARD_MODELS, VARIANTS
 from alignpro_mini.worlds.files import DataConfig
 from alignpro_mini.worlds.toy import TASKS
 from alignpro_mini.worlds.world import WorldConfig
 
 PRESETS = ("micro", "tiny", "small", "gpt2", "smollm2")
-READS = ("last", "mean")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -116,7 +115,9 @@ class RunConfig:
     prompter: str = option("", "what the prompter starts from: folder or hub name; empty: SmolLM2 (preset smollm2)")
     reward_base: str = option("", "what a learned reward starts from: folder or hub name; empty: the frozen model")
     reward_blocks: int = option(0, "blocks of that model that the reward keeps, the lower ones; 0: all", least=0)
-    reward_read: str = option("last", "state that the reward is read off: the last token's, or the mean", READS)
+    reward_read: str = option(
+        "last", "state that the reward is read off: the last token's, or the mean", tuple(REWARD_MODELS)
+    )
     reward: str = option("", "module:function(prompts, completions) -> rewards, or judge:MODEL; empty: learned")
     gold: str = option("", "module:function, the true reward of a real model's answers; empty: the package's own")
     guard: bool = option(

@@ -16,7 +16,6 @@ from alignpro_mini.fast.reward import TrunkCache
 from alignpro_mini.frozen import FrozenModel
 from alignpro_mini.lab.accuracy import accuracy_facts, cut_at, swap_accuracy
 from alignpro_mini.lab.config import PreferenceConfig, RunConfig
-from alignpro_mini.lab.mean_reward import REWARD_MODELS
 from alignpro_mini.lab.models import copy_of
 from alignpro_mini.lab.run import API_FILE, Run, RunStage
 from alignpro_mini.lab.setup import Setup
@@ -31,6 +30,7 @@ from alignpro_mini.reward import (
     usable_pairs,
 )
 from alignpro_mini.training import Score
+from alignpro_mini.variants import REWARD_MODELS
 from alignpro_mini.weights.tensors import load_state, read_json, write_json
 from alignpro_mini.worlds.sentences import by_sentences
 from alignpro_mini.worlds.world import World

@@ -13,7 +13,6 @@ from alignpro_mini.fast.reward import TrunkCache
 from alignpro_mini.frozen import Answer, checksum
 from alignpro_mini.lab.accuracy import accuracy_ceiling, always_longer, swap_accuracy
 from alignpro_mini.lab.config import RunConfig
-from alignpro_mini.lab.mean_reward import MeanRewardModel
 from alignpro_mini.lab.run import Run, RunStage
 from alignpro_mini.options import UserError
 from alignpro_mini.reward import (
@@ -28,6 +27,7 @@ from alignpro_mini.reward import (
 )
 from alignpro_mini.training import Truncated
 from alignpro_mini.transformer import Transformer, TransformerConfig
+from alignpro_mini.variants import MeanRewardModel
 from alignpro_mini.worlds.callables import load_callable
 
 PROMPTS = ["a", "bcdefgh", "hh", "gab", "cd"]

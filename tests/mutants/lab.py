@@ -133,12 +133,6 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_baselines_by_hand",
     ),
     mutant(
-        "lab/mean_reward.py",
-        "a-mean-over-padding",
-        ("(hidden * mask[..., None]).float().sum(1) / mask", "hidden.float().sum(1) / mask"),
-        "test_reward.py::test_the_mean_of_the_rows_states_whoever_shares_the_batch[1]",
-    ),
-    mutant(
         "lab/pipeline.py",
         "the-reference-is-trained",
         ("(start, reference, tokenizer", "(reference, start, tokenizer"),

@@ -144,4 +144,10 @@ MUTANTS: tuple[Mutant, ...] = (
         ("return value + self.kl_coef", "return self.kl_coef"),
         "test_a_kl_loss_stands_beside_the_value_loss",
     ),
+    # where the reward is read
+    of(
+        "a-mean-over-padding",
+        ("(hidden * mask[..., None]).float().sum(1)", "hidden.float().sum(1)"),
+        "test_reward.py::test_the_mean_of_the_rows_states_whoever_shares_the_batch[1]",
+    ),
 )

@@ -85,6 +85,9 @@ def test_chatml_by_its_template(tmp_path):
     assert said == (
         "<|im_start|>system\nBe good.<|im_end|>\n<|im_start|>user\nhello world<|im_end|>\n<|im_start|>assistant\n"
     )
+    start, end = (tokenizer.backend.token_to_id(name) for name in ("<|im_start|>", "<|im_end|>"))
+    ids = tokenizer.chat("hello world")
+    assert (ids.count(start), ids.count(end)) == (3, 2), "control tokens, not texts that look like them"
     said = named(tokenizer, tokenizer.with_system("Rewrite.").chat("hello"))
     assert said == "<|im_start|>system\nRewrite.<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.eos_id == tokenizer.backend.token_to_id("<|im_end|>")
