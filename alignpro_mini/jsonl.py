@@ -1,4 +1,4 @@
-"""JSONL, one JSON object in a line: logs of our own, where a kill may have cut a line, and checked files of a user."""
+"""JSONL, one JSON object in a line: our own logs, which a kill may cut, and a user's files."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def append_jsonl(path: Path, rows: Sequence[dict]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """The rows of a log, none where there is no file; a line that a kill left incomplete is dropped."""
+    """The rows of a log (none without a file); a line that a kill left incomplete is dropped."""
     rows = []
-    # Lines of bytes: those of a str also end at U+2028 or U+0085, which a model may put into a text.
+    # Lines of bytes: those of a str also end at U+2028 or U+0085, which a model may write.
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
             rows.append(json.loads(line))

@@ -22,7 +22,15 @@ from torch import Tensor
 
 from alignpro_mini import rl_math
 from alignpro_mini.generation import Sampler, generate, pad_left, pad_right, sampling_logprobs
-from alignpro_mini.options import MAX_GRAD_NORM, MICRO_BATCH, TRAIN_LAYERS, UserError, check_ranges, option, require
+from alignpro_mini.options import (
+    MAX_GRAD_NORM,
+    MICRO_BATCH,
+    TRAIN_LAYERS,
+    UserError,
+    check_ranges,
+    option,
+    require,
+)
 from alignpro_mini.rollout import Policy, Rollout
 from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.training import (

@@ -77,7 +77,7 @@ def trainable(model: Transformer, train_layers: int) -> list[nn.Parameter]:
 
     0 trains everything. What trains gets float32 weights: a small step would be lost in the
     rounding of bfloat16. The rest stays as it is. Raises UserError for more layers than the model
-    has.
+    has, and for a trunk in bfloat16 below a `Transformer`, which computes in one dtype.
     """
     layers = model.config.n_layers
     require(
@@ -89,9 +89,14 @@ def trainable(model: Transformer, train_layers: int) -> list[nn.Parameter]:
         for module in (*model.blocks[-train_layers:], model.norm):
             module.requires_grad_(True)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    for p in parameters:
-        if p.dtype in (torch.bfloat16, torch.float16):
-            p.data = p.data.float()
+    coarse = [p for p in parameters if p.dtype in (torch.bfloat16, torch.float16)]
+    require(
+        not coarse or train_layers == 0 or model.mixes_dtypes,
+        "float32 blocks above a trunk in bfloat16 need fast.transformer.FastTransformer: load the "
+        "model with model_class=FastTransformer, or in float32",
+    )
+    for p in coarse:
+        p.data = p.data.float()
     return parameters
 
 

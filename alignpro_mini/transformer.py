@@ -174,7 +174,9 @@ class Attention(nn.Module):
         allowed (B, 1, T, S): True where query t may look at key s; None: s <= t.
         """
         B, T, D = x.shape
-        H, G, E = self.heads, self.kv_heads, self.head_dim
+        H = self.heads
+        G = self.kv_heads
+        E = self.head_dim
         q, k, v = self.qkv(x).split([H * E, G * E, G * E], dim=-1)  # (B, T, H*E), (B, T, G*E) twice
         q = self.q_norm(q.view(B, T, H, E)).transpose(1, 2)  # (B, H, T, E)
         k = self.k_norm(k.view(B, T, G, E)).transpose(1, 2)  # (B, G, T, E)
@@ -287,6 +289,7 @@ class Transformer(nn.Module):
     """
 
     block: type[Block] = Block
+    mixes_dtypes = False  # whether upper blocks may have another dtype than the trunk
 
     def __init__(self, config: TransformerConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()

@@ -51,7 +51,16 @@ def make_results(
         "kl_coef": {"ppo": 0.1, "oracle": 0.1},
         "judge": "gold",
         "wall_s": {"frozen_lm": 70.0, "align_pro": 50.0},
-        "reward_model": {"accuracy": 0.712, "ceiling": 0.781, "always_longer": 0.553, "swap_accuracy": 0.941},
+        "reward_model": {
+            "accuracy": 0.712,
+            "accuracy_ci95": None,
+            "ceiling": 0.781,
+            "always_longer": 0.553,
+            "length_matched": None,
+            "length_matched_pairs": 0,
+            "truncated_accuracy": None,
+            "swap_accuracy": 0.941,
+        },
         "headroom": {
             "icc": 0.123,
             "between_rewrites": 0.12,

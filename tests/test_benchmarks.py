@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CALLS = {
-    "generation.py": ("--tiny", "--rounds", "1", "--skip-hf", "--batch", "8"),
+    "generation.py": ("--tiny", "--rounds", "1", "--skip-hf", "--batch", "8", "--pieces"),
     "ppo.py": ("--size", "toy", "--rounds", "1"),
     "training.py": ("--size", "tiny", "--rounds", "1"),
     "decode.py": ("--size", "tiny", "--batches", "1,4"),

@@ -110,6 +110,48 @@ def test_no_import_circle():
         visit(name, ())
 
 
+def test_the_core_is_a_hundred_columns_wide():
+    wide = [
+        f"{path.name}:{number}"
+        for path in PACKAGE.glob("*.py")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if len(line) > 100
+    ]
+    assert not wide
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (listed,) = re.findall(r'^exclude = \["alignpro_mini/\{(.+)\}.py"\]$', pyproject, re.MULTILINE)
+    assert listed.split(",") == sorted(path.stem for path in PACKAGE.glob("*.py")), "formatted at 100 columns"
+
+
+def packed(source: str) -> list[str]:
+    """Lines that hold more than one statement, or that assign several expressions at once."""
+    tree, found = ast.parse(source), []
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(node, ast.stmt) and isinstance(body, list) and body and body[0].lineno == node.lineno:
+            found.append(f"{node.lineno}: {ast.unparse(node)}")
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Tuple)
+            and isinstance(node.value, ast.Tuple)
+        ):
+            found.append(f"{node.lineno}: {ast.unparse(node)}")
+    starts = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.stmt)]
+    return found + [f"{line}: two statements" for line in set(starts) if starts.count(line) > 1]
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda p: p.name)
+def test_a_line_of_the_core_holds_one_statement(path):
+    assert not packed(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "line", ["a, b = 1, f(2)", "a = 1; b = 2", "if a: b = 1", "for a in b: c()", "a, (b, c) = 1, f()"]
+)
+def test_packed_lines_are_seen(line):
+    assert packed(line) and not packed("a, b = f()\nif a:\n    b = (1, 2)\n")
+
+
 @pytest.mark.parametrize("path", [*MODULES, ROOT / "train.py"], ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_function_fits_on_a_screen(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

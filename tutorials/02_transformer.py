@@ -5,9 +5,10 @@
 #
 # * what attention computes, on three tokens, in ten lines;
 # * how RoPE tells the model where a token stands;
-# * why positions and the mask must be right, and how to test it in one line.
+# * why positions and the mask must be right, and how to test it in one line;
+# * how one method serves training, a frozen trunk and sampling with a cache.
 #
-# Time: 40 minutes. You need: matrix products, softmax, complex numbers (a little).
+# Time: 50 minutes. You need: matrix products, softmax, complex numbers (a little).
 
 # %% tags=["skip-execution"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
@@ -21,15 +22,14 @@ import torch
 from lesson import BLUE, GREEN, ORANGE, PINK, axes, show, source
 
 from alignpro_mini.generation import pad_left
-from alignpro_mini.transformer import Attention, Transformer, TransformerConfig, rotate
+from alignpro_mini.transformer import Attention, KVCache, Transformer, TransformerConfig, rope_table, rotate
 
 # %% [markdown]
 # ## Attention on three tokens
 #
 # Each token has a query q, a key k and a value v, of E numbers each. Token t looks at all tokens s ≤ t. It weighs
 # them by softmax(q_t · k_s / √E), and takes the weighted mean of their values. That it may not look ahead is what makes
-# the model *causal*: it predicts the next token, and must not see it. The package leaves this to PyTorch's fused function
-# `scaled_dot_product_attention`, in `attend`.
+# the model *causal*: it predicts the next token, and must not see it. `Attention.attend` uses PyTorch's fused function.
 
 # %%
 torch.manual_seed(0)
@@ -53,6 +53,7 @@ def naive_attention(x, attention):
 
 
 source(Attention.forward)
+source(Attention.attend)
 with torch.no_grad():
     ours, theirs = naive_attention(x, attention), attention(x, None, None, None, 0)
 torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
@@ -83,6 +84,9 @@ print("q at 5, k at 3:", f"{turn(q, 5) @ turn(k, 3):.4f}", "   q at 12, k at 10:
 assert abs(turn(q, 5) @ turn(k, 3) - turn(q, 12) @ turn(k, 10)) < 1e-5
 
 # %% [markdown]
+# Pair i turns by θ^(−2i/E) at each step (θ = 10,000). `rope_table` holds the rotations of all positions, complex numbers of
+# length 1, and is made once for a shape of model.
+#
 # ## Padding
 #
 # A batch is a rectangle, and prompts are not equally long. So short ones are padded on the left. The mask is True on real
@@ -106,11 +110,6 @@ with torch.no_grad():
         torch.testing.assert_close(row[-len(prompt) :], alone, rtol=1e-4, atol=1e-4)
 print("every padded row equals the row alone")
 
-# %% [markdown]
-# That is the one-line test of a transformer for RLHF. It finds a wrong mask, wrong positions, and a cache that mixes up
-# its rows. Much published code fails it.
-
-# %%
 figure, ((left, right),) = axes(1, 2, (9.5, 3.6))
 allowed = model._allowed(ids, mask, None)[0, 0]  # row 1: two pads, then three tokens
 left.imshow(allowed, cmap="Blues", vmin=0, vmax=1.4)
@@ -121,16 +120,43 @@ left.set_yticks(range(5), names)
 left.set(xlabel="key: who is looked at", ylabel="query: who looks", title="allowed, prompt [5, 6, 7]")
 shape = TransformerConfig(vocab_size=24, d_model=8, n_layers=1, n_heads=1, max_len=64)
 for i, colour in enumerate((BLUE, ORANGE, GREEN, PINK)):
-    turned = Transformer(shape)._rope(torch.arange(40)[None])[0, 0, :, i]
+    turned = rope_table(shape, torch.device("cpu"))[:40, i]
+    assert abs(turned[3].item() - complex(*naive_rotate([1.0, 0.0], 3, 10_000 ** (-2 * i / 8)))) < 1e-5
     right.plot(turned.real, color=colour, label=f"pair {i}")
 right.set(xlabel="position", ylabel="cosine of the angle", title="RoPE: each pair turns at its own speed")
 right.legend(frameon=False, fontsize=8, ncols=2, loc="lower left")
 show(figure)
 
 # %% [markdown]
+# A padded row must equal the row alone: that is the one-line test of a transformer for RLHF. Much published code fails it.
+#
 # Left: a dark square means "may look". No real token looks at a pad. (A pad looks at itself: softmax over nothing would be
 # NaN.) Right: fast pairs tell neighbours apart, slow ones tell near from far.
 #
+# ## One pass, for training, a frozen trunk and sampling
+#
+# `hidden` finds positions and mask, then runs the blocks. `forward` multiplies its result with the output matrix.
+
+# %%
+source(Transformer.hidden)
+
+# %% [markdown]
+# `start` and `stop` cut the pass in two: where the lower blocks are frozen, their states are computed once for many steps
+# of training. A `cache` keeps the keys and values of earlier tokens: a row may go through the model in pieces.
+
+# %%
+with torch.no_grad():
+    whole = model.hidden(ids, mask)  # (3, 5, 8)
+    trunk = model.hidden(ids, mask, stop=1)  # below block 1
+    torch.testing.assert_close(model.hidden(trunk, mask, start=1), whole)
+
+    cache = KVCache(config, rows=3, max_len=5, like=model.embed.weight)
+    cache.mask[:] = mask
+    pieces = [model.hidden(piece, cache=cache) for piece in ids.split([3, 1, 1], dim=1)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1)[mask], whole[mask], rtol=1e-4, atol=1e-4)
+print("in two halves of the blocks, or in three pieces of the row: the same states")
+
+# %% [markdown]
 # ## Exercise: break the positions
 #
 # Count positions from the left edge of the row, pads included. Which prompts get other logits? Predict, then run.
@@ -143,9 +169,8 @@ show(figure)
 
 # %%
 for family in ("llama", "gpt2"):
-    model = Transformer(
-        TransformerConfig(24, 8, 2, 2, max_len=32, family=family), torch.Generator().manual_seed(1)
-    ).eval()
+    shape = TransformerConfig(24, 8, 2, 2, max_len=32, family=family)
+    model = Transformer(shape, torch.Generator().manual_seed(1)).eval()
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(4 if p.dim() > 1 else 1)

@@ -4,10 +4,10 @@
 # At the end you will know
 #
 # * temperature and nucleus (top-p): which distribution is sampled;
-# * why prompts are padded on the left, and why finished rows should leave the batch;
+# * how a batch is sampled: prefill, one token of each row after the other, rows that leave;
 # * the commonest bug of RLHF code: sampling from one distribution and scoring with another.
 #
-# Time: 30 minutes. You need: tutorial 02, softmax.
+# Time: 45 minutes. You need: tutorial 02, softmax.
 
 # %% tags=["skip-execution"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
@@ -19,7 +19,8 @@ import math
 import torch
 from lesson import BLUE, GREY, ORANGE, axes, show, source
 
-from alignpro_mini.generation import generate, pad_left, sampling_logprobs, sequence_logprobs
+from alignpro_mini.fast import sampling
+from alignpro_mini.generation import decode, draw, generate, pad_left, prefill, sampling_logprobs, sequence_logprobs
 from alignpro_mini.transformer import Transformer, TransformerConfig
 
 # %% [markdown]
@@ -52,38 +53,56 @@ for temperature, top_p in ((1.0, 1.0), (0.5, 1.0), (1.0, 0.8), (2.0, 0.9)):
     print(f"temperature {temperature}, top_p {top_p}: ", "  ".join(f"{v:.2f}" for v in ours.tolist()))
 
 # %% [markdown]
-# ## A batch of prompts of different lengths
+# ## The whole sampler
 #
-# New tokens are appended on the right. If the *last* prompt token of every row stands in the same column, one index
-# serves all rows. So prompts are padded on the left:
+# * **Prefill**: the prompts are padded on the left, so that the last token of each stands in the same column. They go through
+#   the model once. Their keys and values stay in a cache; the last column gives the logits of the first new tokens.
+# * **Draw**: lay the tokens side by side on a line from 0 to 1, each as wide as its probability. A uniform number hits one.
+# * **Decode**: the new tokens go through the model alone; the cache has all that stands before them.
+# * **Rows leave**: a row that wrote its EOS leaves the batch, and its keys and values leave the cache.
+#
+# All random numbers are drawn before the loop, and prompt i has a row of its own, `uniforms[i]`. So it does not matter
+# which prompts share a batch, or when the others leave it.
 
 # %%
 prompts = [[5, 6, 7], [8], [9, 10, 11, 12, 13]]
 ids, mask = pad_left(prompts, pad_id=0)
-print(ids)
-print(mask.int())
+print(ids, mask.int(), sep="\n")
+source(generate)
+source(prefill)
+source(decode)
+source(draw)
 
 # %% [markdown]
-# A tiny model with random weights. Each row of the batch must get exactly what it would get alone. Otherwise the answer
-# to your question would depend on who else asks.
+# A tiny model with random weights. Each row must get exactly what it would get alone: no batch, no padding, no cache.
 
 # %%
-draw = torch.Generator().manual_seed(0)
-model = Transformer(TransformerConfig(vocab_size=24, d_model=32, n_layers=2, n_heads=4, max_len=64), draw)
+start = torch.Generator().manual_seed(0)
+model = Transformer(TransformerConfig(vocab_size=24, d_model=32, n_layers=2, n_heads=4, max_len=64), start)
+model = model.double()  # float64: rounding then decides no draw, so a batch and a row alone can be compared
 with torch.no_grad():
-    for p in model.parameters():
-        p.mul_(8 if p.dim() > 1 else 1)  # larger weights: clear favourites
+    for parameter in model.parameters():
+        parameter.mul_(8 if parameter.dim() > 1 else 1)  # larger weights: clear favourites
 EOS = 3
 
 
-def sample(prompts, seed=0, **how):
-    return generate(model, prompts, 12, eos_id=EOS, generator=torch.Generator().manual_seed(seed), **how)
+def sample(prompts, seed=0, sampler=generate, **options):
+    return sampler(model, prompts, 12, eos_id=EOS, generator=torch.Generator().manual_seed(seed), **options)
 
 
-together = sample(prompts, temperature=0.0)  # greedy
-for prompt, completion in zip(prompts, together):
-    alone = sample([prompt], temperature=0.0)[0]
-    assert completion.tokens == alone.tokens
+@torch.no_grad()
+def naive_sample(prompt, uniforms, temperature):
+    new = []
+    while len(new) < len(uniforms) and EOS not in new:
+        logits = model(torch.tensor([[*prompt, *new]]))[0, -1].tolist()  # everything again, for each token
+        p = naive_distribution(logits, temperature, 1.0)
+        new.append(next(i for i in range(len(p)) if sum(p[: i + 1]) > uniforms[len(new)]))
+    return new
+
+
+numbers = torch.rand(len(prompts), 12, generator=torch.Generator().manual_seed(0)).tolist()
+for prompt, uniforms, completion in zip(prompts, numbers, sample(prompts, temperature=0.7)):
+    assert naive_sample(prompt, uniforms, 0.7) == completion.tokens
     print(prompt, "→", completion.tokens, "" if completion.finished else " (truncated: no EOS)")
 
 # %% [markdown]
@@ -93,25 +112,13 @@ for prompt, completion in zip(prompts, together):
 # trainer computes it again. Both must come from the *same* distribution: then the first ratio π/π_old is exactly 1.
 
 # %%
-many = [[4 + i % 20] for i in range(64)]
-rollout = sample(many, temperature=0.7)
+single_tokens = [[4 + i % 20] for i in range(64)]
+rollout = sample(single_tokens, temperature=0.7)
 kept = torch.tensor([sum(c.logprobs) for c in rollout])
-tokens = [c.tokens for c in rollout]
-again = sequence_logprobs(model, many, tokens, temperature=0.7)
+again, wrong = (sequence_logprobs(model, single_tokens, [c.tokens for c in rollout], temperature=t) for t in (0.7, 1.0))
 torch.testing.assert_close(again, kept, rtol=1e-4, atol=1e-4)
-print(
-    f"largest difference: {(again - kept).abs().max():.0e}"
-    if (again - kept).abs().max() > 1e-3
-    else "equal to rounding"
-)
-
-# %% [markdown]
-# Now the bug. Somebody samples at temperature 0.7 and scores at 1, because "the model is the model".
-
-# %%
-wrong = sequence_logprobs(model, many, tokens, temperature=1.0)
+# Now the bug: somebody samples at temperature 0.7 and scores at 1, because "the model is the model".
 ratio_right, ratio_wrong = (again - kept).exp(), (wrong - kept).exp()
-print(f"ratios, right: {ratio_right.min():.2f} to {ratio_right.max():.2f}")
 assert (ratio_right - 1).abs().max() < 1e-3
 assert (ratio_wrong < 0.9).float().mean() > 0.5, "most first ratios are far from 1 before any training"
 
@@ -120,9 +127,7 @@ assert (ratio_wrong < 0.9).float().mean() > 0.5, "most first ratios are far from
 # the batch, and the KL to the reference is wrong by the same amount. No error is raised, and the loss goes down. It only
 # learns worse. This is why the sampler and the scorer of this package call one function.
 #
-# ## Finished rows leave
-#
-# Rows end at different times. A row that has written its EOS and stays in the batch costs as much as one that goes on.
+# The picture also shows why finished rows leave: one that stays costs as much as one that goes on.
 
 # %%
 long_run = sample([[4 + i % 20] for i in range(200)], temperature=1.5)
@@ -141,13 +146,21 @@ right.legend(frameon=False)
 show(figure)
 
 # %% [markdown]
-# Left: the area under the curve is the work if finished rows leave, under the dashed line if all stay. Right: with
-# the right temperature all 64 ratios are 1.
+# Left: the area under the curve is the work if finished rows leave. Right: at the right temperature all 64 ratios are 1.
 #
-# On a GPU it takes longer to start the small operations of one token from Python than to run them. So the GPU records
-# them once and repeats the recording (a CUDA graph). For this every token needs the same shapes: attention goes over all
-# slots of the cache, and the mask hides the empty ones. When rows leave, a new recording is needed.
+# ## The same, sooner
 #
+# `fast/sampling.py` has a second `generate` with the same signature; `train.py` samples with it. Equal prompts and what
+# all prompts begin with go through the model once, and so do equal continuations of a prompt. Padding that nobody needs
+# any more leaves the cache. A GPU records the operations of a step and repeats the recording (a CUDA graph), because to
+# start them one by one from Python takes longer than to run them. None of this may change what is sampled.
+
+# %%
+plain, fast = (sample(single_tokens, sampler=sampler) for sampler in (generate, sampling.generate))
+assert [c.tokens for c in fast] == [c.tokens for c in plain]
+print(f"{sum(len(c.tokens) for c in fast)} tokens of {len(single_tokens)} rows: the same from both samplers")
+
+# %% [markdown]
 # ## Exercise
 #
 # A token has logits (1, 0), and it was sampled at temperature 0.5. Predict the first ratio of token 1 if it is scored at
@@ -168,8 +181,8 @@ assert abs(ratio - 0.83) < 0.005
 #
 # 1. Two rows have the same prompt. Do they get the same completion?
 # <details><summary>Answer</summary>
-# No: each row has its own stream of random numbers. The prompt goes through the model only once, though, and on a CPU
-# two equal rows are computed once until they draw different tokens.
+# No: each row has its own stream of random numbers. In the fast sampler the prompt goes through the model only once,
+# though, and on a CPU two equal rows are computed once until they draw different tokens.
 # </details>
 #
 # 2. With top_p = 0.9 a token outside the nucleus has probability 0. What is the KL to a reference whose nucleus lacks a

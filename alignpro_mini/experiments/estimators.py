@@ -4,19 +4,14 @@
     python -m alignpro_mini.experiments.estimators --variants settings         # learning rate, batch, epochs, ...
     python -m alignpro_mini.experiments.estimators --variants "RLOO, K 4"      # one variant; --resume adds more
 
-All variants of a seed share the frozen LM, the SFT prompter, the reward and the rewards of all enumerated rewrites, so
-that only PPO differs. The measure is the share of the attainable gain,
+All variants of a seed share everything that is not PPO. The measure is the share of the attainable gain,
 
     (J_lam(rho) - J_lam(rho_sft)) / (J_lam(rho*) - J_lam(rho_sft)),
 
 which is 1 for the closed-form optimum rho* and 0 for the SFT prompter, and its difference to PPO with GAE, paired by
-seed. With --seed 0-4: 95 % t-intervals over the seeds. "Other draws" shows how much of a difference is chance.
-
-`gradient.py` compares the gradients of the same estimators. Learning rate, iterations and minibatches are those of PPO
-with GAE: an estimator might do better with its own. "GRPO" and "RLOO" name the advantage: loss, clip and KL penalty are
-ours. RLOO and GRPO without its std differ by the factor K / (K - 1) only. A KL loss sees each token's own KL, and on
-later steps it uses the samples of the older policy as they are; k3 in the loss leads to another optimum, that of the
-reverse KL(rho_sft || rho), exact for one token. What it leaves out: options changed together.
+seed. "Other draws" shows how much of a difference is chance. `gradient.py` compares the gradients of the same
+estimators. Learning rate, iterations and minibatches are those of PPO with GAE: an estimator might do better with its
+own. What it leaves out: options changed together.
 """
 
 from __future__ import annotations

@@ -2,23 +2,16 @@
 
     python -m alignpro_mini.experiments.frontier --lambdas 0.02,0.05,0.1,0.2,0.5
 
-    <out>/frontier-<preset>-<task>-seed<k>/
-        base/           the frozen LM, the SFT prompter, the reward model, R over the enumerated rewrites
-        lam-0.1/ ...    Align-Pro and the RLHF oracle trained at this KL coefficient
-        results.json, frontier.png
-    <out>/frontier-<preset>.json, .png      all tasks and seeds of the command: Align-Pro and the oracle over the KL
-                                            coefficient, and at equal KL of the answers
-
     closed form    (KL, J) of rho* as lambda runs from large to small, twice: rated by the answers that chose it, which
                    makes it too high, and by other answers, which makes it too low; the truth lies between
-    Align-Pro      (KL, J) of the trained prompters, on the same enumerated rewrites: exact
+    Align-Pro      (KL, J) of prompters trained at some lambda, on the same enumerated rewrites: exact
     best-of-n      the same for the distribution of its picks: chosen by one half of the answers, rated by the other
-    RLHF           mean reward on the same requests, against the KL of *answers*: another quantity, for comparison.
-                   In the figure of all runs Align-Pro's KL is that of its answers too (`optimum.induced_kl`).
-                   A trained oracle is not the best one: the last table compares J - beta KL with the optimum's.
+    RLHF           the oracle trained at the same coefficient: mean reward on the same requests, against the KL of
+                   *answers*, another quantity. The figure of all runs has Align-Pro's KL of answers too
 
-Rewards are in the units that PPO sees, those of lambda (a callable is shifted and scaled; the learned reward already
-is). What it leaves out: settings other than lambda.
+A cell's folder has base/, lam-0.1/, ..., and frontier.png, the figure of its run. Rewards are in the units that PPO
+sees, those of lambda (a callable is shifted and scaled; the learned reward already is). What it leaves out: settings
+other than lambda.
 """
 
 from __future__ import annotations

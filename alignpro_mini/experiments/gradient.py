@@ -1,6 +1,6 @@
 """Is the policy gradient right? PPO's, its variants' and REINFORCE's estimates against the exact gradient of J_lam.
 
-    python -m alignpro_mini.experiments.gradient            # minutes on one core; the tables, then one JSON line
+    python -m alignpro_mini.experiments.gradient            # minutes on one core; two tables, then one JSON line
     python -m alignpro_mini.experiments.gradient --batches 25 --model 8      # another random model, roughly
 
 The problem can be enumerated: 2 requests, rewrites of at most 2 tokens over a vocabulary of 6 (31 of them), and a
@@ -9,17 +9,12 @@ frozen LM that answers 1 with a probability that depends on the rewrite's text, 
     J_lam(theta) = E_x [ sum_x' rho_theta(x'|x) R(x, x') - lam KL(rho_theta(.|x) || rho_sft(.|x)) ]
 
 and its gradient in all the transformer's weights are sums over 31 terms, and need no sampling. The estimates come from
-the trainer itself (rollout, score, assembled rewards, advantages, loss), many batches of them; REINFORCE is written out
-here. There is no value loss: the values stay 0. A later step estimates the gradient at weights that have moved on from
-those that sampled. What is reported, with 95 % intervals from resampling the batches:
+the trainer itself, many batches of them; REINFORCE is written out here. There is no value loss: the values stay 0.
 
     cosine    between the mean estimate and the exact gradient       (1 = the right direction)
     length    |mean estimate| / |exact gradient|                     (1 = the right length)
     bias      |mean estimate - exact gradient| / |exact gradient|, less what the batches' noise explains
     noise     sqrt(trace of the estimates' covariance) / |exact gradient|: by how much one batch is off
-
-The last table is of the KL penalty alone, the score being 0: its estimators against the gradient of KL(rho || rho_sft),
-and against that of the reverse KL(rho_sft || rho).
 
 Shape legend:  B rows   N requests   L rewrites   P parameters
 """
@@ -183,18 +178,19 @@ VARIED: dict[str, dict] = {  # what `estimators.py` trains with: the options of 
     "clip 0.1": {"clip_range": 0.1},
     "clip 0.4": {"clip_range": 0.4},
 }
+# But for the value head: it has learned nothing yet, and its loss is no part of the estimate.
 AS_TRAINED = {"gae_lambda": PPOConfig().gae_lambda, "whiten_advantages": True}
-ESTIMATORS = (
-    Estimator("REINFORCE written out, M = 1", reinforce=True),
-    Estimator("GAE's λ 1, M = 1"),
-    Estimator("GAE's λ 1, M = 2", {"answers": 2}),
-    Estimator("GAE's λ 1, M = 4", {"answers": 4}),
-    Estimator("GAE's λ 1, whitened", {"whiten_advantages": True}),
-    Estimator("GAE's λ 0.95", {"gae_lambda": 0.95}),
-    Estimator("GAE's λ 0.5", {"gae_lambda": 0.5}),
-    Estimator("GAE's λ 1, no clip, later step", {"clip_range": 1e6}, moved=True),
-    Estimator("GAE's λ 1, clip 0.2, later step", moved=True),
-    Estimator("GAE's λ 1, clip 0.05, later step", {"clip_range": 0.05}, moved=True),
+ESTIMATORS = (  # GAE's lambda is 1 and nothing is whitened, unless a name says otherwise
+    Estimator("REINFORCE, M = 1", reinforce=True),
+    Estimator("PPO, first step, M = 1"),
+    Estimator("PPO, first step, M = 2", {"answers": 2}),
+    Estimator("PPO, first step, M = 4", {"answers": 4}),
+    Estimator("PPO, first step, whitened", {"whiten_advantages": True}),
+    Estimator("PPO, first step, GAE's λ 0.95", {"gae_lambda": 0.95}),
+    Estimator("PPO, first step, GAE's λ 0.5", {"gae_lambda": 0.5}),
+    Estimator("PPO, later step, no clip", {"clip_range": 1e6}, moved=True),
+    Estimator("PPO, later step, clip 0.2", moved=True),
+    Estimator("PPO, later step, clip 0.05", {"clip_range": 0.05}, moved=True),
     *(Estimator(name, AS_TRAINED | options) for name, options in VARIED.items()),
     *(Estimator(f"{name}, later step", AS_TRAINED | options, moved=True) for name, options in VARIED.items()),
 )

@@ -3,17 +3,11 @@
     python -m alignpro_mini.experiments.overoptimisation --seed 0-2 --jobs 2      # task quality, one table
     python -m alignpro_mini.experiments.overoptimisation --pairs 250 --lambdas 0.02 --mismatched 0     # one cell
 
-    <out>/overoptimisation-<preset>-<task>-seed<k>/
-        base/                         the frozen LM and the SFT prompter
-        pairs-250-mismatched-0/ ...   a reward model, from so many preference pairs and as many mismatched ones or none
-        pairs-250-mismatched-0-lam-0.02/ ...    Align-Pro trained on it, and its arm on the held-out requests
-
-Gao et al. (2023) let a large reward model play the gold reward. Here the gold reward is that of the world. Both rewards
-are reported in standard deviations of the answers to the SFT prompter's rewrites, as gains over it: so a reward model
-that were the gold reward would give equal numbers. A reward model that saturates gives a small learned gain where the
-gold gain is large: over-optimisation is a gold gain that falls while the KL rises. Pairs and training steps go
-together (`reward_model.epochs` is the same for all; with mismatched pairs, which come on top of the others, there are
-more). Intervals are 95 % t-intervals over the seeds.
+Gao et al. (2023) let a large reward model play the gold reward. Here it is that of the world. Reward models learn from
+so many preference pairs, with as many mismatched ones on top or none; PPO trains a prompter on each at some lambda.
+Both rewards are gains over the SFT prompter in standard deviations of its answers: a reward model that were the gold
+reward would give equal numbers. Over-optimisation is a gold gain that falls while the KL rises. Pairs and training
+steps go together.
 """
 
 from __future__ import annotations

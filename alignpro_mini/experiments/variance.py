@@ -7,14 +7,10 @@ A world is a task, `--world.spread` (which prompts get answers of random style: 
 `--world.follow` (the probability that an answer obeys a cue). For each of them
 
     predicted    rho* by the closed form from many rated answers of the frozen LM, before any PPO: mean and the three
-                 variance components of the reward along the KL coefficient lambda
+                 variance components of the reward along lambda; cross-fitted, because R is noisy
     measured     prompters trained by PPO at some lambda: the same figures from new rewrites and answers, same requests
 
-    <out>/variance-<preset>-seed<k>/<world>/base, lam-0.2, ...
-
-The prediction is no fit: it uses nothing of the trained prompters. Its R is noisy, which makes the predicted spread
-between rewrites too high at small lambda; so it is cross-fitted: the optimum is chosen by one half of the answers and
-described by the other (both ways, averaged).
+A cell is a seed; its folder has one for each world. The prediction uses nothing of the trained prompters.
 """
 
 from __future__ import annotations

@@ -27,13 +27,13 @@ MAIN_OPTIONS |= {"data.prompts", "data.preferences", "ppo.iterations", "ppo.lr",
 
 def leaves(config, prefix: str = "") -> dict[str, dataclasses.Field]:
     """The dotted name of every option -> its dataclass field: {"seed": ..., "ppo.lr": ...}."""
-    found = {}
+    named = {}
     for f in dataclasses.fields(config):
         if dataclasses.is_dataclass(getattr(config, f.name)):
-            found |= leaves(getattr(config, f.name), f"{prefix}{f.name}.")
+            named |= leaves(getattr(config, f.name), f"{prefix}{f.name}.")
         else:
-            found[prefix + f.name] = f
-    return found
+            named[prefix + f.name] = f
+    return named
 
 
 def choices_of(f: dataclasses.Field) -> tuple[str, ...]:
@@ -47,9 +47,9 @@ def _oracle_options(options: dict[str, object]) -> dict[str, object]:
     Left out are the options that belong to the prompter alone: its sampling, its layers, and answers to a rewrite.
     """
     own = ("ppo.answers", "ppo.temperature", "ppo.max_new_tokens", "ppo.train_layers")
-    found = {name: value for name, value in options.items() if name.startswith("ppo.") and name not in own}
-    found |= {n: options[n] for n in ("sampling.temperature", "sampling.max_new_tokens") if options.get(n, 0) > 0}
-    followed = {f"oracle.{name.partition('.')[2]}": value for name, value in found.items()}
+    shared = {name: value for name, value in options.items() if name.startswith("ppo.") and name not in own}
+    shared |= {n: options[n] for n in ("sampling.temperature", "sampling.max_new_tokens") if options.get(n, 0) > 0}
+    followed = {f"oracle.{name.partition('.')[2]}": value for name, value in shared.items()}
     return {name: value for name, value in followed.items() if name not in options}
 
 

@@ -193,25 +193,27 @@ class RunConfig:
 
     def unread(self) -> dict[str, str]:
         """{section or option that other options make superfluous: why}, in any kind of run."""
-        found = {"oracle.answers": "it has no effect: the oracle gives one answer a prompt"}
+        unread = {"oracle.answers": "it has no effect: the oracle gives one answer a prompt"}
         for section in ("ppo", "oracle"):
             c = getattr(self, section)
             if c.adaptive_kl_target == 0:
-                found[f"{section}.adaptive_kl_horizon"] = f"it is not read without --{section}.adaptive_kl_target"
+                unread[f"{section}.adaptive_kl_horizon"] = f"it is not read without --{section}.adaptive_kl_target"
             why = f"it is not read with --{section}.variant {c.variant}"
-            found |= {f"{section}.{name}": why for name in VARIANTS[c.variant].unread}
+            unread |= {f"{section}.{name}": why for name in VARIANTS[c.variant].unread}
         if not self.eval.oracle:
-            found |= dict.fromkeys(("oracle", "theory.samples"), "it is not read with --eval.oracle false")
+            unread |= dict.fromkeys(("oracle", "theory.samples"), "it is not read with --eval.oracle false")
         if self.sampling.temperature == 0:
-            found |= dict.fromkeys(("sampling.top_p", "theory.samples"), "it is not read with --sampling.temperature 0")
+            unread |= dict.fromkeys(
+                ("sampling.top_p", "theory.samples"), "it is not read with --sampling.temperature 0"
+            )
         if self.theory.inputs == 0 or self.ppo.kl_coef == 0 or self.ppo.adaptive_kl_target > 0:
             why = "it is not read with --theory.inputs 0, --ppo.kl_coef 0 or --ppo.adaptive_kl_target"
-            found |= dict.fromkeys(("theory.answers", "theory.more_answers", "theory.samples"), why)
+            unread |= dict.fromkeys(("theory.answers", "theory.more_answers", "theory.samples"), why)
         if self.reward:
             learned = ["reward_model", "reward_base", "reward_blocks", "reward_read", "data.preferences"]
             learned += [f"preferences.{f.name}" for f in fields(PreferenceConfig) if f.name != "normalise_on"]
-            found |= dict.fromkeys(learned, "it is not read with --reward")
-        return found
+            unread |= dict.fromkeys(learned, "it is not read with --reward")
+        return unread
 
 
 def preset(name: str) -> RunConfig:

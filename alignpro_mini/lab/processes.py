@@ -119,14 +119,14 @@ class _Parallel(DistributedDataParallel):
         except AttributeError:
             return getattr(self._modules["module"], name)
 
-    def state_dict(self, *args, **how):
-        return self.module.state_dict(*args, **how)
+    def state_dict(self, *args, **kwargs):
+        return self.module.state_dict(*args, **kwargs)
 
-    def load_state_dict(self, *args, **how):
-        return self.module.load_state_dict(*args, **how)
+    def load_state_dict(self, *args, **kwargs):
+        return self.module.load_state_dict(*args, **kwargs)
 
-    def named_parameters(self, *args, **how):
-        return self.module.named_parameters(*args, **how)
+    def named_parameters(self, *args, **kwargs):
+        return self.module.named_parameters(*args, **kwargs)
 
 
 def sharded(trainer: type[PPOTrainer]) -> type[PPOTrainer]:
@@ -178,10 +178,10 @@ class Sharded:
             own = super().update(rollout)
         finally:
             self._updating = False
-        found: list[dict] = [{}] * self.processes
-        dist.all_gather_object(found, own)
-        whole = {name: sum(one[name] for one in found) for name in own}
-        return whole | {"ratio_max": max(one["ratio_max"] for one in found), "grad_norm": own["grad_norm"]}
+        of_all: list[dict] = [{}] * self.processes
+        dist.all_gather_object(of_all, own)
+        whole = {name: sum(one[name] for one in of_all) for name in own}
+        return whole | {"ratio_max": max(one["ratio_max"] for one in of_all), "grad_norm": own["grad_norm"]}
 
     def loss(self, part: Rollout) -> tuple[Tensor, dict[str, float]]:
         total, parts = super().loss(part)
@@ -219,8 +219,8 @@ def gathered(rollout: Rollout) -> Rollout:
 def require_shares(c: PPOConfig, number: int, section: str = "") -> None:
     """Raises UserError for a batch that `number` processes cannot share equally."""
     for part, what in ((c.num_minibatches, "num_minibatches"), (c.rewrites_per_request, "rewrites_per_request")):
-        told = f"{section}batch_size is {c.batch_size}; {number} processes need a multiple of {number * part}"
-        require(c.batch_size % (number * part) == 0, f"{told}, which is processes times {what}")
+        needed = f"{section}batch_size is {c.batch_size}; {number} processes need a multiple of {number * part}"
+        require(c.batch_size % (number * part) == 0, f"{needed}, which is processes times {what}")
 
 
 def check(configs: Sequence[RunConfig], jobs: int, number: int) -> None:

@@ -55,20 +55,20 @@ class RealModels:
     def unread(self) -> dict[str, str]:
         """What only the embedded world reads, besides what the other options make superfluous."""
         c = self.config
-        found = c.unread() | dict.fromkeys(OF_THE_EMBEDDED_WORLD, f"it is not read with --preset {c.preset}")
+        unread = c.unread() | dict.fromkeys(OF_THE_EMBEDDED_WORLD, f"it is not read with --preset {c.preset}")
         if not c.judge:
-            found["api"] = "only --frozen api:MODEL and --reward judge:MODEL read it"
+            unread["api"] = "only --frozen api:MODEL and --reward judge:MODEL read it"
         if c.data.preferences:
             why = "it is about pairs of the frozen LM's answers: not read with --data.preferences"
-            found |= {f"preferences.{name}": why for name in OF_MADE_PAIRS}
+            unread |= {f"preferences.{name}": why for name in OF_MADE_PAIRS}
         if c.data.prompts:
-            found["theory"] = "rewrites of requests from --data.prompts are not enumerated"
+            unread["theory"] = "rewrites of requests from --data.prompts are not enumerated"
         else:
-            found["theory.more_answers"] = "a real model's rewrites get equally many answers: raise --theory.answers"
-            found["theory.samples"] = "the bounds are not computed for a real model"
+            unread["theory.more_answers"] = "a real model's rewrites get equally many answers: raise --theory.answers"
+            unread["theory.samples"] = "the bounds are not computed for a real model"
             only = "it is about requests of your own: only --data.prompts reads it"
-            found |= dict.fromkeys(("data.rewrites", "data.max_prompt_tokens"), only)
-        return found
+            unread |= dict.fromkeys(("data.rewrites", "data.max_prompt_tokens"), only)
+        return unread
 
     def defaults(self) -> dict[str, object]:
         """A judge's answers cost: only those that PPO and the arms need are asked for."""
@@ -214,9 +214,9 @@ class RemoteModel(RealModels):
 
     def unread(self) -> dict[str, str]:
         """The options of the API are read."""
-        found = super().unread()
-        found.pop("api", None)
-        return found
+        unread = super().unread()
+        unread.pop("api", None)
+        return unread
 
     def defaults(self) -> dict[str, object]:
         """No oracle, and no answers but those that PPO and the arms need."""

@@ -109,8 +109,10 @@ class Run:
         old, new = flat(old), flat(new)
         changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in MAY_CHANGE]
         if changed:
-            told = ", ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in changed[:4])
-            raise UserError(f"{self.path} was started with other options ({told}): use these, another --name or --out")
+            changes = ", ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in changed[:4])
+            raise UserError(
+                f"{self.path} was started with other options ({changes}): use these, another --name or --out"
+            )
 
     def once(
         self,
@@ -297,8 +299,8 @@ class RunStage:
             if isinstance(value, float) and not math.isfinite(value):
                 raise FloatingPointError(f"{self.name} step {step}: {key} is {value}; the last good state is kept")
         if metrics.get("kl_k1", 0) < -1:
-            told = f"{self.name} step {step}: the KL (k1) is {metrics['kl_k1']:.2f} nats; its mean cannot be below 0"
-            warnings.warn(f"{told}: are tokens scored as they were sampled (temperature, mask)?", stacklevel=2)
+            problem = f"{self.name} step {step}: the KL (k1) is {metrics['kl_k1']:.2f} nats; its mean cannot be below 0"
+            warnings.warn(f"{problem}: are tokens scored as they were sampled (temperature, mask)?", stacklevel=2)
         row = {"stage": self.name, "step": step, **metrics}
         if self.run.config.stop and "kl_k1" in row:
             self._ppo.append(row)

@@ -27,7 +27,7 @@ from alignpro_mini.weights.tensors import write_json
 def run_all(
     program: Sequence[str],
     configs: Sequence[RunConfig],
-    how: argparse.Namespace,
+    arguments: argparse.Namespace,
     one: Callable[[RunConfig, bool], dict],
 ) -> tuple[list[dict], list[Path]]:
     """Results of `one(config, resume)` for each config, and the logs of runs that failed.
@@ -35,9 +35,9 @@ def run_all(
     With `--jobs` above 1 each run is a process of its own: `program` (a script, or -m and a module) with this command's
     arguments. Its results are read from `results.json` in the run's folder.
     """
-    if how.jobs > 1 and len(configs) > 1:
-        return run_side_by_side(program, sys.argv[1:], configs, how.jobs)
-    return [one(config, how.resume) for config in configs], []
+    if arguments.jobs > 1 and len(configs) > 1:
+        return run_side_by_side(program, sys.argv[1:], configs, arguments.jobs)
+    return [one(config, arguments.resume) for config in configs], []
 
 
 # How `train.py` evaluates all arms, and its oracle: options that most studies do not read.
@@ -143,25 +143,25 @@ BETWEEN = "between no fine-tuning and oracle"
 def sweep_counts(runs: list[dict]) -> dict[str, tuple[int, int]]:
     """{claim: (k, n)}: it holds in k of the n runs that measured it (without an oracle no run can be 'between')."""
     means = [[get(run, "arms", arm, "mean") for arm in TRIO] for run in runs]
-    told = lambda *keys: [found for run in runs if (found := get(run, *keys)) is not None]
+    measured = lambda *keys: [value for run in runs if (value := get(run, *keys)) is not None]
     claims = {
         "Align-Pro above no fine-tuning with interval above zero": [
-            ci[0] > 0 for ci in told("arms", "align_pro", "difference", "ci95")
+            ci[0] > 0 for ci in measured("arms", "align_pro", "difference", "ci95")
         ],
         BETWEEN: [a < b < c for a, b, c in means if None not in (a, b, c)],
         "at or above the oracle": [b >= c for a, b, c in means if None not in (a, b, c)],
-        "variance below no fine-tuning": [ratio < 1 for ratio in told("variance_ratio")],
-        "variance ratio's interval below 1": [ci[1] < 1 for ci in told("variance_ratio_ci95")],
-        "gold variance ratio's interval below 1": [ci[1] < 1 for ci in told("gold_variance_ratio_ci95")],
-        "at least 0.95 of the attainable gain": [s >= 0.95 for s in told("theory", "attainable_gain_share")],
+        "variance below no fine-tuning": [ratio < 1 for ratio in measured("variance_ratio")],
+        "variance ratio's interval below 1": [ci[1] < 1 for ci in measured("variance_ratio_ci95")],
+        "gold variance ratio's interval below 1": [ci[1] < 1 for ci in measured("gold_variance_ratio_ci95")],
+        "at least 0.95 of the attainable gain": [s >= 0.95 for s in measured("theory", "attainable_gain_share")],
     }
     return {claim: (sum(held), len(held)) for claim, held in claims.items() if held}
 
 
 def coefficients(runs: list[dict]) -> str:
     """ "Align-Pro's λ 0.1, the oracle's β 0.1", of all these runs."""
-    values = [{get(run, "kl_coef", who) for run in runs} - {None} for who in ("ppo", "oracle")]
-    lam, beta = (", ".join(f"{v:g}" for v in sorted(found)) or "–" for found in values)
+    values = [{get(run, "kl_coef", name) for run in runs} - {None} for name in ("ppo", "oracle")]
+    lam, beta = (", ".join(f"{value:g}" for value in sorted(distinct)) or "–" for distinct in values)
     return f"Align-Pro's λ {lam}, the oracle's β {beta}"
 
 
@@ -190,8 +190,8 @@ def variance_lines(runs: list[dict], independent: bool = True) -> list[str]:
     mean = lambda values: over_seeds(values, 3) if independent else num(t_interval(values)[0], 3)
     rows = [["  means, ± 95%" if independent else "  means", *heads]]
     for arm, (name, _) in ARMS.items():
-        found = [mean([get(run, "arms", arm, *key) for run in runs]) for key in keys]
-        rows += [[f"  {name}", *found]] if any(get(run, "arms", arm, "variance") is not None for run in runs) else []
+        if any(get(run, "arms", arm, "variance") is not None for run in runs):
+            rows.append([f"  {name}", *(mean([get(run, "arms", arm, *key) for run in runs]) for key in keys)])
     return [aligned(rows)]
 
 
@@ -199,21 +199,21 @@ def theory_lines(runs: list[dict]) -> list[str]:
     """Suboptimality and bounds, means over seeds; then what the attainable share leaves out, in parts of that gain."""
     keys = ("delta1", "delta2", "delta3", "bound_sharp", "bound_paper")
     needed = (*keys, "optimum_noise", "unlisted_cost")
-    told = [run["theory"] for run in runs if all(get(run, "theory", key) is not None for key in needed)]
-    if not told:
+    theories = [run["theory"] for run in runs if all(get(run, "theory", key) is not None for key in needed)]
+    if not theories:
         return []
-    *d, sharp, paper = (num(seed_mean(told, key)[0], 2) for key in keys)
-    held = sum(sum(t[f"delta{i}"] for i in (1, 2, 3)) <= t["bound_sharp"] <= t["bound_paper"] for t in told)
-    gained = [t for t in told if t["attainable_gain_share"] is not None]
+    *d, sharp, paper = (num(seed_mean(theories, key)[0], 2) for key in keys)
+    held = sum(sum(t[f"delta{i}"] for i in (1, 2, 3)) <= t["bound_sharp"] <= t["bound_paper"] for t in theories)
+    gained = [t for t in theories if t["attainable_gain_share"] is not None]
     parts = [[t[key] / t["attainable_gain"] for t in gained] for key in needed[-2:]]
     by, cost = (f"{num(min(p), 3)} to {num(max(p), 3)}" if p else "–" for p in parts)
     forms = ("", "_cross_fitted", "_less_unlisted")
-    shares = [num(seed_mean(told, f"attainable_gain_share{form}")[0], 3) for form in forms]
+    shares = [num(seed_mean(theories, f"attainable_gain_share{form}")[0], 3) for form in forms]
     return [
         f"  share of the gain attainable with the enumerated rewrites: {shares[0]}; against a cross-fitted optimum"
         f" {shares[1]}; less the cost of other rewrites {shares[2]} (means)",
         f"  Δ1, Δ2, Δ3 {', '.join(d)}; bounds: sharper {sharp}, the paper's (recalled) {paper} (means); both held in"
-        f" {held} of {len(told)}",
+        f" {held} of {len(theories)}",
         f"  of the attainable gain, noise in R raises the optimum by {by}, rewrites not enumerated cost {cost} or more",
     ]
 

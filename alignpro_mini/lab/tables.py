@@ -94,7 +94,7 @@ def notes(results: dict) -> list[str]:
     """The comparisons, and what limits them; a line each."""
     gain = get(results, "arms", "align_pro", "difference") or {}
     with_interval = lambda key: f"{num(results.get(key), 2)}, 95% CI {num(results.get(f'{key}_ci95'), 3)}"
-    found = [
+    lines = [
         f"Align-Pro - no fine-tuning, paired: {num(gain.get('mean'), sign='+')}, 95% CI {num(gain.get('ci95'))}",
         f"Variance ratio, Align-Pro / no fine-tuning: {with_interval('variance_ratio')}",
         f"The same of the gold reward, never trained on: {with_interval('gold_variance_ratio')}",
@@ -102,22 +102,22 @@ def notes(results: dict) -> list[str]:
         f"Win rates against no fine-tuning are judged by the {JUDGES.get(results.get('judge'), 'reward')}",
     ]
     if get(results, "arms", "best_of_n"):
-        found.append("The KL of best-of-n is its upper bound, log n - (n-1)/n")
+        lines.append("The KL of best-of-n is its upper bound, log n - (n-1)/n")
     if room := results.get("headroom"):
-        found.append(f"Headroom (ICC): {num(room.get('icc'))}, best rewrite gains {num(room.get('best_rewrite_gain'))}")
+        lines.append(f"Headroom (ICC): {num(room.get('icc'))}, best rewrite gains {num(room.get('best_rewrite_gain'))}")
     if rm := results.get("reward_model"):
-        found += reward_model_lines(rm)
+        lines += reward_model_lines(rm)
     if (objections := get(results, "arms", "align_pro", "objection_rate")) is not None:
-        found.append(f"Share of Align-Pro's rewrites to which the guards object: {num(objections)}")
-    found += [f"{stage} ended early: {why}" for stage, why in (results.get("stopped") or {}).items()]
+        lines.append(f"Share of Align-Pro's rewrites to which the guards object: {num(objections)}")
+    lines += [f"{stage} ended early: {why}" for stage, why in (results.get("stopped") or {}).items()]
     if api := results.get("api"):
         cost = f", {api['usd']:g} US dollars" if api["usd"] else ""
-        found.append(f"API: {api['answers']:,} answers, {api['tokens']:,} tokens{cost}")
+        lines.append(f"API: {api['answers']:,} answers, {api['tokens']:,} tokens{cost}")
         if (share := api.get("unclear_verdicts")) is not None:
-            found.append(f"Share of the judge's replies without a verdict, counted as ties: {num(share)}")
+            lines.append(f"Share of the judge's replies without a verdict, counted as ties: {num(share)}")
     if theory := results.get("theory"):
-        found += _theory_notes(theory, get(results, "arms", "closed_form", "inputs"))
-    return found
+        lines += _theory_notes(theory, get(results, "arms", "closed_form", "inputs"))
+    return lines
 
 
 def oracle_lines(results: dict) -> list[str]:
@@ -125,7 +125,7 @@ def oracle_lines(results: dict) -> list[str]:
     apart = get(results, "difference_to_oracle")
     if apart is None:
         return []
-    lam, beta = (f"{results['kl_coef'][who]:g}" for who in ("ppo", "oracle"))
+    lam, beta = (f"{results['kl_coef'][name]:g}" for name in ("ppo", "oracle"))
     above = " (at or above the oracle)" if apart["mean"] >= 0 else ""
     gap, ci95 = get(results, "gap_closed"), num(results.get("gap_closed_ci95"))
     return [
@@ -139,24 +139,20 @@ def oracle_lines(results: dict) -> list[str]:
 def reward_model_lines(facts: dict) -> list[str]:
     """How good the reward model is; a warning where it does not read the request."""
     swap, most = get(facts, "swap_accuracy"), get(facts, "swap_ceiling")
-    alike, ci95 = get(facts, "length_matched_pairs"), get(facts, "accuracy_ci95")  # absent in earlier runs
-    told = [
+    ci95 = get(facts, "accuracy_ci95")
+    lines = [
         f"Reward model: held-out accuracy {num(get(facts, 'accuracy'))}{f', 95% CI {num(ci95)}' if ci95 else ''},"
         f" label noise allows {num(get(facts, 'ceiling'))}, always-longer {num(get(facts, 'always_longer'))}",
+        f"Reward model: accuracy on answers of like length {num(get(facts, 'length_matched'))}"
+        f" ({get(facts, 'length_matched_pairs')} pairs), on truncated answers {num(get(facts, 'truncated_accuracy'))}",
         f"Reward model: swap accuracy {num(swap)}, the gold reward's {num(most)} (the answer to x is rated above one to"
         " another request)",
     ]
-    if alike is not None:
-        told.insert(
-            1,
-            f"Reward model: accuracy on answers of like length {num(get(facts, 'length_matched'))} ({alike} pairs),"
-            f" on truncated answers {num(get(facts, 'truncated_accuracy'))}",
-        )
     if swap is not None and swap < 0.7:
-        told.append(
+        lines.append(
             "WARNING: the reward model hardly reads the request x: 0.5 is chance. Mismatched pairs teach it to."
         )
-    return told
+    return lines
 
 
 def _theory_notes(t: dict, inputs: int | None) -> list[str]:

@@ -3,7 +3,7 @@
     python tests/benchmarks/decode.py --size 124m                          # minutes on two cores
     python tests/benchmarks/decode.py --size smollm2 --dtype bfloat16      # the shape of SmolLM2-135M, random weights
 
-A step takes one new token of each row through all blocks and gives its logits; it is what `generate` repeats. Sampling
+A step takes one new token of each row through all blocks and gives its logits; it is what the fast sampler repeats. Sampling
 from the logits is timed beside it. Bytes: the weights of blocks and output matrix once, and the cache's keys and values
 once. FLOPs: the matrix products at the peak measured for these rows. The last line printed is one JSON object.
 """
@@ -16,8 +16,10 @@ import json
 import torch
 from machine import bandwidth, device_name, forward_flops, gemm_peak, median_seconds, weights
 
-from alignpro_mini.generation import _FixedCache, _recorded, sampling_logprobs
-from alignpro_mini.transformer import KVCache, Transformer, TransformerConfig
+from alignpro_mini.fast.sampling import FixedCache, SharedCache, recorded
+from alignpro_mini.fast.transformer import FastTransformer
+from alignpro_mini.generation import sampling_logprobs
+from alignpro_mini.transformer import TransformerConfig
 
 SHAPES = {
     "tiny": TransformerConfig(640, d_model=96, n_layers=2, n_heads=4, max_len=256),
@@ -28,31 +30,31 @@ CONTEXT = 64  # tokens in the cache before the step
 
 
 @torch.no_grad()
-def step_seconds(model: Transformer, rows: int, device: str) -> tuple[float, float]:
+def step_seconds(model: FastTransformer, rows: int, device: str) -> tuple[float, float]:
     """Seconds of a step up to the logits, and of drawing the next tokens from them; on a GPU both are replayed."""
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (rows, CONTEXT), generator=draw).to(device)
     where = torch.device(device)
-    cache = KVCache(model.config, rows, CONTEXT + 1, model.embed.weight)
+    cache = SharedCache(model.config, rows, CONTEXT + 1, model.embed.weight)
     cache.mask.fill_(True)
     for part in ids.split(16, dim=1):  # in parts: a long prompt at once would take gigabytes at 512 rows
         model.hidden(part, cache=cache)
 
     if where.type == "cuda":
-        cache = _FixedCache(cache)
+        cache = FixedCache(cache)
 
     def step() -> None:
         cache.length = CONTEXT  # every step writes the same slot
         logits.copy_(model.unembed(model.hidden(ids[:, :1], cache=cache)[:, -1]))
 
-    few = rows if where.type == "cuda" else max(1, 2**20 // model.config.vocab_size)  # as `generate` does
+    few = rows if where.type == "cuda" else max(1, 2**20 // model.config.vocab_size)  # as the fast sampler does
 
     def sample() -> None:
         for part in logits.split(few):
             sampling_logprobs(part).exp().cumsum(-1)
 
     logits = torch.empty(rows, model.config.vocab_size, device=device, dtype=model.embed.weight.dtype)
-    return median_seconds(_recorded(step, where), device), median_seconds(_recorded(sample, where), device)
+    return median_seconds(recorded(step, where), device), median_seconds(recorded(sample, where), device)
 
 
 def main() -> None:
@@ -63,7 +65,7 @@ def main() -> None:
     parser.add_argument("--batches", default="1,8,64,512", help="rows, a list (default 1,8,64,512)")
     args = parser.parse_args()
     dtype, config = getattr(torch, args.dtype), SHAPES[args.size]
-    model = Transformer(config, torch.Generator().manual_seed(0)).to(args.device, dtype).eval()
+    model = FastTransformer(config, torch.Generator().manual_seed(0)).to(args.device, dtype).eval()
     speed, (blocks, output) = bandwidth(args.device), weights(config)
     print(
         f"memory: {speed / 1e9:.1f} GB/s\n\n  rows  step ms   bound ms  of the bound  bound by    sampling ms   tokens/s"

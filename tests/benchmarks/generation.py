@@ -1,9 +1,10 @@
-"""Rollout speed: our `generate` against `transformers` on the same weights, the same prompts, in one run.
+"""Rollout speed: our fast sampler against `transformers` on the same weights, the same prompts, in one run.
 
     pip install -e '.[compare]'
     python tests/benchmarks/generation.py                    # GPT-2 124M shape, CPU: some 5 minutes on two cores
     python tests/benchmarks/generation.py --skip-hf          # ours alone, without `transformers`
     python tests/benchmarks/generation.py --tiny             # models of the size that `python train.py` has
+    python tests/benchmarks/generation.py --tiny --pieces    # and what each piece of the sampler saves
 
 The batch is ragged, as PPO's is: 64 prompts of 8 to 64 random tokens, and answers that end by themselves
 after 24 tokens on average, 64 at most. Both sides sample (temperature 1, the whole vocabulary) with a KV cache
@@ -15,6 +16,10 @@ The bound (`machine.sampling_bound`) is of our first round's lengths.
 Random weights would never end an answer. So one coordinate of the last norm is a constant 1 that only EOS reads:
 its logit never changes, and gives EOS a probability of about 1/26. Cut at 64, such answers have 23.9 tokens on
 average; the run fails when either side's are not near that.
+
+`--pieces` samples another batch, which has what each piece saves: all prompts begin with the same 24 tokens, and each stands
+there four times, as PPO's do. Every row is the sampler without one of its pieces; the last one is the readable sampler of
+`generation.py` with the plain transformer. All start from the same seed in each round: they sample the same tokens.
 
 It leaves out loading and tokenising; long prompts; top-p; `torch.compile` and static caches (the peer runs with
 its defaults); engines that serve (vLLM); and answers of one length, where no row leaves the batch early and less
@@ -33,12 +38,16 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import fields
 from functools import partial
 
 import torch
 from machine import device_name, sampling_bound
 
-from alignpro_mini.generation import generate, pad_left
+from alignpro_mini import generation
+from alignpro_mini.fast.sampling import FastSampler
+from alignpro_mini.fast.transformer import FastTransformer
+from alignpro_mini.generation import Sampler, pad_left
 from alignpro_mini.transformer import Transformer, TransformerConfig
 from alignpro_mini.weights.pretrained import BUFFERS, save_pretrained, to_published
 
@@ -56,9 +65,9 @@ def make_prompts(count: int, vocab_size: int) -> Rows:
 
 
 @torch.no_grad()
-def make_model(config: TransformerConfig, prompts: Rows) -> Transformer:
+def make_model(config: TransformerConfig, prompts: Rows) -> FastTransformer:
     """Random weights under which the last token of the vocabulary, EOS, comes with probability P_EOS."""
-    model = Transformer(config, torch.Generator().manual_seed(0)).eval()
+    model = FastTransformer(config, torch.Generator().manual_seed(0)).eval()
     for parameter in model.blocks.parameters():
         parameter *= 3.0  # or a greedy answer repeats its last token, whatever came before
     model.norm.weight *= 6.0  # or it is EOS at once: all others are about as unlikely
@@ -86,9 +95,10 @@ def load_peer(model: Transformer):
     return peer
 
 
-def ours(model: Transformer, prompts: Rows, limit: int, temperature: float = 1.0) -> Rows:
+def ours(sampler: Sampler, model: Transformer, prompts: Rows, limit: int, temperature: float = 1.0, seed=None) -> Rows:
     options = {"temperature": temperature, "eos_id": model.config.vocab_size - 1}
-    return [completion.tokens for completion in generate(model, prompts, limit, **options)]
+    options["generator"] = None if seed is None else torch.Generator().manual_seed(seed)
+    return [completion.tokens for completion in sampler(model, prompts, limit, **options)]
 
 
 def theirs(peer, prompts: Rows, limit: int, temperature: float = 1.0) -> Rows:
@@ -113,8 +123,34 @@ def measure(sides: dict, prompts: Rows, rounds: int) -> dict[str, tuple[list[flo
             seconds = time.perf_counter() - start
             lengths[name] += map(len, rows)
             speeds[name].append(sum(map(len, rows)) / seconds)
-            print(f"round {round_ + 1}: {name:12} {speeds[name][-1]:9.1f} tokens/s, {seconds:.2f} s", flush=True)
+            print(f"round {round_ + 1}: {name:26} {speeds[name][-1]:9.1f} tokens/s, {seconds:.2f} s", flush=True)
     return {name: (speeds[name], lengths[name]) for name in sides}
+
+
+def without_each_piece(model: FastTransformer) -> dict:
+    """{row: sampler} of the pieces that do something on this device."""
+    on_gpu = model.device.type == "cuda"
+    only_one_device = {"recorded_steps": on_gpu, "shared_rows": not on_gpu, "draw_in_parts": not on_gpu}
+    pieces = [field.name for field in fields(FastSampler) if only_one_device.get(field.name, True)]
+    sides = {"all pieces": partial(ours, FastSampler(), model, seed=0)}
+    for piece in pieces:
+        sides[f"without {piece}"] = partial(ours, FastSampler(**{piece: False}), model, seed=0)
+    plain = Transformer(model.config).to(model.device, model.embed.weight.dtype).eval()
+    plain.load_state_dict(model.state_dict())
+    return sides | {"readable": partial(ours, generation.generate, plain, seed=0)}
+
+
+def measure_pieces(model: FastTransformer, batch: int, rounds: int) -> dict[str, float]:
+    """{row: tokens per second}, printed as a table."""
+    vocab_size = model.config.vocab_size
+    beginning = [random.Random(1).randrange(vocab_size - 1)] * 24
+    prompts = [beginning + prompt for prompt in make_prompts(max(1, batch // 4), vocab_size) for _ in range(4)]
+    measured = measure(without_each_piece(model), prompts, rounds)
+    speed = {name: round(statistics.median(speeds), 1) for name, (speeds, _) in measured.items()}
+    print(f"\n{'':26} {'tokens/s':>10} {'of all':>8}")
+    for name, tokens_per_s in speed.items():
+        print(f"{name:26} {tokens_per_s:10.1f} {tokens_per_s / speed['all pieces']:8.2f}")
+    return speed
 
 
 def main() -> None:
@@ -125,6 +161,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--skip-hf", action="store_true", help="time ours alone")
+    parser.add_argument("--pieces", action="store_true", help="also time the sampler without each of its pieces")
     parser.add_argument("--tiny", action="store_true", help="the size of the models of `python train.py`")
     args = parser.parse_args()
     if min(args.rounds, args.batch, args.threads or 1) < 1:
@@ -136,12 +173,14 @@ def main() -> None:
     torch.set_num_threads(args.threads or torch.get_num_threads())
     torch.manual_seed(0)
 
-    prompts = make_prompts(args.batch, (config := TINY if args.tiny else FULL).vocab_size)
-    sides = {"ours": partial(ours, model := make_model(config, prompts))}
+    config = TINY if args.tiny else FULL
+    prompts = make_prompts(args.batch, config.vocab_size)
+    model = make_model(config, prompts)
+    sides = {"ours": partial(ours, FastSampler(), model)}
     if not args.skip_hf:
         peer = load_peer(model)
         greedy = prompts[:4], 16, 0.0  # in float32 on the CPU, whatever is timed: a coarser dtype has ties
-        assert ours(model, *greedy) == theirs(peer, *greedy), "greedy answers differ"
+        assert ours(FastSampler(), model, *greedy) == theirs(peer, *greedy), "greedy answers differ"
         print("same weights bit for bit, same greedy answers", flush=True)
         peer.to(args.device, getattr(torch, args.dtype))
         sides["transformers"] = partial(theirs, peer)
@@ -169,6 +208,7 @@ def main() -> None:
         "bound_tokens_per_s": round(sum(first) / seconds, 1),
         "share_of_bound": round(speed["ours"] * seconds / sum(first), 3),
         "mean_lengths": {name: round(length, 2) for name, length in mean.items()},
+        "pieces_tokens_per_s": measure_pieces(model, args.batch, args.rounds) if args.pieces else None,
         "device": device_name(args.device),
         "torch": torch.__version__,
         "transformers": hf and importlib.metadata.version("transformers"),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from alignpro_mini.generation import _recorded
+from alignpro_mini.fast.sampling import recorded
 from alignpro_mini.transformer import TransformerConfig
 
 
@@ -43,7 +43,7 @@ def gemm_peak(dtype: torch.dtype, device: str, m: int = 2048, k: int = 2048, n: 
         for _ in range(many):
             torch.nn.functional.linear(x, w)
 
-    return 2 * m * k * n * many / median_seconds(_recorded(products, torch.device(device)), device)
+    return 2 * m * k * n * many / median_seconds(recorded(products, torch.device(device)), device)
 
 
 def bandwidth(device: str, mebibytes: int = 512) -> float:

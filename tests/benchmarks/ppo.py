@@ -34,8 +34,10 @@ from pathlib import Path
 import torch
 from machine import device_name, forward_flops, gemm_peak
 
+from alignpro_mini.fast.sampling import generate
+from alignpro_mini.fast.transformer import FastTransformer
 from alignpro_mini.ppo import PPOConfig, PPOTrainer
-from alignpro_mini.transformer import Transformer, TransformerConfig
+from alignpro_mini.transformer import TransformerConfig
 from alignpro_mini.weights.pretrained import save_pretrained
 
 SHAPES = {
@@ -67,15 +69,16 @@ def score(requests, answers) -> list[float]:
     return [len(set(words)) / max(1, len(words)) for words in map(str.split, answers)]
 
 
-def our_trainer(model: Transformer, episodes: int, tokens: int, dtype: str, device: str) -> PPOTrainer:
-    """Our PPO at the sizes of the benchmark."""
+def our_trainer(model: FastTransformer, episodes: int, tokens: int, dtype: str, device: str) -> PPOTrainer:
+    """Our PPO at the sizes of the benchmark, with the fast sampler, as `train.py` has it."""
     coarse = dtype == "bfloat16"
     reference = copy.deepcopy(model).to(device, getattr(torch, dtype))
     how = {"num_minibatches": 4, "ppo_epochs": 4, "max_new_tokens": tokens, "lr": 1e-6, "kl_coef": 0.05}
     layers = model.config.n_layers if coarse else 0
     config = PPOConfig(batch_size=episodes, micro_batch_size=episodes, train_layers=layers, **how)
     draw = torch.Generator().manual_seed(0)
-    return PPOTrainer(copy.deepcopy(reference), reference, Numbers(model.config.vocab_size), score, config, draw)
+    tokenizer = Numbers(model.config.vocab_size)
+    return PPOTrainer(copy.deepcopy(reference), reference, tokenizer, score, config, draw, generate)
 
 
 class Peer:
@@ -119,7 +122,7 @@ def main() -> None:
     if min(args.rounds, rows, tokens) < 1 or rows % 4:
         parser.error("--rounds and --tokens must be at least 1, --episodes a multiple of 4")
     torch.manual_seed(0)
-    model = Transformer(SHAPES[args.size], torch.Generator().manual_seed(0)).eval()
+    model = FastTransformer(SHAPES[args.size], torch.Generator().manual_seed(0)).eval()
     batch = prompts(args.size, rows, tokens)
     trainer = our_trainer(model, rows, tokens, args.dtype, args.device)
     with tempfile.TemporaryDirectory() as place:

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from machine import device_name, median_seconds
 
-from alignpro_mini.generation import generate
+from alignpro_mini.fast.sampling import generate
+from alignpro_mini.fast.transformer import FastTransformer
 from alignpro_mini.sft import answer_loss
-from alignpro_mini.transformer import Transformer, TransformerConfig
+from alignpro_mini.transformer import TransformerConfig
 
 BASE = {"batch": 32, "length": 64, "width": 128, "vocabulary": 2048}
 SIZES = {
@@ -33,7 +34,7 @@ SIZES = {
 def costs(batch: int, length: int, width: int, vocabulary: int, device: str) -> dict[str, float]:
     """Seconds of sampling and of a training step (forward and backward) at these sizes."""
     config = TransformerConfig(vocabulary, d_model=width, n_layers=2, n_heads=4, max_len=length)
-    model = Transformer(config, torch.Generator().manual_seed(0)).to(device)
+    model = FastTransformer(config, torch.Generator().manual_seed(0)).to(device)
     draw = torch.Generator().manual_seed(1)
     rows = torch.randint(vocabulary, (batch, length), generator=draw).tolist()
     half = length // 2

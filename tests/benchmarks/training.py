@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from machine import device_name, forward_flops, gemm_peak
 
 from alignpro_mini import rl_math, training
+from alignpro_mini.fast.transformer import FastTransformer
 from alignpro_mini.generation import by_length, pad_right
 from alignpro_mini.reward import RewardModel
 from alignpro_mini.sft import Encoded, answer_loss, micro_batches
@@ -119,7 +120,7 @@ def main() -> None:
     config, (rows, micro), draw = SHAPES[args.size], ROWS[args.size], random.Random(0)
     batches = {"ragged": [texts(config.vocab_size, rows, draw) for _ in range(4)]}
     batches["full"] = [texts(config.vocab_size, rows, draw, full=True)]
-    lm = lambda: Transformer(config, torch.Generator().manual_seed(0)).to(args.device)
+    lm = lambda: FastTransformer(config, torch.Generator().manual_seed(0)).to(args.device)
     models = {"sft": lm(), "reward": RewardModel(lm(), NoTokenizer()).to(args.device)}
     # At 0 no gradient would reach the blocks; far larger ones make gradients so small that a CPU computes them slowly.
     torch.nn.init.normal_(models["reward"].head.weight, std=config.d_model**-0.5)

@@ -6,14 +6,17 @@ import torch
 
 from alignpro_mini import theory
 from alignpro_mini.experiments.gradient import (
+    AS_IT_IS,
     CONFIG,
     ESTIMATORS,
+    PENALTIES,
     compare,
     enumerated_logprobs,
     estimates,
     exact_gradient,
     models,
     rewards,
+    table,
 )
 
 BY_NAME = {estimator.name: estimator for estimator in ESTIMATORS}
@@ -49,7 +52,7 @@ def test_the_exact_gradient_equals_finite_differences():
     assert size > 0.1
 
 
-@pytest.mark.parametrize("name", ["REINFORCE written out, M = 1", "GAE's λ 1, M = 1", "GAE's λ 1, M = 4"])
+@pytest.mark.parametrize("name", ["REINFORCE, M = 1", "PPO, first step, M = 1", "PPO, first step, M = 4"])
 def test_the_expected_estimate_is_the_exact_gradient(name):
     found = compare(*estimates(BY_NAME[name], 60, 512))
     assert found["noise_floor"] < 0.05  # enough batches to tell
@@ -58,13 +61,13 @@ def test_the_expected_estimate_is_the_exact_gradient(name):
 
 
 def test_more_answers_a_rewrite_lower_the_noise_and_move_nothing():
-    one, four = (compare(*estimates(BY_NAME[f"GAE's λ 1, M = {m}"], 25, 512))["noise"] for m in (1, 4))
+    one, four = (compare(*estimates(BY_NAME[f"PPO, first step, M = {m}"], 25, 512))["noise"] for m in (1, 4))
     assert four < 0.95 * one
 
 
 def test_a_low_lambda_of_gae_is_seen_as_bias():
     """Without a value head it takes credit from a rewrite's first token: bias, in the wrong direction too."""
-    found = compare(*estimates(BY_NAME["GAE's λ 0.5"], 25, 512))
+    found = compare(*estimates(BY_NAME["PPO, first step, GAE's λ 0.5"], 25, 512))
     low, high = found["bias_ci95"]
     assert 0.1 < low < found["bias"] < high and found["cosine_ci95"][1] < 1
 
@@ -78,15 +81,32 @@ def test_bias_and_noise_are_what_they_are_said_to_be():
 
 
 def test_whitening_keeps_the_direction():
-    found = compare(*estimates(BY_NAME["GAE's λ 1, whitened"], 25, 512))
+    found = compare(*estimates(BY_NAME["PPO, first step, whitened"], 25, 512))
     assert found["cosine"] > 0.99 and not 0.9 < found["length"] < 1.1  # a change of step size
 
 
 def test_later_steps_point_the_right_way_and_clipping_adds_bias():
     none, wide, narrow = (
-        compare(*estimates(BY_NAME[f"GAE's λ 1, {c}, later step"], 25, 512))
-        for c in ("no clip", "clip 0.2", "clip 0.05")
+        compare(*estimates(BY_NAME[f"PPO, later step, {c}"], 25, 512)) for c in ("no clip", "clip 0.2", "clip 0.05")
     )
     assert none["cosine"] > 0.97 and wide["cosine"] > 0.9
     assert none["bias"] <= wide["bias"] < 0.5 * narrow["bias"]
     assert CONFIG.clip_range == 0.2
+
+
+def test_a_kl_in_the_loss_has_the_gradient_of_the_other_kl():
+    """k3 in the loss, without a score: the gradient of KL(rho_sft || rho), not that of KL(rho || rho_sft)."""
+    by_name = {penalty.name: penalty for penalty in PENALTIES}
+    reference, policy, _ = models()
+    reverse = exact_gradient(policy, reference, CONFIG.kl_coef, kl_only=True, reverse=True)
+    gradients, exact = estimates(by_name["KL as k3 in the loss"], 25, 512)
+    towards, away = compare(gradients, reverse)["cosine"], compare(gradients, exact)["cosine"]
+    assert towards > 0.98 > 0.96 > away
+    gradients, exact = estimates(by_name[AS_IT_IS], 25, 512)
+    assert compare(gradients, exact)["cosine"] > 0.99 > 0.97 > compare(gradients, reverse)["cosine"]
+
+
+def test_the_table_has_a_row_an_estimate():
+    found = compare(np.random.default_rng(0).normal(size=(9, 3)) + 1, np.ones(3)) | {"extra": 0.5}
+    rows = table({"a": found, "b": found}, ["extra"]).splitlines()
+    assert [row.split(" | ")[0] for row in rows[2:]] == ["| a", "| b"] and {row.count("|") for row in rows} == {8}

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cells import cell_config, refused, started
@@ -216,3 +217,14 @@ def test_a_table_of_seeds_by_hand():
     assert first.split() == ["task", "λ", "twice", "x", "y"] and third.split() == ["b", "10", "10.0", "6.00"]
     half = 12.7062 * math.sqrt(8) / math.sqrt(2)  # t(1) 12.706; 2 and 6 have the standard deviation sqrt(8)
     assert second.split() == ["a", "0.1", "4.00", f"±{half:.1f}", "4.00", "(n", "1)"]
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_what_is_measured_is_what_the_guard_would_send(guarded, tmp_path):
+    """Align-Pro was trained with it, and train.py evaluates with it; the arms see the reward that PPO sees."""
+    shared = study.Stages(cell_config(tmp_path, guard=guarded), False)
+    reward = SimpleNamespace(train=lambda x, y: [1.0] * len(y), report=None)
+    shared._frozen_lm = None, "the frozen model"
+    evaluator = shared.evaluator(shared.run, "any", ("a", "b"), shared.run.config.eval, reward)
+    assert (evaluator.guard, evaluator.requests, evaluator.frozen) == (guarded, ["a", "b"], "the frozen model")
+    assert evaluator.reward is reward.train and evaluator.gold == shared.world.gold

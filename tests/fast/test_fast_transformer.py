@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from alignpro_mini.fast.sampling import generate
 from alignpro_mini.fast.transformer import FastAttention, FastTransformer
+from alignpro_mini.options import UserError
 from alignpro_mini.ppo import PPOConfig, PPOTrainer
 from alignpro_mini.reward import RewardModel
 from alignpro_mini.tokenizer import Tokenizer
@@ -199,3 +200,10 @@ def test_a_reward_model_rates_the_same_after_it_is_loaded(tokenizer):
     again = RewardModel(coarse(vocab=vocab), tokenizer, 1)
     again.load_state_dict(first.state_dict())
     assert torch.equal(first.score(TEXTS, TEXTS), again.score(TEXTS, TEXTS))
+
+
+def test_float32_blocks_above_a_bfloat16_trunk_are_refused_for_the_plain_transformer():
+    model = Transformer(coarse().config).to(torch.bfloat16)
+    with pytest.raises(UserError, match="model_class=FastTransformer, or in float32"):
+        trainable(model, 1)
+    assert {p.dtype for p in trainable(model, 0)} == {torch.float32}

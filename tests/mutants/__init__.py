@@ -47,7 +47,6 @@ TESTED_IN = {
     "options": "config",
     "statistics": "evaluation",
     "assess": "end_to_end",
-    "grid_report": "grid",
 }
 
 

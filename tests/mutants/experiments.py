@@ -3,19 +3,46 @@
 from mutants import Mutant, mutant
 
 FRONTIER = "test_a_frontier_end_to_end_and_again_with_resume"
-SHARED = "test_grid.py::test_every_cell_has_its_results_and_the_cells_of_a_model_share_its_arms"
+SHARED = "test_every_cell_has_its_results_and_the_cells_of_a_model_share_its_arms"
 
 MUTANTS: tuple[Mutant, ...] = (
     mutant(
+        "experiments/study.py",
+        "children-draw-the-common-figures",
+        ("if results and not given.child:", "if results:"),
+        "test_a_process_of_jobs_leaves_the_common_files_to_its_parent",
+    ),
+    mutant(
+        "experiments/study.py",
+        "not-what-the-guard-would-send",
+        ("draws, run.config.guard)", "draws)"),
+        "test_what_is_measured_is_what_the_guard_would_send",
+    ),
+    mutant(
+        "experiments/study.py",
+        "measured-in-other-units",
+        ("(reward or self.reward).train", "(reward or self.reward).report"),
+        "test_frontier.py::test_a_callable_is_drawn_in_the_units_of_lambda",
+    ),
+    mutant(
+        "experiments/study.py",
+        "options-of-another-step",
+        ("for option in study.options:", "for option in [o for s in studies for o in s.options]:"),
+        "test_of_several_steps_one_is_named",
+    ),
+    mutant(
         "experiments/frontier.py",
         "frontier-of-the-untrained-prompter",
-        ("        ours = rated.under(rho_sft, rho)\n", "        ours = untrained\n"),
+        (
+            "shared.rated.under(shared.rho_sft, shared.align_pro(run))",
+            "shared.rated.under(shared.rho_sft, shared.rho_sft)",
+        ),
         FRONTIER,
     ),
     mutant(
         "experiments/frontier.py",
         "frontier-against-another-rewrite",
-        ("float(rated.R[:, 0]", "float(rated.R[:, 1]"),
+        ("float(untrained.R[:, 0]", "float(untrained.R[:, 1]"),
         FRONTIER,
     ),
     mutant(
@@ -24,23 +51,20 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "experiments/frontier.py",
         "best-of-n-rated-by-what-chose-it",
-        (
-            "rated_by = listing.r[:, :, : M // 2], listing.r[:, :, M // 2 :]",
-            "rated_by = listing.r[:, :, : M // 2], listing.r[:, :, : M // 2]",
-        ),
+        ("rating = listing.r[:, :, half:]", "rating = listing.r[:, :, :half]"),
         "test_picks_are_rated_by_answers_that_did_not_choose_them",
     ),
     mutant(
         "experiments/frontier.py",
-        "rlhf-in-other-units",
-        ("pi_f, reward.train, None, many", "pi_f, reward.report, None, many"),
-        "test_frontier.py::test_a_callable_is_drawn_in_the_units_of_lambda",
+        "held-out-curve-rated-by-what-chose-it",
+        ("theory.value(star, rates.nanmean(2))", "theory.value(star, chose.nanmean(2))"),
+        "test_the_two_curves_lie_on_either_side_of_the_truth",
     ),
     mutant(
         "experiments/frontier.py",
-        "held-out-curve-rated-by-what-chose-it",
-        ("theory.value(other, rates)", "theory.value(other, chose)"),
-        "test_the_two_curves_lie_on_either_side_of_the_truth",
+        "matched-kl-from-the-reward",
+        ('((p["rlhf_kl"], p["rlhf_mean"])', '((p["rlhf_mean"], p["rlhf_mean"])'),
+        "test_the_oracle_is_met_at_equal_coefficient_and_at_equal_kl_of_answers",
     ),
     mutant(
         "experiments/grid.py",
@@ -57,14 +81,26 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "experiments/grid.py",
         "earlier-cells-forgotten",
-        ("if cell in cells or parts.finished(cell)]", "if cell in cells]"),
-        "test_grid.py::test_cells_of_two_commands_end_up_in_one_file",
+        ('if cell in cells or (study.folder(config) / cell / "results.json").exists()]', "if cell in cells]"),
+        "test_cells_of_two_commands_end_up_in_one_file",
     ),
     mutant(
         "experiments/grid.py",
         "earlier-groups-not-drawn",
-        ("(*others, *groups)", "groups"),
-        "test_grid.py::test_the_figures_hold_what_earlier_commands_left_beside_them",
+        ("(*earlier, *results)", "results"),
+        "test_the_figures_hold_what_earlier_commands_left_beside_them",
+    ),
+    mutant(
+        "experiments/estimators.py",
+        "other-draws-from-the-same-seed",
+        ("OTHER_SEED = 1_000_000", "OTHER_SEED = 0"),
+        "test_variants_end_to_end_and_one_more",
+    ),
+    mutant(
+        "experiments/gradient.py",
+        "every-variant-is-ppo",
+        ("VARIANTS[config.variant](policy", "PPOTrainer(policy"),
+        "test_a_kl_in_the_loss_has_the_gradient_of_the_other_kl",
     ),
     mutant(
         "experiments/listing.py",
@@ -85,33 +121,21 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_the_prediction_interval_is_wider_than_the_listings_own_and_holds_the_noise_of_the_evaluation",
     ),
     mutant(
-        "experiments/listing.py",
+        "experiments/real.py",
         "seeds-in-the-units-of-the-first",
-        ("for listing, u in zip(listings, units)]", "for listing, u in zip(listings, units[:1] * len(units))]"),
+        ("ratings[name].scaled() for ratings", "ratings[name] for ratings"),
         "test_several_seeds_are_described_together_each_reward_in_its_own_units",
     ),
     mutant(
-        "experiments/summary.py",
+        "experiments/real.py",
         "each-seeds-level-enters",
-        ("run[name] - centre * run[name].mean()", "run[name]"),
+        ("run[name] - run[name].mean() for run", "run[name] for run"),
         "test_the_ratio_is_that_of_the_mean_variances_and_no_seeds_level_enters",
     ),
     mutant(
-        "experiments/summary.py",
+        "experiments/real.py",
         "a-share-of-no-gain",
-        ("if np.quantile(resampled[1], 0.025) > 0:", "if True:"),
+        ("if np.quantile(oracle, 0.025) > 0:", "if True:"),
         "test_a_share_of_an_oracle_that_gains_nothing_is_none",
-    ),
-    mutant(
-        "experiments/frontier_report.py",
-        "matched-kl-from-the-reward",
-        ('((p["rlhf_kl"], p["rlhf_mean"])', '((p["rlhf_mean"], p["rlhf_mean"])'),
-        "test_frontier.py::test_the_oracle_is_met_at_equal_coefficient_and_at_equal_kl_of_answers",
-    ),
-    mutant(
-        "experiments/variance.py",
-        "noise-of-R-passes-for-variance",
-        (".mean() - noise\n", ".mean()\n"),
-        "test_experiments.py::test_noise_in_R_does_not_pass_for_variance",
     ),
 )

@@ -7,11 +7,7 @@ from mutants import Mutant, mutant
 of = partial(mutant, "lab/guards.py")
 
 MUTANTS: tuple[Mutant, ...] = (
-    of(
-        "a-translation-is-sent",
-        ('return "content"', "pass"),
-        "test_objections[How do I repair a bicycle?-content]",
-    ),
+    of("a-translation-is-sent", ('return "content"', "pass"), "test_objections[How do I repair a bicycle?-content]"),
     of(
         "the-guard-is-always-on",
         ("kept(requests, rewrites) if self.guard else rewrites", "kept(requests, rewrites)"),

@@ -89,11 +89,21 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "lab/optimum.py",
         "the-optimum-rated-by-the-answers-that-chose-it",
-        (
-            "for chose, rates in (listing.halves, listing.halves[::-1])",
-            "for chose, rates in zip(listing.halves, listing.halves)",
-        ),
+        ("chose.nanmean(2), lam)", "rates.nanmean(2), lam)"),
         "test_the_truth_lies_between_the_two_optima",
+    ),
+    mutant(
+        "lab/optimum.py",
+        "one-half-only-chooses",
+        ("for way in (pair, pair[::-1])]", "for way in (pair, pair)]"),
+        "test_each_half_chooses_once_and_rates_once",
+    ),
+    mutant(
+        "lab/optimum.py",
+        "noise-of-R-passes-for-variance",
+        (".mean() - noise)", ".mean())"),
+        "test_moments_of_the_reward_by_hand",
+        "test_variance.py::test_noise_in_R_does_not_pass_for_variance",
     ),
     mutant(
         "lab/optimum.py",
@@ -114,7 +124,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_the_best_third_gets_more_answers_and_every_table_counts_them",
     ),
     mutant(
-        "lab/pipeline.py",
+        "lab/rewards.py",
         "empty-rewrites-in-the-preferences",
         (
             "rewrites, _ = usable_rewrites(requests, prompter.rewrite(requests, g), pi_f.fits)",
@@ -149,20 +159,23 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "lab/pipeline.py",
         "the-reference-is-trained",
-        ("(start, rho_sft.model, ", "(rho_sft.model, start, "),
+        ("(start, reference, tokenizer", "(reference, start, tokenizer"),
         "test_ppo_trains_copies_and_leaves_its_references_alone[0]",
     ),
     mutant(
         "lab/pipeline.py",
         "the-oracle-trains-the-frozen-lm",
-        ("start = copy.deepcopy(reference)", "start = lm.model"),
+        (
+            "        start = copy.deepcopy(reference)\n        trainer = processes.trainer_class(c)(start, reference, lm",
+            "        start = lm.model\n        trainer = processes.trainer_class(c)(start, reference, lm",
+        ),
         "test_ppo_trains_copies_and_leaves_its_references_alone[0]",
     ),
     mutant(
-        "lab/pipeline.py",
+        "lab/toy.py",
         "vocabulary-of-a-failed-start",
-        ('if run.leads and "frozen_lm" not in run.stages:', "if not path.exists():"),
-        "test_a_vocabulary_that_a_failed_start_left_behind_is_not_used",
+        ('if run.leads and "frozen_lm" not in run.stages:', "if not file.exists():"),
+        "test_setup.py::test_a_vocabulary_that_a_failed_start_left_behind_is_not_used",
     ),
     mutant(
         "lab/evaluation.py",
@@ -291,7 +304,7 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "lab/cli.py",
         "whole-never-validated",
-        (".validate() for t in tasks", " for t in tasks"),
+        ("setup_of(run).check()", "pass"),
         f"{REFUSED}[argv16---eval.inputs is 601, but --world.eval_requests keeps only 600]",
     ),
     # an oracle at another KL coefficient; a share of a gap that is not there
@@ -308,43 +321,43 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_regressions.py::test_only_what_a_user_can_mend_is_shortened_to_a_line",
     ),
     mutant(
-        "lab/assess.py",
+        "lab/listed.py",
         "answers-sampled-in-another-way",
-        ('"dtype", "sampling", "world"', '"dtype", "world"'),
-        "test_listing.py::test_the_answers_of_a_real_model_serve_every_reward_but_no_other_sampling",
+        ('"dtype", "sampling", "out"', '"dtype", "out"'),
+        "test_listed.py::test_the_answers_of_a_real_model_serve_every_reward_but_no_other_sampling",
     ),
     mutant(
-        "lab/assess.py",
+        "lab/listed.py",
         "answers-for-one-reward-only",
-        ("place = Run(replace(c, name", "place = Run(replace(config, name"),
-        "test_listing.py::test_the_answers_of_a_real_model_serve_every_reward_but_no_other_sampling",
+        ("place = Run(replace(shared, name", "place = Run(replace(config, name"),
+        "test_listed.py::test_the_answers_of_a_real_model_serve_every_reward_but_no_other_sampling",
     ),
     mutant(
-        "lab/assess.py",
+        "lab/listed.py",
         "rated-against-the-rewrite",
         (
             'return [row["x"] for row in rows for _ in row["y"]]',
             'return [row["rewrites"][0] + "!" for row in rows for _ in row["y"]]',
         ),
-        "test_listing.py::test_answers_are_rated_against_the_request_and_keep_their_missing_end",
+        "test_listed.py::test_answers_are_rated_against_the_request_and_keep_their_missing_end",
     ),
     mutant(
-        "lab/assess.py",
+        "lab/listed.py",
         "the-missing-end-is-forgotten",
-        ("[Answer(y, cut).text for row", "[y for row"),
-        "test_listing.py::test_answers_are_rated_against_the_request_and_keep_their_missing_end",
+        ("[Answer(y, truncated).text for row", "[y for row"),
+        "test_listed.py::test_answers_are_rated_against_the_request_and_keep_their_missing_end",
     ),
     mutant(
-        "lab/assess.py",
+        "lab/listed.py",
         "a-resumed-listing-draws-again",
         ("world.train_requests[len(rows) : count]", "world.train_requests[:count]"),
-        "test_listing.py::test_a_listing_that_was_killed_goes_on_and_ends_the_same",
+        "test_listed.py::test_a_listing_that_was_killed_goes_on_and_ends_the_same",
     ),
     mutant(
-        "lab/assess.py",
+        "lab/listed.py",
         "one-draw-for-all-requests",
         ('place.generator(f"listing {len(rows)}")', 'place.generator("listing")'),
-        "test_listing.py::test_every_request_has_draws_of_its_own",
+        "test_listed.py::test_every_request_has_draws_of_its_own",
     ),
     mutant(
         "lab/run.py",

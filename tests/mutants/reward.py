@@ -70,7 +70,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "the-mismatch-is-not-marked",
         ("a, b, p, mismatched)", "a, b, p)"),
         ("b, a, 1 - p, mismatched)", "b, a, 1 - p)"),
-        "test_pipeline.py::test_preferences_are_between_answers_that_ppo_would_get",
+        "test_rewards.py::test_preferences_are_between_answers_that_ppo_would_get",
     ),
     of(
         "prompts-on-both-sides",

@@ -19,12 +19,12 @@ MUTANTS: tuple[Mutant, ...] = (
     # left padding without positions: the model is not told which columns are padding
     of(
         "states-without-the-mask",
-        ("lm.top(features, mask, self.train_layers)", "lm.top(features, None, self.train_layers)"),
+        ("lm.hidden(features, mask, start=start)", "lm.hidden(features, None, start=start)"),
         f"{EACH_ROW}[1.0-llama]",
     ),
     of(
         "the-reference-is-the-policy-itself",
-        ("lm.top(features, mask, self.train_layers)", "self.lm.top(features, mask, self.train_layers)"),
+        ("lm.hidden(features, mask, start=start)", "self.lm.hidden(features, mask, start=start)"),
         f"{EACH_ROW}[1.0-llama]",
     ),
     of(
