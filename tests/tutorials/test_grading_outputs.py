@@ -156,7 +156,7 @@ def test_the_bundle_holds_what_grading_needs_and_nothing_else(bundle):
     source = bundle / "source"
     tops = {path.name for path in source.iterdir()}
     wanted = {"setup.sh", "run_autograder", "README.md", "pyproject.toml", "alignpro_mini", "tests", "tutorials"}
-    assert tops == wanted and [p.name for p in (source / "tests").iterdir()] == ["mutants.py"]
+    assert tops == wanted and [p.name for p in (source / "tests").iterdir()] == ["mutants"]
     assert [p.name for p in (source / "tutorials").iterdir()] == ["assignments"]
     assert not list(source.rglob("submission.py")) and not list(source.rglob("__pycache__"))
     mine = {p.relative_to(cut.PACKAGE) for p in cut.PACKAGE.rglob("*.py")}
@@ -271,9 +271,9 @@ def test_what_the_student_copy_holds(student):
     functions = sum(len(assignment.functions) for assignment in catalogue.ASSIGNMENTS.values())
     assert f"{functions} functions of alignpro_mini/ without their bodies" in told and "tests/mutants/" in told
     page = (out / "tutorials" / "STUDENT.md").read_text(encoding="utf-8")
-    assert all((out / name).exists() for name in re.findall(r"`(tests/\w+\.py)`", page))
+    assert all((out / name).exists() for name in re.findall(r"`(tests/[\w/]+\.py)`", page))
     assert max(map(len, page.splitlines())) <= 150
-    tests = {name: (out / name).read_text(encoding="utf-8") for name in re.findall(r"`(tests/\w+\.py)`", page)}
+    tests = {name: (out / name).read_text(encoding="utf-8") for name in re.findall(r"`(tests/[\w/]+\.py)`", page)}
     assert not [name for name, text in tests.items() if re.search(r"raises\((Value|User)Error, match=", text)]
     assert all(f"def {name}(" in "".join(tests.values()) for name in re.findall(r"`(test_\w+)`", page))
 

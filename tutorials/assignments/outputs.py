@@ -219,7 +219,7 @@ def strip(out: Path) -> str:
     for name in wanted:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(cut.ROOT / name, out / name)
-    for name in set(re.findall(r"`(tests/\w+\.py)`", STUDENT)):
+    for name in set(re.findall(r"`(tests/[\w/]+\.py)`", STUDENT)):
         file = out / name
         file.write_text(WORDING.sub(r"\1", file.read_text(encoding="utf-8")), encoding="utf-8")
     pairs = _printed(functions)
