@@ -144,9 +144,9 @@ assert abs(sum(v for v in parts.values() if v is not None) - run["arms"]["no_fin
 #
 # Think of a reward of an English answer (its number of questions? of digits? its length?). Guess: will its variance
 # fall? Then write `mine.py` beside `train.py`, with `def reward(prompts, completions): return [...]`, and list it
-# there: `python -m alignpro_mini.experiments.listing --preset smollm2 --reward mine:reward`. The first listing answers
-# all endings (some 13 minutes on two cores; SmolLM2 must be installed). The answers are kept: a second reward costs
-# seconds.
+# there: `python -m alignpro_mini.experiments.real --step listing --preset smollm2 --reward mine:reward`. The first one
+# answers all endings (some 13 minutes on two cores; SmolLM2 must be installed). The answers are kept: a second reward
+# costs seconds.
 # <details><summary>Solution</summary>
 #
 # Let R be the mean reward of an ending, and V the variance of its answers. It depends on Cov(V, R) (tutorial 13): if

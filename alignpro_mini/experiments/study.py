@@ -239,7 +239,7 @@ class Stages:
 
     def learn_reward(self, run: Run) -> Reward:
         """The reward of another run, which has options of its own for it."""
-        return pipeline.reward_model(run, self.setup, self.world, self.pi_f, self.rho_sft)
+        return pipeline.reward_model(run, setup_of(run.config), self.world, self.pi_f, self.rho_sft)
 
     @cached_property
     def rated(self) -> RatedRewrites:

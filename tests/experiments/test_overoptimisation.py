@@ -14,11 +14,13 @@ def test_over_optimisation_end_to_end(tmp_path):
     )
     assert [(c["pairs"], c["mismatched"]) for c in run["cells"]] == [(64, 0), (64, 1), (80, 0), (80, 1)]
     saved = json.loads((tmp_path / "e" / "pairs-80-mismatched-0-lam-0.1" / "config.json").read_text())
-    assert (saved["reward_model"]["pairs"], saved["reward_model"]["mismatched"], saved["ppo"]["kl_coef"]) == (
-        80,
-        0.0,
-        0.1,
-    )
+    assert (saved["preferences"]["pairs"], saved["preferences"]["mismatched"]) == (80, 0.0)
+    assert saved["ppo"]["kl_coef"] == 0.1
+    for pairs, mismatched in ((64, 0), (64, 1), (80, 0), (80, 1)):
+        checkpoints = tmp_path / "e" / f"pairs-{pairs}-mismatched-{mismatched}" / "checkpoints"
+        facts = json.loads((checkpoints / "reward_model.json").read_text())
+        drawn = facts["train_pairs"] + facts["heldout_pairs"] + facts["left_out"]
+        assert drawn == pairs * (1 + mismatched), "each reward model learned from pairs of its own"
     for cell in run["cells"]:
         name = f"pairs-{cell['pairs']}-mismatched-{cell['mismatched']}"
         start, end = (
