@@ -51,9 +51,9 @@ def main(config: RunConfig, resume: bool) -> dict:
 
 
 if __name__ == "__main__":
-    configs, how = parse_command_line()
-    with one_line_errors("train.py"), processes.joined(configs, how.jobs):
-        results, failed = sweep.run_all([__file__], configs, how, main)
+    configs, arguments = parse_command_line()
+    with one_line_errors("train.py"), processes.joined(configs, arguments.jobs):
+        results, failed = sweep.run_all([__file__], configs, arguments, main)
     if len(configs) > 1 and results:
         print(sweep.sweep_table(results))
     sweep.exit_if_failed("train.py", configs, failed)

@@ -8,8 +8,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields, replace
 
-import torch
-
 from alignpro_mini.frozen import SamplingConfig
 from alignpro_mini.options import UserError, check_ranges, option, require
 from alignpro_mini.ppo import PPOConfig
@@ -23,7 +21,7 @@ from alignpro_mini.worlds.toy import TASKS
 from alignpro_mini.worlds.world import WorldConfig
 
 PRESETS = ("micro", "tiny", "small", "gpt2", "smollm2")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = ("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +107,7 @@ class RunConfig:
         "auto",
         "of the frozen LM's weights (what trains stays in float32); auto: float32, for a real model bfloat16 where the "
         "processor has instructions for it",
-        ("auto", *DTYPES),
+        DTYPES,
     )
     frozen: str = option("", "the frozen model: folder, hub name, or api:MODEL; empty: SmolLM2 (preset smollm2)")
     prompter: str = option("", "what the prompter starts from: folder or hub name; empty: SmolLM2 (preset smollm2)")
@@ -178,7 +176,6 @@ class RunConfig:
 
     def check(self) -> None:
         """Raises UserError for options that do not fit together in any kind of run (`setup.Setup.check` for each kind)."""
-        resolve_device(self.device)
         inputs = self.eval.inputs
         tried = self.theory.inputs
         message = f"--theory.inputs is {tried}, but it takes them from the {inputs} of --eval.inputs"
@@ -284,21 +281,3 @@ def _smollm2(tiny: RunConfig) -> RunConfig:
     theory = TheoryConfig(answers=4, more_answers=0)
     parts = {"prompter_sft": sft, "sampling": sampling, "ppo": ppo, "eval": evaluation} | learned
     return replace(tiny, preset="smollm2", task="chat", oracle=oracle, theory=theory, **parts)
-
-
-def resolve_device(name: str) -> torch.device:
-    """The torch device of `--device`; raises UserError when it is not there or not supported."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device {name}: not a device; use auto, cpu, cuda or cuda:N") from None
-    if device.type == "mps":
-        raise UserError(f"--device {name}: this code was never run on an Apple GPU: use --device cpu")
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name}: only cpu and cuda are supported")
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        count = torch.cuda.device_count()
-        raise UserError(f"--device {name}: this machine has {count} usable CUDA devices; use --device cpu")
-    return device

@@ -16,7 +16,7 @@ from alignpro_mini.alignpro import Prompter, train_align_pro, train_rlhf_oracle
 from alignpro_mini.fast.sampling import generate
 from alignpro_mini.frozen import FrozenLM, FrozenModel
 from alignpro_mini.lab import evaluation, processes, rewards
-from alignpro_mini.lab.config import resolve_device
+from alignpro_mini.lab.device import resolve_device
 from alignpro_mini.lab.guards import GuardedScore
 from alignpro_mini.lab.models import assert_frozen, copy_of, dtype_of_copy, make_frozen_lm, make_prompter, with_weights
 from alignpro_mini.lab.rewards import Reward
@@ -42,7 +42,10 @@ def _trained(
 
 
 def frozen_lm(run: Run, setup: Setup, world: World) -> tuple[Tokenizer, FrozenModel]:
-    """Stage 1: the frozen LM, trained on the world's corpus, loaded, or behind an API; fixed from here on."""
+    """Stage 1: the frozen LM, trained on the world's corpus, loaded, or behind an API; fixed from here on.
+
+    With it comes the prompter's tokenizer.
+    """
     return setup.frozen_lm(run, world)
 
 
@@ -50,7 +53,7 @@ def prompter_sft(run: Run, setup: Setup, world: World, tokenizer: Tokenizer, pi_
     """Stage 2: rho_sft, a model that has learned what rewrites look like: a small one, or the real model again."""
     c = run.config
     pairs = world.rewrite_pairs(c.prompter_sft.examples, random.Random(f"rewrites {c.seed}"))
-    tokenizer, start = setup.prompter(run, tokenizer)
+    start = setup.prompter_start(run, tokenizer)
 
     def make(stage: RunStage) -> Transformer:
         model = start()

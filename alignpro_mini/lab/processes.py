@@ -26,7 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from alignpro_mini.lab.config import RunConfig, resolve_device
+from alignpro_mini.lab.config import RunConfig
+from alignpro_mini.lab.device import resolve_device
 from alignpro_mini.options import require
 from alignpro_mini.ppo import PPOConfig, PPOTrainer
 from alignpro_mini.rollout import Rollout

@@ -12,8 +12,8 @@ from alignpro_mini.alignpro import Gold
 from alignpro_mini.frozen import FrozenModel
 from alignpro_mini.jsonl import append_jsonl, read_jsonl
 from alignpro_mini.lab import listed
-from alignpro_mini.lab.config import DTYPES, RunConfig, resolve_device
-from alignpro_mini.lab.dtype import dtype_line
+from alignpro_mini.lab.config import RunConfig
+from alignpro_mini.lab.device import DTYPES, dtype_line, resolve_device
 from alignpro_mini.lab.models import make_frozen_lm, published_model, with_weights
 from alignpro_mini.lab.optimum import RatedRewrites
 from alignpro_mini.lab.run import API_FILE, Run
@@ -50,6 +50,7 @@ class RealModels:
         """Raises UserError for options that do not fit together."""
         c = self.config
         c.check()
+        resolve_device(c.device)
         require(c.task == "chat", f"--preset {c.preset} works on everyday requests: its task is chat, not {c.task}")
 
     def unread(self) -> dict[str, str]:
@@ -117,9 +118,9 @@ class RealModels:
         return lambda x, y: score(x, [whole_sentences(text) for text in y]).tolist()
 
     def frozen_lm(self, run: Run, world: World) -> tuple[Tokenizer, FrozenModel]:
-        """The published model."""
-        lm = self.saved_frozen_lm(run.path, API_FILE)
-        return lm.tokenizer, lm
+        """A published model; the prompter has a tokenizer of its own, with a system prompt."""
+        tokenizer = load_tokenizer(self.config.prompter).with_system(PROMPTER_SYSTEM)
+        return tokenizer, self.saved_frozen_lm(run.path, API_FILE)
 
     def saved_frozen_lm(self, folder: Path, api_file: str) -> FrozenModel:
         """The published model: a run does not change it."""
@@ -127,11 +128,10 @@ class RealModels:
         model, tokenizer = published_model(c.frozen, resolve_device(c.device), self.dtype)
         return make_frozen_lm(model, tokenizer, c.sampling)
 
-    def prompter(self, run: Run, tokenizer: Tokenizer) -> tuple[Tokenizer, Callable[[], Transformer]]:
-        """A published model again, with a system prompt of its own."""
+    def prompter_start(self, run: Run, tokenizer: Tokenizer) -> Callable[[], Transformer]:
+        """A published model again."""
         c = self.config
-        own = load_tokenizer(c.prompter).with_system(PROMPTER_SYSTEM)
-        return own, lambda: published_model(c.prompter, resolve_device(c.device), self.dtype)[0]
+        return lambda: published_model(c.prompter, resolve_device(c.device), self.dtype)[0]
 
     # ------------------------------------------------------------ rewards
 
@@ -224,10 +224,6 @@ class RemoteModel(RealModels):
 
     def _check_access(self) -> None:
         check_access(self.config.api)
-
-    def frozen_lm(self, run: Run, world: World) -> tuple[Tokenizer, FrozenModel]:
-        """The model behind the API; the prompter's tokenizer is its own."""
-        return load_tokenizer(self.config.prompter), self.saved_frozen_lm(run.path, API_FILE)
 
     def saved_frozen_lm(self, folder: Path, api_file: str) -> FrozenModel:
         """The model behind the API; its answers are kept in the folder."""

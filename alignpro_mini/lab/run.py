@@ -30,19 +30,19 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from alignpro_mini.fast.transformer import FastTransformer
 from alignpro_mini.jsonl import append_jsonl, jsonl, read_jsonl
 from alignpro_mini.lab import processes
 from alignpro_mini.lab.claim import claim
 from alignpro_mini.lab.config import RunConfig
-from alignpro_mini.lab.dtype import with_dtype
+from alignpro_mini.lab.device import with_dtype
 from alignpro_mini.lab.guards import runaway
-from alignpro_mini.lab.models import saved_model
 from alignpro_mini.options import UserError
 from alignpro_mini.remote.client import ApiConfig
 from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.training import Saved
 from alignpro_mini.transformer import Transformer
-from alignpro_mini.weights.pretrained import save_pretrained
+from alignpro_mini.weights.pretrained import load_pretrained, save_pretrained
 from alignpro_mini.weights.tensors import load_state, replacing, save_state, write_json
 
 API_FILE = "api.jsonl"  # in a run's folder: every answer of an API
@@ -157,7 +157,7 @@ class Run:
             shutil.rmtree(folder, ignore_errors=True)  # left by a try that was killed before its stage was marked
             save_pretrained(model, folder, tokenizer)
 
-        load = lambda: saved_model(folder, torch.device("cpu"), torch.float32)[0]
+        load = lambda: load_pretrained(folder, model_class=FastTransformer)[0]
         return self.once(name, make, load, save, together)
 
     def json(self, name: str, make: Callable[[RunStage], dict]) -> dict:

@@ -10,7 +10,7 @@ import torch
 
 from alignpro_mini.frozen import FrozenModel
 from alignpro_mini.lab.config import RunConfig
-from alignpro_mini.lab.dtype import with_dtype
+from alignpro_mini.lab.device import with_dtype
 from alignpro_mini.lab.optimum import RatedRewrites
 from alignpro_mini.lab.real import RealModels, RemoteModel
 from alignpro_mini.lab.run import Run
@@ -44,13 +44,13 @@ class Setup(Protocol):
         """The requests. Raises UserError or OSError for what cannot be read: before the run's folder is made."""
 
     def frozen_lm(self, run: Run, world: World) -> tuple[Tokenizer, FrozenModel]:
-        """Its tokenizer is the prompter's too, where `prompter` makes no other one."""
+        """The prompter's tokenizer, and the frozen model."""
 
     def saved_frozen_lm(self, folder: Path, api_file: str) -> FrozenModel:
         """The frozen model of the finished run in `folder`."""
 
-    def prompter(self, run: Run, tokenizer: Tokenizer) -> tuple[Tokenizer, Callable[[], Transformer]]:
-        """What the prompter starts from: its tokenizer, and a function that gives its model."""
+    def prompter_start(self, run: Run, tokenizer: Tokenizer) -> Callable[[], Transformer]:
+        """A function that makes what the prompter starts from: where its SFT is finished nobody needs it."""
 
     # ------------------------------------------------------------ rewards
 

@@ -10,7 +10,8 @@ import torch
 
 from alignpro_mini.frozen import FrozenModel
 from alignpro_mini.lab import optimum, processes
-from alignpro_mini.lab.config import DTYPES, RunConfig, resolve_device
+from alignpro_mini.lab.config import RunConfig
+from alignpro_mini.lab.device import DTYPES, resolve_device
 from alignpro_mini.lab.models import make_frozen_lm, new_model, saved_model, with_weights
 from alignpro_mini.lab.optimum import RatedRewrites
 from alignpro_mini.lab.run import Run, RunStage
@@ -42,6 +43,7 @@ class EmbeddedWorld:
         """Raises UserError for options that do not fit together."""
         c = self.config
         c.check()
+        resolve_device(c.device)
         require(c.task in TASKS, f"task is {c.task}, but --preset {c.preset} has {', '.join(TASKS)}")
         inputs = c.eval.inputs
         kept = c.world.eval_requests
@@ -92,7 +94,7 @@ class EmbeddedWorld:
         return ToyWorld(c.task, c.world, c.seed)
 
     def frozen_lm(self, run: Run, world: World) -> tuple[Tokenizer, FrozenModel]:
-        """The tokenizer and the LM, both trained on the world's corpus."""
+        """A tokenizer for both models and the LM, trained on the world's corpus."""
         c = self.config
         device = resolve_device(c.device)
         corpus = world.corpus(c.frozen_lm.examples, random.Random(f"corpus {c.seed}"))
@@ -118,12 +120,11 @@ class EmbeddedWorld:
         model, tokenizer = saved_model(folder / "checkpoints" / "frozen_lm", resolve_device(c.device), DTYPES[c.dtype])
         return make_frozen_lm(model, tokenizer, c.sampling)
 
-    def prompter(self, run: Run, tokenizer: Tokenizer) -> tuple[Tokenizer, Callable[[], Transformer]]:
-        """Fresh weights, and the frozen LM's tokenizer."""
+    def prompter_start(self, run: Run, tokenizer: Tokenizer) -> Callable[[], Transformer]:
+        """Fresh weights."""
         c = self.config
-        device = resolve_device(c.device)
         draw = run.generator("prompter weights")
-        return tokenizer, lambda: new_model(c.prompter_model, tokenizer.vocab_size, draw, device)
+        return lambda: new_model(c.prompter_model, tokenizer.vocab_size, draw, resolve_device(c.device))
 
     # ------------------------------------------------------------ rewards
 

@@ -12,7 +12,8 @@ import torch
 
 from alignpro_mini.frozen import FrozenModel
 from alignpro_mini.lab import guards
-from alignpro_mini.lab.config import RunConfig, resolve_device
+from alignpro_mini.lab.config import RunConfig
+from alignpro_mini.lab.device import resolve_device
 from alignpro_mini.lab.models import make_prompter, saved_model
 from alignpro_mini.lab.rewards import saved_reward
 from alignpro_mini.lab.setup import setup_of

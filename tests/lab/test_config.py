@@ -15,7 +15,8 @@ import torch
 from alignpro_mini.lab import cli
 from alignpro_mini.lab import config as config_module
 from alignpro_mini.lab.cli import MAIN_OPTIONS, leaves, parse_command_line, with_options
-from alignpro_mini.lab.config import PRESETS, EvalConfig, RunConfig, preset, resolve_device
+from alignpro_mini.lab.config import PRESETS, EvalConfig, RunConfig, preset
+from alignpro_mini.lab.device import resolve_device
 from alignpro_mini.lab.setup import setup_of
 from alignpro_mini.options import UserError
 from alignpro_mini.ppo import PPOConfig

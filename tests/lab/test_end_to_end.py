@@ -179,7 +179,9 @@ def test_the_folder_holds_every_file_and_no_leftover(run):
     for stage, steps in {"frozen_lm": 60, "align_pro": 5, "evaluation_plain": 2, "evaluation": 4}.items():
         assert f"[{stage}] step {steps} of {steps}, 0 s left" in printed
     assert tuple(read(folder, "stages.json")) == STAGES
-    assert read(folder, "config.json") == dataclasses.asdict(replace(CONFIG, device="cpu", out=str(folder.parent)))
+    assert read(folder, "config.json") == dataclasses.asdict(
+        replace(CONFIG, dtype="float32", device="cpu", out=str(folder.parent))
+    )
 
 
 def test_every_logged_metric_is_finite_and_explained(run):

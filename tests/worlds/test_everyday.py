@@ -12,7 +12,7 @@ from doubles import ROOT, in_a_folder
 from real_model import LEARNED, OPTIONS, command, everyday
 from safetensors.torch import load_file
 
-from alignpro_mini.lab.config import DTYPES
+from alignpro_mini.lab.device import DTYPES
 from alignpro_mini.lab.glossary import ARMS
 from alignpro_mini.lab.tables import num
 from alignpro_mini.options import UserError

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from alignpro_mini.lab import dtype
+from alignpro_mini.lab import device
 from alignpro_mini.lab.config import preset
-from alignpro_mini.lab.dtype import dtype_line, has_bfloat16, with_dtype
+from alignpro_mini.lab.device import dtype_line, has_bfloat16, with_dtype
 from alignpro_mini.lab.run import Run
 from alignpro_mini.lab.setup import setup_of
 from alignpro_mini.options import UserError
@@ -30,7 +30,7 @@ def processor(monkeypatch, tmp_path):
             monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
         else:
             monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: by_torch, raising=False)
-        monkeypatch.setattr(dtype, "CPUINFO", tmp_path / "cpuinfo")
+        monkeypatch.setattr(device, "CPUINFO", tmp_path / "cpuinfo")
         if cpuinfo is not None:
             (tmp_path / "cpuinfo").write_text(cpuinfo)
 

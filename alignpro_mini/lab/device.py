@@ -1,4 +1,7 @@
-"""`--dtype auto`: bfloat16 where the processor has instructions for it; elsewhere float32 is many times faster."""
+"""What `--device` and `--dtype` mean on this machine.
+
+`--dtype auto` is bfloat16 where the processor has instructions for it; elsewhere float32 is many times faster.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,32 @@ from pathlib import Path
 
 import torch
 
-from alignpro_mini.lab.config import DTYPES, RunConfig, resolve_device
+from alignpro_mini.lab.config import RunConfig
+from alignpro_mini.options import UserError
 from alignpro_mini.weights.tensors import read_json
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CPUINFO = Path("/proc/cpuinfo")
+SLOW = "this processor has no instructions for it: --dtype float32 is faster"
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86, ARM
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device of `--device`; raises UserError when it is not there or not supported."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: not a device; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "mps":
+        raise UserError(f"--device {name}: this code was never run on an Apple GPU: use --device cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: only cpu and cuda are supported")
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        count = torch.cuda.device_count()
+        raise UserError(f"--device {name}: this machine has {count} usable CUDA devices; use --device cpu")
+    return device
 
 
 def with_dtype(config: RunConfig) -> RunConfig:
@@ -37,10 +61,7 @@ def dtype_line(config: RunConfig) -> str:
     reasons = {
         ("float32", False): "this processor has no instructions for bfloat16",
         ("float32", True): "as asked for or begun; this processor would be faster with --dtype bfloat16",
-        (
-            "bfloat16",
-            False,
-        ): "as asked for or begun; this processor has no instructions for it: --dtype float32 is faster",
+        ("bfloat16", False): f"as asked for or begun; {SLOW}",
         ("bfloat16", True): "this processor has instructions for it",
     }
     return f"dtype: {config.dtype}, {reasons[config.dtype, fast]}"
