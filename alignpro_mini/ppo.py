@@ -152,9 +152,9 @@ class PPOTrainer:
     @classmethod
     def check(cls, config: PPOConfig) -> None:
         """Raises UserError for options that this trainer cannot train with."""
-        mine = config.variant in ("ppo", cls.variant)
-        name = f"variant is {config.variant}, but this trainer is {cls.__name__}"
-        require(mine, f"{name}: take the one that variants.VARIANTS names")
+        message = f"variant is {config.variant}, but this trainer is {cls.__name__}"
+        advice = "take VARIANTS[variant] of variants.py"
+        require(config.variant in ("ppo", cls.variant), f"{message}: {advice}")
 
     def step(self, prompts: Sequence[str]) -> dict[str, float]:
         """One iteration: roll out, score, assemble rewards, GAE, PPO epochs. Returns its metrics.

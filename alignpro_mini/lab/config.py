@@ -267,7 +267,7 @@ def _micro(tiny: RunConfig) -> RunConfig:
 def _smollm2(tiny: RunConfig) -> RunConfig:
     """SmolLM2-135M on two cores: only the top layers learn, over a trunk whose outputs are computed once."""
     sampling = SamplingConfig(temperature=0.7, max_new_tokens=64)
-    ppo = PPOConfig("rloo", iterations=40, batch_size=48, rewrites_per_request=4, answers=2, ppo_epochs=3)
+    ppo = PPOConfig(variant="rloo", iterations=40, batch_size=48, rewrites_per_request=4, answers=2, ppo_epochs=3)
     ppo = replace(ppo, micro_batch_size=24, lr=1e-4, warmup_ratio=0.1, kl_coef=0.05, train_layers=10)
     # Nearly all answers are truncated, so a penalty for that would be all that the oracle learns.
     as_the_lm = {"temperature": sampling.temperature, "max_new_tokens": sampling.max_new_tokens}

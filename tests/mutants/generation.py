@@ -274,11 +274,14 @@ MUTANTS: tuple[Mutant, ...] = (
         ("mask[:, : prompt.shape[1]] &= ~prompt", "mask[:, : prompt.shape[1]] &= ~prompt\n    mask &= ids != 0"),
         PAIRS_BY_HAND,
     ),
-    of("prompt-in-the-loss", ("mask[:, : prompt.shape[1]] &= ~prompt", "mask[:, :1] = False"), *SFT_LOSS),
+    of(
+        "prompt-in-the-loss", ("mask[:, : prompt.shape[1]] &= ~prompt", "mask[:, :1] = False"), *SFT_LOSS, PAIRS_BY_HAND
+    ),
     of(
         "loss-over-pads",
         ("mask[:, : prompt.shape[1]] &= ~prompt", "mask[:] = True\n    mask[:, : prompt.shape[1]] &= ~prompt"),
         *SFT_LOSS,
+        PAIRS_BY_HAND,
     ),
     # ------------------------------------------------------------ the scorer
     of(

@@ -144,7 +144,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "weights-by-micro-batch",
         (
             "tokens = int(rollout.action[minibatch].sum())",
-            "tokens = int(rollout.action[minibatch][: self.config.micro_batch].sum())",
+            "tokens = int(rollout.action[minibatch][: c.micro_batch_size].sum())",
         ),
         "test_the_gradient_is_that_of_the_rows_one_by_one[2-0]",
     ),
@@ -229,7 +229,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     of(
         "a-variant-trains-as-ppo",
-        ("mine = config.variant in", "mine = True or config.variant in"),
+        ("require(config.variant in (", "require(True or config.variant in ("),
         "test_another_trainers_variant_is_refused[rloo]",
     ),
     of(

@@ -44,7 +44,8 @@ def results(seed: int) -> dict:
 
 
 def options(seed: int) -> dict:
-    return dataclasses.asdict(dataclasses.replace(preset("tiny"), seed=seed, out="elsewhere", device="cpu"))
+    config = dataclasses.replace(preset("tiny"), seed=seed, out="elsewhere", device="cpu", dtype="float32")
+    return dataclasses.asdict(config)
 
 
 def write(folder: Path, seed: int, name: str = "", change=lambda config, found: None) -> Path:

@@ -47,8 +47,8 @@ def _functions(value) -> list[FunctionType]:
     """The function, or the methods of the class, that a module of the package has under a name."""
     if not isinstance(value, (type, FunctionType)) or not value.__module__.startswith("alignpro_mini"):
         return []
-    found = [one for one in vars(value).values() if callable(one)] if isinstance(value, type) else [value]
-    return [one for one in map(inspect.unwrap, found) if isinstance(one, FunctionType)]
+    methods = [one for one in vars(value).values() if callable(one)] if isinstance(value, type) else [value]
+    return [one for one in map(inspect.unwrap, methods) if isinstance(one, FunctionType)]
 
 
 def _renew_defaults(taker: FunctionType, old: Callable, new: Callable) -> None:

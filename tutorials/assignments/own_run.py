@@ -254,8 +254,9 @@ def other_options(run: FoundRun, seed: int) -> list[str]:
     if str(cut.ROOT) not in sys.path:
         sys.path.insert(0, str(cut.ROOT))
     from alignpro_mini.lab.config import preset
+    from alignpro_mini.lab.device import with_dtype
 
-    default = dataclasses.replace(preset("tiny"), task=TASK, seed=seed)
+    default = with_dtype(dataclasses.replace(preset("tiny"), task=TASK, seed=seed))
     wanted = _flat(json.loads(json.dumps(dataclasses.asdict(default))))
     found = _flat(run.config)
     names = [name for name in sorted(wanted.keys() | found.keys()) if name not in HARMLESS]

@@ -328,7 +328,7 @@ def _attend(rng: torch.Generator) -> list[Case]:
         weights = torch.linspace(0.5, 1.5, y.numel(), dtype=torch.float64).view(y.shape)
         return tuple(torch.autograd.grad((y * weights).sum(), wanted))
 
-    found = [
+    weighted = [
         Case("one token", (one, by_hand[:, :, 1:], keys[:, :, 1:], values[:, :, 1:], None)),
         Case("two tokens, scores 0 and ln 3", (one, by_hand, keys, values, None)),
         Case("two rows of three tokens, two heads", (heads, *tokens(2, 3, 2, 3, 4), None)),
@@ -340,10 +340,10 @@ def _attend(rng: torch.Generator) -> list[Case]:
         Case("as many query heads as key heads, in a layer of 6 and 2", (groups, *tokens(2, 3, 2, 3, 2), mask)),
         Case("scores about 1000", (heads, *(30 * x for x in tokens(2, 3, 2, 3, 4)), mask)),
     ]
-    found = [Case(c.about, c.args, oracle_attend) for c in found]
+    weighted = [Case(c.about, c.args, oracle_attend) for c in weighted]
     oracle = lambda *args: gradients(oracle_attend, *args)
     rest = (groups, *tokens(6, 3, 2, 3, 2), mask)
-    return [*found, Case("gradients by q, k and v", rest, oracle, call=gradients)]
+    return [*weighted, Case("gradients by q, k and v", rest, oracle, call=gradients)]
 
 
 def _forward(rng: torch.Generator) -> list[Case]:

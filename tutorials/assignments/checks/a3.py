@@ -284,15 +284,23 @@ def _generate(rng: torch.Generator) -> list[Case]:
     goes_on = lambda lengths, ends: lengths[0] > 2
 
     def call(generate, model, prompts, limit, seed, options):
-        found = generate(model, prompts, limit, **options, generator=torch.Generator().manual_seed(seed))
-        tokens, logprobs = [c.tokens for c in found], [v for c in found for v in c.logprobs]
+        completions = generate(model, prompts, limit, **options, generator=torch.Generator().manual_seed(seed))
+        tokens, logprobs = [c.tokens for c in completions], [v for c in completions for v in c.logprobs]
         plain = sentences(
             (all(type(v) is int for row in tokens for v in row), "tokens are a list of Python's int"),
             (all(type(v) is float for v in logprobs), "log-probabilities are a list of Python's float"),
-            (all(type(c.finished) is bool for c in found), "finished is True or False"),
-            (all(len(c.tokens) == len(c.logprobs) for c in found), "each token has a log-probability"),
+            (all(type(c.finished) is bool for c in completions), "finished is True or False"),
+            (all(len(c.tokens) == len(c.logprobs) for c in completions), "each token has a log-probability"),
         )
-        return "tokens", tokens, "log-probabilities", f64(logprobs), "finished", [c.finished for c in found], plain
+        return (
+            "tokens",
+            tokens,
+            "log-probabilities",
+            f64(logprobs),
+            "finished",
+            [c.finished for c in completions],
+            plain,
+        )
 
     def case(about: str, prompts, limit: int, wanted=whatever, lm=model, **options) -> Case:
         seed, options = settled(rng, lm, prompts, limit, options, wanted)
@@ -303,7 +311,7 @@ def _generate(rng: torch.Generator) -> list[Case]:
 
     no_eos = {"eos_id": None}
     rows = [[4, 7, 2], [5], [9, 9, 8, 1, 6, 2, 10], [3, 10], [6, 1, 1, 8], [1]]
-    found = [
+    sampled = [
         case("prompt [1], one new token", [[1]], 1, **no_eos),
         case("prompt [1], one new token, temperature 0", [[1]], 1, temperature=0.0, **no_eos),
         case("prompt [1], three new tokens", [[1]], 3, **no_eos),
@@ -341,7 +349,7 @@ def _generate(rng: torch.Generator) -> list[Case]:
     seed, options = settled(rng, made(), longer, 6, {"max_batch": 3}, ragged)
     args = lambda: (made(), copy.deepcopy(longer), 6, seed, options)
     return [
-        *found,
+        *sampled,
         Case("six prompts, max_batch 3: what goes through the model", args, fair, call=_passes),
         Case("a model in training mode", args, fair, call=_mode),
     ]
@@ -496,9 +504,9 @@ def whole(rng: torch.Generator) -> None:
         model = tiny(rng, family=family)
         options = {"temperature": temperature, "top_p": top_p, "max_batch": 5}
         seed, options = settled(rng, model, prompts, limit, options, lambda lengths, ends: len(set(lengths)) > 2)
-        found = generate(model, prompts, limit, **options, generator=torch.Generator().manual_seed(seed))
-        for prompt, got, (row, *_) in zip(prompts, found, rows_alone(model, prompts, limit, seed, options)):
+        completions = generate(model, prompts, limit, **options, generator=torch.Generator().manual_seed(seed))
+        for prompt, got, (row, *_) in zip(prompts, completions, rows_alone(model, prompts, limit, seed, options)):
             assert got.tokens == row, f"prompt {prompt}: sampled {got.tokens}, one row alone gives {row}"
-        total = torch.tensor([math.fsum(c.logprobs) for c in found])
-        scored = sequence_logprobs(model, prompts, [c.tokens for c in found], temperature, top_p, 4)
+        total = torch.tensor([math.fsum(c.logprobs) for c in completions])
+        scored = sequence_logprobs(model, prompts, [c.tokens for c in completions], temperature, top_p, 4)
         torch.testing.assert_close(scored, total, rtol=1e-3, atol=1e-4)
