@@ -151,19 +151,13 @@ print("after as many iterations, with two answers a rewrite, the score is", bett
 # The request x itself, and the share of such fallbacks is logged. An empty prompt has no answer that could be rated.
 # </details>
 #
-# 2. Which part would you change for another kind of policy gradient, say REINFORCE with a leave-one-out baseline (RLOO)?
-# <details><summary>Answer</summary>
-# `estimate_advantages` of the trainer, and the loss without its value part. `variants.py` does this in a few lines a
-# variant, as subclasses of `PPOTrainer`.
-# </details>
-#
-# 3. How does the RLHF oracle of `train.py` differ from Align-Pro?
+# 2. How does the RLHF oracle of `train.py` differ from Align-Pro?
 # <details><summary>Answer</summary>
 # Its policy is a copy of the LM, its completion is the answer, its score is the reward of that answer. PPO is the same
 # code, with the same options.
 # </details>
 #
-# 4. Why may the frozen LM be a model behind an API?
+# 3. Why may the frozen LM be a model behind an API?
 # <details><summary>Answer</summary>
 # Align-Pro needs its answers only: no weights, no gradients, no log-probabilities.
 # </details>

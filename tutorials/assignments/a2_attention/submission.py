@@ -40,7 +40,7 @@ class KVCache:
 
 class Attention:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
-        """softmax(q k^T / sqrt(E)) v over the allowed keys; a key head serves H/G query heads in a row.
+        """softmax(q k^T / sqrt(E)) v over the allowed keys; a key head serves H/G query heads.
 
         q (B, H, T, E), k and v (B, G, S, E), allowed (B, 1, T, S) -> (B, H, T, E).
         """
