@@ -84,7 +84,7 @@ print("q at 5, k at 3:", f"{turn(q, 5) @ turn(k, 3):.4f}", "   q at 12, k at 10:
 assert abs(turn(q, 5) @ turn(k, 3) - turn(q, 12) @ turn(k, 10)) < 1e-5
 
 # %% [markdown]
-# Pair i turns by θ^(−2i/E) at each step (θ = 10,000). `rope_table` holds the rotations of all positions, complex numbers of
+# Pair i turns by θ^(−2i/E) at each step (θ = 10,000). `rope_table` holds the rotations of the first positions, complex numbers of
 # length 1, and is made once for a shape of model.
 #
 # ## Padding
@@ -120,7 +120,7 @@ left.set_yticks(range(5), names)
 left.set(xlabel="key: who is looked at", ylabel="query: who looks", title="allowed, prompt [5, 6, 7]")
 shape = TransformerConfig(vocab_size=24, d_model=8, n_layers=1, n_heads=1, max_len=64)
 for i, colour in enumerate((BLUE, ORANGE, GREEN, PINK)):
-    turned = rope_table(shape, torch.device("cpu"))[:40, i]
+    turned = rope_table(shape, torch.device("cpu"), 40)[:, i]
     assert abs(turned[3].item() - complex(*naive_rotate([1.0, 0.0], 3, 10_000 ** (-2 * i / 8)))) < 1e-5
     right.plot(turned.real, color=colour, label=f"pair {i}")
 right.set(xlabel="position", ylabel="cosine of the angle", title="RoPE: each pair turns at its own speed")

@@ -126,6 +126,7 @@ ASSIGNMENTS = {
             "from alignpro_mini.generation import sampling_logprobs",
             "from alignpro_mini.options import UserError",
             "from alignpro_mini.rollout import Rollout",
+            "from alignpro_mini.training import frozen_blocks",
             "from alignpro_mini.transformer import Transformer",
         ),
     ),

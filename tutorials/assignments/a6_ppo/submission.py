@@ -9,6 +9,7 @@ from alignpro_mini import rl_math
 from alignpro_mini.generation import sampling_logprobs
 from alignpro_mini.options import UserError
 from alignpro_mini.rollout import Rollout
+from alignpro_mini.training import frozen_blocks
 from alignpro_mini.transformer import Transformer
 
 
