@@ -9,19 +9,19 @@ TO_THE_BIT = "test_weights_moments_and_generator_come_back_to_the_bit"
 
 MUTANTS: tuple[Mutant, ...] = (
     mutant(
-        "lab/dtype.py",
+        "lab/device.py",
         "bfloat16-on-every-processor",
         ('"bfloat16" if has_bfloat16(resolve_device(config.device)) else "float32"', '"bfloat16"'),
         "test_a_processor_has_bfloat16_where_torch_or_linux_says_so",
     ),
     mutant(
-        "lab/dtype.py",
+        "lab/device.py",
         "emulated-bfloat16-counts",
         ("including_emulation=False", ""),
         "test_a_gpu_that_only_emulates_bfloat16_does_not_count",
     ),
     mutant(
-        "lab/dtype.py",
+        "lab/device.py",
         "another-processor-changes-a-runs-dtype",
         ('.get("dtype") if saved.exists()', '.get("dtype") if False'),
         "test_a_run_keeps_the_dtype_that_it_began_with",
