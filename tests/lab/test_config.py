@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from alignpro_mini.lab import cli
-from alignpro_mini.lab import config as config_module
 from alignpro_mini.lab.cli import MAIN_OPTIONS, leaves, parse_command_line, with_options
 from alignpro_mini.lab.config import PRESETS, EvalConfig, RunConfig, preset
 from alignpro_mini.lab.device import resolve_device
@@ -467,15 +466,15 @@ def test_help_shows_the_main_options_only(capsys, argv):
     ],
 )
 def test_a_device_that_is_not_there_is_a_clear_error(monkeypatch, name, count, told):
-    monkeypatch.setattr(config_module.torch.cuda, "is_available", lambda: count > 0)
-    monkeypatch.setattr(config_module.torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     with pytest.raises(UserError, match=told):
         resolve_device(name)
 
 
 def test_auto_takes_a_gpu_when_there_is_one(monkeypatch):
-    monkeypatch.setattr(config_module.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
-    monkeypatch.setattr(config_module.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(config_module.torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert resolve_device("auto").type == "cuda" and resolve_device("cuda:0").index == 0

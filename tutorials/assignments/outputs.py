@@ -161,7 +161,8 @@ def bundle(key: str, out: Path, seed: int) -> str:
     extra = "[test]" if key == "a9" else ""  # there the submission is a test
     place = cut.ROOT / "tutorials" / "assignments"
     files = [*cut.PACKAGE.rglob("*.py"), *place.glob("*.py"), *place.glob("checks/*.py")]
-    files += [*(cut.ROOT / "tests" / "mutants").glob("*.py"), cut.ROOT / "pyproject.toml"]
+    tests = cut.ROOT / "tests"
+    files += [*(tests / "mutants").glob("*.py"), tests / "doubles.py", cut.ROOT / "pyproject.toml"]
     texts = {file.relative_to(cut.ROOT).as_posix(): file.read_bytes() for file in sorted(files)}
     texts["README.md"] = ABOUT.format(key=key, seed=seed)  # pyproject.toml names it
     scripts = {
