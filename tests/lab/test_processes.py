@@ -96,7 +96,10 @@ def compare(folder: Path) -> None:
 
 
 def the_update_is_that_of_one_process(given: dict, name: str) -> None:
-    """From equal weights and one given rollout: weights and metrics after it agree to 1e-5."""
+    """From equal weights and one given rollout: metrics after it agree to 1e-5, weights to a hundredth of a step.
+
+    Adam divides a gradient by its own size, so a gradient near 0 makes rounding visible in a weight.
+    """
     alone = trainer(VARIANTS[CONFIGS[name].variant], CONFIGS[name])
     rollout = Rollout(**given["rollout"])
     assert given["own"] == 8 and len(rollout.prompts) == 16 and rollout.prompts == PROMPTS
@@ -113,7 +116,7 @@ def the_update_is_that_of_one_process(given: dict, name: str) -> None:
     torch.randint(2**40, (), generator=alone.generator)
     metrics = alone.update(rollout)
     for key, value in alone.policy.state_dict().items():
-        torch.testing.assert_close(given["weights"][key], value, atol=1e-5, rtol=0)
+        torch.testing.assert_close(given["weights"][key], value, atol=CONFIGS[name].lr / 100, rtol=0)
     assert given["metrics"] == pytest.approx(metrics, rel=1e-5, abs=1e-5)
 
 
