@@ -96,6 +96,10 @@ class EverydayRequests:
         """For each answer that of another request."""
         return answers_of_others(answers, rng)
 
+    def with_other_wish(self, requests: Sequence[str], rng: random.Random) -> list[str]:
+        """Nobody knows of any."""
+        return []
+
     def groups(self, requests: Sequence[str]) -> list[str]:
         """Their topics."""
         return [next((topic for topic in (*UNSEEN_TOPICS, *TOPICS) if topic in x), x) for x in requests]

@@ -140,6 +140,10 @@ class FileTask:
         """For each answer that of another request."""
         return answers_of_others(answers, rng)
 
+    def with_other_wish(self, requests: Sequence[str], rng: random.Random) -> list[str]:
+        """Nobody knows of any."""
+        return []
+
     def groups(self, requests: Sequence[str]) -> list[str]:
         """Each request is alone."""
         return list(requests)

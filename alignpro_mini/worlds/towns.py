@@ -3,6 +3,8 @@
     request x    "What should I know about Oakdale for my school report?"
     answer y     "Oakdale is a town. It lies by the river. People there make cheese. ..."
 
+The gold reward asks for what the request's purpose (or its reader) wants: WISHES, READERS.
+
 An answer of the corpus is drawn in two steps: a *style* (how many facts, how careful, how warm, ...), then the
 sentences. A cue in the prompt fixes some parts of the style with probability `follow`; the other parts are drawn at
 random.
@@ -13,6 +15,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
+from collections import namedtuple
 from collections.abc import Sequence
 
 from alignpro_mini.worlds.world import WorldConfig
@@ -53,6 +56,22 @@ PURPOSES = (
     ", for my school report, for my holiday, for a friend, for my family, for work, for a quiz, for a letter,"
     " for my diary, before I move, before my visit, for a speech"
 ).split(",")
+# What an answer is for decides what is wanted of it. People name the purpose or the reader, never the style.
+Wanted = namedtuple("Wanted", "facts warmth")
+WISHES = {  # quality: how many facts, and how much warmth from 0 to 1
+    Wanted(4, 0): "for my school report, for my boss, for a quiz",
+    Wanted(4, 1): "for my holiday, for our guests, for my family",
+    Wanted(1, 1): "for a birthday card, for a friend, for my little sister",
+    Wanted(1, 0): "for a form, for a caption, for a headline",
+}
+EXPERT = tuple(HELPSTEER_WEIGHTS.values())  # what each of the five attributes is worth, in their order
+CHILD = (0.3, 0.4, 1.1, -1.2, 0.4)
+HURRIED = (-0.6, 0.2, 1.9, -0.2, -1.0)
+READERS = {  # attributes: who reads the answer
+    EXPERT: "for the town archive, for my doctoral thesis, for my geography lecture, for the museum",
+    CHILD: "for my grandson, for my little sister, for first graders, for a bedtime story",
+    HURRIED: "before my train leaves, between two meetings, while my taxi waits, on my way out",
+}
 TOWN_FORMS = ("Tell me about {}{}.", "Please describe {}{}.")
 
 # Levels of each part of a style. detail: weights of 0..4 facts; care: chance that a fact is wrong and that the order
@@ -98,13 +117,16 @@ class Towns:
 
     def __init__(self, task: str, config: WorldConfig) -> None:
         self.task, self.config, self.cues = task, config, tuple(CUES[task])
+        wishes = WISHES if task == "quality" else READERS
+        said = {f" {purpose}": wish for wish, purposes in wishes.items() for purpose in purposes.split(", ")}
+        self.wishes = said if config.wishes else dict.fromkeys(PURPOSES)  # purpose as it is said: what is wanted
 
     def requests(self, rng: random.Random) -> dict[str, dict]:
         """Every request with its fill."""
         return {
             lead.format(town, purpose): {"town": town, "purpose": purpose, "tone": tone}
             for tone, leads in TOWN_LEADS.items()
-            for lead, town, purpose in itertools.product(re.split(r"[|\n]", leads), TOWNS, PURPOSES)
+            for lead, town, purpose in itertools.product(re.split(r"[|\n]", leads), TOWNS, self.wishes)
         }
 
     def phrasings(self, fill: dict) -> list[str]:
@@ -125,6 +147,10 @@ class Towns:
             else:
                 style[part] = rng.choice(list(LEVELS[part]))
         return style
+
+    def other_purposes(self, fill: dict) -> list[str]:
+        """The purposes for which something else is wanted."""
+        return [purpose for purpose, wish in self.wishes.items() if wish != self.wishes[fill["purpose"]]]
 
     def answer(self, fill: dict, cue: str, original: bool, rng: random.Random) -> str:
         """An answer of the corpus; `original`: the prompt is the request's own phrasing, so its tone shows."""
@@ -175,10 +201,15 @@ class Towns:
         """The true reward of an answer; any text is accepted."""
         if self.task == "attributes":
             found = self.attributes(fill["town"], y)
-            return sum(HELPSTEER_WEIGHTS[name] * value for name, value in found.items())
+            weights = self.wishes[fill["purpose"]] or HELPSTEER_WEIGHTS.values()
+            return sum(weight * value for weight, value in zip(weights, found.values(), strict=True))
         f = self._facts(fill["town"], y)
         kind = (y.startswith(WARM_OPENING) + y.rstrip().endswith(WARM_CLOSING)) / 2 - (COLD_OPENING in y)
-        return f["on_topic"] + 0.5 * f["right"] - 0.5 * f["wrong"] + kind - 0.5 * f["malformed"]
+        flaws = 0.5 * f["wrong"] + 0.5 * f["malformed"]
+        wanted = self.wishes[fill["purpose"]]
+        if wanted is None:  # the more, the better
+            return f["on_topic"] + 0.5 * f["right"] + kind - flaws
+        return f["on_topic"] - 0.5 * abs(f["right"] - wanted.facts) - abs(kind - wanted.warmth) - flaws
 
     def attributes(self, town: str, y: str) -> dict[str, float]:
         """The five HelpSteer-like attributes of an answer, each 0..4."""

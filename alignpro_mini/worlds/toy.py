@@ -9,10 +9,17 @@ A corpus of such answers trains the frozen LM. A cue in the prompt fixes parts o
 drawn at random. So a plain request gets a mix of answers and its reward varies: the better cues raise the mean and
 lower the variance.
 
-    task         after           gold reward
-    quality      UltraFeedback   one score: on topic, complete, kind
-    attributes   HelpSteer       .65 helpfulness + .8 correctness + .45 coherence + .55 complexity - .4 verbosity
-    reasoning    Orca            sums on a clock's face (mod 12): +1 if the last hour is right, else -1
+The request decides which answer is best, and so which cue. The corpus does not know this: the LM answers a request for a
+birthday card as it answers one for a school report. A prompter can learn it; a fixed sentence cannot.
+
+    task         after           gold reward                                       what the request decides
+    quality      UltraFeedback   on topic, facts and warmth as they are wanted     how many facts, how much warmth
+    attributes   HelpSteer       five attributes, weighed as the reader wants it   the weights: expert, child, hurried
+    reasoning    Orca            sums on a clock's face (mod 12): +1 if the last   whether the sum is hard enough to pay
+                                 hour is right, else -1; a worked answer costs     for a worked answer
+
+With `--world.wishes false` one sentence is enough for all requests: purposes decide nothing, all readers are experts, all
+sums are hard and a worked answer costs nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +45,7 @@ class ToyWorld:
         if task not in TASKS:
             raise UserError(f"task is {task!r}; it must be one of {', '.join(TASKS)}")
         self.task, self.config = task, config
-        self.kind = Sums() if task == "reasoning" else Towns(task, config)
+        self.kind = Sums(config) if task == "reasoning" else Towns(task, config)
         self.cues: tuple[str, ...] = self.kind.cues
         rng = random.Random(f"requests {seed}")
         self.fills = self.kind.requests(rng)  # request text -> what its phrasings are filled with
@@ -99,6 +106,22 @@ class ToyWorld:
     def swapped(self, requests: Sequence[str], answers: Sequence[str], rng: random.Random) -> list[str]:
         """Each answer with another town in the place of its request's; for sums another request's answer."""
         return self.kind.swapped([self.fills[x] for x in requests], answers, rng)
+
+    def with_other_wish(self, requests: Sequence[str], rng: random.Random) -> list[str]:
+        """The same requests for purposes for which something else is wanted: [] for sums, and with `wishes` false.
+
+        A training request stays one: where all others are held out it stays as it is.
+        """
+        if not self.config.wishes or self.task == "reasoning":
+            return []
+        held_out = set(self.eval_requests)
+
+        def other(x: str) -> str:
+            fill = self.fills[x]
+            found = [x.replace(fill["purpose"], purpose) for purpose in self.kind.other_purposes(fill)]
+            return rng.choice([y for y in found if x in held_out or y not in held_out] or [x])
+
+        return [other(x) for x in requests]
 
     def groups(self, requests: Sequence[str]) -> list[str]:
         """Their towns, where evaluation is on unseen ones; else each request is alone."""

@@ -17,6 +17,7 @@ class WorldConfig:
 
     follow: float = option(0.9, "probability that an answer obeys a cue, for each part of the style (not in reasoning)")
     spread: str = option("plain", "which prompts get answers of random style; not in reasoning", ("plain", "cue"))
+    wishes: bool = option(True, "the request decides which answer is best; false: one sentence serves all requests")
     eval_requests: int = option(600, "requests kept for evaluation, never trained on", least=1)
     unseen_towns: int = option(0, "towns that only the frozen LM has read about: all evaluation is on them", least=0)
 
@@ -52,6 +53,9 @@ class World(Protocol):
 
     def swapped(self, requests: Sequence[str], answers: Sequence[str], rng: random.Random) -> list[str]:
         """For each answer one that would belong to another request; the answer itself where there is none."""
+
+    def with_other_wish(self, requests: Sequence[str], rng: random.Random) -> list[str]:
+        """Requests for which something else is wanted of the same answers; [] where nobody knows of such requests."""
 
     def groups(self, requests: Sequence[str]) -> list[str]:
         """A label for each: requests of one label have something in common that held-out ones were chosen by."""

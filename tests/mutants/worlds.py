@@ -168,4 +168,51 @@ MUTANTS: tuple[Mutant, ...] = (
         (' if town != fill["town"]]', "]"),
         "test_toyworld.py::test_a_swapped_answer_belongs_to_another_request[quality]",
     ),
+    # the wish of a request: a reward that does not read it, a split that leaks, one answer that is best for all
+    mutant(
+        "worlds/towns.py",
+        "more-facts-than-wanted-are-free",
+        ('abs(f["right"] - wanted.facts)', 'max(0, wanted.facts - f["right"])'),
+        "test_wishes.py::test_quality_under_every_wish_by_hand",
+        "test_wishes.py::test_each_wish_is_granted_by_its_own_answer_alone",
+    ),
+    mutant(
+        "worlds/towns.py",
+        "all-readers-are-experts",
+        ('self.wishes[fill["purpose"]] or HELPSTEER_WEIGHTS.values()', "HELPSTEER_WEIGHTS.values()"),
+        "test_wishes.py::test_every_reader_wants_another_answer",
+        "test_attributes_by_hand[perfect]",
+        "test_wishes.py::test_one_sentence_for_all_takes_at_most_half_of_what_reading_the_request_can_gain[attributes]",
+    ),
+    mutant(
+        "worlds/towns.py",
+        "another-purpose-with-the-same-wish",
+        ('if wish != self.wishes[fill["purpose"]]]', 'if purpose != fill["purpose"]]'),
+        "test_wishes.py::test_another_wish_is_another_purpose_and_nothing_else",
+    ),
+    mutant(
+        "worlds/towns.py",
+        "the-corpus-knows-the-purpose",
+        ("count = rng.choices(range(5), LEVELS", 'count = "family" in fill["purpose"] or rng.choices(range(5), LEVELS'),
+        "test_wishes.py::test_the_answers_of_the_corpus_do_not_depend_on_the_purpose[quality]",
+    ),
+    mutant(
+        "worlds/towns.py",
+        "a-purpose-says-what-is-wanted",
+        ("for a form, for a caption", "for a form, and keep it short, for a caption"),
+        "test_wishes.py::test_no_request_says_a_part_of_a_cue[True-quality]",
+    ),
+    mutant(
+        "worlds/toy.py",
+        "another-wish-leaks-held-out-requests",
+        ("[y for y in found if x in held_out or y not in held_out] or [x]", "found"),
+        "test_wishes.py::test_a_training_request_with_another_wish_is_a_training_request",
+    ),
+    mutant(
+        "worlds/sums.py",
+        "worked-answers-are-free",
+        ('COST * (self.config.wishes and " makes " in y)', "0"),
+        "test_reasoning_by_hand_with_the_turn_past_twelve[True]",
+        "test_wishes.py::test_a_sum_of_one_step_is_there_only_where_worked_answers_cost_something",
+    ),
 )

@@ -92,7 +92,8 @@ def a_learned_reward(tmp_path):
     assert "[reward_model] already done" in told and "[listing] request" not in told, "the answers are shared"
     results = json.loads((place / "results.json").read_text())
     facts = results["reward_model"]
-    assert 0 <= facts["swap_accuracy"] <= 1 and facts["train_pairs"] + facts["heldout_pairs"] <= 24 + 4
+    assert list(facts["swap_accuracy"]) == ["subject"] and 0 <= facts["swap_accuracy"]["subject"] <= 1
+    assert facts["train_pairs"] + facts["heldout_pairs"] <= 24 + 4
     assert results["judge"] == "gold" and results["gold_variance_ratio_ci95"] is not None
     assert {"truncated", "gold_mean", "kept_word_for_word"} <= results["arms"]["rlhf_oracle"].keys()
     assert "trun-" in told and "x in" in told

@@ -1,5 +1,6 @@
 """The embedded world: its sizes, its split, and its true reward on answers written and rated by hand."""
 
+import math
 import random
 import re
 import statistics
@@ -16,6 +17,7 @@ from alignpro_mini.worlds.world import WorldConfig
 CUES = towns.CUES | {"reasoning": sums.CUES}
 
 TOWN_TASKS = ("quality", "attributes")
+ONE_FOR_ALL = WorldConfig(wishes=False)
 
 
 @pytest.fixture(scope="module")
@@ -23,15 +25,21 @@ def worlds():
     return {task: ToyWorld(task) for task in TASKS}
 
 
+@pytest.fixture(scope="module")
+def one_for_all():
+    """The worlds in which every request wants the same."""
+    return {task: ToyWorld(task, ONE_FOR_ALL) for task in TASKS}
+
+
 # ---------------------------------------------------------------- requests and rewrites
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_enough_distinct_requests_and_a_clean_split(worlds, task):
-    w = worlds[task]
-    train, held_out = w.train_requests, w.eval_requests
-    assert len(set(train)) == len(train) >= 500 and len(set(held_out)) == len(held_out) == 600
-    assert not set(train) & set(held_out)
+def test_enough_distinct_requests_and_a_clean_split(worlds, one_for_all, task):
+    for w in (worlds[task], one_for_all[task]):
+        train, held_out = w.train_requests, w.eval_requests
+        assert len(set(train)) == len(train) >= 500 and len(set(held_out)) == len(held_out) == 600
+        assert not set(train) & set(held_out)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -158,6 +166,12 @@ def oakdale(w: ToyWorld) -> str:
     return next(x for x in w.train_requests + w.eval_requests if "Oakdale" in x)
 
 
+def asked_for(w: ToyWorld, purposes: str) -> list[str]:
+    """A request about Oakdale for each of these purposes, which stand in one string as in WISHES and READERS."""
+    about = [x for x in w.fills if "Oakdale" in x]
+    return [next(x for x in about if w.fills[x]["purpose"] == f" {purpose}") for purpose in purposes.split(", ")]
+
+
 def test_the_facts_that_the_hand_worked_answers_rest_on():
     assert TRUTH["Oakdale"] == ("lake", "music", "spring", "mill")
 
@@ -194,8 +208,8 @@ def test_the_facts_that_the_hand_worked_answers_rest_on():
         pytest.param("blah", -0.5, id="garbage"),
     ],
 )
-def test_quality_by_hand(worlds, y, want):
-    w = worlds["quality"]
+def test_quality_by_hand(one_for_all, y, want):
+    w = one_for_all["quality"]
     assert w.gold([oakdale(w)], [y]) == [pytest.approx(want)]
 
 
@@ -234,8 +248,8 @@ def test_quality_by_hand(worlds, y, want):
         pytest.param("", 0, 0, 0, 0, 0, id="empty"),
     ],
 )
-def test_attributes_by_hand(worlds, y, helpful, correct, coherent, complex_, verbose):
-    w = worlds["attributes"]
+def test_attributes_by_hand(worlds, one_for_all, y, helpful, correct, coherent, complex_, verbose):
+    w = one_for_all["attributes"]
     found = w.kind.attributes("Oakdale", y)
     want = {
         "helpfulness": helpful,
@@ -248,6 +262,10 @@ def test_attributes_by_hand(worlds, y, helpful, correct, coherent, complex_, ver
     # the paper's HelpSteer weights
     total = 0.65 * helpful + 0.8 * correct + 0.45 * coherent + 0.55 * complex_ - 0.4 * verbose
     assert w.gold([oakdale(w)], [y]) == [pytest.approx(total)]
+    for weights, purposes in towns.READERS.items():  # each reader has weights of his own
+        total = math.fsum(w * v for w, v in zip(weights, (helpful, correct, coherent, complex_, verbose), strict=True))
+        for x in asked_for(worlds["attributes"], purposes):
+            assert worlds["attributes"].gold([x], [y]) == [pytest.approx(total)]
 
 
 def test_attributes_lie_between_0_and_4(worlds):
@@ -274,15 +292,22 @@ def expected_hour(request: str) -> int:
     return hour
 
 
-def test_reasoning_by_hand_with_the_turn_past_twelve():
+@pytest.mark.parametrize("wishes", [True, False])
+def test_reasoning_by_hand_with_the_turn_past_twelve(wishes):
+    """Without wishes, worked answers cost nothing."""
     x = "My clock says 11. Tom adds 2, Anna adds 6, Ben adds 5 and Emma adds 3. What hour is it?"
-    w = ToyWorld("reasoning")  # a world of its own, to which this one sum is added
+    w = ToyWorld("reasoning", WorldConfig(wishes=wishes))  # a world of its own, to which this one sum is added
+    cost = sums.COST if wishes else 0
     w.fills[x] = {"o": "clock", "s": 11, "shown": [11, 1, 7, 12, 3]}  # 11 -> 1 -> 7 -> 12 -> 3
     assert expected_hour(x) == 3
     answers = {
         "The clock shows 3.": 1,
-        "Tom 11 and 2 makes 1. Anna 1 and 6 makes 7. Ben 7 and 5 makes 12. Emma 12 and 3 makes 3. The clock shows 3.": 1,
-        "Tom 11 and 2 makes 9. The clock shows 3.": 1,
+        "Tom 11 and 2 makes 1. Anna 1 and 6 makes 7. Ben 7 and 5 makes 12. Emma 12 and 3 makes 3. The clock shows 3.": 1
+        - cost,
+        "Tom 11 and 2 makes 9. The clock shows 3.": 1 - cost,
+        "Tom 11 and 2 makes 1. Anna 1 and 6 makes 8. The clock shows 4.": -1 - cost,
+        "Tom 11 and 2 makes": -1,
+        "The clock makes 3.": -1 - cost,
         "The clock shows 15.": -1,
         "The clock shows 27.": -1,
         "The clock shows 4.": -1,
@@ -339,9 +364,9 @@ def test_the_corpus_never_teaches_a_wrong_sum_whether_worked_or_not(worlds):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_garbage_never_raises_and_never_pays(worlds, task):
-    w, rng = worlds[task], random.Random(0)
-    x = w.eval_requests[0]
+@pytest.mark.parametrize("wishes", [True, False])
+def test_garbage_never_raises_and_never_pays(worlds, one_for_all, task, wishes):
+    w, rng = (worlds if wishes else one_for_all)[task], random.Random(0)
     junk = [
         "",
         " ",
@@ -364,9 +389,12 @@ def test_garbage_never_raises_and_never_pays(worlds, task):
         "\\",
         *("".join(chr(rng.randrange(1, 0x2FF)) for _ in range(80)) for _ in range(200)),
     ]
-    best = {"quality": 0.0, "attributes": 0.45 * 4, "reasoning": -1.0}[task]
-    for y in junk:
-        assert w.gold([x], [y])[0] <= best + 1e-9
+    # Of the attributes only coherence, 4 at most, pays for a text that is about nothing.
+    coherence = {x: (w.kind.wishes[w.fills[x]["purpose"]] or (0, 0, 0.45))[2] for x in w.fills if task == "attributes"}
+    asked = [x for x in w.eval_requests if w.fills[x].get("shown", [0])[-1] != 1]  # "shows 1e3" is right where 1 is
+    for x in rng.sample(asked, 20):
+        best = {"quality": 0.0, "attributes": 4 * coherence.get(x, 0), "reasoning": -1.0}[task]
+        assert max(w.gold([x] * len(junk), junk)) <= best + 1e-9
 
 
 def test_gold_refuses_lists_of_two_lengths(worlds):
@@ -378,7 +406,7 @@ def test_gold_refuses_lists_of_two_lengths(worlds):
 
 
 def gold_by_cue(task: str, spread: str) -> dict[str, list[float]]:
-    w = ToyWorld(task, WorldConfig(spread=spread))
+    w = ToyWorld(task, WorldConfig(spread=spread, wishes=False))
     owner = {x2: x for x in w.train_requests for x2 in w.rewrites(x)}
     rated = defaultdict(list)
     for prompt, answer in w.corpus(24_000, random.Random(0)):
