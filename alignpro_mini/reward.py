@@ -9,9 +9,11 @@ Where both answers of every pair reply to the same x, nothing teaches the model 
 becomes r(y). So some pairs are *mismatched*: their second answer belongs to another request.
 `lab.accuracy.swap_accuracy` measures whether the model reads x.
 
-The likelihood fixes r only up to a constant per prompt and does not fix its scale. So after the
-training r is shifted and scaled to mean 0 and variance 1 over answers to the SFT prompter's
-rewrites. The KL coefficient lambda is in these units.
+The likelihood fixes r only up to an offset b(x) for each prompt. A small penalty on
+(r_chosen + r_rejected)^2 holds b(x) near 0 (Eisenstein et al. 2023, arXiv 2312.09244): else
+offsets that mean nothing would be most of the reward's variance. Nor does the likelihood fix the
+scale. So after the training r is shifted and scaled to mean 0 and variance 1 over answers to the
+SFT prompter's rewrites. The KL coefficient lambda is in these units.
 
 Shape legend:  B rows   T tokens   D width
 """
@@ -33,6 +35,7 @@ from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.training import LOG_EVERY, SilentStage, Stage, Truncated
 from alignpro_mini.transformer import Transformer
 
+LOGGED_PAIRS = 256  # held-out pairs whose accuracy is logged during the training
 Row = list[int]  # the ids of a prompt and its completion
 Trunk = Callable[[Sequence[Row]], tuple[Tensor, Tensor]]  # as `RewardModel.trunk`
 
@@ -44,10 +47,13 @@ class RewardConfig:
     heldout_share: float = option(
         0.1, "share of the prompts whose pairs are kept out to measure accuracy"
     )
-    epochs: float = option(3.0, "passes over the pairs", above=0)
-    batch_size: int = option(64, "pairs a step", least=1)
+    epochs: float = option(1.0, "passes over the pairs", above=0)
+    batch_size: int = option(16, "pairs a step; it takes many steps to learn to read x", least=1)
     micro_batch_size: int = option(16, options.MICRO_BATCH.format("pairs"), least=1)
-    lr: float = option(2e-3, "peak learning rate", above=0)
+    lr: float = option(1e-3, "peak learning rate", above=0)
+    center_coef: float = option(
+        0.001, "weight of (r_chosen + r_rejected)^2: holds each prompt's rewards near 0", least=0
+    )
     weight_decay: float = option(0.05, "AdamW's decoupled weight decay", least=0)
     max_grad_norm: float = option(1.0, options.MAX_GRAD_NORM, above=0)
     train_layers: int = option(0, options.TRAIN_LAYERS, least=0)
@@ -293,6 +299,7 @@ def train_reward_model(
     # The batches follow from the seed alone: a resumed run skips those that it has trained on.
     for _ in range(start):
         next(batches)
+    log_every = max(LOG_EVERY, steps // 20)
     losses: list[float] = []  # of each pair since the last log row
     margins: list[float] = []
     for step in stage.progress(start, steps):
@@ -301,17 +308,18 @@ def train_reward_model(
             features, mask = trunk(part)
             chosen, rejected = model(features, mask).chunk(2)  # (b,), (b,)
             loss = rl_math.bradley_terry_loss(chosen, rejected)  # (b,)
-            (loss.sum() / len(batch)).backward()
+            centered = (chosen + rejected) ** 2  # (b,)
+            ((loss + config.center_coef * centered).sum() / len(batch)).backward()
             losses += loss.tolist()
             margins += (chosen - rejected).tolist()
         lr = training.warmup_cosine(step, steps, config.lr)
         training.optimizer_step(optimizer, parameters, config.max_grad_norm, lr)
-        if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
+        if (step + 1) % log_every == 0 or step + 1 == steps:
             metrics = {
                 "loss": sum(losses) / len(losses),
                 "accuracy": sum(margin > 0 for margin in margins) / len(margins),
                 "margin": sum(margins) / len(margins),
-                "heldout_accuracy": accuracy(model, heldout),
+                "heldout_accuracy": accuracy(model, heldout[:LOGGED_PAIRS]),
                 "lr": lr,
             }
             stage.log(step + 1, metrics)

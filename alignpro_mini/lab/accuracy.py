@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from alignpro_mini.alignpro import Gold
 from alignpro_mini.lab.statistics import bootstrap_interval
 from alignpro_mini.reward import Preference, RewardModel, accuracy
 from alignpro_mini.tokenizer import Tokenizer
@@ -47,6 +49,31 @@ def swap_accuracy(
     x, y, other = map(list, zip(*kept))
     apart = torch.as_tensor(reward(x, y)) - torch.as_tensor(reward(x, other))  # (B,)
     return ((apart > 0).float() + 0.5 * (apart == 0).float()).mean().item()
+
+
+def wish_accuracy(
+    reward: Score,
+    gold: Gold,
+    requests: tuple[Sequence[str], Sequence[str]],
+    answers: tuple[Sequence[str], Sequence[str]],
+) -> float | None:
+    """Share of right rankings of two answers under two requests that differ in their wish (equal: half).
+
+    Only where `gold` prefers one answer under one wish and the other answer under the other. There a reward that does
+    not read the wish ranks the answers alike under both, and is right in exactly one of two. None without such a case.
+    """
+
+    def apart(score: Score, x: Sequence[str]) -> Tensor:
+        first, second = (torch.as_tensor(score(x, y), dtype=torch.float64) for y in answers)
+        return first - second  # (B,)
+
+    truth = torch.stack([apart(gold, x) for x in requests])  # (2, B)
+    said = torch.stack([apart(reward, x) for x in requests])  # (2, B)
+    reverses = truth[0] * truth[1] < 0  # (B,)
+    if not reverses.any():
+        return None
+    right = ((truth * said).sign()[:, reverses] + 1) / 2
+    return right.mean().item()
 
 
 def cut_at(text: str, tokenizer: Tokenizer, limit: int) -> str:

@@ -14,7 +14,7 @@ import torch
 from alignpro_mini.alignpro import Prompter, usable_rewrites
 from alignpro_mini.fast.reward import TrunkCache
 from alignpro_mini.frozen import FrozenModel
-from alignpro_mini.lab.accuracy import accuracy_facts, cut_at, swap_accuracy
+from alignpro_mini.lab.accuracy import accuracy_facts, cut_at, swap_accuracy, wish_accuracy
 from alignpro_mini.lab.config import PreferenceConfig, RunConfig
 from alignpro_mini.lab.models import copy_of
 from alignpro_mini.lab.run import API_FILE, Run, RunStage
@@ -123,8 +123,9 @@ def preferences(
 ) -> list[Preference]:
     """The world's pairs, or pairs of the frozen LM's answers, each to a rewrite of its own, judged with noise.
 
-    All answers to a request are compared in pairs. Mismatched pairs need no further answers: beside an answer stands
-    what it would be for another request.
+    All answers to a request are compared in pairs. Two further kinds of pairs need no further answers. They teach the
+    reward to read the request: the same two answers under another wish, and an answer beside what it would be for
+    another request (mismatched).
     """
     of_the_world = world.preferences()
     if of_the_world is not None:
@@ -135,6 +136,11 @@ def preferences(
     texts = [sample_answers(pi_f, rho_sft, requests, g) for _ in range(c.answers_per_request)]  # (A, N)
     compared = [(x, texts[i][n], texts[j][n]) for n, x in enumerate(requests) for i, j in couples][: c.pairs]
     pairs = draw_preferences(*zip(*compared), world.gold, c.scale, g)
+    again = compared[: round(c.other_wish * len(compared))]
+    others = world.with_other_wish([x for x, _, _ in again], random.Random(f"other wishes {seed}"))
+    if others:
+        _, first, second = zip(*again)
+        pairs += draw_preferences(others, first, second, world.gold, c.scale, g)
     count = round(c.mismatched * c.pairs)
     asked = (requests * len(texts))[:count]
     own = [y for row in texts for y in row][:count]
@@ -144,13 +150,24 @@ def preferences(
 
 def swap_facts(
     run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter, model: RewardModel, g: torch.Generator
-) -> dict[str, float | None]:
-    """Whether the reward, and the true reward, prefer an answer to one that belongs to another held-out request."""
+) -> dict[str, dict[str, float | None]]:
+    """Whether the reward, and the true reward, read the request: a swap test for each part of it that matters.
+
+    subject   an answer is rated above one that belongs to another held-out request (`swap_accuracy`)
+    wish      two answers are ranked as each of two wishes demands (`wish_accuracy`)
+    """
     requests = world.eval_requests[: run.config.eval.inputs]
     answers = sample_answers(pi_f, rho_sft, requests, g)
     swapped = world.swapped(requests, answers, random.Random(f"swaps {run.config.seed}"))
-    ceiling = world.gold and swap_accuracy(world.gold, requests, answers, swapped)
-    return {"swap_accuracy": swap_accuracy(model.score, requests, answers, swapped), "swap_ceiling": ceiling}
+    tests = {"subject": lambda score: swap_accuracy(score, requests, answers, swapped)}
+    others = world.with_other_wish(requests, random.Random(f"wishes {run.config.seed}"))
+    if others and world.gold:
+        second = sample_answers(pi_f, rho_sft, requests, g)
+        tests["wish"] = lambda score: wish_accuracy(score, world.gold, (requests, others), (answers, second))
+    return {
+        "swap_accuracy": {part: test(model.score) for part, test in tests.items()},
+        "swap_ceiling": {part: world.gold and test(world.gold) for part, test in tests.items()},
+    }
 
 
 # ---------------------------------------------------------------- of a finished run

@@ -11,6 +11,7 @@ from doubles import FakeStage, Letters, random_lm
 from alignpro_mini import reward
 from alignpro_mini.fast.reward import TrunkCache
 from alignpro_mini.frozen import Answer, checksum
+from alignpro_mini.generation import pad_right
 from alignpro_mini.lab.accuracy import accuracy_ceiling, always_longer, swap_accuracy
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.run import Run, RunStage
@@ -235,7 +236,7 @@ def test_mismatched_pairs_teach_the_model_to_read_the_request():
             pairs.append(Preference(x, x + x, x))
             if with_mismatched:
                 pairs.append(Preference(x, x + x, other + other, mismatched=True))
-        config = RewardConfig(epochs=6, batch_size=32, lr=1e-2)
+        config = RewardConfig(epochs=8, batch_size=32, lr=1e-2)
         train, heldout = split_by_prompt(pairs, 0.1, generator := rng())
         train_reward_model(model, train, heldout, config, generator=generator)
         assert accuracy(model, heldout) > 0.95
@@ -284,6 +285,25 @@ def test_bradley_terry_training_learns_a_preference():
     assert accuracy(model, heldout) == last["heldout_accuracy"], "the last logged one is that of the finished model"
     fair = model.raw(["abc"] * 2, ["ahb", "acb"])
     assert fair[0] > fair[1] + 1
+
+
+@pytest.mark.parametrize("coef", [0.0, 0.3])
+def test_the_gradient_is_that_of_bradley_terry_and_of_the_squared_sums(monkeypatch, coef):
+    """Of one batch of 4 pairs, against autograd on the formula: -ln sigmoid(c - r) + coef (c + r)^2, the mean of them."""
+    model, pairs = rated(), about_h(4)
+    seen = []
+    keep = lambda optimizer, parameters, *rest: seen.append([p.grad.clone() for p in parameters]) or 0.0
+    monkeypatch.setattr(reward.training, "optimizer_step", keep)
+    config = RewardConfig(epochs=1, batch_size=4, micro_batch_size=3, center_coef=coef)
+    train_reward_model(model, pairs, pairs, config, generator=rng())
+    model.zero_grad()
+    rows = lambda end: pad_right([model.encode(p.prompt, getattr(p, end)) for p in pairs], 0)
+    chosen, rejected = (model(*rows(end)) for end in ("chosen", "rejected"))
+    assert (chosen + rejected).abs().min() > 0.01
+    (-(chosen - rejected).sigmoid().log() + coef * (chosen + rejected) ** 2).mean().backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for ours, p in zip(seen[0], trained, strict=True):
+        torch.testing.assert_close(ours, p.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_cutting_a_batch_into_micro_batches_changes_nothing(monkeypatch):

@@ -5,7 +5,14 @@ import pytest
 import torch
 from doubles import Letters
 
-from alignpro_mini.lab.accuracy import accuracy_ceiling, accuracy_facts, always_longer, cut_at, swap_accuracy
+from alignpro_mini.lab.accuracy import (
+    accuracy_ceiling,
+    accuracy_facts,
+    always_longer,
+    cut_at,
+    swap_accuracy,
+    wish_accuracy,
+)
 from alignpro_mini.reward import Preference, accuracy
 from alignpro_mini.training import Truncated
 
@@ -89,6 +96,59 @@ def test_swap_accuracy_by_hand():
     found = swap_accuracy(worth, ["a", "b", "c", "d"], ["a", "c", "b", "d"], ["b", "d", "h", "d"])
     assert found == pytest.approx((1 + 0.5 + 0) / 3)
     assert swap_accuracy(worth, ["a"], ["b"], ["b"]) is None
+
+
+REQUESTS = ["long"] * 4, ["short"] * 4  # the wish of four requests, and another one
+TEXTS = ["hh", "h", "hhh", "h"], ["h", "hhh", "hhh", "hhhh"]  # two answers to each
+
+
+def wanted(xs, ys) -> list[float]:
+    """The true reward: of a long answer its length, of a short one what it is short of 10."""
+    return [float(len(y)) if x == "long" else 10.0 - len(y) for x, y in zip(xs, ys, strict=True)]
+
+
+def test_wish_accuracy_by_hand():
+    """Of four pairs the third is equal under both wishes: it does not count. The others are ranked six times."""
+    worth = {"long": {"hh": 2, "h": 1, "hhh": 1, "hhhh": 3}, "short": {"hh": 2, "h": 1, "hhh": 0, "hhhh": 5}}
+    reward = lambda xs, ys: [worth[x][y] for x, y in zip(xs, ys, strict=True)]
+    # "long":  hh 2 > h 1 right; h 1 = hhh 1 half; h 1 < hhhh 3 right.  "short": 2 > 1 wrong; 1 > 0 right; 1 < 5 wrong
+    assert wish_accuracy(reward, wanted, REQUESTS, TEXTS) == pytest.approx((1 + 0.5 + 1 + 0 + 1 + 0) / 6)
+    assert wish_accuracy(lambda x, y: torch.tensor(reward(x, y)), wanted, REQUESTS, TEXTS) == pytest.approx(3.5 / 6)
+
+
+def test_a_reward_that_does_not_read_the_wish_is_right_in_exactly_one_of_two():
+    draw = np.random.default_rng(0)
+    texts = tuple(["h" * n for n in draw.integers(0, 9, 200)] for _ in (0, 1))
+    requests = ["long"] * 200, ["short"] * 200
+    value = {"h" * n: v for n, v in enumerate(draw.normal(size=9))}
+    blind = lambda xs, ys: [value[y] for y in ys]
+    constant = lambda xs, ys: torch.zeros(len(ys))
+    assert wish_accuracy(blind, wanted, requests, texts) == 0.5 == wish_accuracy(constant, wanted, requests, texts)
+    # What only moves all answers to a request does not rank them.
+    moved = lambda xs, ys: [value[y] + 100 * (x == "long") for x, y in zip(xs, ys)]
+    assert wish_accuracy(moved, wanted, requests, texts) == 0.5
+    assert wish_accuracy(wanted, wanted, requests, texts) == 1
+    assert wish_accuracy(lambda x, y: [-5 * r for r in wanted(x, y)], wanted, requests, texts) == 0
+    noisy = lambda xs, ys: [r + 3 * value[y] for r, y in zip(wanted(xs, ys), ys)]
+    found = wish_accuracy(noisy, wanted, requests, texts)
+    assert 0.5 < found < 1 and found == wish_accuracy(noisy, wanted, requests[::-1], texts[::-1]), "in either order"
+
+
+def test_wish_accuracy_is_unknown_where_no_wish_turns_the_ranking():
+    same = lambda xs, ys: [float(len(y)) for y in ys]
+    assert wish_accuracy(wanted, same, REQUESTS, TEXTS) is None
+    assert wish_accuracy(wanted, wanted, REQUESTS, (TEXTS[0], TEXTS[0])) is None
+    # One wish for which both answers are equally good turns no ranking either.
+    equal = lambda xs, ys: [float(len(y)) * (x == "long") for x, y in zip(xs, ys)]
+    assert wish_accuracy(wanted, equal, REQUESTS, TEXTS) is None
+
+
+def test_only_pairs_that_the_wish_turns_count():
+    """The second pair has one ranking under both wishes, and the reward is wrong there."""
+    requests, texts = (["long", "long"], ["short", "short"]), (["hh", "a"], ["h", "b"])
+    gold = lambda xs, ys: [{"a": 5.0, "b": 1.0}.get(y, r) for y, r in zip(ys, wanted(xs, ys))]
+    reward = lambda xs, ys: [{"a": 1.0, "b": 5.0}.get(y, r) for y, r in zip(ys, wanted(xs, ys))]
+    assert wish_accuracy(reward, gold, requests, texts) == 1
 
 
 def test_baselines_by_hand():

@@ -10,11 +10,12 @@ from doubles import Letters
 from alignpro_mini.frozen import Answer, SamplingConfig
 from alignpro_mini.lab import rewards
 from alignpro_mini.lab.cli import with_options
-from alignpro_mini.lab.config import preset
+from alignpro_mini.lab.config import PreferenceConfig, preset
 from alignpro_mini.lab.run import Run
 from alignpro_mini.lab.setup import setup_of
+from alignpro_mini.options import UserError
 from alignpro_mini.training import Truncated
-from alignpro_mini.worlds.towns import TOWNS
+from alignpro_mini.worlds.towns import TOWNS, TRUTH
 
 
 class Silent:
@@ -45,9 +46,8 @@ def made_pairs(config, pi_f):
 
 def test_preferences_are_between_answers_that_ppo_would_get(tmp_path):
     """An empty rewrite is not sent: x is sent instead, as in the other stages."""
-    config = with_options(
-        preset("tiny"), {"out": str(tmp_path), "preferences.pairs": 200, "preferences.mismatched": 1.0}
-    )
+    options = {"preferences.pairs": 200, "preferences.mismatched": 1.0, "preferences.other_wish": 0.0}
+    config = with_options(preset("tiny"), options | {"out": str(tmp_path)})
     pi_f = Echo()
     pairs = made_pairs(config, pi_f)
     same, mismatched = pairs[:200], pairs[200:]
@@ -61,6 +61,7 @@ def test_preferences_are_between_answers_that_ppo_would_get(tmp_path):
 def test_a_mismatched_pair_holds_an_answer_and_what_it_is_for_another_town(tmp_path, share, count):
     """The second answer is the first one's text with another town; the same noisy judge labels the pair."""
     options = {"preferences.pairs": 40, "reward_model.batch_size": 8, "preferences.mismatched": share}
+    options |= {"preferences.other_wish": 0.0}
     config = with_options(preset("tiny"), options | {"out": str(tmp_path), "preferences.scale": 50.0})
     world = setup_of(config).make_world()
 
@@ -79,6 +80,84 @@ def test_a_mismatched_pair_holds_an_answer_and_what_it_is_for_another_town(tmp_p
         assert pair.rejected.split()[0] in TOWNS and pair.certainty > 0.99
         assert type(pair.chosen) is type(pair.rejected), "a truncated text stays truncated"
     assert count == 0 or {type(pair.chosen) for pair in found[40:]} == {str, Truncated}
+
+
+class Style(Echo):
+    """Its first answers hold a fact and no warmth, all later ones warmth and no fact."""
+
+    def answer(self, prompts, generator):
+        bare, self.asked = not self.asked, self.asked + prompts
+        towns = [next(t for t in TOWNS if t in x) for x in prompts]
+        facts = [f"{t} is a town. It lies by the {TRUTH[t][0]}." for t in towns]
+        warm = [f"Happy to help! {t} is a town. Enjoy your visit!" for t in towns]
+        return [Answer(text, truncated=False) for text in (facts if bare else warm)]
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.3, 12), (1.0, 40)])
+def test_a_pair_under_another_wish_holds_the_same_two_answers(tmp_path, share, count):
+    """It is a training request for another purpose, judged by what is wanted then; nothing more is asked."""
+    options = {"preferences.pairs": 40, "reward_model.batch_size": 8, "preferences.other_wish": share}
+    options |= {"preferences.mismatched": 0.5, "preferences.scale": 200.0, "out": str(tmp_path)}
+    config = with_options(preset("tiny"), options)
+    world, pi_f = setup_of(config).make_world(), Style()
+    pairs = made_pairs(config, pi_f)
+    assert len(pairs) == 40 + count + 20 and len(pi_f.asked) == 80
+    same, again, mismatched = pairs[:40], pairs[40 : 40 + count], pairs[40 + count :]
+    assert not any(pair.mismatched for pair in same + again) and all(pair.mismatched for pair in mismatched)
+    turned = 0
+    for before, after in zip(same, again):  # the first ones, in their order
+        assert {after.chosen, after.rejected} == {before.chosen, before.rejected}
+        a, b = world.fills[before.prompt], world.fills[after.prompt]
+        assert a["purpose"] != b["purpose"] and a | {"purpose": ""} == b | {"purpose": ""}
+        assert world.kind.wishes[a["purpose"]] != world.kind.wishes[b["purpose"]]
+        assert after.prompt in world.train_requests
+        good, bad = world.gold([after.prompt] * 2, [after.chosen, after.rejected])
+        assert good > bad and after.certainty > 0.99 or good == bad and after.certainty == 0.5
+        turned += after.chosen == before.rejected
+    assert count == 0 or turned > 0, "what is better for one purpose is worse for another"
+
+
+def test_nothing_is_judged_under_another_wish_where_there_is_none(tmp_path):
+    for options in ({"world.wishes": False}, {"task": "reasoning"}):
+        options |= {"preferences.pairs": 200, "preferences.mismatched": 0.5, "preferences.other_wish": 1.0}
+        pairs = made_pairs(with_options(preset("tiny"), options | {"out": str(tmp_path)}), Echo())
+        assert len(pairs) == 300 and [pair.mismatched for pair in pairs] == [False] * 200 + [True] * 100
+    for share in (-0.1, 1.1):
+        with pytest.raises(UserError, match=f"other_wish is {share}; it is a share of the pairs"):
+            PreferenceConfig(other_wish=share)
+
+
+# ---------------------------------------------------------------- whether the reward reads the request
+
+
+def facts_of(config, score, pi_f) -> dict:
+    """What the swap tests say of a reward model, of which only `score` is there."""
+    run, world = SimpleNamespace(config=config), setup_of(config).make_world()
+    model = SimpleNamespace(score=score(world))
+    return rewards.swap_facts(run, world, pi_f, Silent(), model, torch.Generator().manual_seed(0))
+
+
+def test_a_reward_that_reads_nothing_fails_both_swap_tests_and_the_true_one_passes_them(tmp_path):
+    config = with_options(preset("tiny"), {"out": str(tmp_path), "eval.inputs": 60})
+    blind = facts_of(config, lambda world: lambda xs, ys: [float(len(y)) for y in ys], Style())
+    assert blind["swap_accuracy"]["wish"] == 0.5 and 0.2 < blind["swap_accuracy"]["subject"] < 0.8
+    assert blind["swap_ceiling"]["wish"] == 1.0
+    true = facts_of(config, lambda world: world.gold, Style())
+    assert true["swap_accuracy"] == true["swap_ceiling"] == blind["swap_ceiling"]
+    town = lambda world: lambda xs, ys: [float(world.fills[x]["town"] in y) for x, y in zip(xs, ys)]
+    assert facts_of(config, town, Style())["swap_accuracy"] == {"subject": 1.0, "wish": 0.5}, "each test sees one part"
+    warm = lambda world: lambda xs, ys: [float(y.startswith("Happy") == is_warm(world, x)) for x, y in zip(xs, ys)]
+    is_warm = lambda world, x: world.kind.wishes[world.fills[x]["purpose"]].warmth > 0.5
+    assert facts_of(config, warm, Style())["swap_accuracy"] == {"subject": 0.5, "wish": 1.0}
+
+
+@pytest.mark.parametrize("options", [{"world.wishes": False}, {"task": "reasoning"}])
+def test_there_is_no_test_of_the_wish_where_nobody_wishes_anything_else(tmp_path, options):
+    config = with_options(preset("tiny"), options | {"out": str(tmp_path), "eval.inputs": 20})
+    pi_f = Echo()
+    facts = facts_of(config, lambda world: world.gold, pi_f)
+    assert list(facts["swap_accuracy"]) == list(facts["swap_ceiling"]) == ["subject"]
+    assert len(pi_f.asked) == 20, "no second answer is asked for"
 
 
 @pytest.mark.parametrize(("name", "want"), [("tiny", "ab. cdef"), ("smollm2", "ab.")])

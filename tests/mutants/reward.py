@@ -38,8 +38,18 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     of(
         "micro-batches-add-up",
-        ("(loss.sum() / len(batch))", "loss.mean()"),
+        (".sum() / len(batch))", ".mean())"),
         "test_cutting_a_batch_into_micro_batches_changes_nothing",
+    ),
+    of(
+        "offsets-left-free",
+        ("config.center_coef * centered", "0 * centered"),
+        "test_the_gradient_is_that_of_bradley_terry_and_of_the_squared_sums",
+    ),
+    of(
+        "differences-centred-for-sums",
+        ("centered = (chosen + rejected) ** 2", "centered = (chosen - rejected) ** 2"),
+        "test_the_gradient_is_that_of_bradley_terry_and_of_the_squared_sums",
     ),
     of(
         "labels-without-noise",
