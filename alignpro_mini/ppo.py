@@ -51,14 +51,14 @@ class PPOConfig:
     """PPO with GAE and a KL penalty, for the prompter (ppo) and for the RLHF oracle (oracle)."""
 
     variant: str = option("ppo", "the trainer: PPO with GAE, or one of variants.py")
-    iterations: int = option(60, "rollouts, each followed by its update", least=1)
-    batch_size: int = option(128, "completions an iteration", least=1)
+    iterations: int = option(200, "rollouts, each followed by its update", least=1)
+    batch_size: int = option(64, "completions an iteration", least=1)
     rewrites_per_request: int = option(1, "K, completions of each prompt of a batch", least=1)
     answers: int = option(1, "M, answers per rewrite; their rewards are averaged", least=1)
     ppo_epochs: int = option(2, "passes over each rollout", least=1)
     num_minibatches: int = option(2, "optimiser steps a pass", least=1)
     micro_batch_size: int = option(32, MICRO_BATCH.format("rows"), least=1)
-    lr: float = option(4e-4, "learning rate; it rises to this, then falls to 0", above=0)
+    lr: float = option(5e-4, "learning rate; it rises to this, then falls to 0", above=0)
     warmup_ratio: float = option(0.2, "share of the iterations over which the rate rises")
     kl_coef: float = option(0.1, "lambda: reward paid per nat of KL to the SFT policy", least=0)
     adaptive_kl_target: float = option(0.0, "nats: adapt kl_coef to this KL (0: do not)", least=0)
@@ -429,7 +429,7 @@ def train_ppo(
     prompts: Sequence[str],
     stage: Stage = SilentStage(),
     observe: Callable[[PPOTrainer], tuple[dict, list[dict]]] = lambda trainer: ({}, []),
-    show_every: int = 20,
+    show_every: int = 100,
 ) -> Transformer:
     """`config.iterations` of `trainer.step` over random batches of `prompts`; returns the model.
 

@@ -57,7 +57,7 @@ def test_resuming_without_a_run_starts_one(config):
 
 def test_other_options_on_resume_are_named_and_nothing_is_overwritten(run, config):
     other = replace(config, ppo=replace(config.ppo, lr=9e-4), seed=3)
-    with pytest.raises(UserError, match=r"ppo\.lr was 0\.0004, now 0\.0009.*seed was 0, now 3"):
+    with pytest.raises(UserError, match=r"ppo\.lr was 0\.0005, now 0\.0009.*seed was 0, now 3"):
         Run(other, resume=True)
     assert json.loads((run.path / "config.json").read_text())["seed"] == 0
 
