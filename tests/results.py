@@ -10,6 +10,7 @@ def arm(mean: float, variance: float, parts=(0.3, 0.1, 0.6), **more) -> dict:
         "variance_parts": dict(zip(("between_inputs", "between_rewrites", "within"), parts)),
         "ci95": [mean - 0.05, mean + 0.05],
         "variance_ci95": [variance - 0.1, variance + 0.1],
+        "variance_within_requests": parts[1] + parts[2],
         "gold_mean": mean / 2,
         "gold_variance": 0.5,
         "gold_variance_ci95": [0.4, 0.6],
@@ -45,6 +46,10 @@ def make_results(
         "variance_ratio_ci95": None if ratio is None else [ratio - 0.1, ratio + 0.1],
         "gold_variance_ratio": 0.8,
         "gold_variance_ratio_ci95": [0.7, 1.1],
+        "variance_ratio_within_requests": 0.42,
+        "variance_ratio_within_requests_ci95": [0.36, 0.48],
+        "gold_variance_ratio_within_requests": 0.93,
+        "gold_variance_ratio_within_requests_ci95": [0.84, 1.07],
         "gap_closed": None if oracle is None else (pro - base) / (oracle - base),
         "gap_closed_ci95": None if oracle is None else [0.75, 0.85],
         "difference_to_oracle": None if oracle is None else {"mean": pro - oracle, "ci95": [-0.3, -0.1]},
@@ -59,7 +64,8 @@ def make_results(
             "length_matched": None,
             "length_matched_pairs": 0,
             "truncated_accuracy": None,
-            "swap_accuracy": 0.941,
+            "swap_accuracy": {"subject": 0.941, "wish": 0.874},
+            "swap_ceiling": {"subject": 0.952, "wish": 1.0},
         },
         "headroom": {
             "icc": 0.123,
@@ -70,3 +76,17 @@ def make_results(
         },
         "config": {"ppo": {"lr": 1e-4}, "note": "</pre><b>"},
     }
+
+
+def with_fixed(
+    results: dict, over=(0.25, 0.125, 0.375), gold=(0.1, -0.05, 0.25), share: tuple | None = (0.9, 0.8, 1.0)
+) -> dict:
+    """The same results with a fixed rewrite; Align-Pro's lead over it, also of the gold reward, and the share of what
+    reading the request can gain: value, low and high end of the interval."""
+    lead = over[0]
+    results["arms"]["fixed_rewrite"] = arm(results["arms"]["align_pro"]["mean"] - lead, 1.2)
+    found = {"x": "What is Ashby like?", "text": "What is Ashby like? Be precise.", "answers": 12345, "kind": 3}
+    results["fixed_rewrite"] = found | {"rounds": []}
+    for key, value in {"over_fixed": over, "gold_over_fixed": gold, "request_share": share}.items():
+        results |= {key: value and value[0], f"{key}_ci95": value and list(value[1:])}
+    return results

@@ -46,6 +46,7 @@ def test_a_constant_reward_of_no_fine_tuning_does_not_end_the_run(tmp_path, cons
     assert results["variance_ratio"] is None and results["arms"]["no_finetuning"]["variance"] == pytest.approx(
         0, abs=1e-20
     )
+    assert results["variance_ratio_within_requests"] is None
     assert "Variance ratio, Align-Pro / no fine-tuning: –" in tables.final_table(results)
     assert "quality" in sweep_table([results])
     with warnings.catch_warnings():
@@ -189,6 +190,8 @@ def test_scoring_and_evaluation_need_only_answer_and_fits(with_tokens):
     table = torch.tensor([[0.5, 0.5], [0.5, 0.5]])
     arms = [
         evaluator.plain(),
+        evaluator.best_of_n_answers(),
+        evaluator.fixed(["b", "d"], np.zeros((2, 1))),
         evaluator.prompter(rho, rho),
         evaluator.best_of_n(rho),
         evaluator.enumerated([["a", "b"], ["bc", "d"]], table, table),

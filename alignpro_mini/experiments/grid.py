@@ -45,6 +45,7 @@ SECOND = {
     "small": (ShapeConfig(d_model=128, n_layers=4), ShapeConfig("llama", 320, 6, 10)),
     "gpt2": (ShapeConfig("llama", 384, 6, 6), ShapeConfig("llama", 1024, 16, 16, 4)),
 }
+SHOWN = ("no_finetuning", "fixed_rewrite", "align_pro", "rlhf_oracle")
 HEADINGS = ("No-FT", "Align-Pro", "Oracle")
 PARTS = {"between_inputs": "#e69f00", "between_rewrites": "#cc79a7", "within": "#56b4e9"}
 
@@ -79,10 +80,11 @@ def run_group(config: RunConfig, resume: bool, cells: Sequence[str]) -> dict:
         tokenizer, frozen[F] = pipeline.frozen_lm(*of(F))
     rho_sft = {P: pipeline.prompter_sft(*of(P), tokenizer, frozen["F1"]) for P in prompters}
     reward = pipeline.reward_model(*of("reward"), frozen["F1"], rho_sft["P1"])
-    plain, rated, samples = {}, {}, {}
+    plain, fixed, rated, samples = {}, {}, {}, {}
     for F in dict.fromkeys(cell.split("-")[1] for cell in cells):
         oracle = pipeline.rlhf_oracle(run_of(F), world, frozen[F], reward)
         plain[F] = assess.evaluate_plain(run_of(F), world, frozen[F], oracle, reward)
+        fixed[F] = pipeline.fixed_rewrite(run_of(F), world, frozen[F], reward)
         rated[F] = assess.rate_rewrites(*of(F), frozen[F], reward)
         samples[F] = assess.sample_oracle(run_of(F), frozen[F], oracle, reward, rated[F])
     results = {}
@@ -91,7 +93,7 @@ def run_group(config: RunConfig, resume: bool, cells: Sequence[str]) -> dict:
         run = run_of(cell)
         rho = pipeline.align_pro(run, world, frozen[F], rho_sft[P], reward)
         listing = assess.closed_form(run, rho_sft[P], rho, rated[F], samples[F])
-        arms = assess.evaluate_prompters(run, world, frozen[F], rho_sft[P], rho, reward, listing)
+        arms = assess.evaluate_prompters(run, world, frozen[F], rho_sft[P], rho, reward, fixed[F], listing)
         results[cell] = assess.conclude(run, world, plain[F] | arms)
     return {"task": config.task, "preset": config.preset, "seed": config.seed, "cells": results}
 
@@ -133,8 +135,11 @@ def grid_counts(sixes: list) -> dict[str, tuple[int, int]]:
 
 COLUMNS = {
     **{f"{heading} {key}": ("arms", arm, key) for key in ("mean", "variance") for heading, arm in zip(HEADINGS, TRIO)},
+    "fixed rewrite": ("arms", "fixed_rewrite", "mean"),
+    "Align-Pro - fixed": ("over_fixed",),
     "gap closed": ("gap_closed",),
     "var. ratio": ("variance_ratio",),
+    "within requests": ("variance_ratio_within_requests",),
     "gold": ("gold_variance_ratio",),
     "attain.": ("theory", "attainable_gain_share"),
 }
@@ -164,7 +169,7 @@ def table(content: dict) -> str:
 
 
 def figure(content: dict, path: Path) -> None:
-    """The paper's figure: a column a task; reward mean above, variance below; three bars a cell.
+    """The paper's figure: a column a task; reward mean above, variance below; four bars a cell.
 
     Error bars are 95% t-intervals over seeds. A single seed has none: its mean gets the bootstrap interval over
     requests instead, its variance nothing.
@@ -175,11 +180,11 @@ def figure(content: dict, path: Path) -> None:
     for column, task in zip(axes.T, tasks):
         of_task = {cell: runs for (t, cell), runs in cells.items() if t == task}
         for ax, key in zip(column, ("mean", "variance")):
-            for i, arm in enumerate(TRIO):
+            for i, arm in enumerate(SHOWN):
                 values = [sweep.seed_mean(runs, "arms", arm, key) for runs in of_task.values()]
-                places = np.arange(len(of_task)) + 0.27 * (i - 1)
+                places = np.arange(len(of_task)) + 0.2 * (i - 1.5)
                 heights = [np.nan if mean is None else mean for mean, _ in values]
-                ax.bar(places, heights, 0.25, color=ARMS[arm][1], label=ARMS[arm][0])
+                ax.bar(places, heights, 0.19, color=ARMS[arm][1], label=ARMS[arm][0])
                 for x, (mean, half), runs in zip(places, values, of_task.values()):
                     single = get(runs[0], "arms", arm, "ci95") if key == "mean" else None
                     low, high = (mean - half, mean + half) if half is not None else single or (np.nan, np.nan)

@@ -41,6 +41,8 @@ def run_cells(
     for count, ratio in product(pairs, mismatched):
         name = f"pairs-{count}-mismatched-{ratio}"
         learns = {"preferences.pairs": count, "preferences.mismatched": float(ratio)}
+        if ratio == 0:
+            learns["preferences.other_wish"] = 0.0  # no pair at all that teaches the reward to read the request
         run = study.part(config, resume, name, learns)
         reward = shared.learn_reward(run)
         facts = json.loads((run.path / "checkpoints" / "reward_model.json").read_text(encoding="utf-8"))
@@ -53,7 +55,7 @@ def run_cells(
             cell = {"pairs": count, "mismatched": ratio, "lam": lam, "kl": end["kl"]}
             cell["gain"] = (end["mean"] - start["mean"]) / start["std"]
             cell["gold_gain"] = (end["gold_mean"] - start["gold_mean"]) / start["gold_std"]
-            cells.append(cell | {key: facts[key] for key in ("accuracy", "swap_accuracy")})
+            cells.append(cell | {"accuracy": facts["accuracy"], "swap_accuracy": facts["swap_accuracy"]})
     return {"task": config.task, "seed": config.seed, "cells": cells}
 
 
@@ -77,7 +79,8 @@ def by_cell(runs: list[dict], *keys: str) -> dict[tuple, list[dict]]:
 
 COLUMNS = {
     "accuracy": lambda cell: cell["accuracy"],
-    "swap acc.": lambda cell: cell["swap_accuracy"],
+    "swap, subject": lambda cell: cell["swap_accuracy"]["subject"],
+    "swap, wish": lambda cell: cell["swap_accuracy"].get("wish"),
     "KL": lambda cell: cell["kl"],
     "learned gain": lambda cell: cell["gain"],
     "gold gain": lambda cell: cell["gold_gain"],

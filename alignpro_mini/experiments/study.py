@@ -36,7 +36,14 @@ from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.weights.tensors import write_json
 
 # Options of a run that most studies do not read: how train.py evaluates its arms, and its oracle.
-ARM_OPTIONS = ("eval.rewrites", "eval.answers", "eval.best_of_n", "eval.headroom_inputs", "theory.samples")
+ARM_OPTIONS = (
+    "eval.rewrites",
+    "eval.answers",
+    "eval.best_of_n",
+    "eval.untrained_arms",
+    "eval.headroom_inputs",
+    "theory.samples",
+)
 ORACLE_OPTIONS = ("oracle", "eval.oracle", "eval.bootstrap")
 
 

@@ -20,6 +20,7 @@ from alignpro_mini.lab.evaluation import Arm, Evaluator
 from alignpro_mini.lab.glossary import ARMS
 from alignpro_mini.lab.models import assert_frozen, with_weights
 from alignpro_mini.lab.optimum import Listing, OracleSamples, RatedRewrites
+from alignpro_mini.lab.recompute import save_rewards
 from alignpro_mini.lab.rewards import Reward
 from alignpro_mini.lab.run import API_FILE, Run, RunStage
 from alignpro_mini.lab.setup import Setup
@@ -90,26 +91,44 @@ def closed_form(
 def evaluate_plain(
     run: Run, world: World, pi_f: FrozenModel, oracle: FrozenLM | None, reward: Reward
 ) -> dict[str, Arm]:
-    """Stage 8: the arms without a prompter, no fine-tuning and the oracle, on the held-out requests."""
+    """Stage 8: the arms without a prompter, on the held-out requests."""
     arms: dict[str, MakeArm] = {"no_finetuning": lambda e: e.plain()}
+    if run.config.eval.untrained_arms:
+        arms["best_of_n_answers"] = lambda e: e.best_of_n_answers()
     if oracle is not None:
         arms["rlhf_oracle"] = lambda e: e.oracle(oracle, pi_f)
     return evaluate(run, "evaluation_plain", world, pi_f, reward, arms)
 
 
 def evaluate_prompters(
-    run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter, rho: Prompter, reward: Reward, listing: Listing | None
+    run: Run,
+    world: World,
+    pi_f: FrozenModel,
+    rho_sft: Prompter,
+    rho: Prompter,
+    reward: Reward,
+    fixed: dict | None,
+    listing: Listing | None,
 ) -> dict[str, Arm]:
-    """Stage 9: the arms with a prompter, on the same requests."""
+    """Stage 9: the arms whose requests are rewritten, the same requests."""
     arms: dict[str, MakeArm] = {
         "untrained_prompter": lambda e: e.prompter(rho_sft, None),  # its KL to itself is 0
         "best_of_n": lambda e: e.best_of_n(rho_sft),
         "align_pro": lambda e: e.prompter(rho, rho_sft),
     }
+    if fixed is not None:
+        arms["fixed_rewrite"] = lambda e: _fixed(e, world, rho_sft, fixed["kind"])
     if listing is not None:
         star = optimal_prompter(listing.rho_sft, listing.R, run.config.ppo.kl_coef)
         arms["closed_form"] = lambda e: e.enumerated(listing.rewrites, star, listing.rho_sft)
     return evaluate(run, "evaluation", world, pi_f, reward, arms)
+
+
+def _fixed(evaluator: Evaluator, world: World, rho_sft: Prompter, kind: int) -> Arm:
+    """The arm of one kind of rewrite, with the KL of a prompter that always writes it."""
+    rewrites = [world.rewrites(x)[kind] for x in evaluator.requests]
+    logs = optimum.log_probabilities(rho_sft, evaluator.requests, [[x_prime] for x_prime in rewrites])  # (N, 1)
+    return evaluator.fixed(rewrites, -logs.numpy())
 
 
 def evaluate(
@@ -154,8 +173,9 @@ def conclude(run: Run, world: World, arms: dict[str, Arm]) -> dict:
     arms = {name: arms[name] for name in ARMS if name in arms}
     results = {"task": c.task, "preset": c.preset, "seed": c.seed, "n_eval": len(arms["no_finetuning"].reward)}
     results["kl_coef"] = {"ppo": c.ppo.kl_coef, "oracle": c.oracle.kl_coef}
-    results |= evaluation.summarise(arms, c.eval, world.groups(world.eval_requests[: c.eval.inputs]))
-    for extra in ("reward_model", "headroom", "theory"):
+    groups = world.groups(world.eval_requests[: c.eval.inputs])
+    results |= evaluation.summarise(arms, c.eval, groups)
+    for extra in ("reward_model", "headroom", "fixed_rewrite", "theory"):
         path = run.path / "checkpoints" / f"{extra}.json"
         results[extra] = json.loads(path.read_text()) if path.exists() else None
     if (run.path / API_FILE).exists():
@@ -165,6 +185,7 @@ def conclude(run: Run, world: World, arms: dict[str, Arm]) -> dict:
     results["stopped"] = {r["stage"]: r["stopped"] for r in run.rows("metrics.jsonl") if "stopped" in r}
     results["wall_s"] = {name: stage["seconds"] for name, stage in run.stages.items()}
     write_json(run.path / "results.json", results)
+    save_rewards(run.path / "rewards.npz", arms, groups, results["kl_coef"])
     return results
 
 

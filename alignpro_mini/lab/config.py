@@ -47,15 +47,17 @@ class ShapeConfig:
 class PreferenceConfig:
     """The pairs of answers that a learned reward is trained on, and the answers that set a reward's unit."""
 
-    pairs: int = option(3000, "preference pairs of the frozen LM's answers (files bring their own)", least=1)
+    pairs: int = option(8000, "preference pairs of the frozen LM's answers (files bring their own)", least=1)
     answers_per_request: int = option(2, "answers to a request, each compared with each of the others", least=2)
     scale: float = option(2.0, "P(a over b) = sigmoid(scale x gold difference); larger is cleaner", above=0)
-    mismatched: float = option(1.5, "further pairs with an answer to another request, for each of `pairs`", least=0)
+    mismatched: float = option(0.8, "further pairs with an answer to another request, for each of `pairs`", least=0)
+    other_wish: float = option(1.0, "further pairs: the same two answers under another wish, for each of `pairs`")
     normalise_on: int = option(1000, "answers to SFT rewrites that set the reward's mean and scale", least=2)
 
     def __post_init__(self) -> None:
         check_ranges(self)
         most = 2 / (self.answers_per_request - 1)  # as many as there are answers
+        require(0 <= self.other_wish <= 1, f"other_wish is {self.other_wish}; it is a share of the pairs, in 0..1")
         require(self.mismatched <= most, f"mismatched is {self.mismatched}; each answer serves once, {most:g} at most")
 
 
@@ -66,7 +68,10 @@ class EvalConfig:
     inputs: int = option(512, "evaluation requests, the same for every arm", least=2)
     rewrites: int = option(2, "K, rewrites per request (the arms without a prompter get K x M answers)", least=1)
     answers: int = option(2, "M, answers per rewrite", least=1)
-    best_of_n: int = option(4, "n of best-of-n rewriting; the chosen rewrite is answered again", least=1)
+    best_of_n: int = option(4, "n of best-of-n rewrites (the chosen one is answered again), and of answers", least=1)
+    untrained_arms: bool = option(
+        True, "also the best fixed rewrite, found by as many answers as PPO gets, and best-of-n answers"
+    )
     bootstrap: int = option(2000, "resamples of the requests for the 95 % intervals", least=1)
     headroom_inputs: int = option(64, "requests for the headroom diagnostic printed before PPO", least=2)
     oracle: bool = option(True, "train and evaluate the RLHF oracle too")
@@ -235,7 +240,7 @@ def preset(name: str) -> RunConfig:
         "frozen_lm": replace(tiny.frozen_lm, lr=lr, steps=1500, **micro[0]),
         "prompter_sft": replace(tiny.prompter_sft, lr=lr, steps=800, **micro[0]),
         "preferences": replace(tiny.preferences, pairs=8000),
-        "reward_model": replace(tiny.reward_model, lr=lr / 4, **micro[1]),
+        "reward_model": replace(tiny.reward_model, batch_size=32, epochs=2.0, lr=lr / 4, **micro[1]),
     }
     return replace(tiny, preset=name, ppo=replace(tiny.ppo, **rl), oracle=replace(tiny.oracle, **rl), **changes)
 
@@ -255,7 +260,7 @@ def _micro(tiny: RunConfig) -> RunConfig:
         frozen_lm=sft,
         prompter_sft=sft,
         preferences=replace(tiny.preferences, pairs=80, normalise_on=64),
-        reward_model=replace(tiny.reward_model, batch_size=16),
+        reward_model=replace(tiny.reward_model, batch_size=16, epochs=3.0),
         sampling=replace(tiny.sampling, max_new_tokens=20),
         ppo=ppo,
         oracle=ppo,

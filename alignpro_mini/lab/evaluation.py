@@ -1,8 +1,10 @@
 """The arms on one fixed set of held-out requests, and their comparison.
 
     no_finetuning        x straight to pi_F                               K = 1 rewrite (x itself), K x M answers
+    fixed_rewrite        one kind of rewrite for every request, the best one on training requests (fixed.py)
     untrained_prompter   x' ~ rho_sft
     best_of_n            n rewrites of rho_sft, one answer each; the best answer's rewrite is answered again
+    best_of_n_answers    n answers to x itself; the reward picks one of them
     align_pro            x' ~ rho
     rlhf_oracle          x straight to the RLHF-trained copy of pi_F
     closed_form          x' ~ rho*, the exact optimum over the enumerated rewrites, for the first requests (optimum.py)
@@ -31,6 +33,7 @@ from alignpro_mini.lab.statistics import (
     resampled_moments,
     variance_parts,
     win_shares,
+    within_requests,
 )
 from alignpro_mini.training import Score
 from alignpro_mini.transformer import Transformer
@@ -96,6 +99,25 @@ class Evaluator:
         """No fine-tuning: x straight to the frozen model."""
         M, kl = self.config.rewrites * self.config.answers, np.zeros((len(self.requests), 1))
         return self._arm(self.frozen, [[x] for x in self.requests], M, kl, {})[0]
+
+    def fixed(self, rewrites: list[str], kl: np.ndarray) -> Arm:
+        """One given rewrite of each request; `kl` (N, 1) is -log rho_sft of it: that of a prompter that writes it."""
+        M = self.config.rewrites * self.config.answers
+        return self._arm(self.frozen, [[x_prime] for x_prime in rewrites], M, kl, {})[0]
+
+    def best_of_n_answers(self) -> Arm:
+        """The best of n answers to x itself, by the reward: n times the answers. KL of answers <= log n - (n-1)/n."""
+        n, M = self.config.best_of_n, self.config.rewrites * self.config.answers
+        N = len(self.requests)
+        bound = np.full((N, 1), np.log(n) - (n - 1) / n)
+        arm, answers = self._arm(self.frozen, [[x] for x in self.requests], M * n, bound, {})
+        best = arm.reward.reshape(N, M, n).argmax(2)  # (N, M)
+        flat = (np.arange(N * M) * n + best.ravel()).tolist()  # their places among all N * M * n answers
+        pick = lambda values: None if values is None else values.ravel()[flat].reshape(N, 1, M)
+        chosen = [answers[i] for i in flat]
+        extra = {"answer_length": answer_length(chosen), "truncated": float(np.mean([a.truncated for a in chosen]))}
+        picked = {part: pick(getattr(arm, part)) for part in ("reward", "gold", "y")}
+        return replace(arm, **picked, extra=arm.extra | extra)
 
     def oracle(self, oracle: FrozenLM, reference: FrozenLM) -> Arm:
         """x straight to the RLHF-trained copy, with its KL to `reference`, the frozen LM it is a copy of."""
@@ -173,8 +195,10 @@ def summarise(arms: dict[str, Arm], config: EvalConfig, groups: Groups = None) -
     table = {name: _measured(name, arm, base, count, groups) for name, arm in arms.items()}
     pro, oracle = arms["align_pro"], arms.get("rlhf_oracle")
     found = {"arms": table, "judge": "gold" if base.gold is not None else "reward"}
-    found |= ratio_of_variances("variance_ratio", pro.reward, base.reward, count, groups)
-    found |= ratio_of_variances("gold_variance_ratio", pro.gold, base.gold, count, groups)
+    for prefix, ours, plain in (("", pro.reward, base.reward), ("gold_", pro.gold, base.gold)):
+        found |= ratio_of_variances(f"{prefix}variance_ratio", ours, plain, count, groups)
+        found |= ratio_within_requests(f"{prefix}variance_ratio_within_requests", ours, plain, count, groups)
+    found |= against_fixed(arms, count, groups)
     found |= dict.fromkeys(("gap_closed", "gap_closed_ci95", "difference_to_oracle"))
     if oracle is not None:
         found["difference_to_oracle"] = paired(pro, oracle, count, groups)
@@ -183,6 +207,37 @@ def summarise(arms: dict[str, Arm], config: EvalConfig, groups: Groups = None) -
             gain, best = (table[name]["difference"]["mean"] for name in ("align_pro", "rlhf_oracle"))
             found |= {"gap_closed": gain / best, "gap_closed_ci95": interval((ours - none) / (theirs - none))}
     return found
+
+
+FIXED = ("over_fixed", "over_fixed_ci95", "gold_over_fixed", "gold_over_fixed_ci95")
+SHARE = ("request_share", "request_share_ci95")
+
+
+def against_fixed(arms: dict[str, Arm], count: int, groups: Groups = None) -> dict:
+    """Align-Pro against the best fixed rewrite: what a prompter gains by reading the request.
+
+        over_fixed      Align-Pro - fixed rewrite, paired; of the gold reward too
+        request_share   (Align-Pro - fixed rewrite) / (closed form - fixed rewrite), on the closed form's requests
+    None where there is no such arm. The share is None too where the closed form's lead is not shown: one sentence is
+    then enough.
+    """
+    found = dict.fromkeys(FIXED + SHARE)
+    pro, fixed, star = (arms.get(name) for name in ("align_pro", "fixed_rewrite", "closed_form"))
+    if fixed is None:
+        return found
+    lead = paired(pro, fixed, count, groups)
+    found |= {"over_fixed": lead["mean"], "over_fixed_ci95": lead["ci95"]}
+    if pro.gold is not None:
+        on_gold = (replace(arm, reward=arm.gold) for arm in (pro, fixed))
+        lead = paired(*on_gold, count, groups)
+        found |= {"gold_over_fixed": lead["mean"], "gold_over_fixed_ci95": lead["ci95"]}
+    if star is None or paired(star, fixed, count, groups)["ci95"][0] <= 0:
+        return found
+    n = len(star.reward)
+    few = groups and groups[:n]
+    ours, theirs, best = (resampled_moments(arm.reward[:n], count, few)[0] for arm in (pro, fixed, star))
+    share = paired(replace(pro, reward=pro.reward[:n]), fixed, 1)["mean"] / paired(star, fixed, 1)["mean"]
+    return found | {"request_share": share, "request_share_ci95": interval((ours - theirs) / (best - theirs))}
 
 
 def _measured(name: str, arm: Arm, base: Arm, count: int, groups: Groups) -> dict:
@@ -198,7 +253,9 @@ def _measured(name: str, arm: Arm, base: Arm, count: int, groups: Groups) -> dic
         "variance": float(arm.reward.var(ddof=1)),
         "variance_ci95": interval(variance),
         "variance_parts": variance_parts(arm.reward),
+        "variance_within_requests": float(within_requests(arm.reward).mean()),
         **dict.fromkeys(("gold_mean", "gold_ci95", "gold_variance", "gold_variance_ci95")),
+        "gold_variance_within_requests": float(within_requests(arm.gold).mean()) if known else None,
         "kl": float(arm.kl.mean()),
         "win_rate": float(wins.mean()),
         "win_rate_ci95": bootstrap_interval(wins, count, groups),
@@ -221,6 +278,18 @@ def ratio_of_variances(
     (_, a), (_, b) = (resampled_moments(rewards, count, groups) for rewards in (ours, base))
     defined = b > 0  # a resample of a nearly constant baseline may have no variance at all
     return {name: float(ours.var(ddof=1) / base.var(ddof=1)), f"{name}_ci95": interval(a[defined] / b[defined])}
+
+
+def ratio_within_requests(
+    name: str, ours: np.ndarray | None, base: np.ndarray | None, count: int, groups: Groups = None
+) -> dict:
+    """The same of the variances within requests, which no offset b(x) of a learned reward changes."""
+    if base is None or not within_requests(base).mean() > 1e-12:
+        return {name: None, f"{name}_ci95": None}
+    a, b = (within_requests(rewards)[:, None, None] for rewards in (ours, base))  # (N, 1, 1)
+    means, bases = (resampled_moments(values, count, groups)[0] for values in (a, b))
+    defined = bases > 0
+    return {name: float(a.mean() / b.mean()), f"{name}_ci95": interval(means[defined] / bases[defined])}
 
 
 def headroom(evaluator: Evaluator, rho_sft: Prompter, K: int = 8, M: int = 4) -> dict[str, float]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 ARMS = {  # arm: its name, and its one colour in every plot (Okabe-Ito: safe for the colour-blind)
     "no_finetuning": ("no fine-tuning", "#6b7280"),
+    "fixed_rewrite": ("fixed rewrite", "#d55e00"),
     "untrained_prompter": ("SFT prompter", "#cc79a7"),
-    "best_of_n": ("best-of-n", "#e69f00"),
+    "best_of_n": ("best-of-n rewrites", "#e69f00"),
+    "best_of_n_answers": ("best-of-n answers", "#b59f00"),
     "align_pro": ("Align-Pro", "#0072b2"),
     "rlhf_oracle": ("oracle", "#009e73"),
     "closed_form": ("closed form", "#56b4e9"),
@@ -15,7 +17,7 @@ GLOSSARY = """\
 loss heldout_loss | cross-entropy, nats per token (reward: per pair) | falls, flattens | held-out rises: overfitting
 accuracy heldout_accuracy accuracy_ci95 | share of pairs ranked like their label; 95% interval of the held-out one | held-out near the ceiling | 0.5: nothing learned
 margin | reward of the chosen minus the rejected answer | above 0, levels off | keeps growing: overfitting
-swap_accuracy swap_ceiling | share of held-out requests where the answer beats one that belongs to another request; by the gold reward | near the ceiling | 0.5: r(x, y) does not read x
+swap_accuracy swap_ceiling | by part of the request, the model's and the gold reward's: subject: the answer is rated above one to another request; wish: two answers are ranked as each of two wishes demands | near the ceiling | 0.5: r(x, y) does not read this part of x
 ceiling always_longer | accuracy of the gold reward; of the longer answer | far apart | close: it may only count words
 length_matched length_matched_pairs truncated_accuracy | held-out accuracy where both answers are about equally long (within 10 %); number of such pairs; accuracy on answers cut as the frozen LM's are | near accuracy | far below: it counts words; cannot rate half an answer
 score_mean | mean score of a batch, before any penalty | rises | falls: learning rate too high
@@ -41,6 +43,11 @@ mean ci95 difference | learned reward; its 95% interval; minus no fine-tuning's 
 win_rate tie_rate | answers won (ties half), tied against no fine-tuning | wins > 0.5 | below: no broad gain
 right_rate worked_rate asks_for_steps | shares, reasoning: answers right, worked in steps; rewrites that ask for it | above no fine-tuning | falls as reward rises: style over substance
 variance variance_ratio gold_variance_ratio | of the learned reward; Align-Pro's / no fine-tuning's; that of the gold reward | below 1 | above 1: less predictable
+variance_within_requests variance_ratio_within_requests gold_variance_within_requests gold_variance_ratio_within_requests | the part between rewrites + within, and its ratio to no fine-tuning's: no offset b(x) of a learned reward changes it | ratio below 1 | above 1: less predictable
+predicted_variance_ratio predicted_variance_ratio_within_requests | what the closed form says of the two ratios before any PPO | near the measured ones | far: PPO is far from the optimum
+over_fixed over_fixed_ci95 gold_over_fixed gold_over_fixed_ci95 | Align-Pro minus the best fixed rewrite, paired; its 95% interval; of the gold reward | above 0 | covers 0: one sentence does as much
+request_share request_share_ci95 | (Align-Pro - fixed rewrite) / (closed form - fixed rewrite) on the same requests | 0.85 to 1 | low: the prompter does not read the request; none: one sentence is enough
+fixed_rewrite | the best kind of rewrite for all requests, by successive halving with as many answers as PPO used | - | -
 between_inputs | variance component: some requests are easier | falls | grows: only some inputs gain
 between_rewrites | variance component: rewrites of one input | near 0 after RL | large: the prompter is undecided
 within | variance component: the frozen LM's own sampling | falls | grows: good rewrites are less reliable

@@ -152,6 +152,8 @@ def describe(listing: Listing, lam: float) -> dict[str, float]:
         r_standard_error                 of R: root mean square over the enumerated rewrites
         optimum_noise                    by how much the noise in R is expected to raise J_lam(rho*), in reward; to
                                          second order, and so too low where R's standard errors are not well below lam
+        predicted_variance_ratio         of the optimum to no fine-tuning, cross-fitted: known before any PPO; and its
+                                         part within requests. None where all requests share one table, or have too few answers
         delta2, delta3                   J(pi_F) - J(rho_sft), J(rho_sft) - J(rho*); R also chose rho*, which
                                          raises it by about twice `optimum_noise`
 
@@ -168,17 +170,36 @@ def describe(listing: Listing, lam: float) -> dict[str, float]:
     found = theory.closeness(listing.rho, rho_sft, R, lam)
     share = found["attainable_gain_share"]
     less = None if share is None else share - cost / found["attainable_gain"]
-    return found | {
-        "attainable_gain_share_cross_fitted": crossed_share(listing, lam),
-        "attainable_gain_share_less_unlisted": less,
-        "mass_outside": 1 - float(ours.mean()),
-        "mass_outside_sft": 1 - float(start.mean()),
-        "r_standard_error": float(error2.mean().sqrt()),
-        "unlisted_cost": cost,
-        "optimum_noise": float(noise),
-        "delta2": float(R[:, 0].mean() - theory.value(rho_sft, R)),
-        "delta3": float(theory.value(rho_sft, R) - theory.value(star, R)),
-    }
+    return (
+        found
+        | predicted_ratios(listing, lam)
+        | {
+            "attainable_gain_share_cross_fitted": crossed_share(listing, lam),
+            "attainable_gain_share_less_unlisted": less,
+            "mass_outside": 1 - float(ours.mean()),
+            "mass_outside_sft": 1 - float(start.mean()),
+            "r_standard_error": float(error2.mean().sqrt()),
+            "unlisted_cost": cost,
+            "optimum_noise": float(noise),
+            "delta2": float(R[:, 0].mean() - theory.value(rho_sft, R)),
+            "delta3": float(theory.value(rho_sft, R) - theory.value(star, R)),
+        }
+    )
+
+
+def predicted_ratios(listing: Listing, lam: float) -> dict[str, float | None]:
+    """Variance of the reward under rho* over that of plain answers: whole, and within requests."""
+    names = ("predicted_variance_ratio", "predicted_variance_ratio_within_requests")
+    if listing.is_pooled or len(listing.r) < 2 or int(listing.answers.min()) < 4:  # a variance in each half
+        return dict.fromkeys(names)
+    star = lambda chose: theory.optimal_prompter(listing.rho_sft, chose.nanmean(2), lam)  # (N, K)
+    best = cross_fitted(lambda chose, rates: moments(star(chose), rates), listing.halves)
+    only_x = torch.zeros_like(listing.rho_sft)  # (N, K)
+    only_x[:, 0] = 1.0
+    plain = moments(only_x, listing.r)
+    within = lambda parts: parts["between_rewrites"] + parts["within"]
+    pairs = ((best["total"], plain["total"]), (within(best), within(plain)))
+    return {name: a / b if b > 1e-12 else None for name, (a, b) in zip(names, pairs)}
 
 
 def crossed_share(listing: Listing, lam: float) -> float | None:

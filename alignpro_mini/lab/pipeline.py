@@ -17,6 +17,7 @@ from alignpro_mini.fast.sampling import generate
 from alignpro_mini.frozen import FrozenLM, FrozenModel
 from alignpro_mini.lab import evaluation, processes, rewards
 from alignpro_mini.lab.device import resolve_device
+from alignpro_mini.lab.fixed import find_fixed_rewrite
 from alignpro_mini.lab.guards import GuardedScore
 from alignpro_mini.lab.models import assert_frozen, copy_of, dtype_of_copy, make_frozen_lm, make_prompter, with_weights
 from alignpro_mini.lab.rewards import Reward
@@ -109,6 +110,27 @@ def align_pro(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter, rewa
     model = _trained(run, "align_pro", make, tokenizer, reference.embed.weight.dtype, together=True)
     assert_frozen(pi_f, "align_pro")
     return replace(rho_sft, model=model.eval())
+
+
+def fixed_rewrite(run: Run, world: World, pi_f: FrozenModel, reward: Reward) -> dict | None:
+    """The competitor that reads no request: one rewrite for all, found by as many answers as PPO used.
+
+    None with `--eval.untrained_arms false`, and where rewrites cannot be enumerated.
+    """
+    c = run.config.ppo
+    if not run.config.eval.untrained_arms or not world.rewrites(world.train_requests[0]):
+        return None
+
+    def make(stage: RunStage) -> dict:
+        budget = c.iterations * c.batch_size * c.answers
+        draw = run.generator("fixed_rewrite")
+        found = find_fixed_rewrite(world, world.train_requests, pi_f, reward.train, budget, draw)
+        x = world.eval_requests[0]
+        return found | {"x": x, "text": world.rewrites(x)[found["kind"]]}
+
+    found = run.json("fixed_rewrite", make)
+    assert_frozen(pi_f, "fixed_rewrite")
+    return found
 
 
 def rlhf_oracle(run: Run, world: World, pi_f: FrozenModel, reward: Reward) -> FrozenLM | None:

@@ -35,6 +35,8 @@ PLAIN_FILE = "judge_plain.jsonl"  # in a run's folder: the answers that a judge 
 PROMPTER_SYSTEM = "Rewrite the user's request."  # tells the prompter not to answer
 OF_THE_EMBEDDED_WORLD = ("world", "frozen_lm", "frozen_model", "prompter_model", "vocab_size")
 OF_MADE_PAIRS = ("pairs", "mismatched", "answers_per_request", "scale")
+NO_WISHES = "nobody knows of requests with another wish here: not read"
+FEW_ANSWERS = {"theory.inputs": 0, "eval.untrained_arms": False}  # where every answer costs
 
 
 class RealModels:
@@ -57,6 +59,7 @@ class RealModels:
         """What only the embedded world reads, besides what the other options make superfluous."""
         c = self.config
         unread = c.unread() | dict.fromkeys(OF_THE_EMBEDDED_WORLD, f"it is not read with --preset {c.preset}")
+        unread["preferences.other_wish"] = NO_WISHES
         if not c.judge:
             unread["api"] = "only --frozen api:MODEL and --reward judge:MODEL read it"
         if c.data.preferences:
@@ -73,7 +76,7 @@ class RealModels:
 
     def defaults(self) -> dict[str, object]:
         """A judge's answers cost: only those that PPO and the arms need are asked for."""
-        return {"eval.oracle": False, "theory.inputs": 0} if self.config.judge else {}
+        return {"eval.oracle": False, **FEW_ANSWERS} if self.config.judge else {}
 
     # ------------------------------------------------------------ requests and models
 
@@ -220,7 +223,7 @@ class RemoteModel(RealModels):
 
     def defaults(self) -> dict[str, object]:
         """No oracle, and no answers but those that PPO and the arms need."""
-        return {"eval.oracle": False, "theory.inputs": 0}
+        return {"eval.oracle": False, **FEW_ANSWERS}
 
     def _check_access(self) -> None:
         check_access(self.config.api)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from alignpro_mini.lab import plots
 from alignpro_mini.lab.glossary import ARMS, GLOSSARY, METRICS, TRIO
-from alignpro_mini.lab.tables import MEANS, VARIANCES, arm_table, get, notes, num
+from alignpro_mini.lab.tables import MEANS, VARIANCES, WITHIN, arm_table, get, notes, num
 
 
 def headline(results: dict) -> str:
@@ -20,12 +20,16 @@ def headline(results: dict) -> str:
         return "This run did not compare Align-Pro with no fine-tuning."
     verdict = "raised the reward" if ci[0] > 0 else "lowered the reward" if ci[1] < 0 else "showed no clear gain"
     said = [f"Align-Pro {verdict}: {num(get(base, 'mean'))} to {num(get(ours, 'mean'))}, gain's 95% CI {num(ci)}."]
+    if (over := get(results, "over_fixed_ci95")) is not None:
+        which = "It beats" if over[0] > 0 else "It falls short of" if over[1] < 0 else "It shows no clear gain over"
+        said.append(f"{which} the best fixed rewrite: by {num(results['over_fixed'], sign='+')}, 95% CI {num(over)}.")
     if gap is not None:
         coefficient = f"{results['kl_coef']['oracle']:g}"
         said.append(f"Share of the gap to the RLHF oracle (KL coefficient {coefficient}) closed: {num(gap, 2)}.")
     if lead and lead["mean"] >= 0:
         said.append("Align-Pro's mean is at or above the oracle's.")
-    for name, key in (("Variance", "variance_ratio"), ("Gold variance", "gold_variance_ratio")):
+    ratios = {"Variance": "variance_ratio", "Variance within requests": WITHIN, "Gold variance": "gold_variance_ratio"}
+    for name, key in ratios.items():
         ratio, ci95 = get(results, key), get(results, f"{key}_ci95")
         if ratio is not None and ci95:
             fell = "fell" if ci95[1] < 1 else "rose" if ci95[0] > 1 else "showed no clear change"

@@ -45,6 +45,20 @@ def variance_parts(rewards: np.ndarray) -> dict[str, float]:
     return {"between_inputs": float(inputs), "between_rewrites": float(rewrites), "within": float(within)}
 
 
+def within_requests(rewards: np.ndarray) -> np.ndarray:
+    """(N, K, M) rewards -> the variance within each request, (N,): between its rewrites + within them, unbiased.
+
+    A learned reward is known only up to an offset b(x) for each request (Bradley-Terry). This part of the variance does
+    not depend on it. The mean over requests is `between_rewrites` + `within` of `variance_parts`.
+    """
+    N, K, M = rewards.shape
+    if K == 1:
+        return rewards[:, 0].var(1, ddof=1)
+    between = rewards.mean(2).var(1, ddof=1)  # (N,) the rewrites' means: M answers' noise / M is in it
+    within = rewards.var(2, ddof=1).mean(1) if M > 1 else np.zeros(N)  # (N,)
+    return between + within * (1 - 1 / M)
+
+
 @lru_cache(maxsize=4)
 def _resamples(n: int, count: int) -> np.ndarray:
     """(count, n): how often each of n groups is drawn in each of `count` resamples. A fixed seed: see the module."""

@@ -20,7 +20,7 @@ from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.glossary import ARMS, TRIO
 from alignpro_mini.lab.paper import PAPER
 from alignpro_mini.lab.statistics import t_interval
-from alignpro_mini.lab.tables import aligned, get, num, over_seeds
+from alignpro_mini.lab.tables import WITHIN, aligned, get, num, over_seeds
 from alignpro_mini.weights.tensors import write_json
 
 
@@ -41,7 +41,14 @@ def run_all(
 
 
 # How `train.py` evaluates all arms, and its oracle: options that most studies do not read.
-ARM_OPTIONS = ("eval.rewrites", "eval.answers", "eval.best_of_n", "eval.headroom_inputs", "theory.samples")
+ARM_OPTIONS = (
+    "eval.rewrites",
+    "eval.answers",
+    "eval.best_of_n",
+    "eval.untrained_arms",
+    "eval.headroom_inputs",
+    "theory.samples",
+)
 ORACLE_OPTIONS = ("oracle", "eval.oracle", "eval.bootstrap")
 
 
@@ -125,16 +132,28 @@ def seed_mean(runs: list[dict], *keys: str) -> tuple[float | None, float | None]
 
 
 GAIN = ("arms", "align_pro", "difference")
-# What a sweep's row shows of a run: two lines of heading, place in its results, decimals, place of its interval.
-COLUMNS = (
-    *((arm, "mean", ("arms", key, "mean"), 3, ()) for arm, key in zip(("No-FT", "Align-Pro", "Oracle"), TRIO)),
-    ("Align-Pro - No-FT", "[95% CI]", (*GAIN, "mean"), 3, (*GAIN, "ci95")),
-    ("gap closed", "[95% CI]", ("gap_closed",), 2, ("gap_closed_ci95",)),
+# What a sweep's rows show of a run: two lines of heading, place in its results, decimals, place of its interval.
+REWARDS = (
+    ("No-FT", "mean", ("arms", "no_finetuning", "mean"), 2, ()),
+    ("fixed", "mean", ("arms", "fixed_rewrite", "mean"), 2, ()),
+    ("best-of-n", "mean", ("arms", "best_of_n", "mean"), 2, ()),
+    ("Align-Pro", "mean", ("arms", "align_pro", "mean"), 2, ()),
+    ("Oracle", "mean", ("arms", "rlhf_oracle", "mean"), 2, ()),
+    ("Align-Pro - No-FT", "[95% CI]", (*GAIN, "mean"), 2, (*GAIN, "ci95")),
+    ("Align-Pro - fixed", "[95% CI]", ("over_fixed",), 2, ("over_fixed_ci95",)),
+    ("the same,", "gold", ("gold_over_fixed",), 2, ("gold_over_fixed_ci95",)),
+    ("request", "share", ("request_share",), 2, ()),
+    ("attain.", "share", ("theory", "attainable_gain_share"), 2, ()),
+)
+RATIOS = (
     ("variance ratio", "[95% CI]", ("variance_ratio",), 2, ("variance_ratio_ci95",)),
+    ("within requests", "[95% CI]", (WITHIN,), 2, (f"{WITHIN}_ci95",)),
     ("gold var. ratio", "[95% CI]", ("gold_variance_ratio",), 2, ("gold_variance_ratio_ci95",)),
-    ("swap", "acc.", ("reward_model", "swap_accuracy"), 3, ()),
-    ("attain.", "share", ("theory", "attainable_gain_share"), 3, ()),
+    ("gap", "closed", ("gap_closed",), 2, ()),
     ("not", "enum.", ("theory", "mass_outside"), 3, ()),
+    ("reward model", "of ceiling", ("accuracy_share",), 3, ()),
+    ("swap", "subject", ("reward_model", "swap_accuracy", "subject"), 3, ()),
+    ("swap", "wish", ("reward_model", "swap_accuracy", "wish"), 3, ()),
     ("wall", "s", ("seconds",), 1, ()),
 )
 BETWEEN = "between no fine-tuning and oracle"
@@ -148,11 +167,20 @@ def sweep_counts(runs: list[dict]) -> dict[str, tuple[int, int]]:
         "Align-Pro above no fine-tuning with interval above zero": [
             ci[0] > 0 for ci in measured("arms", "align_pro", "difference", "ci95")
         ],
+        "Align-Pro above the fixed rewrite with interval above zero": [ci[0] > 0 for ci in measured("over_fixed_ci95")],
+        "the same by the gold reward": [ci[0] > 0 for ci in measured("gold_over_fixed_ci95")],
+        "above best-of-n rewrites": [
+            get(run, "arms", "align_pro", "mean") > mean
+            for run in runs
+            if (mean := get(run, "arms", "best_of_n", "mean")) is not None
+        ],
         BETWEEN: [a < b < c for a, b, c in means if None not in (a, b, c)],
         "at or above the oracle": [b >= c for a, b, c in means if None not in (a, b, c)],
         "variance below no fine-tuning": [ratio < 1 for ratio in measured("variance_ratio")],
         "variance ratio's interval below 1": [ci[1] < 1 for ci in measured("variance_ratio_ci95")],
+        "variance ratio within requests: its interval below 1": [ci[1] < 1 for ci in measured(f"{WITHIN}_ci95")],
         "gold variance ratio's interval below 1": [ci[1] < 1 for ci in measured("gold_variance_ratio_ci95")],
+        "at least 0.90 of the attainable gain": [s >= 0.90 for s in measured("theory", "attainable_gain_share")],
         "at least 0.95 of the attainable gain": [s >= 0.95 for s in measured("theory", "attainable_gain_share")],
     }
     return {claim: (sum(held), len(held)) for claim, held in claims.items() if held}
@@ -219,26 +247,38 @@ def theory_lines(runs: list[dict]) -> list[str]:
 
 
 def sweep_table(results: list[dict]) -> str:
-    """Per task: a row a seed, the mean over seeds with its 95% t-interval, the paper's figures, and counts."""
+    """Per task: rows for the seeds, the mean over seeds with its 95% t-interval, the paper's figures, and counts."""
     results = [run | {"seconds": sum((run.get("wall_s") or {}).values()) or None} for run in results]
+    results = [run | {"accuracy_share": accuracy_share(get(run, "reward_model"))} for run in results]
     blocks = []
     for task, runs in by_task(results).items():
-        rows = [["", *(column[0] for column in COLUMNS)], ["seed", *(column[1] for column in COLUMNS)]]
-        for run in runs:
-            rows.append([str(run.get("seed"))])
-            for _, _, keys, digits, ci95 in COLUMNS:
-                rows[-1].append(num(get(run, *keys), digits) + (f" {num(get(run, *ci95))}" if ci95 else ""))
-        means = [seed_mean(runs, *keys) for _, _, keys, _, _ in COLUMNS]
-        for i, name in enumerate(("mean", "± 95%")):
-            rows.append([name, *(num(pair[i], column[3]) for pair, column in zip(means, COLUMNS))])
         name, *theirs = PAPER.get(task, ("no data set", None, None))
-        rows.append(["paper", *[""] * 4, *(num(v, 2) for v in theirs), *[""] * 5])
+        paper = f"  in the paper: gap closed {num(theirs[0], 2)}, variance ratio {num(theirs[1], 2)}"
         lines = [*variance_lines(runs), *theory_lines(runs), *right_answers(runs), *claim_lines(sweep_counts(runs))]
         title = f"task {task} (paper: {name}); {coefficients(runs)}"
-        blocks.append("\n".join([title, aligned(rows), *lines]))
+        blocks.append("\n".join([title, _rows(runs, REWARDS), "", _rows(runs, RATIOS), paper, *lines]))
     if len(blocks) > 1:
         blocks.append("\n".join([f"all tasks; {coefficients(results)}", *claim_lines(sweep_counts(results))]))
     return "\n\n".join(blocks) or "no runs"
+
+
+def _rows(runs: list[dict], columns: Sequence[tuple]) -> str:
+    """A row a seed, then their mean and the half-width of its interval."""
+    rows = [["", *(column[0] for column in columns)], ["seed", *(column[1] for column in columns)]]
+    for run in runs:
+        rows.append([str(run.get("seed"))])
+        for _, _, keys, digits, ci95 in columns:
+            rows[-1].append(num(get(run, *keys), digits) + (f" {num(get(run, *ci95), digits)}" if ci95 else ""))
+    means = [seed_mean(runs, *keys) for _, _, keys, _, _ in columns]
+    for i, name in enumerate(("mean", "± 95%")):
+        rows.append([name, *(num(pair[i], column[3]) for pair, column in zip(means, columns))])
+    return aligned(rows)
+
+
+def accuracy_share(facts: dict | None) -> float | None:
+    """(accuracy - 1/2) / (ceiling - 1/2) of a reward model: what it learned of what the noisy labels allow."""
+    accuracy, ceiling = get(facts, "accuracy"), get(facts, "ceiling")
+    return None if None in (accuracy, ceiling) or ceiling <= 0.5 else (accuracy - 0.5) / (ceiling - 0.5)
 
 
 def claim_lines(counts: dict[str, tuple[int, int]], unit: str = "") -> list[str]:

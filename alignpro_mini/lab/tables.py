@@ -6,6 +6,7 @@ Nothing is measured here. What was not measured (None, NaN, a missing key) print
 from __future__ import annotations
 
 import math
+import textwrap
 
 from alignpro_mini.lab.glossary import ARMS
 from alignpro_mini.lab.statistics import t_interval
@@ -29,6 +30,7 @@ VARIANCES = (
     ("between\ninputs", "variance_parts between_inputs", 3),
     ("between\nrewrites", "variance_parts between_rewrites", 3),
     ("within a\nrewrite", "variance_parts within", 3),
+    ("within\nrequests", "variance_within_requests", 3),
     ("variance\n95% CI", "variance_ci95", 3),
     ("gold\nvariance", "gold_variance", 3),
     ("gold variance\n95% CI", "gold_variance_ci95", 3),
@@ -90,19 +92,55 @@ def final_table(results: dict) -> str:
     return "\n\n".join([*blocks, "\n".join(notes(results))])
 
 
+WITHIN = "variance_ratio_within_requests"
+
+
+def fixed_lines(results: dict) -> list[str]:
+    """Align-Pro against the best fixed rewrite; nothing where rewrites are not enumerated."""
+    if get(results, "over_fixed") is None:
+        return []
+    lead = lambda key: f"{num(get(results, key), sign='+')}, 95% CI {num(get(results, f'{key}_ci95'))}"
+    lines = [f"Align-Pro - fixed rewrite, paired: {lead('over_fixed')}"]
+    if get(results, "gold_over_fixed") is not None:
+        lines.append(f"  the same of the gold reward: {lead('gold_over_fixed')}")
+    if found := get(results, "fixed_rewrite"):
+        text = f"  the fixed rewrite, found by {found['answers']:,} answers; of {found['x']!r}: {found['text']!r}"
+        lines += textwrap.wrap(text, 110, subsequent_indent="    ")
+    share, ci95 = (get(results, key) for key in ("request_share", "request_share_ci95"))
+    if share is None and get(results, "arms", "closed_form") is None:
+        return lines
+    said = "–: the closed form's lead is not shown, one sentence is enough"
+    said = said if share is None else f"{num(share, 2)}, 95% CI {num(ci95, 3)}"
+    return [*lines, f"  share of what reading the request can gain: {said}"]
+
+
+def _predicted(results: dict) -> list[str]:
+    """The ratios that the closed form predicted before any PPO, where it did."""
+    ratios = [get(results, "theory", f"predicted_{name}") for name in ("variance_ratio", WITHIN)]
+    return (
+        []
+        if None in ratios
+        else ["  predicted by the closed form: {}, within requests {}".format(*(num(r, 2) for r in ratios))]
+    )
+
+
 def notes(results: dict) -> list[str]:
     """The comparisons, and what limits them; a line each."""
     gain = get(results, "arms", "align_pro", "difference") or {}
     with_interval = lambda key: f"{num(results.get(key), 2)}, 95% CI {num(results.get(f'{key}_ci95'), 3)}"
     lines = [
         f"Align-Pro - no fine-tuning, paired: {num(gain.get('mean'), sign='+')}, 95% CI {num(gain.get('ci95'))}",
+        *fixed_lines(results),
         f"Variance ratio, Align-Pro / no fine-tuning: {with_interval('variance_ratio')}",
+        f"  within requests, which no offset b(x) of the reward changes: {with_interval(WITHIN)}",
+        *_predicted(results),
         f"The same of the gold reward, never trained on: {with_interval('gold_variance_ratio')}",
+        f"  within requests: {with_interval('gold_' + WITHIN)}",
         *oracle_lines(results),
         f"Win rates against no fine-tuning are judged by the {JUDGES.get(results.get('judge'), 'reward')}",
     ]
     if get(results, "arms", "best_of_n"):
-        lines.append("The KL of best-of-n is its upper bound, log n - (n-1)/n")
+        lines.append("The KL of best-of-n is its upper bound, log n - (n-1)/n; of rewrites, or of answers")
     if room := results.get("headroom"):
         lines.append(f"Headroom (ICC): {num(room.get('icc'))}, best rewrite gains {num(room.get('best_rewrite_gain'))}")
     if rm := results.get("reward_model"):
@@ -138,20 +176,19 @@ def oracle_lines(results: dict) -> list[str]:
 
 def reward_model_lines(facts: dict) -> list[str]:
     """How good the reward model is; a warning where it does not read the request."""
-    swap, most = get(facts, "swap_accuracy"), get(facts, "swap_ceiling")
     ci95 = get(facts, "accuracy_ci95")
     lines = [
         f"Reward model: held-out accuracy {num(get(facts, 'accuracy'))}{f', 95% CI {num(ci95)}' if ci95 else ''},"
         f" label noise allows {num(get(facts, 'ceiling'))}, always-longer {num(get(facts, 'always_longer'))}",
         f"Reward model: accuracy on answers of like length {num(get(facts, 'length_matched'))}"
         f" ({get(facts, 'length_matched_pairs')} pairs), on truncated answers {num(get(facts, 'truncated_accuracy'))}",
-        f"Reward model: swap accuracy {num(swap)}, the gold reward's {num(most)} (the answer to x is rated above one to"
-        " another request)",
     ]
-    if swap is not None and swap < 0.7:
-        lines.append(
-            "WARNING: the reward model hardly reads the request x: 0.5 is chance. Mismatched pairs teach it to."
-        )
+    tests = {"subject": "the answer to x above one to another request", "wish": "two answers under two wishes"}
+    for part, accuracy in (get(facts, "swap_accuracy") or {}).items():
+        most = get(facts, "swap_ceiling", part)
+        lines.append(f"Reward model: swap accuracy of the {part} {num(accuracy)}, gold's {num(most)} ({tests[part]})")
+        if accuracy is not None and accuracy < 0.7:
+            lines.append(f"WARNING: the reward model hardly reads the {part} of the request: 0.5 is chance.")
     return lines
 
 

@@ -76,9 +76,13 @@ class EmbeddedWorld:
 
     def unread(self) -> dict[str, str]:
         """What only real models read, besides what the other options make superfluous."""
-        return self.config.unread() | dict.fromkeys(
-            OF_REAL_MODELS, f"it is not read with --preset {self.config.preset}"
-        )
+        c = self.config
+        unread = c.unread() | dict.fromkeys(OF_REAL_MODELS, f"it is not read with --preset {c.preset}")
+        if c.task == "reasoning" or not c.world.wishes:
+            unread["preferences.other_wish"] = (
+                "there are no requests with another wish in reasoning, nor without wishes"
+            )
+        return unread
 
     def defaults(self) -> dict[str, object]:
         """None but those of the preset."""

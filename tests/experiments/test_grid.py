@@ -75,7 +75,7 @@ def test_the_parts_have_the_sizes_they_are_said_to_have(group):
 def test_a_cell_is_evaluated_with_its_own_prompters_and_frozen_model(group, monkeypatch):
     seen = {}
 
-    def spy(run, world, pi_f, rho_sft, rho, reward, listing):
+    def spy(run, world, pi_f, rho_sft, rho, reward, fixed, listing):
         cell = run.config.name
         P, F = cell.split("-")
         used = (pi_f.model, F, "frozen_lm"), (rho_sft.model, P, "prompter_sft"), (rho.model, cell, "align_pro")
@@ -83,6 +83,8 @@ def test_a_cell_is_evaluated_with_its_own_prompters_and_frozen_model(group, monk
             kept = load_pretrained(group[0] / part / "checkpoints" / name)[0].state_dict()
             assert model.state_dict().keys() == kept.keys(), (cell, name)
             assert all(torch.equal(tensor, kept[key]) for key, tensor in model.state_dict().items()), (cell, name)
+        own = json.loads((group[0] / F / "checkpoints" / "fixed_rewrite.json").read_text())
+        assert fixed == own, "that of its frozen model"
         seen[cell] = len(used)
         return {}
 

@@ -20,7 +20,8 @@ def test_over_optimisation_end_to_end(tmp_path):
         checkpoints = tmp_path / "e" / f"pairs-{pairs}-mismatched-{mismatched}" / "checkpoints"
         facts = json.loads((checkpoints / "reward_model.json").read_text())
         drawn = facts["train_pairs"] + facts["heldout_pairs"] + facts["left_out"]
-        assert drawn == pairs * (1 + mismatched), "each reward model learned from pairs of its own"
+        again = 1.0 if mismatched else 0.0  # "mismatched 0": none that teaches to read x
+        assert drawn == round(pairs * (1 + again + mismatched)), "each reward model learned from pairs of its own"
     for cell in run["cells"]:
         name = f"pairs-{cell['pairs']}-mismatched-{cell['mismatched']}"
         start, end = (

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 from cells import cell_config, refused, started
 
-from alignpro_mini.experiments import estimators, frontier, grid, overoptimisation, real, study, variance
+from alignpro_mini.experiments import budget, estimators, frontier, grid, overoptimisation, plane, real, study, variance
 from alignpro_mini.lab.cli import chosen
 from alignpro_mini.options import UserError
 
-STUDIES = [module.STUDY for module in (estimators, frontier, grid, overoptimisation, variance)]
+STUDIES = [module.STUDY for module in (budget, estimators, frontier, grid, overoptimisation, plane, variance)]
 HUNDREDS = study.Study(
     "hundreds",
     cell=lambda config, resume, numbers: {
@@ -135,7 +135,7 @@ def test_a_wrong_command_ends_in_one_line_before_any_work(argv, told, monkeypatc
         (overoptimisation, ["--theory.answers", "4"], "this study does not read it"),
         (overoptimisation, ["--ppo.adaptive_kl_target", "1"], "it is varied here"),
         (overoptimisation, ["--pairs", "10,"], "--pairs: '10,' is not a list of whole numbers"),
-        (overoptimisation, ["--pairs", "3"], "--pairs: 3 is too few; give at least 192"),
+        (overoptimisation, ["--pairs", "3"], "--pairs: 3 is too few; give at least 48"),
         (overoptimisation, ["--mismatched", "0,3"], "--mismatched: 3 is too many"),
     ],
 )

@@ -265,7 +265,7 @@ def test_values_become_the_type_of_their_field(monkeypatch):
         (["--ppo.adaptive_kl_horizon", "0"], "--ppo.adaptive_kl_horizon is 0.0; it must be above 0"),
         (
             ["--ppo.adaptive_kl_target", "5", "--ppo.adaptive_kl_horizon", "20"],
-            "--ppo.adaptive_kl_horizon must be at least batch_size, 128",
+            "--ppo.adaptive_kl_horizon must be at least batch_size, 64",
         ),  # a larger share of the target would be paid back in one step: lambda below 0
         (
             ["--ppo.kl_coef", "0", "--ppo.adaptive_kl_target", "5"],
@@ -286,7 +286,7 @@ def test_values_become_the_type_of_their_field(monkeypatch):
         ),
         (
             ["--preferences.pairs", "10"],
-            "--preferences.pairs is 10; it takes at least two batches of --reward_model.batch_size 64",
+            "--preferences.pairs is 10; it takes at least two batches of --reward_model.batch_size 16",
         ),
         (["--preferences.normalise_on", "1"], "--preferences.normalise_on is 1; it must be at least 2"),
         (["--jobs", "0"], "--jobs is 0"),
@@ -298,7 +298,7 @@ def test_values_become_the_type_of_their_field(monkeypatch):
             ["--preset", "smollm2", "--data.preferences", "p", "--preferences.pairs", "64"],
             "--preferences.pairs: it is about pairs of the frozen LM's answers: not read with --data.preferences",
         ),
-        (["--preferences.answers_per_request", "6"], "mismatched is 1.5; each answer serves once, 0.4 at most"),
+        (["--preferences.answers_per_request", "6"], "mismatched is 0.8; each answer serves once, 0.4 at most"),
         (["--preset", "smollm2", "--theory.more_answers", "8"], "get equally many answers: raise --theory.answers"),
         (["--preset", "smollm2", "--eval.inputs", "32"], "--theory.inputs is 64, but it takes them from the 32"),
         (
@@ -348,7 +348,7 @@ def test_values_become_the_type_of_their_field(monkeypatch):
         (["--oracle.variant", "grpo"], "--oracle.rewrites_per_request is 1; variant grpo compares at least 2"),
         (
             ["--ppo.rewrites_per_request", "3"],
-            "--ppo.batch_size is 128; it must be a multiple of rewrites_per_request, 3",
+            "--ppo.batch_size is 64; it must be a multiple of rewrites_per_request, 3",
         ),
         (
             ["--ppo.whiten_advantages", "true", "--ppo.variant", "grpo", "--ppo.rewrites_per_request", "2"],
@@ -357,6 +357,7 @@ def test_values_become_the_type_of_their_field(monkeypatch):
         (["--ppo.variant", "rlo"], "--ppo.variant: 'rlo' is not one of ppo, reinforce, reinforce++, rloo"),
         (["--ppo.variant", "rlo"], "kl-loss-k3; did you mean rloo?"),
         (["--oracle.variant", "grp"], "did you mean grpo?"),
+        (["--preferences.other_wish", "1.5"], "--preferences.other_wish is 1.5; it is a share of the pairs, in 0..1"),
         (["--preferences.mismatched", "3"], "--preferences.mismatched is 3.0; each answer serves once, 2 at most"),
         (["--theory.answers", "8", "--theory.inputs", "0"], "--theory.answers: it is not read with --theory.inputs 0"),
         (

@@ -22,12 +22,23 @@ from micro import CONFIG, finish, start
 from alignpro_mini.alignpro import Prompter
 from alignpro_mini.lab.glossary import METRICS
 from alignpro_mini.lab.optimum import log_probabilities
+from alignpro_mini.lab.recompute import recompute
 from alignpro_mini.weights.pretrained import load_pretrained
 from alignpro_mini.weights.tensors import load_state
+from alignpro_mini.worlds.sums import COST
 from alignpro_mini.worlds.toy import ToyWorld
 from alignpro_mini.worlds.world import WorldConfig
 
-ARMS = {"no_finetuning", "untrained_prompter", "best_of_n", "align_pro", "rlhf_oracle", "closed_form"}
+ARMS = {
+    "no_finetuning",
+    "fixed_rewrite",
+    "untrained_prompter",
+    "best_of_n",
+    "best_of_n_answers",
+    "align_pro",
+    "rlhf_oracle",
+    "closed_form",
+}
 MODELS = ("frozen_lm", "prompter_sft", "align_pro", "rlhf_oracle")
 STAGES = (
     "frozen_lm",
@@ -35,6 +46,7 @@ STAGES = (
     "reward_model",
     "headroom",
     "align_pro",
+    "fixed_rewrite",
     "rlhf_oracle",
     "listing",
     "theory_oracle",
@@ -85,6 +97,9 @@ def test_results_json_has_every_entry_and_no_nan(run):
         assert ("fallback_rate" in arm) == (name in ("untrained_prompter", "best_of_n", "align_pro"))
         low, high = arm["ci95"]
         assert low < arm["mean"] < high and arm["variance"] > 0 and 0 <= arm["win_rate"] <= 1
+    for key in ("over_fixed", "gold_over_fixed", "variance_ratio_within_requests"):
+        low, high = results[f"{key}_ci95"]
+        assert low <= results[key] <= high, key
     assert all(math.isfinite(value) for _, value in numbers(results))
     assert results["arms"]["no_finetuning"]["kl"] == 0 and results["arms"]["untrained_prompter"]["kl"] == 0
     assert results["arms"]["no_finetuning"]["win_rate"] == 0.5  # it ties with itself everywhere
@@ -117,6 +132,34 @@ def test_results_follow_from_the_saved_rewards(run):
         assert arms["rlhf_oracle"]["difference"]["ci95"][0] <= 0 and results["gap_closed_ci95"] is None
     else:
         assert results["gap_closed"] == pytest.approx((arms["align_pro"]["mean"] - arms["no_finetuning"]["mean"]) / gap)
+
+
+def test_the_fixed_rewrite_is_one_kind_for_every_request_and_costs_what_ppo_cost(run):
+    results, found = read(run[0], "results.json"), read(run[0], "checkpoints/fixed_rewrite.json")
+    assert results["fixed_rewrite"] == found
+    world = ToyWorld("quality", WorldConfig(), seed=0)
+    assert (found["x"], found["text"]) == (x := world.eval_requests[0], world.rewrites(x)[found["kind"]])
+    budget = CONFIG.ppo.iterations * CONFIG.ppo.batch_size * CONFIG.ppo.answers
+    assert 0.5 * budget < found["answers"] <= budget
+    assert [len(row["arms"]) for row in found["rounds"]] == [24, 12, 6, 3, 2]
+    texts = [s for s in rows(run[0], "samples.jsonl") if s.get("arm") == "fixed_rewrite"]
+    assert texts and all(s["x_prime"] == world.rewrites(s["x"])[found["kind"]] for s in texts)
+    # Its KL is that of a prompter that always writes it: minus the log-probability that the SFT prompter gives it.
+    rho_sft = Prompter(*load_pretrained(run[0] / "checkpoints" / "prompter_sft"), 24)
+    asked = world.eval_requests[:24]
+    logs = log_probabilities(rho_sft, asked, [[world.rewrites(x)[found["kind"]]] for x in asked])
+    assert results["arms"]["fixed_rewrite"]["kl"] == pytest.approx(-float(logs.mean()), abs=1e-3)
+
+
+def test_the_results_can_be_computed_again_from_the_saved_rewards(run):
+    results, again = read(run[0], "results.json"), recompute(run[0] / "rewards.npz", CONFIG.eval.bootstrap)
+    assert again["n_eval"] == 24 and again["kl_coef"] == pytest.approx(results["kl_coef"])
+    assert list(again["arms"]) == list(results["arms"])
+    common = lambda tree, of: {k: common(tree[k], v) for k, v in of.items()} if isinstance(of, dict) else tree
+    found, wanted = list(numbers(again)), list(numbers(common(results, again)))
+    assert len(found) > 200 and [path for path, _ in found] == [path for path, _ in wanted]
+    for (path, value), (_, kept) in zip(found, wanted):
+        assert value == pytest.approx(kept, abs=1e-3), path
 
 
 def test_the_distance_to_the_optimum_is_in_the_results(run):
@@ -155,6 +198,7 @@ def test_the_folder_holds_every_file_and_no_leftover(run):
         "tokenizer.json",
         "results.json",
         "report.html",
+        "rewards.npz",
     }
     wanted |= {f"checkpoints/{m}/{f}" for m in MODELS for f in ("config.json", "model.safetensors", "tokenizer.json")}
     wanted |= {f"checkpoints/{f}" for f in ("reward_model.safetensors", "reward_model.json", "headroom.json")}
@@ -166,6 +210,7 @@ def test_the_folder_holds_every_file_and_no_leftover(run):
             "listing.safetensors",
             "theory_oracle.safetensors",
             "theory.json",
+            "fixed_rewrite.json",
         )
     }
     found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
@@ -176,7 +221,7 @@ def test_the_folder_holds_every_file_and_no_leftover(run):
     assert not leftover
     assert str(folder / "report.html") in printed
     # Without a terminal every stage with steps says how far it is; the evaluation counts its arms.
-    for stage, steps in {"frozen_lm": 60, "align_pro": 5, "evaluation_plain": 2, "evaluation": 4}.items():
+    for stage, steps in {"frozen_lm": 60, "align_pro": 5, "evaluation_plain": 3, "evaluation": 5}.items():
         assert f"[{stage}] step {steps} of {steps}, 0 s left" in printed
     assert tuple(read(folder, "stages.json")) == STAGES
     assert read(folder, "config.json") == dataclasses.asdict(
@@ -207,7 +252,8 @@ def test_samples_name_x_rewrite_answer_reward_and_kl(run):
     assert {s["arm"] for s in evaluated} == ARMS
     trained_on = {s["x"] for s in samples if not s["stage"].startswith("evaluation")}
     assert not trained_on & {s["x"] for s in evaluated}  # no evaluation request was ever trained on
-    assert all(s["x_prime"] == s["x"] for s in evaluated if s["arm"] in ("no_finetuning", "rlhf_oracle"))
+    plain = ("no_finetuning", "best_of_n_answers", "rlhf_oracle")
+    assert all(s["x_prime"] == s["x"] for s in evaluated if s["arm"] in plain)
 
 
 def test_the_report_opens_offline(run):
@@ -349,8 +395,9 @@ def test_the_other_tasks_run_too(task, tmp_path):
     finish(tmp_path, "--task", task)
     results = read(tmp_path / f"micro-{task}-seed0", "results.json")
     assert results["task"] == task and results["arms"].keys() == ARMS
-    for arm in results["arms"].values():  # the share of right answers follows from the true reward, +1 or -1
-        assert task != "reasoning" or arm["right_rate"] == pytest.approx((arm["gold_mean"] + 1) / 2)
+    for arm in results["arms"].values():  # they follow from the true reward: +1 or -1, and what worked answers cost
+        if task == "reasoning":
+            assert arm["gold_mean"] == pytest.approx(2 * arm["right_rate"] - 1 - COST * arm["worked_rate"])
     assert np.isfinite([arm["gold_mean"] for arm in results["arms"].values()]).all()
 
 

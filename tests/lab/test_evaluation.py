@@ -15,7 +15,15 @@ from alignpro_mini.frozen import Answer, SamplingConfig
 from alignpro_mini.generation import Completion
 from alignpro_mini.lab import evaluation
 from alignpro_mini.lab.config import EvalConfig
-from alignpro_mini.lab.evaluation import Arm, Evaluator, headroom, sequence_kl, summarise
+from alignpro_mini.lab.evaluation import (
+    Arm,
+    Evaluator,
+    against_fixed,
+    headroom,
+    ratio_within_requests,
+    sequence_kl,
+    summarise,
+)
 from alignpro_mini.lab.statistics import (
     bootstrap_interval,
     interval,
@@ -23,6 +31,7 @@ from alignpro_mini.lab.statistics import (
     t_interval,
     variance_parts,
     win_shares,
+    within_requests,
 )
 from alignpro_mini.transformer import Transformer, TransformerConfig
 
@@ -117,6 +126,47 @@ def test_variance_parts_ignore_an_offset_and_scale_with_the_square():
 def test_variance_parts_refuse_what_has_no_variance_to_part(shape):
     with pytest.raises(ValueError, match="at least 2"):
         variance_parts(np.zeros(shape))
+
+
+# ---------------------------------------------------------------- the variance within requests
+
+SHAPES = [(K, M) for K in (1, 2, 3) for M in (1, 2, 3) if K * M > 1]
+
+
+@pytest.mark.parametrize(("K", "M"), SHAPES)
+def test_the_variance_within_requests_is_that_of_the_parts_below_the_inputs(K, M):
+    r = nested(np.random.default_rng(10 * K + M), 7, K, M)
+    found, parts = within_requests(r), variance_parts(r)
+    assert found.shape == (7,) and found.std() > 0.01
+    assert found.mean() == pytest.approx(parts["between_rewrites"] + parts["within"])
+    for i in range(7):  # of each request alone, whatever the others are
+        assert within_requests(r[i : i + 1]) == pytest.approx(found[i : i + 1])
+
+
+@pytest.mark.parametrize(("K", "M"), SHAPES)
+def test_no_offset_of_a_request_changes_the_variance_within_it(K, M):
+    draw = np.random.default_rng(10 * K + M)
+    r, b = nested(draw, 7, K, M), 100 * draw.standard_normal((7, 1, 1))
+    assert within_requests(r + b) == pytest.approx(within_requests(r))
+    assert within_requests(5 - 3 * r) == pytest.approx(9 * within_requests(r))
+    assert within_requests(np.broadcast_to(b, r.shape)) == pytest.approx(np.zeros(7))
+
+
+def test_variance_within_requests_by_hand():
+    # request 1: answers 0, 2 | 2, 4, means 1, 3 with variance 2; within 2 and 2, of which half is noise of the means
+    # request 2: answers 5, 5 | 5, 9, means 5, 7 with variance 2; within 0 and 8
+    r = np.array([[[0, 2], [2, 4]], [[5, 5], [5, 9]]], dtype=float)
+    assert within_requests(r) == pytest.approx([2 + 2 / 2, 2 + 4 / 2])
+    assert within_requests(r.reshape(2, 1, 4)) == pytest.approx([8 / 3, 12 / 3])  # one rewrite: its answers' variance
+    assert within_requests(r.reshape(2, 4, 1)) == pytest.approx([8 / 3, 12 / 3])  # one answer each: the same numbers
+
+
+def test_the_variance_within_requests_is_unbiased():
+    rng = np.random.default_rng(0)
+    for K, M in SHAPES:
+        rewrites = 1.0 if K > 1 else 0.0
+        found = within_requests(nested(rng, 20_000, K, M, rewrites=rewrites))
+        assert abs(found.mean() - (rewrites + 0.5)) < 4 * found.std() / math.sqrt(20_000), (K, M)
 
 
 # ---------------------------------------------------------------- intervals and win rates
@@ -319,6 +369,153 @@ def test_the_variance_ratio_is_not_told_where_no_fine_tuning_has_no_variance():
     assert summarise(three_arms(), EvalConfig(bootstrap=50))["variance_ratio"] is not None
 
 
+def test_the_ratio_within_requests_by_hand():
+    three = {n: replace(a, reward=a.reward + [[[0.0]], [[10.0]]]) for n, a in three_arms().items()}
+    found = summarise(three, EvalConfig(bootstrap=50))
+    arms, name = found["arms"], "variance_ratio_within_requests"
+    # no fine-tuning: variances 8 and 2; Align-Pro: 2 and 0
+    assert [arms[n]["variance_within_requests"] for n in arms] == pytest.approx([5, 1, 5])
+    assert found[name] == pytest.approx(1 / 5)
+    # a resample holds request 1 alone, request 2 alone or both: 2 / 8, 0 / 2, 2 / 10
+    assert found[f"{name}_ci95"] == pytest.approx([0, 0.25])
+    assert found[f"gold_{name}"] is None and arms["align_pro"]["gold_variance_within_requests"] is None
+
+
+def test_the_ratio_within_requests_of_the_gold_reward_is_of_the_gold_reward():
+    arms = three_arms()
+    for name, scale in {"no_finetuning": 1.0, "align_pro": 2.0, "rlhf_oracle": 3.0}.items():
+        arms[name].gold = scale * arms[name].reward
+    found = summarise(arms, EvalConfig(bootstrap=50))
+    assert found["gold_variance_ratio_within_requests"] == pytest.approx(4 / 5)
+    assert found["gold_variance_ratio_within_requests_ci95"] == pytest.approx([0, 1])
+    values = [found["arms"][n]["gold_variance_within_requests"] for n in arms]
+    assert values == pytest.approx([5, 4, 45])
+
+
+def test_no_offset_of_the_requests_changes_the_ratio_within_them_and_its_interval():
+    rng = np.random.default_rng(3)
+    ours, theirs = clustered(rng, N=40, spread=0.5), clustered(rng, N=40, spread=2.0)
+    offset = 9 * rng.standard_normal((40, 1, 1))
+    plain, moved = (
+        summarise({"no_finetuning": arm(theirs + b), "align_pro": arm(ours + b)}, EvalConfig(bootstrap=200))
+        for b in (0, offset)
+    )
+    name = "variance_ratio_within_requests"
+    assert plain[name] == pytest.approx(within_requests(ours).mean() / within_requests(theirs).mean())
+    assert moved[name] == pytest.approx(plain[name]) and moved[f"{name}_ci95"] == pytest.approx(plain[f"{name}_ci95"])
+    low, high = plain[f"{name}_ci95"]
+    assert low < plain[name] < high
+    assert abs(moved["variance_ratio"] - 1) < 0.1 < abs(plain["variance_ratio"] - moved["variance_ratio"])
+
+
+def test_the_interval_of_the_ratio_within_requests_covers_the_truth():
+    rng, hits, count = np.random.default_rng(9), 0, 300
+    for _ in range(count):
+        ours, theirs = clustered(rng, spread=1.0), clustered(rng, spread=2.0)
+        low, high = ratio_within_requests("r", ours, theirs, 300)["r_ci95"]
+        hits += low <= (1 + 1) / (1 + 4) <= high
+    assert 0.90 <= hits / count <= 0.98
+
+
+def test_the_ratio_within_requests_of_groups_resamples_groups():
+    rng, groups = np.random.default_rng(4), [str(i % 4) for i in range(40)]
+    ours, theirs = clustered(rng, N=40), clustered(rng, N=40)
+    found = ratio_within_requests("r", ours, theirs, 100, groups)
+    a, b = (within_requests(r).reshape(10, 4).sum(0) for r in (ours, theirs))  # of each group
+    weights = np.random.default_rng(0).multinomial(4, np.full(4, 1 / 4), size=100)
+    assert found["r_ci95"] == pytest.approx(interval((weights @ a) / (weights @ b)))
+    assert found["r"] == pytest.approx(a.sum() / b.sum())
+    assert found["r_ci95"] != pytest.approx(ratio_within_requests("r", ours, theirs, 100)["r_ci95"])
+
+
+def test_the_ratio_within_requests_is_not_told_where_no_fine_tuning_always_answers_alike():
+    """Requests may differ: their variance is no denominator."""
+    ours, base = np.arange(8.0).reshape(2, 2, 2), np.array([[[1.0, 1.0]], [[7.0, 7.0]]])
+    assert ratio_within_requests("r", ours, base, 50) == {"r": None, "r_ci95": None}
+    assert ratio_within_requests("r", None, None, 50) == {"r": None, "r_ci95": None}
+    arms = three_arms() | {"no_finetuning": arm(base)}
+    found = summarise(arms, EvalConfig(bootstrap=50))
+    assert found["variance_ratio_within_requests"] is None and found["variance_ratio"] is not None
+    base[0, 0, 0] += 1  # a resample may hold the second request alone, which has no variance
+    low, high = ratio_within_requests("r", ours, base, 50)["r_ci95"]
+    assert 0 < low <= high < math.inf
+
+
+# ---------------------------------------------------------------- Align-Pro against the fixed rewrite
+
+FIXED_KEYS = ["over_fixed", "over_fixed_ci95", "gold_over_fixed", "gold_over_fixed_ci95"]
+SHARE_KEYS = ["request_share", "request_share_ci95"]
+
+
+def against(ours, theirs, best=None, count: int = 100, groups=None) -> dict:
+    """Align-Pro's, the fixed rewrite's and the closed form's lead over an ease of each request that is common to all."""
+    ease = 50 * np.random.default_rng(1).standard_normal(len(ours))
+    of = lambda leads, K, M: arm(np.repeat(ease[: len(leads)] + leads, K * M).reshape(-1, K, M))
+    arms = {"align_pro": of(ours, 2, 3), "fixed_rewrite": of(theirs, 1, 6)}
+    if best is not None:
+        arms["closed_form"] = of(best, 8, 3)
+    return against_fixed(arms, count, groups)
+
+
+def test_align_pro_minus_the_fixed_rewrite_is_paired():
+    found = against([1.5, 2.5, 3.5, 4.5], [1.0, 2.0, 3.0, 4.0])
+    assert found["over_fixed"] == pytest.approx(0.5) and found["over_fixed_ci95"] == pytest.approx([0.5, 0.5])
+    assert list(found) == FIXED_KEYS + SHARE_KEYS
+    assert [found[key] for key in FIXED_KEYS[2:] + SHARE_KEYS] == [None] * 4, "no gold reward, no closed form"
+    found = against([1.0, 5.0], [2.0, 3.0])  # -1 and 2: resamples have -1, 0.5 or 2
+    assert found["over_fixed"] == pytest.approx(0.5) and found["over_fixed_ci95"] == pytest.approx([-1, 2])
+
+
+def test_the_lead_of_the_gold_reward_is_of_the_gold_reward():
+    rng = np.random.default_rng(2)
+    base, gold = rng.standard_normal((4, 2, 2)), 9 * rng.standard_normal((4, 1, 1))
+    arms = {"align_pro": arm(base + 1, gold=np.tile(gold, (1, 2, 2)) - 0.25)}
+    arms["fixed_rewrite"] = arm(base.reshape(4, 1, 4), gold=np.tile(gold, (1, 1, 4)))
+    found = against_fixed(arms, 50)
+    assert (found["over_fixed"], found["gold_over_fixed"]) == pytest.approx((1, -0.25))
+    assert found["over_fixed_ci95"] == pytest.approx([1, 1])
+    assert found["gold_over_fixed_ci95"] == pytest.approx([-0.25, -0.25])
+    assert (arms["align_pro"].reward == base + 1).all(), "the arms are left as they are"
+    table = summarise(arms | {"no_finetuning": arms["fixed_rewrite"]}, EvalConfig(bootstrap=50))
+    assert {key: table[key] for key in found} == found, "the summary holds it"
+
+
+def test_the_share_of_what_reading_the_request_can_gain_by_hand():
+    """On the closed form's two requests: Align-Pro leads by 1 and 3, the closed form by 4 and 6; later ones count not."""
+    ours, theirs, best = [1.0, 3.0, 70.0, -90.0], [0.0, 0.0, 10.0, 10.0], [4.0, 6.0]
+    found = against(ours, theirs, best)
+    assert found["request_share"] == pytest.approx((1 + 3) / (4 + 6))
+    # a resample holds the first request alone, the second, or both
+    assert found["request_share_ci95"] == pytest.approx([1 / 4, 3 / 6])
+    assert found["over_fixed"] == pytest.approx((1 + 3 + 60 - 100) / 4)
+    half = against([0.5, 2.0, 1.0, 9.0], [0.0, 0.0, 0.0, 0.0], [1.0, 4.0, 2.0])
+    assert half["request_share"] == pytest.approx(0.5) and half["request_share_ci95"] == pytest.approx([0.5, 0.5])
+
+
+def test_the_share_is_not_told_where_the_closed_forms_lead_is_not_shown():
+    """Its mean is above 0 and its interval covers 0: one sentence is then enough."""
+    found = against([1.0, 1.0, 1.0], [0.0, 0.0, 0.0], [-1.0, 3.0])
+    assert [found[key] for key in SHARE_KEYS] == [None, None] and found["over_fixed"] == pytest.approx(1)
+    assert against([1.0, 1.0], [0.0, 0.0], [0.0, 0.0])["request_share"] is None
+    assert against([1.0, 1.0], [0.0, 0.0], [-1.0, -2.0])["request_share"] is None
+    assert against([1.0, 1.0], [0.0, 0.0], [1.0, 2.0])["request_share"] == pytest.approx(2 / 3)
+
+
+def test_groups_of_requests_are_resampled_together_in_the_comparison_with_the_fixed_rewrite():
+    """Two groups: each interval runs from one group's mean to the other's."""
+    ours, theirs, best = [1.0, 3.0, 1.0, 3.0, 1.0, 3.0], [0.0] * 6, [2.0, 4.0, 2.0, 4.0]
+    found = against(ours, theirs, best, groups=list("ababab"))
+    assert found["over_fixed_ci95"] == pytest.approx([1, 3])
+    assert found["request_share_ci95"] == pytest.approx([1 / 2, 3 / 4])
+    assert against(ours, theirs, best)["over_fixed_ci95"] != pytest.approx([1, 3])
+
+
+def test_there_is_nothing_to_compare_with_without_a_fixed_rewrite():
+    assert against_fixed(three_arms(), 50) == dict.fromkeys(FIXED_KEYS + SHARE_KEYS)
+    found = summarise(three_arms(), EvalConfig(bootstrap=50))
+    assert [found[key] for key in FIXED_KEYS + SHARE_KEYS] == [None] * 6
+
+
 def test_wins_are_judged_by_the_gold_reward_where_there_is_one():
     arms = three_arms()
     for name, gold in {"no_finetuning": 1.0, "align_pro": 0.0, "rlhf_oracle": 1.0}.items():
@@ -416,7 +613,8 @@ def letters(value: dict):
 def test_every_arm_gives_each_input_the_same_number_of_answers():
     e = evaluator(letters({}), gold=lambda x, y: [1.0] * len(x))
     arms = {"plain": e.plain(), "prompter": e.prompter(Rewriter(), None), "best": e.best_of_n(Rewriter())}
-    assert arms["plain"].reward.shape == (3, 1, 6)
+    arms |= {"answers": e.best_of_n_answers(), "fixed": e.fixed(["x0 a", "x1 a", "x2 a"], np.zeros((3, 1)))}
+    assert {arms[name].reward.shape for name in ("plain", "answers", "fixed")} == {(3, 1, 6)}
     assert arms["prompter"].reward.shape == arms["best"].reward.shape == (3, 2, 3)
     for a in arms.values():
         assert a.reward.shape == a.gold.shape == a.y.shape and a.x == ["x0", "x1", "x2"] and (a.gold == 1).all()
@@ -515,6 +713,73 @@ def test_best_of_n_bounds_its_kl():
     found = evaluator(letters({})).best_of_n(Rewriter())
     assert found.kl == pytest.approx(np.full((3, 2), math.log(4) - 3 / 4))
     assert evaluator(letters({}), best_of_n=1).best_of_n(Rewriter()).kl == pytest.approx(np.zeros((3, 2)))
+
+
+def test_the_best_of_n_answers_is_picked_by_the_reward_and_the_true_reward_follows():
+    """Two requests; of eight answers each, the first four make answer 1, the others answer 2."""
+    rewards = {"x0": [1, 5, 2, 0, 3, 3, -1, 2], "x1": [-4, -3, -2, -1, 0, 0, 0, 0.5]}
+    golds = {"x0": [10, 11, 12, 13, 14, 15, 16, 17], "x1": [20, 21, 22, 23, 24, 25, 26, 27]}
+    in_order = lambda table, kind: lambda x, y: kind([table[name][i % 8] for i, name in enumerate(x)])
+    gold = in_order(golds, list)
+    e = evaluator(in_order(rewards, torch.tensor), N=2, gold=gold, rewrites=2, answers=1, best_of_n=4)
+    found = e.best_of_n_answers()
+    assert e.frozen.asked == [["x0"] * 8 + ["x1"] * 8], "n times the answers, each to the request itself"
+    assert found.reward.tolist() == [[[5, 3]], [[-1, 0.5]]]
+    assert found.gold.tolist() == [[[11, 14]], [[23, 27]]], "of equal answers the first"
+    assert found.x_prime == [["x0"], ["x1"]] and found.x == ["x0", "x1"]
+    assert found.kl == pytest.approx(np.full((2, 1), math.log(4) - 3 / 4))
+    no_gold = evaluator(in_order(rewards, torch.tensor), N=2, rewrites=2, answers=1, best_of_n=4).best_of_n_answers()
+    assert no_gold.gold is None and (no_gold.reward == found.reward).all()
+
+
+class Counting(Frozen):
+    """Numbers its answers one after the other, whatever it is asked."""
+
+    def answer(self, prompts, generator=None):
+        return [replace(a, text=f"{a.text}.{i}") for i, a in enumerate(super().answer(prompts, generator))]
+
+
+def test_the_text_of_the_best_answer_is_the_one_that_was_picked():
+    number = lambda y: int(y.rpartition(".")[2])
+    worth = lambda y: (7 * number(y)) % 24  # a permutation: no two answers are equal
+    e = evaluator(lambda x, y: [worth(t) for t in y], N=2, gold=lambda x, y: [number(t) for t in y], frozen=Counting())
+    found = e.best_of_n_answers()  # 2 x 3 answers a request, each the best of 4
+    assert found.y.shape == found.reward.shape == found.gold.shape == (2, 1, 6)
+    assert [number(y) for y in found.y.flat] == found.gold.ravel().tolist()
+    assert [worth(y) for y in found.y.flat] == found.reward.ravel().tolist()
+    for i, y in enumerate(found.y.flat):
+        assert number(y) // 4 == i and worth(y) == max((7 * j) % 24 for j in range(4 * i, 4 * i + 4))
+
+
+def test_the_best_of_one_answer_is_no_fine_tuning():
+    arms = []
+    for make in (Evaluator.best_of_n_answers, Evaluator.plain):
+        gold = lambda x, y: [float(len(t)) for t in y]
+        e = evaluator(lambda x, y: [sum(map(ord, t)) % 7 for t in y], gold=gold, frozen=Counting(), best_of_n=1)
+        arms.append((make(e), e.frozen.asked))
+    (best, asked), (plain, as_plain) = arms
+    assert asked == as_plain and best.extra == plain.extra and best.x_prime == plain.x_prime
+    for name in ("reward", "gold", "kl", "y"):
+        assert (getattr(best, name) == getattr(plain, name)).all(), name
+
+
+def test_best_of_n_answers_gains_what_order_statistics_say():
+    """Of standard normal rewards: the best of 4 has the mean 1.0294 and the variance 0.4917."""
+    noise = torch.Generator().manual_seed(1)
+    e = evaluator(lambda x, y: torch.randn(len(x), generator=noise), N=1000)
+    found = e.best_of_n_answers().reward
+    assert found.mean() == pytest.approx(1.0294, abs=4 * math.sqrt(0.4917 / found.size))
+    assert found.var() == pytest.approx(0.4917, rel=0.1)
+
+
+def test_a_fixed_rewrite_is_asked_in_the_place_of_each_request():
+    e = evaluator(letters({"a": 1, "b": 2}), gold=lambda x, y: [float(t[1]) for t in x])
+    kl = np.array([[0.5], [1.5], [2.5]])
+    found = e.fixed([f"x{i} {'aba'[i]}" for i in range(3)], kl)
+    assert e.frozen.asked == [["x0 a"] * 6 + ["x1 b"] * 6 + ["x2 a"] * 6], "as many answers as every arm"
+    assert found.reward.tolist() == [[[1.0] * 6], [[2.0] * 6], [[1.0] * 6]]
+    assert found.gold.tolist() == [[[float(i)] * 6] for i in range(3)], "judged against the request"
+    assert found.kl is kl and found.x_prime == [["x0 a"], ["x1 b"], ["x2 a"]] and found.x == ["x0", "x1", "x2"]
 
 
 # ---------------------------------------------------------------- headroom

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -329,3 +330,40 @@ def test_the_kl_of_the_answers_is_the_enumerated_one():
     assert exact > 0.05
     assert optimum.induced_kl(found, lm, 6000, rng(1)) == pytest.approx(exact, abs=0.02)
     assert exact <= theory.kl(found.rho, torch.eye(len(REWRITES[0]))[0].double().expand_as(found.rho) + 1e-12).mean()
+
+
+def test_the_predicted_ratios_are_those_of_the_optimum_rated_by_other_answers():
+    draw = torch.Generator().manual_seed(4)
+    r = torch.randn(6, 3, 8, generator=draw, dtype=torch.float64) + torch.tensor([0.0, 1.0, -1.0])[None, :, None]
+    log_sft = torch.randn(6, 3, generator=draw).double().log_softmax(1)
+    found = optimum.Listing([f"x{i}" for i in range(6)], [["a", "b", "c"]] * 6, r, log_sft, log_sft)
+    told = optimum.predicted_ratios(found, 0.3)
+    halves = (r[:, :, ::2], r[:, :, 1::2])
+    ways = []
+    for chose, rates in (halves, halves[::-1]):
+        weights = log_sft.exp() * (chose.mean(2) / 0.3).exp()
+        ways.append(optimum.moments(weights / weights.sum(1, keepdim=True), rates))
+    mean = {part: (ways[0][part] + ways[1][part]) / 2 for part in ways[0]}
+    plain = optimum.moments(torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64).expand(6, -1), r)
+    within = lambda parts: parts["between_rewrites"] + parts["within"]
+    assert told["predicted_variance_ratio"] == pytest.approx(mean["total"] / plain["total"])
+    assert told["predicted_variance_ratio_within_requests"] == pytest.approx(within(mean) / within(plain))
+    # An offset b(x) of a request changes neither the optimum nor the variance within requests.
+    shifted = replace(found, r=r + 10 * torch.arange(6)[:, None, None])
+    moved = optimum.predicted_ratios(shifted, 0.3)
+    name = "predicted_variance_ratio_within_requests"
+    assert moved[name] == pytest.approx(told[name]) and moved["predicted_variance_ratio"] == pytest.approx(1, abs=0.05)
+
+
+def test_nothing_is_predicted_from_too_few_answers_or_from_one_table_for_all():
+    r = torch.randn(4, 2, 3, dtype=torch.float64)
+    log_sft = torch.full((4, 2), 0.5).double().log()
+    few = optimum.Listing(["x"] * 4, [["a", "b"]] * 4, r, log_sft, log_sft)
+    many = replace(few, r=torch.randn(4, 2, 4, dtype=torch.float64))
+    for found in (
+        few,
+        replace(many, is_pooled=True),
+        optimum.Listing(["x"], [["a", "b"]], r[:1], log_sft[:1], log_sft[:1]),
+    ):
+        assert set(optimum.predicted_ratios(found, 0.1).values()) == {None}
+    assert None not in optimum.predicted_ratios(many, 0.1).values()

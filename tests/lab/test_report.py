@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from results import PNG, arm, make_results
+from results import PNG, arm, make_results, with_fixed
 
 from alignpro_mini.lab import plots, report, tables
 from alignpro_mini.lab.glossary import GLOSSARY, METRICS
@@ -24,7 +24,9 @@ RESULT_KEYS = (
     "mean variance between_inputs between_rewrites within ci95 gold_mean gold_variance kl win_rate tie_rate difference "
     "rewrite_length answer_length right_rate worked_rate asks_for_steps fallback_rate truncated inputs gap_closed "
     "variance_ratio accuracy ceiling always_longer icc best_rewrite_gain accuracy_ci95 length_matched length_matched_pairs "
-    "truncated_accuracy"
+    "truncated_accuracy swap_accuracy swap_ceiling over_fixed over_fixed_ci95 gold_over_fixed gold_over_fixed_ci95 "
+    "request_share request_share_ci95 fixed_rewrite variance_within_requests gold_variance_within_requests "
+    "variance_ratio_within_requests gold_variance_ratio_within_requests"
 ).split()
 
 
@@ -125,22 +127,57 @@ def test_final_table_prints_each_arms_numbers_in_its_row():
     assert rows["Align-Pro"] == "1.800 [1.750, 1.850] 0.900 1.25 0.62 [0.580, 0.660] 0.11 12.3 45.6 0.07".split()
     assert rows["no fine-tuning"][4:6] == ["0.00", "–"] and rows["no fine-tuning"][8] == "–"
     rows = {line[:14].strip(): line[14:].split() for line in variances.splitlines()[2:]}
-    assert rows["Align-Pro"] == "1.000 0.350 0.050 0.600 [0.900, 1.100] 0.500 [0.400, 0.600]".split()
+    assert rows["Align-Pro"] == "1.000 0.350 0.050 0.600 0.650 [0.900, 1.100] 0.500 [0.400, 0.600]".split()
     for line in (
         "Align-Pro (λ 0.1) - oracle (β 0.1), paired: -0.200, 95% CI [-0.300, -0.100]",
         "oracle (β 0.1) closed: 0.80, 95% CI [0.750, 0.850]",
         "no fine-tuning: 0.62, 95% CI [0.525, 0.725]",
         "never trained on: 0.80, 95% CI [0.700, 1.100]",
+        "within requests, which no offset b(x) of the reward changes: 0.42, 95% CI [0.360, 0.480]",
+        "\n  within requests: 0.93, 95% CI [0.840, 1.070]",
         "+0.800, 95% CI [0.700, 0.900]",
         "judged by the gold reward",
         "(ICC): 0.123",
         "held-out accuracy 0.712",
         "0.781",
         "0.553",
-        "swap accuracy 0.941",
+        "swap accuracy of the subject 0.941, gold's 0.952",
+        "swap accuracy of the wish 0.874, gold's 1.000",
     ):
         assert line in text
-    assert "WARNING" not in text and "at or above" not in text
+    assert "WARNING" not in text and "at or above" not in text and "fixed rewrite" not in text
+
+
+def test_the_fixed_rewrite_is_told_with_what_align_pro_gains_over_it():
+    text = tables.final_table(with_fixed(make_results()))
+    rows = {line[:14].strip(): line[14:].split() for line in text.split("\n\n")[0].splitlines()[2:]}
+    assert list(rows)[:2] == ["no fine-tuning", "fixed rewrite"] and rows["fixed rewrite"][0] == "1.550"
+    told = " ".join(text.split())  # however the lines are broken
+    for words in (
+        "Align-Pro - fixed rewrite, paired: +0.250, 95% CI [0.125, 0.375]",
+        "the same of the gold reward: +0.100, 95% CI [-0.050, 0.250]",
+        "found by 12,345 answers; of 'What is Ashby like?': 'What is Ashby like? Be precise.'",
+        "share of what reading the request can gain: 0.90, 95% CI [0.800, 1.000]",
+    ):
+        assert words in told
+    results = with_fixed(make_results(), over=(-0.25, -0.375, -0.125), gold=None, share=None)
+    results["arms"]["closed_form"] = arm(2.0, 1.0)
+    below = tables.final_table(results)
+    assert "paired: -0.250, 95% CI [-0.375, -0.125]" in below and "of the gold reward: –" not in below
+    assert "can gain: –: the closed form's lead is not shown, one sentence is enough" in " ".join(below.split())
+    del results["arms"]["closed_form"]
+    assert "reading the request" not in tables.final_table(results)
+    results = with_fixed(make_results())
+    del results["fixed_rewrite"]  # rewards alone do not tell its words (recompute.py)
+    assert "+0.250, 95% CI [0.125, 0.375]" in tables.final_table(results)
+
+
+@pytest.mark.parametrize("share", [(0.9, 0.8, 1.0), None])
+def test_the_lines_of_the_fixed_rewrite_are_at_most_110_columns(share):
+    results = with_fixed(make_results(base=-12.345, pro=-1.8, oracle=-0.0001), share=share)
+    x = "Could you help me with Brookside for my geography lecture?"
+    results["fixed_rewrite"] |= {"x": x, "text": f"{x} Write a careful expert guide. {'And so on. ' * 20}"}
+    assert not [line for line in tables.final_table(results).splitlines() if len(line) > 110]
 
 
 def test_how_far_the_reward_models_accuracy_can_be_believed():
@@ -158,12 +195,19 @@ def test_how_far_the_reward_models_accuracy_can_be_believed():
 
 def test_a_reward_that_does_not_read_the_request_and_an_oracle_that_is_reached_are_told():
     results = make_results(pro=2.5) | {"judge": "reward"}
-    results["reward_model"]["swap_accuracy"] = 0.52
+    results["reward_model"]["swap_accuracy"] = {"subject": 0.52, "wish": 0.7}
     results["difference_to_oracle"] = {"mean": 0.5, "ci95": [0.4, 0.6]}
     text = tables.final_table(results)
-    assert "WARNING: the reward model hardly reads the request x" in text and "+0.500" in text
+    assert "WARNING: the reward model hardly reads the subject" in text and text.count("WARNING") == 1
+    assert "+0.500" in text
     assert "(at or above the oracle)" in text and "reward that was optimised" in text
     assert "at or above the oracle's" in report.headline(results)
+    results["reward_model"]["swap_accuracy"] = {"subject": 0.99, "wish": 0.69}
+    text = tables.final_table(results)
+    assert "WARNING: the reward model hardly reads the wish" in text and text.count("WARNING") == 1
+    results["reward_model"] |= {"swap_accuracy": {"subject": 0.94, "wish": None}, "swap_ceiling": {"subject": None}}
+    text = tables.final_table(results)  # no answers that two wishes rank apart; no gold reward
+    assert "of the subject 0.940, gold's –" in text and "of the wish –, gold's –" in text and "WARNING" not in text
     results |= {"gap_closed": None, "gap_closed_ci95": None}
     assert "closed: –, the oracle's gain is not shown" in tables.final_table(results)
 
@@ -189,7 +233,7 @@ def test_what_was_not_measured_is_a_dash_and_never_zero():
     text = tables.final_table(results)
     assert "oracle (β" not in text and "ICC" not in text and "Reward model" not in text
     means, variances = [line.split() for line in text.splitlines() if line.startswith("Align-Pro ")][:2]
-    assert means[4] == "–" and variances[4] == "–" and variances[7] == "–"  # gold mean, within, gold variance
+    assert means[4] == "–" and variances[4] == "–" and variances[8] == "–"  # gold mean, within, gold variance
 
 
 def test_right_answers_have_a_column_only_in_the_reasoning_task():
@@ -229,10 +273,24 @@ def test_headline_tells_a_gain_a_loss_and_no_gain_apart():
     assert "Variance fell: 0.62 [0.525, 0.725] times" in report.headline(make_results())
     assert "Gold variance showed no clear change: 0.80 [0.700, 1.100] times" in report.headline(make_results())
     assert "Variance rose" in report.headline(make_results(ratio=1.3))
+    assert "Variance within requests fell: 0.42 [0.360, 0.480] times" in report.headline(make_results())
     assert "oracle (KL coefficient 0.1) closed: 0.80" in report.headline(make_results())
     bare = make_results()
     del bare["arms"]["align_pro"]
     assert "did not compare" in report.headline(bare) and "did not compare" in report.headline({})
+
+
+@pytest.mark.parametrize(
+    ("over", "told"),
+    [
+        ((0.25, 0.125, 0.375), "It beats the best fixed rewrite: by +0.250, 95% CI [0.125, 0.375]."),
+        ((0.25, -0.125, 0.5), "It shows no clear gain over the best fixed rewrite: by +0.250, 95% CI [-0.125, 0.500]."),
+        ((-0.25, -0.5, -0.125), "It falls short of the best fixed rewrite: by -0.250, 95% CI [-0.500, -0.125]."),
+    ],
+)
+def test_headline_compares_with_the_fixed_rewrite(over, told):
+    assert told in report.headline(with_fixed(make_results(), over))
+    assert "fixed rewrite" not in report.headline(make_results())
 
 
 def test_headline_admits_over_optimisation_and_an_idle_rl_stage():

@@ -33,7 +33,7 @@ def test_both_kinds_have_the_same_stages(kind):
 
 
 def test_a_model_that_nobody_has_here_trains_no_oracle():
-    defaults = {"eval.oracle": False, "theory.inputs": 0}
+    defaults = {"eval.oracle": False, "theory.inputs": 0, "eval.untrained_arms": False}
     for options in ({"frozen": "api:m"}, {"reward": "judge:m"}):
         assert setup_of(replace(preset("smollm2"), **options)).defaults() == defaults
     assert setup_of(preset("smollm2")).defaults() == setup_of(preset("tiny")).defaults() == {}

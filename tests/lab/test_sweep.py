@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from results import make_results
+from results import arm, make_results, with_fixed
 
 from alignpro_mini.lab import sweep, tables
 from alignpro_mini.lab.cli import parse_command_line
@@ -95,55 +95,92 @@ def runs_by_hand() -> list[dict]:
     """Four runs of quality and one of attributes, worked by hand.
 
     interval above 0: runs 0, 1 yes; 2 no (it covers 0); 3 yes; attributes no (it starts at 0)     3 of 5
+    above the fixed:  run 0 yes; 1 covers 0; 2 below it; others have none                                       1 of 3
+    the same, gold:   run 0 covers 0; 1, 2 yes                                                                  2 of 3
+    best-of-n:        run 0 yes; 1 equal; others have none                                                      1 of 2
     between:          run 0 yes; 1 above the oracle; 2 below no fine-tuning; 3 has no oracle; attributes yes   2 of 4
     at or above it:   run 1                                                                                     1 of 4
     variance ratio:   0.5 yes, 0.7 yes, 1.2 no, 1.0 no, attributes not measured                                2 of 4
     its interval:     to 0.6, 0.8, 1.3, 1.1                                                                    2 of 4
+    within requests:  to 1.1 in run 2, to 0.48 in the others                                                   4 of 5
     gold interval:    to 1.1 in all                                                                            0 of 5
-    attainable share: run 0 yes, 1 no, others not measured                                                     1 of 2
+    attainable share: run 0 0.97, 1 0.93, others not measured                              0.90: 2 of 2, 0.95: 1 of 2
     """
     near = lambda share, outside: {"theory": {"attainable_gain_share": share, "mass_outside": outside}}
-    return [
+    runs = [
         make_results(seed=3, oracle=None, ratio=1.0),
         make_results(seed=0, base=1.0, pro=1.5, oracle=2.0, ci=(0.4, 0.6), ratio=0.5) | near(0.97, 0.03),
         make_results(seed=1, base=1.0, pro=2.2, oracle=2.0, ci=(1.1, 1.3), ratio=0.7) | near(0.93, 0.05),
         make_results(seed=2, base=1.0, pro=0.9, oracle=2.0, ci=(-0.3, 0.1), ratio=1.2),
         make_results(seed=0, pro=1.2, ci=(0.0, 0.4), ratio=None, task="attributes"),
     ]
+    with_fixed(runs[1])
+    with_fixed(runs[2], (0.1, -0.02, 0.2), (0.3, 0.1, 0.5), None)
+    with_fixed(runs[3], (-0.4, -0.5, -0.3), (0.2, 0.1, 0.3), (0.7, 0.5, 0.9))
+    for run, mean in ((runs[1], 1.4), (runs[2], 2.2)):
+        run["arms"]["best_of_n"] = arm(mean, 1.1)
+    runs[3]["variance_ratio_within_requests_ci95"] = [0.2, 1.1]
+    return runs
 
 
 def test_sweep_counts_hand_worked():
-    assert list(sweep.sweep_counts(runs_by_hand()).values()) == [(3, 5), (2, 4), (1, 4), (2, 4), (2, 4), (0, 5), (1, 2)]
-    assert list(sweep.sweep_counts(runs_by_hand()[:4]).values()) == [
-        (3, 4),
-        (1, 3),
-        (1, 3),
-        (2, 4),
-        (2, 4),
-        (0, 4),
-        (1, 2),
+    counts = sweep.sweep_counts(runs_by_hand())
+    assert list(counts) == [
+        "Align-Pro above no fine-tuning with interval above zero",
+        "Align-Pro above the fixed rewrite with interval above zero",
+        "the same by the gold reward",
+        "above best-of-n rewrites",
+        "between no fine-tuning and oracle",
+        "at or above the oracle",
+        "variance below no fine-tuning",
+        "variance ratio's interval below 1",
+        "variance ratio within requests: its interval below 1",
+        "gold variance ratio's interval below 1",
+        "at least 0.90 of the attainable gain",
+        "at least 0.95 of the attainable gain",
     ]
+    own = [(3, 5), (1, 3), (2, 3), (1, 2), (2, 4), (1, 4), (2, 4), (2, 4), (4, 5), (0, 5), (2, 2), (1, 2)]
+    assert list(counts.values()) == own
+    own = [(3, 4), (1, 3), (2, 3), (1, 2), (1, 3), (1, 3), (2, 4), (2, 4), (3, 4), (0, 4), (2, 2), (1, 2)]
+    assert list(sweep.sweep_counts(runs_by_hand()[:4]).values()) == own
+    # What no run measured is no claim: neither has a fixed rewrite; one has no oracle, the other no variance ratio.
+    assert len(sweep.sweep_counts(runs_by_hand()[:1])) == 5 and len(sweep.sweep_counts(runs_by_hand()[4:])) == 5
 
 
-def test_sweep_table_has_a_row_a_seed_averages_and_the_papers_figures():
-    attributes, quality, everything = sweep.sweep_table(runs_by_hand()).split("\n\n")
-    lines = {line.split()[0]: line for line in quality.splitlines()}
+def test_sweep_table_has_two_rows_a_seed_averages_and_the_papers_figures():
+    attributes, more, quality, ratios, everything = sweep.sweep_table(runs_by_hand()).split("\n\n")
     assert "UltraFeedback" in quality and "HelpSteer" in attributes and "all tasks" in everything
     assert [line[0] for line in quality.splitlines()[3:7]] == ["0", "1", "2", "3"], "in the order of the seeds"
-    assert (
-        lines["0"].split()[1:]
-        == "1.000 1.500 2.000 0.500 [0.400, 0.600] 0.50 [0.750, 0.850] 0.50 [0.400, 0.600] 0.80 [0.700, 1.100] 0.941 0.970 "
-        "0.030 120".split()
-    )
-    # means over seeds 0 to 3; the oracle and the gap over 0 to 2 only: gaps 0.5, 1.2, -0.1
-    assert lines["mean"].split()[1:] == "1.000 1.600 2.000 0.600 0.53 0.85 0.80 0.941 0.950 0.040 120".split()
-    assert lines["paper"].split()[1:] == ["0.82", "0.64"]
+    assert [line[0] for line in ratios.splitlines()[2:6]] == ["0", "1", "2", "3"]
+    row = lambda block, name: next(line.split() for line in block.splitlines() if line.startswith(name))
+    told = "1.00 1.25 1.40 1.50 2.00 0.50 [0.40, 0.60] 0.25 [0.12, 0.38] 0.10 [-0.05, 0.25] 0.90 0.97"
+    assert row(quality, "0 ")[1:] == told.split()
+    told = "0.50 [0.40, 0.60] 0.42 [0.36, 0.48] 0.80 [0.70, 1.10] 0.50 0.030 0.754 0.941 0.874 120"
+    assert row(ratios, "0 ")[1:] == told.split()
+    # means over seeds 0 to 3; fixed, oracle and gap over 0 to 2 only: fixed 1.25, 2.1, 1.3; gaps 0.5, 1.2, -0.1
+    assert row(quality, "mean")[1:] == "1.00 1.55 1.80 1.60 2.00 0.60 -0.02 0.20 0.80 0.95".split()
+    assert row(ratios, "mean")[1:] == "0.85 0.42 0.80 0.53 0.040 0.754 0.941 0.874 120".split()
+    assert "in the paper: gap closed 0.82, variance ratio 0.64" in ratios
     # gaps: s = 0.65064, t(2) = 4.303, half-width 4.303 * 0.65064 / sqrt(3) = 1.616
-    assert lines["±"].split()[6] == "1.62"
-    assert "with interval above zero: 3 of 4" in quality and "with interval above zero: 3 of 5" in everything
-    assert "between no fine-tuning and oracle: 1 of 3" in quality and "λ 0.1, the oracle's β 0.1" in quality
-    assert [line.split()[1] for line in attributes.splitlines() if line.startswith("± 95%")] == ["95%"]
-    assert attributes.splitlines()[5].split()[2:] == ["–"] * 11, "one seed has no interval"
+    assert row(ratios, "± 95%")[5] == "1.62"
+    assert "no fine-tuning with interval above zero: 3 of 4" in ratios
+    assert "no fine-tuning with interval above zero: 3 of 5" in everything
+    assert (
+        "fixed rewrite with interval above zero: 1 of 3" in ratios and "the same by the gold reward: 2 of 3" in ratios
+    )
+    assert "between no fine-tuning and oracle: 1 of 3" in ratios and "λ 0.1, the oracle's β 0.1" in quality
+    assert row(attributes, "± 95%")[2:] == ["–"] * 10, "one seed has no interval"
+    assert row(more, "± 95%")[2:] == ["–"] * 9
+
+
+def test_what_a_reward_model_learned_of_what_its_labels_allow():
+    share = sweep.accuracy_share
+    assert share({"accuracy": 0.7, "ceiling": 0.9}) == pytest.approx(0.5)
+    assert share({"accuracy": 0.8, "ceiling": 0.8}) == 1 and share({"accuracy": 0.5, "ceiling": 0.8}) == 0
+    assert share({"accuracy": 0.4, "ceiling": 0.7}) == pytest.approx(-0.5)
+    # labels that are nothing but noise allow nothing; pairs of a file have no ceiling
+    for facts in (None, {}, {"accuracy": 0.6, "ceiling": 0.5}, {"accuracy": 0.6, "ceiling": None}, {"ceiling": 0.9}):
+        assert share(facts) is None
 
 
 def test_right_answers_are_told_beside_the_sweep_of_sums():
@@ -199,9 +236,12 @@ def test_sweep_table_of_nothing_and_of_a_task_of_ones_own():
 
 def test_a_run_that_measured_almost_nothing_has_dashes_in_its_row():
     results = make_results(oracle=None)
-    for optional in ("config", "reward_model", "headroom", "wall_s", "variance_ratio", "variance_ratio_ci95", "preset"):
+    for optional in ("config", "reward_model", "headroom", "wall_s", "preset"):
         del results[optional]
+    for ratio in ("variance_ratio", "variance_ratio_within_requests"):
+        del results[ratio], results[f"{ratio}_ci95"]
     for a in results["arms"].values():
         a.update(dict.fromkeys(a, None), mean=a["mean"])
-    row = next(line for line in sweep.sweep_table([results]).splitlines() if line.startswith("0 "))
-    assert row.split() == ["0", "1.000", "1.800", *["–"] * 7, "0.80", "[0.700,", "1.100]", *["–"] * 4]
+    rewards, ratios = (line.split() for line in sweep.sweep_table([results]).splitlines() if line.startswith("0 "))
+    assert rewards == ["0", "1.00", "–", "–", "1.80", *["–"] * 9]
+    assert ratios == ["0", *["–"] * 4, "0.80", "[0.70,", "1.10]", *["–"] * 6]

@@ -89,7 +89,10 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "lab/optimum.py",
         "the-optimum-rated-by-the-answers-that-chose-it",
-        ("chose.nanmean(2), lam)", "rates.nanmean(2), lam)"),
+        (
+            "star = theory.optimal_prompter(listing.rho_sft, chose.nanmean(2)",
+            "star = theory.optimal_prompter(listing.rho_sft, rates.nanmean(2)",
+        ),
         "test_the_truth_lies_between_the_two_optima",
     ),
     mutant(
@@ -188,8 +191,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "lab/evaluation.py",
         "best-of-n-counts-the-winning-answer",
         (
-            "        bound = np.full(",
-            "        reward = first.max(1).values.numpy().astype(float).reshape(-1, K, 1).repeat(self.config.answers, 2)\n        bound = np.full(",
+            "        bound = np.full((len(self.requests), K)",
+            "        reward = first.max(1).values.numpy().astype(float).reshape(-1, K, 1).repeat(self.config.answers, 2)\n        bound = np.full((len(self.requests), K)",
         ),
         "test_best_of_n_counts_fresh_answers_not_the_winning_ones",
         "test_best_of_n_of_pure_noise_gains_nothing",
@@ -257,7 +260,7 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "lab/evaluation.py",
         "kl-of-arms-swapped",
-        ("(ours - theirs)", "(theirs - ours)"),
+        ("return (ours - theirs).tolist()", "return (theirs - ours).tolist()"),
         "test_sequence_kl_against_each_row_alone",
         "test_sequence_kl_averages_to_the_enumerated_kl",
     ),
@@ -552,6 +555,137 @@ MUTANTS: tuple[Mutant, ...] = (
         "variance-without-its-mean",
         ("- size * mean**2)", ")"),
         "test_resampled_moments_are_those_of_the_resampled_requests",
+    ),
+    # the fixed rewrite: another winner, another budget, kinds that are not compared on the same requests
+    mutant(
+        "lab/fixed.py",
+        "the-worse-half-goes-on",
+        ("key=lambda pair: (-pair[0], pair[1])", "key=lambda pair: (pair[0], pair[1])"),
+        "test_halving_by_hand",
+        "test_without_noise_the_best_arm_is_found_with_any_budget",
+    ),
+    mutant(
+        "lab/fixed.py",
+        "the-last-of-equal-arms",
+        ("(-pair[0], pair[1])", "(-pair[0], -pair[1])"),
+        "test_of_equal_arms_the_first_is_taken",
+    ),
+    mutant(
+        "lab/fixed.py",
+        "the-whole-budget-in-every-round",
+        ("budget / max(1, math.ceil(math.log2(count)))", "budget"),
+        "test_every_round_costs_the_same_and_all_together_no_more_than_the_budget",
+        "test_the_search_gets_as_many_answers_as_ppo_on_training_requests_and_its_reward",
+    ),
+    mutant(
+        "lab/fixed.py",
+        "a-small-budget-asks-nothing",
+        ("each = max(1, int(each_round / len(arms)))", "each = int(each_round / len(arms))"),
+        "test_a_budget_smaller_than_the_arms_still_asks_each_once",
+    ),
+    mutant(
+        "lab/fixed.py",
+        "each-kind-rewrites-requests-of-its-own",
+        (
+            "picked = torch.randint(len(requests), (each,), generator=generator).tolist()",
+            "picked = torch.randint(len(requests), (each * len(kinds),), generator=generator).tolist()",
+        ),
+        ("[row[kind] for kind in kinds for row in listed]", "[row[kinds[i // each]] for i, row in enumerate(listed)]"),
+        ("reward(x * len(kinds), answers)", "reward(x, answers)"),
+        "test_in_a_round_all_kinds_rewrite_the_same_requests_and_another_round_draws_others",
+        "test_requests_that_are_easy_do_not_decide",
+    ),
+    mutant(
+        "lab/fixed.py",
+        "the-fixed-rewrite-rated-against-itself",
+        ("reward(x * len(kinds), answers)", "reward(asked, answers)"),
+        "test_the_kind_with_the_best_mean_reward_is_found",
+    ),
+    mutant(
+        "lab/pipeline.py",
+        "the-fixed-rewrite-is-found-on-held-out-requests",
+        ("find_fixed_rewrite(world, world.train_requests,", "find_fixed_rewrite(world, world.eval_requests,"),
+        "test_fixed.py::test_the_search_gets_as_many_answers_as_ppo_on_training_requests_and_its_reward",
+    ),
+    mutant(
+        "lab/pipeline.py",
+        "fewer-answers-than-ppo",
+        ("budget = c.iterations * c.batch_size * c.answers", "budget = c.iterations * c.batch_size"),
+        "test_fixed.py::test_the_search_gets_as_many_answers_as_ppo_on_training_requests_and_its_reward[3]",
+    ),
+    mutant(
+        "lab/assess.py",
+        "kl-of-the-fixed-rewrite-negative",
+        ("evaluator.fixed(rewrites, -logs.numpy())", "evaluator.fixed(rewrites, logs.numpy())"),
+        "test_fixed.py::test_the_arm_of_a_fixed_rewrite_has_the_kl_of_a_prompter_that_always_writes_it",
+    ),
+    # the variance within requests, and the comparisons with the simple competitors
+    mutant(
+        "lab/statistics.py",
+        "noise-of-the-answers-counted-twice",
+        ("between + within * (1 - 1 / M)", "between + within"),
+        "test_variance_within_requests_by_hand",
+        "test_the_variance_within_requests_is_unbiased",
+    ),
+    mutant(
+        "lab/evaluation.py",
+        "offsets-in-the-ratio-within-requests",
+        (
+            "a, b = (within_requests(rewards)[:, None, None] for",
+            "a, b = (((rewards - rewards.mean()) ** 2).mean((1, 2))[:, None, None] for",
+        ),
+        "test_the_ratio_within_requests_by_hand",
+        "test_no_offset_of_the_requests_changes_the_ratio_within_them_and_its_interval",
+    ),
+    mutant(
+        "lab/evaluation.py",
+        "the-true-reward-picks-for-itself",
+        (
+            'for part in ("reward", "gold", "y")}',
+            'for part in ("reward", "gold", "y")}\n'
+            '        if arm.gold is not None:\n            picked["gold"] = arm.gold.reshape(N, M, n).max(2)[:, None]',
+        ),
+        "test_the_best_of_n_answers_is_picked_by_the_reward_and_the_true_reward_follows",
+    ),
+    mutant(
+        "lab/evaluation.py",
+        "the-gold-lead-of-the-learned-reward",
+        ("(replace(arm, reward=arm.gold) for arm in (pro, fixed))", "(pro, fixed)"),
+        "test_the_lead_of_the_gold_reward_is_of_the_gold_reward",
+    ),
+    mutant(
+        "lab/evaluation.py",
+        "the-request-share-of-all-requests",
+        ("paired(replace(pro, reward=pro.reward[:n]), fixed, 1)", "paired(pro, fixed, 1)"),
+        "test_the_share_of_what_reading_the_request_can_gain_by_hand",
+    ),
+    mutant(
+        "lab/evaluation.py",
+        "a-share-of-a-lead-that-is-not-shown",
+        ('paired(star, fixed, count, groups)["ci95"][0] <= 0', 'paired(star, fixed, count, groups)["mean"] <= 0'),
+        "test_the_share_is_not_told_where_the_closed_forms_lead_is_not_shown",
+    ),
+    # reading the request: the wish
+    mutant(
+        "lab/accuracy.py",
+        "rankings-that-no-wish-turns-count-too",
+        ("truth[0] * truth[1] < 0", "truth[0] * truth[1] != 0"),
+        "test_only_pairs_that_the_wish_turns_count",
+        "test_wish_accuracy_is_unknown_where_no_wish_turns_the_ranking",
+    ),
+    mutant(
+        "lab/rewards.py",
+        "the-other-wish-is-judged-as-the-own",
+        ("draw_preferences(others, first, second,", "draw_preferences([x for x, _, _ in again], first, second,"),
+        "test_a_pair_under_another_wish_holds_the_same_two_answers",
+    ),
+    # the rewards in one file
+    mutant(
+        "lab/recompute.py",
+        "groups-are-forgotten",
+        ("EvalConfig(bootstrap=resamples), groups)", "EvalConfig(bootstrap=resamples))"),
+        "test_everything_that_is_told_of_the_arms_is_computed_again[towns-True]",
+        "test_groups_and_resamples_are_those_of_the_run",
     ),
     mutant(
         "lab/sweep.py",

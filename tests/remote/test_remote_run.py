@@ -37,8 +37,9 @@ def killed_three_times(tmp_path):
         told = command(tmp_path, TRAIN, of(server, **LEARNING | {"name": "whole"}))
         whole = json.loads((tmp_path / "runs" / "whole" / "results.json").read_text())
         count = sum(server.answered.values())
-        assert list(whole["arms"]) == ["no_finetuning", "untrained_prompter", "best_of_n", "align_pro"]
-        assert 0 <= whole["reward_model"]["swap_accuracy"] <= 1 and whole["judge"] == "gold"
+        # Where every answer costs, the arms that would double them are left out.
+        assert " ".join(whole["arms"]) == "no_finetuning untrained_prompter best_of_n align_pro"
+        assert 0 <= whole["reward_model"]["swap_accuracy"]["subject"] <= 1 and whole["judge"] == "gold"
         assert whole["theory"] is None and whole["api"]["answers"] == count == len(server.answered)
         assert f"API: {count} answers, {whole['api']['tokens']:,} tokens" in told
         assert whole["api"]["tokens"] == sum(

@@ -31,8 +31,10 @@ RESULTS = {
         "untrained_prompter": {"mean": 0.01, "difference": {"mean": 0.17, "ci95": [0.10, 0.23]}},
         "align_pro": {"mean": 1.02, "difference": {"mean": 1.18, "ci95": [1.13, 1.23]}},
     },
-    "variance_ratio": 0.59,
-    "variance_ratio_ci95": [0.53, 0.65],
+    "over_fixed": 0.4,
+    "over_fixed_ci95": [0.35, 0.45],
+    "variance_ratio_within_requests": 0.59,
+    "variance_ratio_within_requests_ci95": [0.53, 0.65],
     "theory": {"attainable_gain_share": 0.977, "regularised_gap": 0.0184007, "lambda_kl_to_optimum": 0.0184007},
 }
 
@@ -72,7 +74,7 @@ def runs(tmp_path):
 def lost(folder: Path) -> dict[str, int]:
     """{check: points that it lost}; a10 always has 100 points in all."""
     report = own_run.graded(folder)
-    assert report.total("max_score") == 100 and len(report.tests) == 21
+    assert report.total("max_score") == 100 and len(report.tests) == 26
     return {t["name"]: t["max_score"] - t["score"] for t in report.tests if t["score"] < t["max_score"]}
 
 
@@ -93,22 +95,22 @@ def test_five_finished_runs_get_every_point(runs):
     assert lost(runs) == {}
 
 
-def test_an_untrained_prompter_loses_gain_share_and_variance(runs):
+def test_an_untrained_prompter_loses_all_but_the_theory(runs):
     """Its own numbers in place of Align-Pro's. Its gap is consistent: nothing of the theory's 2 points is lost."""
     for place in runs.rglob("results.json"):
         found = json.loads(place.read_text())
         found["arms"]["align_pro"]["difference"] = found["arms"]["untrained_prompter"]["difference"]
-        found |= {"variance_ratio": 1.09, "variance_ratio_ci95": [1.0, 1.18]}
+        found |= {"variance_ratio_within_requests_ci95": [1.0, 1.18], "over_fixed_ci95": [-0.4, -0.3]}
         found["theory"] |= {"attainable_gain_share": 0.0, "regularised_gap": 0.81, "lambda_kl_to_optimum": 0.81}
         place.write_text(json.dumps(found))
-    wanted = [of_seed(seed, "gain", "share", "variance") for seed in range(5)]
+    wanted = [of_seed(seed, "gain", "fixed", "share", "variance") for seed in range(5)]
     assert lost(runs) == {name: points for each in wanted for name, points in each.items()}
     assert sum(lost(runs).values()) == 80
 
 
 CHANGES = {  # one number of seed 2's run: what it costs
     "share of 0": (("theory", "attainable_gain_share"), 0.0, "share"),
-    "share just too low": (("theory", "attainable_gain_share"), 0.9499, "share"),
+    "share just too low": (("theory", "attainable_gain_share"), own_run.LEAST_SHARE - 1e-4, "share"),
     "share above the optimum's": (("theory", "attainable_gain_share"), 1.01, "share"),
     "no attainable gain": (("theory", "attainable_gain_share"), None, "share"),
     "gain overlaps the untrained one's": (("arms", "align_pro", "difference", "ci95"), [0.22, 1.2], "gain"),
@@ -116,9 +118,11 @@ CHANGES = {  # one number of seed 2's run: what it costs
     "gain turned around": (("arms", "align_pro", "difference", "ci95"), [1.2, 1.1], "gain"),
     "no untrained arm": (("arms", "untrained_prompter"), None, "gain"),
     "arms of another kind": (("arms",), "none", "gain"),
-    "variance as before": (("variance_ratio_ci95",), [0.9, 1.0], "variance"),
-    "variance not a number": (("variance_ratio_ci95",), [float("nan")] * 2, "variance"),
-    "variance of words": (("variance_ratio_ci95",), ["0.5", "0.6"], "variance"),
+    "no better than the fixed rewrite": (("over_fixed_ci95",), [0.0, 0.1], "fixed"),
+    "no fixed rewrite": (("over_fixed_ci95",), None, "fixed"),
+    "variance as before": (("variance_ratio_within_requests_ci95",), [0.9, 1.0], "variance"),
+    "variance not a number": (("variance_ratio_within_requests_ci95",), [float("nan")] * 2, "variance"),
+    "variance of words": (("variance_ratio_within_requests_ci95",), ["0.5", "0.6"], "variance"),
     "gap without its distance": (("theory", "lambda_kl_to_optimum"), 0.018402, "theory"),
     "gap true": (("theory", "regularised_gap"), True, "theory"),
 }
@@ -192,7 +196,7 @@ def test_other_options_are_named_and_cost_ten_points(runs):
     shutil.rmtree(runs / "a")
     write(runs, 4, change=change)
     assert lost(runs) == {FIVE: 10}
-    said = "not the default options: luck is 7, not not given; ppo.iterations is 600, not 60; theory.answers is not given, not 16"
+    said = "not the default options: luck is 7, not not given; ppo.iterations is 600, not 200; theory.answers is not given, not 16"
     assert output(runs, FIVE) == f"seed 4 (run-4): {said}"
     write(runs, 4, name="as-it-should-be")
     assert lost(runs) == {}, "of two runs of a seed the one with the default options counts"
@@ -215,7 +219,7 @@ def test_the_command_prints_points_and_notes(runs, capsys, monkeypatch, tmp_path
     grade.main()
     assert "100 / 100  Your own Align-Pro: all checks passed\nwhose functions" in capsys.readouterr().out
     found = json.loads(out.read_text())
-    assert len(found["tests"]) == 21 and "no graft.json" in found["output"]
+    assert len(found["tests"]) == 26 and "no graft.json" in found["output"]
 
 
 def test_the_handout_says_what_is_graded():
@@ -230,7 +234,7 @@ def test_the_handout_says_what_is_graded():
         "grade.py a10 ",
     ):
         assert part in text, part
-    assert str(own_run.LEAST_SHARE) in text and "10⁻⁶" in text and "383 to 440 s" in text
+    assert str(own_run.LEAST_SHARE) in text and "10⁻⁶" in text and "689 s" in text
     for name, points in OF_A_SEED.items():
         assert f"5 × {points}" in text, name
     assert max(map(len, text.splitlines())) <= 150
