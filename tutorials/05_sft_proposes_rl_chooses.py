@@ -82,8 +82,8 @@ assert FAST or on_list > 0.9
 # %% [markdown]
 # ## A prompter that was never shown a cue
 #
-# Now a second prompter, trained on the same pairs without "Answer like a friendly guide.", which is the best cue of this
-# world.
+# Now a second prompter, trained on the same pairs without "Answer like a friendly guide.". Who plans a holiday wants this
+# cue: many facts and warm words. Who needs a headline wants another one.
 
 # %%
 missing = "Answer like a friendly guide."
@@ -107,7 +107,7 @@ ax.bar(
     [i - 0.27 for i in places], [written[cue] / len(requests) for cue in cues], 0.25, color=GREY, label="ρ_sft, sampled"
 )
 ax.bar(places, by_cue(table), 0.25, color=BLUE, label="ρ_sft, exact")
-ax.bar([i + 0.27 for i in places], by_cue(poor_table), 0.25, color=ORANGE, label="without the best cue")
+ax.bar([i + 0.27 for i in places], by_cue(poor_table), 0.25, color=ORANGE, label="without one cue")
 ax.axhline(1 / len(cues), color="black", linewidth=0.6, linestyle="--")
 ax.set_xticks(list(places), [cue or "(no cue)" for cue in cues], rotation=25, ha="right", fontsize=8)
 ax.set(ylabel="probability of the cue")
@@ -120,7 +120,7 @@ show(figure)
 #
 # ## What RL can do with each of them
 #
-# By tutorial 01, ρ\*(x′|x) ∝ ρ_sft(x′|x) exp(R/λ). Suppose the best cue is worth R = 1 and every other 0, λ = 0.1. The
+# By tutorial 01, ρ\*(x′|x) ∝ ρ_sft(x′|x) exp(R/λ). Suppose this cue is worth R = 1 and every other 0, λ = 0.1. The
 # tilt is e¹⁰ ≈ 22,000. It turns 1/8 into almost 1. What does it turn "next to nothing" into?
 
 # %%
@@ -129,7 +129,7 @@ R[:, cues.index(missing) :: len(cues)] = 1.0
 rich_share = theory.value(theory.optimal_prompter(table.softmax(1), R, 0.1), R)
 poor_gain = theory.value(theory.optimal_prompter(poor_table.softmax(1), R, 0.1), R)
 cost = theory.kl(theory.optimal_prompter(poor_table.softmax(1), R, 0.1), poor_table.softmax(1)).mean()
-print(f"optimum from ρ_sft: probability of the best cue {rich_share:.2f}")
+print(f"optimum from ρ_sft: probability of this cue {rich_share:.2f}")
 print(
     "optimum from the other: lower"
     if poor_gain < rich_share - 0.05

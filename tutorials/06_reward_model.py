@@ -5,7 +5,7 @@
 #
 # * how a reward is learned from comparisons (Bradley–Terry), and how good it can be at best;
 # * two rules that every reward model must beat: "the longer answer wins", and chance;
-# * the prompt-swap test: does r(x, y) read x at all?
+# * the swap tests: which parts of x does r(x, y) read?
 #
 # Time: 40 minutes. You need: tutorial 04, the logistic function. If run first, it trains the LM, the prompter and the
 # reward model (two to three minutes).
@@ -23,7 +23,7 @@ import torch
 from lesson import BLUE, FAST, GREEN, GREY, ORANGE, axes, quietly, shared_run, show, source
 
 from alignpro_mini import reward, rl_math
-from alignpro_mini.lab.accuracy import accuracy_ceiling, always_longer, swap_accuracy
+from alignpro_mini.lab.accuracy import accuracy_ceiling, always_longer, swap_accuracy, wish_accuracy
 from alignpro_mini.lab.models import copy_of
 from alignpro_mini.lab.rewards import sample_answers
 
@@ -42,8 +42,10 @@ torch.testing.assert_close(rl_math.bradley_terry_loss(chosen, rejected), torch.t
 print("  ".join(f"{value:.2f}" for value in naive), "nats: sure and right, undecided, sure and wrong")
 
 # %% [markdown]
-# Only differences count: adding 5 to all rewards of a prompt changes nothing. So its zero point has no meaning. The
-# package shifts and scales it to mean 0 and variance 1 on answers to ρ_sft's rewrites.
+# Only differences count: adding 5 to all rewards of a prompt changes nothing. So each prompt's zero point b(x) has no
+# meaning. Left alone it can be anything, and most of the reward's variance. The loss therefore has a small second term,
+# 0.001 (r₁ + r₂)², which holds b(x) near 0. At the end the package shifts and scales the reward to mean 0 and variance 1
+# on answers to ρ_sft's rewrites.
 #
 # ## Our labeller
 #
@@ -77,14 +79,15 @@ print(" < ".join(name for name, _ in sorted(zip(ordered, (0.5, longer, learned, 
 assert FAST or 0.5 < longer < learned < ceiling + 0.02
 
 # %% [markdown]
-# "The longer answer wins" is a strong rule here, because complete answers are longer. A reward model that is no better
-# may simply count words; then PPO would learn to make the LM talk.
+# With real preferences "the longer answer wins" is often a strong rule. A reward model that is no better may simply count
+# words; then PPO would learn to make the LM talk. Here the rule is weak: for a headline a short answer is wanted.
 #
-# ## The prompt-swap test
+# ## Two swap tests
 #
-# Take an answer about the right town, and write another town's name into it. By the gold reward it is now worthless. What
-# does the learned reward say? If both answers of every training pair reply to the *same* request, nothing ever teaches the
-# model to compare the answer with the request: r(x, y) becomes r(y). So the package mixes in *mismatched* pairs.
+# **The subject.** Take an answer about the right town, and write another town's name into it. By the gold reward it is now
+# worse. What does the learned reward say? If both answers of every training pair reply to the *same* request, nothing ever
+# teaches the model to compare the answer with the request: r(x, y) becomes r(y). So the package mixes in *mismatched*
+# pairs: an answer, and the same text about another town.
 
 # %%
 held_out = world.eval_requests[: 16 if FAST else 300]
@@ -92,22 +95,36 @@ answers = sample_answers(s.pi_f, s.rho_sft, held_out, draw)
 swapped = world.swapped(held_out, answers, random.Random(0))
 print("x        ", held_out[0], "\ny        ", answers[0], "\nswapped  ", swapped[0])
 swap = swap_accuracy(model.score, held_out, answers, swapped) or 0.0
-print("the reward model reads x" if swap > 0.9 else "the reward model does not read x")
-assert FAST or swap > 0.9
+print("the reward model reads the town" if swap > 0.75 else "the reward model hardly reads the town")
+assert FAST or swap > 0.75
 
 # %% [markdown]
-# And without mismatched pairs? Train one on same-request pairs alone.
+# **The wish.** What is an answer for? Take two answers and two requests that differ in their purpose alone. Keep the cases in
+# which the gold reward prefers one answer for one purpose and the other answer for the other. A model that does not read
+# the purpose ranks them alike both times, and is right in exactly one of two. To teach it, the package shows the same two
+# answers again under another purpose.
+
+# %%
+others = world.with_other_wish(held_out, random.Random(0))
+second_answers = sample_answers(s.pi_f, s.rho_sft, held_out, draw)
+print("x                 ", held_out[0], "\nwith another wish ", others[0])
+wish = wish_accuracy(model.score, world.gold, (held_out, others), (answers, second_answers)) or 0.0
+print("the reward model reads the wish" if wish > 0.75 else "the reward model hardly reads the wish")
+assert FAST or wish > 0.75
+
+# %% [markdown]
+# And without such pairs? Train one on pairs of answers to their own requests alone.
 
 # %%
 blind = reward.RewardModel(copy_of(s.pi_f.model), s.tokenizer)
-config = replace(s.config.reward_model, epochs=0.5 if FAST else 3.0)
+config = replace(s.config.reward_model, epochs=0.5 if FAST else 2.0)
 same_request = reward.usable_pairs(blind, pairs, config)
 order = torch.Generator().manual_seed(0)
 train, kept_out = reward.split_by_prompt(same_request, config.heldout_share, order)
 quietly(reward.train_reward_model, blind, train, kept_out, config, generator=order)
 blind.normalise(held_out, answers)
 swap_blind = swap_accuracy(blind.score, held_out, answers, swapped) or 0.0
-print("trained on same-request pairs alone it", "reads x" if swap_blind > 0.9 else "hardly reads x")
+print("trained on same-request pairs alone it", "reads the town" if swap_blind > 0.75 else "hardly reads the town")
 assert FAST or swap_blind < 0.75
 
 # %% [markdown]

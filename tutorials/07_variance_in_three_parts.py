@@ -98,15 +98,19 @@ assert FAST or icc > 0.2
 # ## Cue by cue
 #
 # Let the LM answer the same requests under each cue. A good cue has a high mean. A *useful* one has a low variance too.
+# Which cue is best? Ask for all requests together, and then for each kind of wish: many facts or few, warm words or none.
 
 # %%
 cues = s.world.cues
-means, spreads = [], []
+wishes = [str(s.world.kind.wishes[s.world.fills[x]["purpose"]]) for x in requests]  # what each request's purpose wants
+means, spreads, by_wish = [], [], {wish: [] for wish in sorted(set(wishes))}
 for cue in cues:
     asked = [x for x in requests for _ in range(4)]  # (N * 4)
     answers = s.pi_f.answer([f"{x} {cue}".rstrip() for x in asked], torch.Generator().manual_seed(1))
     rewards = s.reward.report(asked, [a.text for a in answers]).numpy().reshape(-1, 1, 4)  # (N, 1, 4)
     means.append(rewards.mean())
+    for wish, of_wish in by_wish.items():
+        of_wish.append(rewards[[wish == own for own in wishes]].mean())
     spreads.append(variance_parts(rewards)["within"])
 figure, ((left, right),) = axes(1, 2, (10, 3.6))
 bottom = np.zeros(2)
@@ -122,16 +126,17 @@ for cue, x, y in zip(cues, spreads, means):
 right.axhline(plain.reward.mean(), color=GREY, linestyle="--")
 right.set(xlabel="variance within the cue", ylabel="mean reward", xlim=(0, 1.5 * max(spreads)))
 show(figure)
-best = cues[int(np.argmax(means))]
-print(
-    f"best cue: {best!r}; its answers are {'steadier' if spreads[int(np.argmax(means))] < spreads[0] else 'less steady'} than plain ones"
-)
-assert FAST or best == "Answer like a friendly guide."
+print(f"best cue for all requests: {cues[int(np.argmax(means))]!r}")
+for wish, of_wish in by_wish.items():
+    print(f"best cue for {wish}: {cues[int(np.argmax(of_wish))]!r}")
+assert FAST or len({int(np.argmax(of_wish)) for of_wish in by_wish.values()}) >= 3
 
 # %% [markdown]
-# The best cue lies top left: a high mean *and* a small variance. That is why Align-Pro will lower the variance in this
-# world. It is a property of the world: a cue fixes parts of the answer's style, and what is fixed cannot vary. In a world
-# whose good cues are gambles the variance rises (tutorial 13).
+# No cue is best for all wishes. So one fixed sentence cannot do what a prompter can, which reads the request.
+#
+# A cue that fixes what is wanted has a high mean *and* a small variance. That is why Align-Pro will lower the variance
+# within requests in this world. It is a property of the world: what a cue fixes cannot vary. In a world whose good cues
+# are gambles the variance rises (tutorial 13).
 #
 # ## Exercise: M = 4
 #

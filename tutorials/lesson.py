@@ -107,8 +107,9 @@ def shared_run(until: str):
         s.oracle = quietly(pipeline.rlhf_oracle, s.run, s.world, s.pi_f, s.reward)
         quietly(assess.closed_form, s.run, s.rho_sft, s.rho, s.rated, None)
         s.arms = quietly(assess.evaluate_plain, s.run, s.world, s.pi_f, s.oracle, s.reward)
-        prompters = s.rho_sft, s.rho, s.reward, s.listing
-        s.arms |= quietly(assess.evaluate_prompters, s.run, s.world, s.pi_f, *prompters)
+        s.fixed = quietly(pipeline.fixed_rewrite, s.run, s.world, s.pi_f, s.reward)
+        rewriters = s.rho_sft, s.rho, s.reward, s.fixed, s.listing
+        s.arms |= quietly(assess.evaluate_prompters, s.run, s.world, s.pi_f, *rewriters)
         s.results = assess.conclude(s.run, s.world, s.arms)
     return s
 

@@ -132,13 +132,14 @@ def _import(place: Path, folder: Path) -> None:
 TITLE = "Your own Align-Pro"
 TASK, SEEDS = "quality", range(5)
 HARMLESS = {"out", "name", "device"}  # options that change no number, or only in the last digits
-LEAST_SHARE = 0.95  # least of the project's own 15 runs: 0.958
+LEAST_SHARE = 0.65  # the project's own run of seed 0: 0.82; its seeds 1 to 4 are not measured yet
 CONSISTENT = 1e-6
-CHECKS = {"gain": 6, "share": 6, "variance": 4, "theory": 2}  # points a seed
+CHECKS = {"gain": 4, "fixed": 4, "share": 4, "variance": 4, "theory": 2}  # points a seed
 NAMES = {
     "gain": "gain above an untrained prompter's",
+    "fixed": "above the best fixed rewrite",
     "share": "share of the attainable gain",
-    "variance": "variance below no fine-tuning's",
+    "variance": "variance within requests below no fine-tuning's",
     "theory": "the regularised gap is λ KL to the optimum",
 }
 
@@ -309,13 +310,18 @@ def _check(check: str, run: FoundRun | None) -> tuple[bool, str]:
             low > high,
             f"gain over no fine-tuning: {ours}; an untrained prompter's: {theirs}; it must lie above that",
         )
+    if check == "fixed":
+        low, high = _interval(results, "over_fixed_ci95")
+        said = f"Align-Pro minus the best fixed rewrite: {low:.3f} to {high:.3f}"
+        return low > 0, f"{said}; it must lie above 0: else one sentence does as much"
     if check == "share":
         share = _number(results, "theory", "attainable_gain_share")
         told = f"{share:.3f} of the attainable gain; it takes {LEAST_SHARE}, and above 1 no prompter can come"
         return LEAST_SHARE <= share <= 1 + CONSISTENT, told
     if check == "variance":
-        low, high = _interval(results, "variance_ratio_ci95")
-        return high < 1, f"the interval of the variance ratio is {low:.3f} to {high:.3f}; it must end below 1"
+        low, high = _interval(results, "variance_ratio_within_requests_ci95")
+        said = f"the interval of the variance ratio within requests is {low:.3f} to {high:.3f}"
+        return high < 1, f"{said}; it must end below 1"
     gap, distance = (_number(results, "theory", key) for key in ("regularised_gap", "lambda_kl_to_optimum"))
     told = (
         f"regularised_gap {gap:.9f}, lambda_kl_to_optimum {distance:.9f}: they must differ by less than {CONSISTENT:g}"
