@@ -51,7 +51,7 @@ class PPOConfig:
     """PPO with GAE and a KL penalty, for the prompter (ppo) and for the RLHF oracle (oracle)."""
 
     variant: str = option("ppo", "the trainer: PPO with GAE, or one of variants.py")
-    iterations: int = option(200, "rollouts, each followed by its update", least=1)
+    iterations: int = option(400, "rollouts, each followed by its update", least=1)
     batch_size: int = option(64, "completions an iteration", least=1)
     rewrites_per_request: int = option(1, "K, completions of each prompt of a batch", least=1)
     answers: int = option(1, "M, answers per rewrite; their rewards are averaged", least=1)

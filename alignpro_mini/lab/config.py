@@ -142,8 +142,9 @@ class RunConfig:
     reward_model: RewardConfig = RewardConfig()
     sampling: SamplingConfig = SamplingConfig()
     ppo: PPOConfig = PPOConfig()
-    # All else is as in ppo, and `with_options` keeps it so.
-    oracle: PPOConfig = PPOConfig(max_new_tokens=SamplingConfig().max_new_tokens)
+    # Fewer iterations, which are enough for it: an answer is longer than a rewrite. All else is as in ppo, and
+    # `with_options` keeps it so.
+    oracle: PPOConfig = PPOConfig(iterations=200, max_new_tokens=SamplingConfig().max_new_tokens)
     eval: EvalConfig = EvalConfig()
     theory: TheoryConfig = TheoryConfig()
     api: ApiConfig = ApiConfig()

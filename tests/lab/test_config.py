@@ -145,6 +145,7 @@ def test_the_oracle_is_the_same_ppo_unless_it_is_told_otherwise():
         c = preset(name)
         if not c.real_model:
             own = {"answers", "temperature", "max_new_tokens", "train_layers"}
+            own |= {"iterations"} if name == "tiny" else set()  # an answer is longer than a rewrite
             for f in dataclasses.fields(c.ppo):
                 assert f.name in own or getattr(c.oracle, f.name) == getattr(c.ppo, f.name), (name, f.name)
             assert c.oracle.max_new_tokens == c.sampling.max_new_tokens

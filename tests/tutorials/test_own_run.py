@@ -196,7 +196,7 @@ def test_other_options_are_named_and_cost_ten_points(runs):
     shutil.rmtree(runs / "a")
     write(runs, 4, change=change)
     assert lost(runs) == {FIVE: 10}
-    said = "not the default options: luck is 7, not not given; ppo.iterations is 600, not 200; theory.answers is not given, not 16"
+    said = "not the default options: luck is 7, not not given; ppo.iterations is 600, not 400; theory.answers is not given, not 16"
     assert output(runs, FIVE) == f"seed 4 (run-4): {said}"
     write(runs, 4, name="as-it-should-be")
     assert lost(runs) == {}, "of two runs of a seed the one with the default options counts"
@@ -234,7 +234,7 @@ def test_the_handout_says_what_is_graded():
         "grade.py a10 ",
     ):
         assert part in text, part
-    assert str(own_run.LEAST_SHARE) in text and "10⁻⁶" in text and "689 s" in text
+    assert str(own_run.LEAST_SHARE) in text and "10⁻⁶" in text and "949 s" in text
     for name, points in OF_A_SEED.items():
         assert f"5 × {points}" in text, name
     assert max(map(len, text.splitlines())) <= 150
