@@ -21,7 +21,6 @@ from alignpro_mini.lab.glossary import ARMS, TRIO
 from alignpro_mini.lab.paper import PAPER
 from alignpro_mini.lab.statistics import t_interval
 from alignpro_mini.lab.tables import WITHIN, aligned, get, num, over_seeds
-from alignpro_mini.weights.tensors import write_json
 
 
 def run_all(
@@ -38,30 +37,6 @@ def run_all(
     if arguments.jobs > 1 and len(configs) > 1:
         return run_side_by_side(program, sys.argv[1:], configs, arguments.jobs)
     return [one(config, arguments.resume) for config in configs], []
-
-
-# How `train.py` evaluates all arms, and its oracle: options that most studies do not read.
-ARM_OPTIONS = (
-    "eval.rewrites",
-    "eval.answers",
-    "eval.best_of_n",
-    "eval.untrained_arms",
-    "eval.headroom_inputs",
-    "theory.samples",
-)
-ORACLE_OPTIONS = ("oracle", "eval.oracle", "eval.bootstrap")
-
-
-def not_read(*names: str, varied: Sequence[str] = ()) -> dict[str, str]:
-    """For `parse_command_line`: options that a study does not read, and those that it varies itself, {name: why}."""
-    return dict.fromkeys(names, "this study does not read it") | dict.fromkeys(varied, "it is varied here")
-
-
-def leave(results: list[dict], path: Path, figure: Callable, table: str) -> None:
-    """What a study of several runs ends with: its figure, its numbers in one file beside it, its table."""
-    figure(results, path)
-    write_json(path.with_suffix(".json"), {"runs": results})
-    print(f"{table}\n\nfigure: {path}, numbers: {path.with_suffix('.json')}")
 
 
 def exit_if_failed(prog: str, configs: Sequence[RunConfig], failed: Sequence[Path]) -> None:
