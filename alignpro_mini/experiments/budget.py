@@ -9,9 +9,9 @@ Whoever has a model behind an API pays for its answers. So what does each method
     selector         one of the listed rewrites for each request: ridge regression of the reward on the request's words
     best-of-n        no training; n answers to every request whenever it is used
 
-All but best-of-n are rated on the same held-out requests, by the listed rewrites and many answers to each: a prompter by its
-exact probabilities, the closed form cross-fitted. So nothing of a search enters its rating. Best-of-n is rated as an arm of
-train.py is. Rewards are in the units that PPO sees.
+All but best-of-n are rated on the same held-out requests, by the listed rewrites and many answers to each: a prompter
+by its exact probabilities, the closed form cross-fitted. So nothing of a search enters its rating. Best-of-n is rated
+as an arm of train.py is. Rewards are in the units that PPO sees.
 
 Shape legend:  N requests   K listed rewrites   F features   B answers
 """
@@ -32,6 +32,7 @@ from alignpro_mini.experiments import study
 from alignpro_mini.lab import fixed, optimum
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.glossary import ARMS, TRIO
+from alignpro_mini.lab.pipeline import answers_of
 from alignpro_mini.lab.plots import new_figure
 from alignpro_mini.lab.run import RunStage
 from alignpro_mini.lab.statistics import t_interval
@@ -68,11 +69,6 @@ def run_budget(config: RunConfig, resume: bool, shares: Sequence[float]) -> dict
     lines["closed form"] = optimum.cross_fitted(value, shared.rated.halves)["mean"]
     lines |= shared.run.json("best_of_n", partial(_best_of_n, shared))
     return {"task": config.task, "seed": config.seed, "lines": lines, "methods": methods}
-
-
-def answers_of(config: RunConfig) -> int:
-    """How many answers of the frozen LM PPO uses."""
-    return config.ppo.iterations * config.ppo.batch_size * config.ppo.answers
 
 
 def _trained(shared: study.Stages, config: RunConfig, resume: bool, name: str, iterations: int) -> dict:

@@ -2,8 +2,8 @@
 
     python -m alignpro_mini.experiments.plane --task all --seed 0-2 --jobs 2
 
-In the paper Align-Pro has a higher mean and a lower variance than no fine-tuning, and a lower mean *and* a lower variance
-than RLHF of the LM. Is there a KL coefficient of each, lambda and beta, for which all of this holds?
+In the paper Align-Pro has a higher mean and a lower variance than no fine-tuning, and a lower mean *and* a lower
+variance than RLHF of the LM. Is there a KL coefficient of each, lambda and beta, for which all of this holds?
 
     prompter   rho*, the closed form over the listed rewrites, along lambda: rated by other answers than chose it
     RLHF       its exact optimum pi* ~ pi_F exp(r / beta), along beta: pi_F's own answers, weighted anew

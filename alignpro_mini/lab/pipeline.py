@@ -16,6 +16,7 @@ from alignpro_mini.alignpro import Prompter, train_align_pro, train_rlhf_oracle
 from alignpro_mini.fast.sampling import generate
 from alignpro_mini.frozen import FrozenLM, FrozenModel
 from alignpro_mini.lab import evaluation, processes, rewards
+from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.device import resolve_device
 from alignpro_mini.lab.fixed import find_fixed_rewrite
 from alignpro_mini.lab.guards import GuardedScore
@@ -112,19 +113,22 @@ def align_pro(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter, rewa
     return replace(rho_sft, model=model.eval())
 
 
+def answers_of(config: RunConfig) -> int:
+    """How many answers of the frozen LM PPO uses."""
+    return config.ppo.iterations * config.ppo.batch_size * config.ppo.answers
+
+
 def fixed_rewrite(run: Run, world: World, pi_f: FrozenModel, reward: Reward) -> dict | None:
     """The competitor that reads no request: one rewrite for all, found by as many answers as PPO used.
 
     None with `--eval.untrained_arms false`, and where rewrites cannot be enumerated.
     """
-    c = run.config.ppo
     if not run.config.eval.untrained_arms or not world.rewrites(world.train_requests[0]):
         return None
 
     def make(stage: RunStage) -> dict:
-        budget = c.iterations * c.batch_size * c.answers
         draw = run.generator("fixed_rewrite")
-        found = find_fixed_rewrite(world, world.train_requests, pi_f, reward.train, budget, draw)
+        found = find_fixed_rewrite(world, world.train_requests, pi_f, reward.train, answers_of(run.config), draw)
         x = world.eval_requests[0]
         return found | {"x": x, "text": world.rewrites(x)[found["kind"]]}
 

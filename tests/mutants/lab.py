@@ -610,7 +610,7 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "lab/pipeline.py",
         "fewer-answers-than-ppo",
-        ("budget = c.iterations * c.batch_size * c.answers", "budget = c.iterations * c.batch_size"),
+        ("config.ppo.batch_size * config.ppo.answers", "config.ppo.batch_size"),
         "test_fixed.py::test_the_search_gets_as_many_answers_as_ppo_on_training_requests_and_its_reward[3]",
     ),
     mutant(
