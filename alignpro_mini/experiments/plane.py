@@ -24,12 +24,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from alignpro_mini import theory
 from alignpro_mini.experiments import study
 from alignpro_mini.lab import optimum, rewards
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.glossary import ARMS
-from alignpro_mini.lab.optimum import RatedRewrites, cross_fitted, moments
+from alignpro_mini.lab.optimum import moments_at_optimum, moments_of_kind
 from alignpro_mini.lab.plots import new_figure
 from alignpro_mini.lab.sweep import by_task
 from alignpro_mini.options import require
@@ -77,19 +76,12 @@ def rate(
 
 def points(rho_sft: Tensor, r: Tensor, plain: Tensor) -> dict[str, list[dict]]:
     """Mean and variance of the reward for each way to answer."""
-    one = torch.ones(len(plain), 1, dtype=torch.float64)
-    halves = RatedRewrites([], [], r).halves
-    prompters = []
-    for lam in LAMBDAS:
-        star = lambda chose, lam=lam: theory.optimal_prompter(rho_sft, chose.nanmean(2), lam)  # (N, K)
-        found = cross_fitted(lambda chose, rates, star=star: moments(star(chose), rates), halves)
-        prompters.append({"lam": lam, "mean": found["mean"], "variance": found["total"]})
-    fixed = [moments(torch.eye(r.shape[1], dtype=torch.float64)[[k]].expand(len(r), -1), r) for k in range(r.shape[1])]
+    point = lambda found: {"mean": found["mean"], "variance": found["total"]}
     return {
-        "plain": [{"mean": (found := moments(one, plain[:, None]))["mean"], "variance": found["total"]}],
-        "prompter": prompters,
+        "plain": [point(moments_of_kind(plain[:, None], 0))],
+        "prompter": [{"lam": lam} | point(moments_at_optimum(rho_sft, r, lam)) for lam in LAMBDAS],
         "rlhf": [{"beta": beta} | rlhf(plain, beta) for beta in BETAS],
-        "fixed": [{"kind": k, "mean": found["mean"], "variance": found["total"]} for k, found in enumerate(fixed)],
+        "fixed": [{"kind": kind} | point(moments_of_kind(r, kind)) for kind in range(r.shape[1])],
     }
 
 

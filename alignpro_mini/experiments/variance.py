@@ -22,15 +22,13 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from alignpro_mini import theory
 from alignpro_mini.alignpro import Prompter
 from alignpro_mini.experiments import study
 from alignpro_mini.lab.cli import with_options
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.glossary import ARMS, TRIO
-from alignpro_mini.lab.optimum import Listing, cross_fitted, moments
+from alignpro_mini.lab.optimum import moments_at_optimum, moments_of_kind
 from alignpro_mini.lab.plots import new_figure
 from alignpro_mini.lab.run import Run, RunStage
 from alignpro_mini.lab.statistics import variance_parts
@@ -72,25 +70,12 @@ def run_world(config: RunConfig, resume: bool, lambdas: Sequence[float]) -> dict
         points.append({"lam": lam} | run.json("evaluation", partial(measure, shared, run, shared.align_pro(run))))
     grid = np.geomspace(10 * max(lambdas), min(lambdas) / 2, 25).tolist()
     return {
-        "plain": plain(listing),
-        "curve": [{"lam": lam} | predicted(listing, lam) for lam in grid],
-        "predicted": [{"lam": lam} | predicted(listing, lam) for lam in lambdas],
+        "plain": moments_of_kind(listing.r, 0),
+        "curve": [{"lam": lam} | moments_at_optimum(listing.rho_sft, listing.r, lam) for lam in grid],
+        "predicted": [{"lam": lam} | moments_at_optimum(listing.rho_sft, listing.r, lam) for lam in lambdas],
         "start": start,
         "points": points,
     }
-
-
-def predicted(listing: Listing, lam: float) -> dict[str, float]:
-    """Mean and variance components of the reward under rho* at lam, cross-fitted; lam = inf: under rho_sft."""
-    under = lambda chose: theory.optimal_prompter(listing.rho_sft, chose.nanmean(2), lam)  # (N, K)
-    return cross_fitted(lambda chose, rates: moments(under(chose), rates), listing.halves)
-
-
-def plain(listing: Listing) -> dict[str, float]:
-    """The same without a prompter: all probability on the plain request, which is the first rewrite."""
-    only_x = torch.zeros_like(listing.rho_sft)  # (N, K)
-    only_x[:, 0] = 1.0
-    return moments(only_x, listing.r)
 
 
 def measure(shared: study.Stages, run: Run, prompter: Prompter | None, stage: RunStage) -> dict[str, float]:

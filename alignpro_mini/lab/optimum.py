@@ -58,7 +58,7 @@ class RatedRewrites:
     @property
     def halves(self) -> tuple[Tensor, Tensor]:
         """The rewards of every other answer, and of the rest, for `cross_fitted`: (N, K, M/2) each."""
-        return self.r[:, :, ::2], self.r[:, :, 1::2]
+        return _halves(self.r)
 
     def pooled(self) -> RatedRewrites:
         """The same with all requests' mean rewards in the place of a request's answers: R is the mean over requests.
@@ -170,21 +170,19 @@ def describe(listing: Listing, lam: float) -> dict[str, float]:
     found = theory.closeness(listing.rho, rho_sft, R, lam)
     share = found["attainable_gain_share"]
     less = None if share is None else share - cost / found["attainable_gain"]
-    return (
-        found
-        | predicted_ratios(listing, lam)
-        | {
-            "attainable_gain_share_cross_fitted": crossed_share(listing, lam),
-            "attainable_gain_share_less_unlisted": less,
-            "mass_outside": 1 - float(ours.mean()),
-            "mass_outside_sft": 1 - float(start.mean()),
-            "r_standard_error": float(error2.mean().sqrt()),
-            "unlisted_cost": cost,
-            "optimum_noise": float(noise),
-            "delta2": float(R[:, 0].mean() - theory.value(rho_sft, R)),
-            "delta3": float(theory.value(rho_sft, R) - theory.value(star, R)),
-        }
-    )
+    return {
+        **found,
+        **predicted_ratios(listing, lam),
+        "attainable_gain_share_cross_fitted": crossed_share(listing, lam),
+        "attainable_gain_share_less_unlisted": less,
+        "mass_outside": 1 - float(ours.mean()),
+        "mass_outside_sft": 1 - float(start.mean()),
+        "r_standard_error": float(error2.mean().sqrt()),
+        "unlisted_cost": cost,
+        "optimum_noise": float(noise),
+        "delta2": float(R[:, 0].mean() - theory.value(rho_sft, R)),
+        "delta3": float(theory.value(rho_sft, R) - theory.value(star, R)),
+    }
 
 
 def predicted_ratios(listing: Listing, lam: float) -> dict[str, float | None]:
@@ -192,11 +190,8 @@ def predicted_ratios(listing: Listing, lam: float) -> dict[str, float | None]:
     names = ("predicted_variance_ratio", "predicted_variance_ratio_within_requests")
     if listing.is_pooled or len(listing.r) < 2 or int(listing.answers.min()) < 4:  # a variance in each half
         return dict.fromkeys(names)
-    star = lambda chose: theory.optimal_prompter(listing.rho_sft, chose.nanmean(2), lam)  # (N, K)
-    best = cross_fitted(lambda chose, rates: moments(star(chose), rates), listing.halves)
-    only_x = torch.zeros_like(listing.rho_sft)  # (N, K)
-    only_x[:, 0] = 1.0
-    plain = moments(only_x, listing.r)
+    best = moments_at_optimum(listing.rho_sft, listing.r, lam)
+    plain = moments_of_kind(listing.r, 0)
     within = lambda parts: parts["between_rewrites"] + parts["within"]
     pairs = ((best["total"], plain["total"]), (within(best), within(plain)))
     return {name: a / b if b > 1e-12 else None for name, (a, b) in zip(names, pairs)}
@@ -250,6 +245,22 @@ def moments(rho: Tensor, r: Tensor) -> dict[str, float]:
         "within": float((rho * V).sum(1).mean()),
     }
     return parts | {"mean": float(mean.mean()), "total": sum(parts.values())}
+
+
+def moments_of_kind(r: Tensor, kind: int) -> dict[str, float]:
+    """The same of one fixed rewrite for all requests: `kind` is its place among the K. 0 is the plain request."""
+    return moments(torch.ones(len(r), 1, dtype=torch.float64), r[:, [kind]])
+
+
+def moments_at_optimum(rho_sft: Tensor, r: Tensor, lam: float) -> dict[str, float]:
+    """The same of rho* at lam, cross-fitted; lam = inf: of rho_sft (N, K)."""
+    star = lambda chose: theory.optimal_prompter(rho_sft, chose.nanmean(2), lam)  # (N, K)
+    return cross_fitted(lambda chose, rates: moments(star(chose), rates), _halves(r))
+
+
+def _halves(r: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, K, M) rewards -> those of every other answer, and of the rest."""
+    return r[:, :, ::2], r[:, :, 1::2]
 
 
 def _count(r: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from cells import cell_config
 
 from alignpro_mini import theory
 from alignpro_mini.experiments import variance
+from alignpro_mini.lab import optimum
 from alignpro_mini.lab.optimum import Listing
 from alignpro_mini.lab.statistics import variance_parts
 
@@ -35,7 +36,7 @@ def test_the_prediction_is_the_variance_that_the_optimum_has(lam):
         "between_rewrites": (rho * (means - each[:, None]) ** 2).sum(1).mean(),
         "within": (rho * variances).sum(1).mean(),
     }
-    predicted = variance.predicted(listing, lam)
+    predicted = optimum.moments_at_optimum(listing.rho_sft, listing.r, lam)
     for key, value in want.items():
         assert predicted[key] == pytest.approx(float(value), abs=0.02), key
     assert predicted["total"] == pytest.approx(sum(predicted[k] for k in list(want)[1:]))
@@ -48,11 +49,11 @@ def test_the_prediction_agrees_with_the_components_of_new_answers():
     picks = torch.multinomial(rho, 8, replacement=True, generator=torch.Generator().manual_seed(0))
     noise = torch.from_numpy(np.random.default_rng(2).standard_normal((400, 8, 4)))
     new = means.gather(1, picks)[..., None] + variances.sqrt().gather(1, picks)[..., None] * noise
-    told, found = variance.predicted(listing, 0.5), variance_parts(new.numpy())
+    told, found = optimum.moments_at_optimum(listing.rho_sft, listing.r, 0.5), variance_parts(new.numpy())
     for key, value in found.items():
         assert told[key] == pytest.approx(value, abs=0.08), key
-    assert variance.plain(listing)["between_rewrites"] == pytest.approx(0.0, abs=1e-9)
-    assert variance.plain(listing)["within"] == pytest.approx(float(variances[:, 0].mean()), abs=0.05)
+    assert optimum.moments_of_kind(listing.r, 0)["between_rewrites"] == pytest.approx(0.0, abs=1e-9)
+    assert optimum.moments_of_kind(listing.r, 0)["within"] == pytest.approx(float(variances[:, 0].mean()), abs=0.05)
 
 
 def test_noise_in_R_does_not_pass_for_variance():
@@ -63,7 +64,7 @@ def test_noise_in_R_does_not_pass_for_variance():
     )
     noise = torch.from_numpy(np.random.default_rng(4).standard_normal((200, 6, 6)))
     alike = Listing(alike.requests, alike.rewrites, noise, listing.log_sft, listing.log_sft)
-    told = variance.predicted(alike, math.inf)
+    told = optimum.moments_at_optimum(alike.rho_sft, alike.r, math.inf)
     assert abs(told["between_rewrites"]) < 0.02 and abs(told["between_inputs"]) < 0.03
     assert told["within"] == pytest.approx(1.0, abs=0.03)
 

@@ -153,11 +153,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_a_large_beta_is_no_fine_tuning",
     ),
     mutant(
-        "experiments/plane.py",
+        "lab/optimum.py",
         "prompters-of-the-plane-rated-by-what-chose-them",
         ("moments(star(chose), rates)", "moments(star(chose), chose)"),
-        "test_a_prompter_is_rated_by_answers_that_did_not_choose_it",
-        "test_a_prompter_gains_nothing_from_noise",
+        "test_plane.py::test_a_prompter_is_rated_by_answers_that_did_not_choose_it",
+        "test_plane.py::test_a_prompter_gains_nothing_from_noise",
     ),
     mutant(
         "experiments/plane.py",
