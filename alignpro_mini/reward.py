@@ -24,6 +24,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -48,9 +49,11 @@ class RewardConfig:
         0.1, "share of the prompts whose pairs are kept out to measure accuracy"
     )
     epochs: float = option(1.0, "passes over the pairs", above=0)
-    batch_size: int = option(16, "pairs a step; it takes many steps to learn to read x", least=1)
+    batch_size: int = option(
+        16, "pairs a step, or a few more: neighbouring pairs of a prompt stay together", least=1
+    )
     micro_batch_size: int = option(16, options.MICRO_BATCH.format("pairs"), least=1)
-    lr: float = option(1e-3, "peak learning rate", above=0)
+    lr: float = option(7e-4, "peak learning rate", above=0)
     center_coef: float = option(
         0.001, "weight of (r_chosen + r_rejected)^2: holds each prompt's rewards near 0", least=0
     )
@@ -264,14 +267,61 @@ def accuracy(model: RewardModel, pairs: Sequence[Preference]) -> float:
     return right.mean().item()
 
 
-def micro_batches(pairs: Sequence[tuple[Row, Row]], size: int) -> Iterator[list[Row]]:
-    """The pairs' rows in parts of `size` pairs: all chosen ones first, then all rejected ones.
+def by_prompt(pairs: Sequence[Preference]) -> list[list[Preference]]:
+    """Neighbouring pairs of one prompt together: they are likely to share answers."""
+    return [list(group) for _, group in groupby(pairs, key=lambda pair: pair.prompt)]
 
-    Pairs of similar length are together, so that there is little padding.
+
+def batches_of(
+    groups: Sequence[Sequence[Preference]], size: int
+) -> Iterator[list[Sequence[Preference]]]:
+    """The groups in this order, so many at a time that they hold `size` pairs or just more."""
+    batch: list[Sequence[Preference]] = []
+    for group in groups:
+        batch.append(group)
+        if sum(map(len, batch)) >= size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def training_batches(
+    pairs: Sequence[Preference], config: RewardConfig, generator: torch.Generator | None
+) -> list[list[Sequence[Preference]]]:
+    """The batches of the whole training; every pass has the groups of `by_prompt` in a new order.
+
+    Raises UserError for fewer pairs than one batch.
     """
-    lengths = [max(len(chosen), len(rejected)) for chosen, rejected in pairs]
-    for index in by_length(lengths, size):
-        yield [pairs[i][0] for i in index] + [pairs[i][1] for i in index]
+    least = config.batch_size
+    require(
+        len(pairs) >= least,
+        f"{len(pairs)} preference pairs, those held out not counted, do not fill one batch of "
+        f"{least}: add pairs or lower --reward_model.batch_size",
+    )
+    groups = by_prompt(pairs)
+    count = math.ceil(config.epochs * len(groups))
+    order: list[int] = []
+    while len(order) < count:
+        order += torch.randperm(len(groups), generator=generator).tolist()
+    return list(batches_of([groups[i] for i in order[:count]], config.batch_size))
+
+
+def longest_answer(pairs: Sequence[Preference]) -> int:
+    """Characters of the longest answer of these pairs."""
+    return max(len(answer) for pair in pairs for answer in (pair.chosen, pair.rejected))
+
+
+def rewards_of_pairs(
+    model: RewardModel, trunk: Trunk, pairs: Sequence[Preference]
+) -> tuple[Tensor, Tensor]:
+    """Raw rewards of the chosen and of the rejected answers, (b,) each; equal rows are rated once."""
+    chosen = [tuple(model.encode(pair.prompt, pair.chosen)) for pair in pairs]
+    rejected = [tuple(model.encode(pair.prompt, pair.rejected)) for pair in pairs]
+    place = {row: i for i, row in enumerate(dict.fromkeys(chosen + rejected))}
+    features, mask = trunk(list(place))
+    rewards = model(features, mask)  # (rows,)
+    return rewards[[place[row] for row in chosen]], rewards[[place[row] for row in rejected]]
 
 
 def train_reward_model(
@@ -285,31 +335,31 @@ def train_reward_model(
 ) -> None:
     """Bradley-Terry training on the pairs `train`; those held out are only rated, for the log.
 
-    `generator` draws the order of the pairs (None: PyTorch's global one). `trunk` is called in the
-    place of `model.trunk`, where it gives the same sooner (`fast.reward.TrunkCache`). Raises
-    UserError for fewer pairs than one batch.
+    Neighbouring pairs of a prompt are in one batch, and an answer of several pairs is rated once
+    (Ouyang et al. 2022, arXiv 2203.02155, section 3.5).
+
+    `generator` draws the order of the batches (None: PyTorch's global one). `trunk` is called in
+    the place of `model.trunk`, where it gives the same sooner (`fast.reward.TrunkCache`).
     """
     trunk = trunk or model.trunk
-    rows = [(model.encode(p.prompt, p.chosen), model.encode(p.prompt, p.rejected)) for p in train]
     parameters = [*training.trainable(model.lm, config.train_layers), *model.head.parameters()]
     optimizer = training.make_optimizer(parameters, config.lr, config.weight_decay)
-    steps = math.ceil(config.epochs * len(train) / config.batch_size)
-    batches = training.shuffled_batches(len(train), config.batch_size, generator)
+    # They follow from the seed alone: a resumed run skips those that it has trained on.
+    batches = training_batches(train, config, generator)
+    steps = len(batches)
     start, _ = stage.restore(model, optimizer)
-    # The batches follow from the seed alone: a resumed run skips those that it has trained on.
-    for _ in range(start):
-        next(batches)
     log_every = max(LOG_EVERY, steps // 20)
     losses: list[float] = []  # of each pair since the last log row
     margins: list[float] = []
     for step in stage.progress(start, steps):
-        batch = [rows[i] for i in next(batches)]
-        for part in micro_batches(batch, config.micro_batch_size):
-            features, mask = trunk(part)
-            chosen, rejected = model(features, mask).chunk(2)  # (b,), (b,)
+        pairs_of_step = sum(map(len, batches[step]))
+        by_size = sorted(batches[step], key=longest_answer)  # little padding
+        for part in batches_of(by_size, config.micro_batch_size):
+            pairs = [pair for group in part for pair in group]
+            chosen, rejected = rewards_of_pairs(model, trunk, pairs)  # (b,), (b,)
             loss = rl_math.bradley_terry_loss(chosen, rejected)  # (b,)
             centered = (chosen + rejected) ** 2  # (b,)
-            ((loss + config.center_coef * centered).sum() / len(batch)).backward()
+            ((loss + config.center_coef * centered).sum() / pairs_of_step).backward()
             losses += loss.tolist()
             margins += (chosen - rejected).tolist()
         lr = training.warmup_cosine(step, steps, config.lr)

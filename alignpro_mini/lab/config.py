@@ -47,10 +47,10 @@ class ShapeConfig:
 class PreferenceConfig:
     """The pairs of answers that a learned reward is trained on, and the answers that set a reward's unit."""
 
-    pairs: int = option(8000, "preference pairs of the frozen LM's answers (files bring their own)", least=1)
-    answers_per_request: int = option(2, "answers to a request, each compared with each of the others", least=2)
+    pairs: int = option(18000, "preference pairs of the frozen LM's answers (files bring their own)", least=1)
+    answers_per_request: int = option(5, "answers to a request, each compared with each of the others", least=2)
     scale: float = option(2.0, "P(a over b) = sigmoid(scale x gold difference); larger is cleaner", above=0)
-    mismatched: float = option(0.8, "further pairs with an answer to another request, for each of `pairs`", least=0)
+    mismatched: float = option(0.5, "further pairs with an answer to another request, for each of `pairs`", least=0)
     other_wish: float = option(1.0, "further pairs: the same two answers under another wish, for each of `pairs`")
     normalise_on: int = option(1000, "answers to SFT rewrites that set the reward's mean and scale", least=2)
 
@@ -137,7 +137,7 @@ class RunConfig:
     world: WorldConfig = WorldConfig()
     data: DataConfig = DataConfig()
     frozen_lm: SFTConfig = SFTConfig(steps=1200)
-    prompter_sft: SFTConfig = SFTConfig(steps=1200)
+    prompter_sft: SFTConfig = SFTConfig(steps=800)
     preferences: PreferenceConfig = PreferenceConfig()
     reward_model: RewardConfig = RewardConfig()
     sampling: SamplingConfig = SamplingConfig()
@@ -240,7 +240,6 @@ def preset(name: str) -> RunConfig:
         "prompter_model": shape if name == "gpt2" else replace(shape, d_model=192, n_layers=4, n_heads=6),
         "frozen_lm": replace(tiny.frozen_lm, lr=lr, steps=1500, **micro[0]),
         "prompter_sft": replace(tiny.prompter_sft, lr=lr, steps=800, **micro[0]),
-        "preferences": replace(tiny.preferences, pairs=8000),
         "reward_model": replace(tiny.reward_model, batch_size=32, epochs=2.0, lr=lr / 4, **micro[1]),
     }
     return replace(tiny, preset=name, ppo=replace(tiny.ppo, **rl), oracle=replace(tiny.oracle, **rl), **changes)
@@ -260,7 +259,7 @@ def _micro(tiny: RunConfig) -> RunConfig:
         prompter_model=shape,
         frozen_lm=sft,
         prompter_sft=sft,
-        preferences=replace(tiny.preferences, pairs=80, normalise_on=64),
+        preferences=replace(tiny.preferences, pairs=80, answers_per_request=2, mismatched=0.8, normalise_on=64),
         reward_model=replace(tiny.reward_model, batch_size=16, epochs=3.0),
         sampling=replace(tiny.sampling, max_new_tokens=20),
         ppo=ppo,

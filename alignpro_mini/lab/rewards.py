@@ -125,27 +125,33 @@ def preferences(
 
     All answers to a request are compared in pairs. Two further kinds of pairs need no further answers. They teach the
     reward to read the request: the same two answers under another wish, and an answer beside what it would be for
-    another request (mismatched).
+    another request (mismatched). Pairs that share a request and answers are side by side.
     """
     of_the_world = world.preferences()
     if of_the_world is not None:
         return [Preference(*pair) for pair in of_the_world]
     couples = list(combinations(range(c.answers_per_request), 2))
-    picked = torch.randint(len(world.train_requests), (math.ceil(c.pairs / len(couples)),), generator=g).tolist()
-    requests = [world.train_requests[i] for i in picked]  # N
+    asked = math.ceil(c.pairs / len(couples))
+    requests: list[str] = []
+    while len(requests) < asked:  # none a second time before all were drawn
+        requests += [world.train_requests[i] for i in torch.randperm(len(world.train_requests), generator=g).tolist()]
+    requests = requests[:asked]  # N
     texts = [sample_answers(pi_f, rho_sft, requests, g) for _ in range(c.answers_per_request)]  # (A, N)
-    compared = [(x, texts[i][n], texts[j][n]) for n, x in enumerate(requests) for i, j in couples][: c.pairs]
-    pairs = draw_preferences(*zip(*compared), world.gold, c.scale, g)
-    again = compared[: round(c.other_wish * len(compared))]
-    others = world.with_other_wish([x for x, _, _ in again], random.Random(f"other wishes {seed}"))
-    if others:
-        _, first, second = zip(*again)
-        pairs += draw_preferences(others, first, second, world.gold, c.scale, g)
+    compared = [(n, texts[i][n], texts[j][n]) for n in range(asked) for i, j in couples][: c.pairs]
+    index, first, second = zip(*compared)
+    pairs = draw_preferences([requests[n] for n in index], first, second, world.gold, c.scale, g)
+    others = world.with_other_wish(requests, random.Random(f"other wishes {seed}"))
+    again = round(c.other_wish * len(compared)) if others else 0
+    prompts = [others[n] for n in index[:again]]
+    pairs += draw_preferences(prompts, first[:again], second[:again], world.gold, c.scale, g)
+    place = [*index, *(asked + n for n in index[:again])]
     count = round(c.mismatched * c.pairs)
-    asked = (requests * len(texts))[:count]
+    prompts = (requests * len(texts))[:count]
     own = [y for row in texts for y in row][:count]
-    swapped = world.swapped(asked, own, random.Random(f"mismatched {seed}"))
-    return pairs + draw_preferences(asked, own, swapped, world.gold, c.scale, g, mismatched=True)
+    swapped = world.swapped(prompts, own, random.Random(f"mismatched {seed}"))
+    pairs += draw_preferences(prompts, own, swapped, world.gold, c.scale, g, mismatched=True)
+    place += [i % asked for i in range(count)]
+    return [pairs[i] for i in sorted(range(len(pairs)), key=place.__getitem__)]
 
 
 def swap_facts(

@@ -21,9 +21,13 @@ from alignpro_mini.reward import (
     RewardConfig,
     RewardModel,
     accuracy,
+    batches_of,
+    by_prompt,
     draw_preferences,
+    rewards_of_pairs,
     split_by_prompt,
     train_reward_model,
+    training_batches,
     usable_pairs,
 )
 from alignpro_mini.training import Truncated
@@ -237,7 +241,7 @@ def test_mismatched_pairs_teach_the_model_to_read_the_request():
             if with_mismatched:
                 pairs.append(Preference(x, x + x, other + other, mismatched=True))
         config = RewardConfig(epochs=8, batch_size=32, lr=1e-2)
-        train, heldout = split_by_prompt(pairs, 0.1, generator := rng())
+        train, heldout = split_by_prompt(pairs, 0.1, generator := rng(1))
         train_reward_model(model, train, heldout, config, generator=generator)
         assert accuracy(model, heldout) > 0.95
         return swap_accuracy(model.score, list(letters), [x + x for x in letters], [x + x for x in letters[1:] + "a"])
@@ -447,3 +451,45 @@ def test_a_missing_callable_is_named(own, spec, tmp_path):
 def test_a_bug_in_the_function_keeps_its_own_error(own):
     with pytest.raises(IndexError):
         load_callable(f"{own}:own_bug")(["x"], ["y"])
+
+
+# ---------------------------------------------------------------- which pairs make a step
+
+
+def answers_to(prompt, count):
+    return [Preference(prompt, f"{i}", f"{i + 1}") for i in range(count)]
+
+
+def test_neighbouring_pairs_of_a_prompt_stay_together():
+    pairs = answers_to("a", 3) + answers_to("b", 1) + answers_to("a", 2)
+    groups = by_prompt(pairs)
+    assert [[pair.prompt for pair in group] for group in groups] == [["a"] * 3, ["b"], ["a"] * 2]
+    assert [pair for group in groups for pair in group] == pairs
+    sizes = lambda size: [[len(group) for group in batch] for batch in batches_of(groups, size)]
+    assert sizes(1) == [[3], [1], [2]] and sizes(4) == [[3, 1], [2]] and sizes(5) == sizes(6) == [[3, 1, 2]]
+
+
+def test_every_pass_trains_on_all_pairs_in_a_new_order():
+    pairs = [pair for prompt in "abcdefgh" for pair in answers_to(prompt, 2)]
+    batches = training_batches(pairs, RewardConfig(epochs=2.5, batch_size=4), rng())
+    assert [len(batch) for batch in batches] == [2] * 10  # 2.5 x 8 prompts, two of them a step
+    order = [group[0].prompt for batch in batches for group in batch]
+    assert sorted(order[:8]) == sorted(order[8:16]) == list("abcdefgh") and order[:8] != order[8:16]
+    with pytest.raises(UserError, match="16 preference pairs, those held out not counted, do not fill one batch of 17"):
+        training_batches(pairs, RewardConfig(batch_size=17), rng())
+
+
+def test_an_answer_of_several_pairs_is_rated_once():
+    """Five pairs of four different rows; a truncated answer and the same text with its end are two rows."""
+    model, rated_rows = rated(), []
+    whole = [Preference("a", "b", "c"), Preference("a", "c", "b"), Preference("a", "b", "hh")]
+    pairs = [*whole, Preference("a", Truncated("b"), "c"), Preference("a", "b", Truncated("b"))]
+
+    def trunk(rows):
+        rated_rows.extend(rows)
+        return model.trunk(rows)
+
+    chosen, rejected = rewards_of_pairs(model, trunk, pairs)
+    assert len(rated_rows) == 4
+    for found, end in ((chosen, "chosen"), (rejected, "rejected")):
+        torch.testing.assert_close(found, model.raw([p.prompt for p in pairs], [getattr(p, end) for p in pairs]))

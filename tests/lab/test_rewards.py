@@ -37,6 +37,9 @@ class Echo:
         return [Answer(p, truncated=False) for p in prompts]
 
 
+TWO_ANSWERS = {"preferences.answers_per_request": 2}
+
+
 def made_pairs(config, pi_f):
     """The preference pairs of this configuration, of the answers of `pi_f`."""
     world = setup_of(config).make_world()
@@ -46,11 +49,11 @@ def made_pairs(config, pi_f):
 
 def test_preferences_are_between_answers_that_ppo_would_get(tmp_path):
     """An empty rewrite is not sent: x is sent instead, as in the other stages."""
-    options = {"preferences.pairs": 200, "preferences.mismatched": 1.0, "preferences.other_wish": 0.0}
+    options = {"preferences.pairs": 200, "preferences.mismatched": 1.0, "preferences.other_wish": 0.0} | TWO_ANSWERS
     config = with_options(preset("tiny"), options | {"out": str(tmp_path)})
     pi_f = Echo()
     pairs = made_pairs(config, pi_f)
-    same, mismatched = pairs[:200], pairs[200:]
+    same, mismatched = pairs[::2], pairs[1::2]  # side by side
     assert len(mismatched) == 200 and len(pi_f.asked) == 400, "mismatched pairs need no further answers"
     asked = [pair.prompt for pair in same] * 2
     assert pi_f.asked == [x if i % 2 else f"please {x}" for i, x in enumerate(asked)]
@@ -61,7 +64,7 @@ def test_preferences_are_between_answers_that_ppo_would_get(tmp_path):
 def test_a_mismatched_pair_holds_an_answer_and_what_it_is_for_another_town(tmp_path, share, count):
     """The second answer is the first one's text with another town; the same noisy judge labels the pair."""
     options = {"preferences.pairs": 40, "reward_model.batch_size": 8, "preferences.mismatched": share}
-    options |= {"preferences.other_wish": 0.0}
+    options |= {"preferences.other_wish": 0.0} | TWO_ANSWERS
     config = with_options(preset("tiny"), options | {"out": str(tmp_path), "preferences.scale": 50.0})
     world = setup_of(config).make_world()
 
@@ -73,13 +76,14 @@ def test_a_mismatched_pair_holds_an_answer_and_what_it_is_for_another_town(tmp_p
             ]
 
     found = made_pairs(config, Names())
-    assert len(found) == 40 + count
-    for pair in found[40:]:
+    mismatched = [pair for pair in found if pair.mismatched]
+    assert len(found) == 40 + count == 40 + len(mismatched)
+    for pair in mismatched:
         town = world.fills[pair.prompt]["town"]
         assert pair.chosen == f"{town} is a town." and pair.rejected != pair.chosen, "right by the gold reward"
         assert pair.rejected.split()[0] in TOWNS and pair.certainty > 0.99
         assert type(pair.chosen) is type(pair.rejected), "a truncated text stays truncated"
-    assert count == 0 or {type(pair.chosen) for pair in found[40:]} == {str, Truncated}
+    assert count == 0 or {type(pair.chosen) for pair in mismatched} == {str, Truncated}
 
 
 class Style(Echo):
@@ -97,13 +101,14 @@ class Style(Echo):
 def test_a_pair_under_another_wish_holds_the_same_two_answers(tmp_path, share, count):
     """It is a training request for another purpose, judged by what is wanted then; nothing more is asked."""
     options = {"preferences.pairs": 40, "reward_model.batch_size": 8, "preferences.other_wish": share}
-    options |= {"preferences.mismatched": 0.5, "preferences.scale": 200.0, "out": str(tmp_path)}
+    options |= {"preferences.mismatched": 0.5, "preferences.scale": 200.0, "out": str(tmp_path)} | TWO_ANSWERS
     config = with_options(preset("tiny"), options)
     world, pi_f = setup_of(config).make_world(), Style()
     pairs = made_pairs(config, pi_f)
     assert len(pairs) == 40 + count + 20 and len(pi_f.asked) == 80
-    same, again, mismatched = pairs[:40], pairs[40 : 40 + count], pairs[40 + count :]
-    assert not any(pair.mismatched for pair in same + again) and all(pair.mismatched for pair in mismatched)
+    assert sum(pair.mismatched for pair in pairs) == 20
+    ranked = [pair for pair in pairs if not pair.mismatched]
+    same, again = ranked[:40], ranked[40:]
     turned = 0
     for before, after in zip(same, again):  # the first ones, in their order
         assert {after.chosen, after.rejected} == {before.chosen, before.rejected}
@@ -119,9 +124,13 @@ def test_a_pair_under_another_wish_holds_the_same_two_answers(tmp_path, share, c
 
 def test_nothing_is_judged_under_another_wish_where_there_is_none(tmp_path):
     for options in ({"world.wishes": False}, {"task": "reasoning"}):
-        options |= {"preferences.pairs": 200, "preferences.mismatched": 0.5, "preferences.other_wish": 1.0}
+        options |= {
+            "preferences.pairs": 200,
+            "preferences.mismatched": 0.5,
+            "preferences.other_wish": 1.0,
+        } | TWO_ANSWERS
         pairs = made_pairs(with_options(preset("tiny"), options | {"out": str(tmp_path)}), Echo())
-        assert len(pairs) == 300 and [pair.mismatched for pair in pairs] == [False] * 200 + [True] * 100
+        assert len(pairs) == 300 and sum(pair.mismatched for pair in pairs) == 100
     for share in (-0.1, 1.1):
         with pytest.raises(UserError, match=f"other_wish is {share}; it is a share of the pairs"):
             PreferenceConfig(other_wish=share)

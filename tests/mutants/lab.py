@@ -676,7 +676,7 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "lab/rewards.py",
         "the-other-wish-is-judged-as-the-own",
-        ("draw_preferences(others, first, second,", "draw_preferences([x for x, _, _ in again], first, second,"),
+        ("prompts = [others[n] for n in index[:again]]", "prompts = [requests[n] for n in index[:again]]"),
         "test_a_pair_under_another_wish_holds_the_same_two_answers",
     ),
     # the rewards in one file

@@ -38,8 +38,26 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     of(
         "micro-batches-add-up",
-        (".sum() / len(batch))", ".mean())"),
+        (".sum() / pairs_of_step)", ".mean())"),
         "test_cutting_a_batch_into_micro_batches_changes_nothing",
+    ),
+    of(
+        "an-answer-of-several-pairs-is-rated-again",
+        ("trunk(list(place))", "trunk(chosen + rejected)"),
+        "test_an_answer_of_several_pairs_is_rated_once",
+    ),
+    of(
+        "every-pass-in-the-same-order",
+        ("order += torch.randperm(len(groups), generator=generator).tolist()", "order += range(len(groups))"),
+        "test_every_pass_trains_on_all_pairs_in_a_new_order",
+    ),
+    of(
+        "pairs-of-a-prompt-on-their-own",
+        (
+            "return [list(group) for _, group in groupby(pairs, key=lambda pair: pair.prompt)]",
+            "return [[pair] for pair in pairs]",
+        ),
+        "test_neighbouring_pairs_of_a_prompt_stay_together",
     ),
     of(
         "offsets-left-free",
@@ -134,7 +152,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     of(
         "resume-repeats-the-pairs",
-        ("for _ in range(start):\n        next(batches)", "for _ in range(0):\n        next(batches)"),
+        ("sorted(batches[step],", "sorted(batches[step - start],"),
         "test_a_killed_run_goes_on_bit_for_bit",
     ),
     of(
