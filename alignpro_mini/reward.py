@@ -315,7 +315,7 @@ def longest_answer(pairs: Sequence[Preference]) -> int:
 def rewards_of_pairs(
     model: RewardModel, trunk: Trunk, pairs: Sequence[Preference]
 ) -> tuple[Tensor, Tensor]:
-    """Raw rewards of the chosen and of the rejected answers, (b,) each; equal rows are rated once."""
+    """Raw rewards of the chosen and the rejected answers, (b,) each; equal rows are rated once."""
     chosen = [tuple(model.encode(pair.prompt, pair.chosen)) for pair in pairs]
     rejected = [tuple(model.encode(pair.prompt, pair.rejected)) for pair in pairs]
     place = {row: i for i, row in enumerate(dict.fromkeys(chosen + rejected))}

@@ -2,11 +2,14 @@
 
     units      each reward is shifted and scaled as PPO does it: mean 0, variance 1 over answers to all endings, equally
                often, which is what SFT teaches the prompter. lambda is in these units
-    optimum    rho*(ending) ~ exp(R(ending) / lam), the same for every request: R(ending), a mean over all requests, is
-               known well, R(x, x') of one request is not. A prompter that reads x can do better
-    curve      mean and the three variance components under rho* along lambda, and the ratio of the total variance to
-               the plain request's. Cross-fitted: chosen on one half of the requests, described on the other, both ways
-    intervals  95 %, 500 resamples of requests within each half
+    optimum    rho*(ending) ~ exp(R(ending) / lam), the same for all requests of a kind (`world.kinds`): R(ending), a mean
+               over them, is known well, R(x, x') of one request is not. A prompter that reads more of x can do better
+    fixed      the ending that is best for all requests together
+    curve      mean and the three variance components under rho* along lambda, and the ratios of the total variance, and of
+               that within requests, to the plain request's. Cross-fitted: chosen on one half of the requests, described
+               on the other, both ways
+    intervals  95 %, 500 resamples of topics (requests, where each is a topic of its own) within each half. Prediction
+               intervals (pi95) hold the noise of the later evaluation too
 
 Shape legend:  N requests   K endings, the plain request first   M answers to each
 """
@@ -14,7 +17,7 @@ Shape legend:  N requests   K endings, the plain request first   M answers to ea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +30,14 @@ from alignpro_mini.experiments.variance import PARTS
 from alignpro_mini.lab.config import EvalConfig
 from alignpro_mini.lab.optimum import cross_fitted, moments
 from alignpro_mini.lab.plots import new_figure
-from alignpro_mini.lab.statistics import interval, variance_parts
+from alignpro_mini.lab.statistics import interval, variance_parts, within_requests
 from alignpro_mini.lab.tables import aligned, num
 from alignpro_mini.reward import moments as scale_of
 
 LAMBDAS = (0.3, 0.1, 0.05, 0.03, 0.01)  # those of the table
 RESAMPLES = 500
-Halves = tuple[Tensor, Tensor]  # the rewards (N/2, K, M) of every other request, and of the rest
+RATIOS = ("ratio", "within_ratio")
+Rho = dict[str, Tensor]  # kind -> a distribution over the endings, (K,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,102 +47,192 @@ class Rated:
     r: Tensor
     truncated: Tensor
     endings: list[str]  # K, "…" for the request
+    kinds: list[str] = field(default_factory=list)  # N; empty: all of one kind
+    topics: list[str] = field(default_factory=list)  # N; empty: each request is a topic of its own
+
+    def __post_init__(self) -> None:
+        N = len(self.r)
+        object.__setattr__(self, "kinds", self.kinds or [""] * N)
+        object.__setattr__(self, "topics", self.topics or [str(i) for i in range(N)])
+
+    def take(self, index: Sequence[int]) -> Rated:
+        """Some of the requests, in this order."""
+        pick = lambda labels: [labels[i] for i in index]
+        rows = torch.as_tensor(index, dtype=torch.long)
+        return Rated(self.r[rows], self.truncated[rows], self.endings, pick(self.kinds), pick(self.topics))
 
     def scaled(self) -> Rated:
         """The same in units of this reward. Raises UserError where the rewards do not vary."""
         scale = scale_of(self.r.flatten())
         return replace(self, r=(self.r - scale["mean"]) / scale["std"])
 
+    def halves(self) -> Halves:
+        """Every other request, and the rest."""
+        return self.take(range(0, len(self.r), 2)), self.take(range(1, len(self.r), 2))
 
-def optimum(r: Tensor, lam: float) -> Tensor:
-    """rho* over endings (K,), the same for every request, by the mean rewards of r (N, K, M)."""
-    R = r.mean((0, 2))[None]  # (1, K)
-    return theory.optimal_prompter(torch.full_like(R, 1 / R.shape[1]), R, lam)[0]
+    def resampled(self, draw: np.random.Generator) -> Rated:
+        """As many of its topics, drawn with replacement, each with all of its requests."""
+        of_topic = self.by_topic()
+        drawn = draw.integers(len(of_topic), size=len(of_topic))
+        return self.take([i for topic in drawn for i in of_topic[topic]])
+
+    def by_topic(self) -> list[list[int]]:
+        """The places of each topic's requests."""
+        found: dict[str, list[int]] = {}
+        for i, topic in enumerate(self.topics):
+            found.setdefault(topic, []).append(i)
+        return list(found.values())
 
 
-def under(rho: Tensor, r: Tensor) -> dict[str, float]:
-    """Mean and variance components of r (N, K, M) under one distribution over the K endings."""
-    return moments(rho.expand(len(r), -1), r)
+Halves = tuple[Rated, Rated]
 
 
-def plain(r: Tensor) -> dict[str, float]:
+def optimum(rated: Rated, lam: float) -> Rho:
+    """rho* of each kind, by the mean rewards of its requests; lam 0: all on the best ending."""
+    found = {}
+    for kind in dict.fromkeys(rated.kinds):
+        R = rated.r[[other == kind for other in rated.kinds]].mean((0, 2))[None]  # (1, K)
+        sft = torch.full_like(R, 1 / R.shape[1])
+        found[kind] = theory.optimal_prompter(sft, R, lam)[0] if lam else _only(int(R.argmax()), R.shape[1])
+    return found
+
+
+def fixed(rated: Rated) -> Rho:
+    """All on the ending that is best for all requests together."""
+    best = optimum(replace(rated, kinds=[""] * len(rated.r)), 0)[""]
+    return dict.fromkeys(rated.kinds, best)
+
+
+def _only(j: int, count: int) -> Tensor:
+    return torch.eye(count, dtype=torch.float64)[j]
+
+
+def by_request(rho: Rho, rated: Rated) -> Tensor:
+    """rho of each request's kind, (N, K). A kind that rho does not know is left to rho_sft: all endings alike."""
+    K = rated.r.shape[1]
+    return torch.stack([rho.get(kind, torch.full((K,), 1 / K, dtype=torch.float64)) for kind in rated.kinds])
+
+
+def under(rho: Rho, rated: Rated) -> dict[str, float]:
+    """Mean and variance components of the rewards under rho."""
+    return moments(by_request(rho, rated), rated.r)
+
+
+def plain(rated: Rated) -> dict[str, float]:
     """The same of the plain request."""
-    return under(torch.eye(r.shape[1], dtype=torch.float64)[0], r)
+    return alone(rated, 0)
 
 
-def ratio(values: dict[str, float], start: dict[str, float]) -> float | None:
-    """Of the total variance to the plain request's; None where that has none."""
-    return values["total"] / start["total"] if start["total"] > 1e-12 else None
+def alone(rated: Rated, j: int) -> dict[str, float]:
+    """The same of one ending for all requests."""
+    return under(dict.fromkeys(rated.kinds, _only(j, rated.r.shape[1])), rated)
+
+
+def ratios(values: dict[str, float], start: dict[str, float]) -> dict[str, float | None]:
+    """Of the variance, and of that within requests, to the plain request's; None where that has none."""
+    within = lambda parts: parts["between_rewrites"] + parts["within"]
+    pairs = ((values["total"], start["total"]), (within(values), within(start)))
+    return {name: a / b if b > 1e-12 else None for name, (a, b) in zip(RATIOS, pairs)}
 
 
 def at(halves: Sequence[Halves], lam: float) -> dict[str, float | None]:
-    """Mean and components under the cross-fitted rho* at lam, averaged over `halves`; gain and ratio to the plain x."""
+    """Under the cross-fitted rho* at lam, averaged over `halves`: mean, components, gain and ratios to the plain x.
+
+    `over_fixed`: the mean less that of the fixed ending, which is cross-fitted too.
+    """
     values = cross_fitted(lambda chose, rates: under(optimum(chose, lam), rates), *halves)
     start = cross_fitted(lambda chose, rates: plain(rates), *halves)
-    return values | {"gain": values["mean"] - start["mean"], "ratio": ratio(values, start)}
+    same = cross_fitted(lambda chose, rates: under(fixed(chose), rates), *halves)
+    gains = {"gain": values["mean"] - start["mean"], "over_fixed": values["mean"] - same["mean"]}
+    return values | gains | ratios(values, start)
 
 
-def measured_again(z: Tensor, rho: Tensor, later: EvalConfig, draw: np.random.Generator) -> float:
-    """A variance ratio as an evaluation under rho (K,) would measure it: `later` says on how many requests and answers.
+def measured_again(z: Rated, rho: Rho, later: EvalConfig, topics: int, draw: np.random.Generator) -> dict[str, float]:
+    """What an evaluation under rho would measure: gain, components and ratios.
 
-    Requests and answers are drawn from those of z (N, K, M), with replacement.
+    `later` says on how many requests and answers. Topics (0: none, each request is one), their requests and the answers
+    are drawn from those of z, with replacement.
     """
-    N, K, M = z.shape
+    N, K, M = z.r.shape
+    of_topic = z.by_topic()
+    drawn = draw.integers(len(of_topic), size=topics or later.inputs)
+    of_request = drawn[np.arange(later.inputs) % len(drawn)]  # the topic of each request
+    requests = np.empty(later.inputs, int)
+    for topic, members in enumerate(of_topic):
+        requests[of_request == topic] = draw.choice(members, (of_request == topic).sum())
     shape = (later.inputs, later.rewrites, later.answers)
-    requests = draw.integers(N, size=later.inputs)[:, None, None]
-    endings = draw.choice(K, p=(rho / rho.sum()).numpy(), size=shape[:2])[:, :, None]
-    ours, start = (z[requests, which, draw.integers(M, size=shape)] for which in (endings, 0))
-    return float(ours.var() / start.var())
+    up_to = by_request(rho, z).cumsum(1).numpy()[requests]  # (inputs, K)
+    endings = (draw.random((*shape[:2], 1)) > up_to[:, None] / up_to[:, None, -1:]).sum(2)[:, :, None]
+    r = z.r.numpy()
+    ours, start = (r[requests[:, None, None], which, draw.integers(M, size=shape)] for which in (endings, 0))
+    values, base = ({**variance_parts(x), "total": x.var(), "mean": x.mean()} for x in (ours, start))
+    found = {"gain": values["mean"] - base["mean"], "ratio": values["total"] / base["total"]}
+    within = within_requests(start).mean()
+    found["within_ratio"] = within_requests(ours).mean() / within if within > 1e-12 else np.nan
+    return found | {name: values[name] for name in PARTS}
 
 
-def describe(rated: Rated, lambdas=LAMBDAS, later=EvalConfig(), seeds=1) -> dict:
-    """All that is reported of one reward; `later` is the evaluation whose ratio is predicted.
+def describe(rated: Rated, lambdas=LAMBDAS, later=EvalConfig(), seeds=1, topics=0) -> dict:
+    """All that is reported of one reward; `later` is the evaluation that is predicted, on so many `topics`.
 
     A reward learned anew by each of `seeds` (N / seeds requests each) has an optimum for each of them. Raises UserError
     where the rewards do not vary.
     """
     scale = scale_of(rated.r.flatten())
-    z = rated.scaled().r
-    parts = z.chunk(seeds)
-    halves = [(part[::2], part[1::2]) for part in parts]
+    z = rated.scaled()
+    parts = [z.take(range(s * len(z.r) // seeds, (s + 1) * len(z.r) // seeds)) for s in range(seeds)]
+    halves = [part.halves() for part in parts]
     draw = np.random.default_rng(0)
-    resample = lambda half: half[draw.integers(len(half), size=len(half))]
-    resampled = [[tuple(map(resample, pair)) for pair in halves] for _ in range(RESAMPLES)]
+    resampled = [[tuple(half.resampled(draw) for half in pair) for pair in halves] for _ in range(RESAMPLES)]
     a_seed = replace(later, inputs=later.inputs // seeds)
     curve = []
     for lam in lambdas:
         best = [optimum(part, lam) for part in parts]
         again = [at(pairs, lam) for pairs in resampled]
         point = {"lam": lam, **at(halves, lam), **_intervals(again)}
-        noise = [[measured_again(*of_seed, a_seed, draw) for of_seed in zip(parts, best)] for _ in range(RESAMPLES)]
-        point["ratio_pi95"] = _prediction_interval(again, np.array(noise).mean(1))
-        rho = torch.stack(best).mean(0)  # (K,)
+        noise = [[measured_again(*pair, a_seed, topics, draw) for pair in zip(parts, best)] for _ in range(RESAMPLES)]
+        point |= _prediction_intervals(again, noise)
+        rho = torch.stack([by_request(*pair).mean(0) for pair in zip(best, parts)]).mean(0)  # (K,)
         point["truncated"] = float(rho @ rated.truncated.to(rho.dtype).mean((0, 2)))
-        curve.append(point | {"endings": _likeliest(rho, rated.endings)})
-    spread = variance_parts(z.numpy())
+        curve.append(point | {"endings": _likeliest(rho, rated.endings), "by_kind": _of_kinds(best, rated.endings)})
+    spread = variance_parts(z.r.numpy())
     between, within = max(spread["between_rewrites"], 0.0), spread["within"]
     grid = np.geomspace(10 * max(lambdas), min(lambdas), 25).tolist()
+    same = cross_fitted(lambda chose, rates: under(fixed(chose), rates), *halves)
+    start = plain(z)
     return {
         "mean": scale["mean"],
         "sd": scale["std"],
         "icc": between / max(between + within, 1e-12),
-        "plain": plain(z),
+        "plain": start,
+        "fixed": same | {"gain": same["mean"] - start["mean"], **ratios(same, start)},
         "curve": curve,
         "smooth": [{"lam": lam, **at(halves, lam)} for lam in grid],
-        "endings": _alone(z, rated),
+        "endings": _each(z, rated),
     }
 
 
 def _intervals(again: list[dict]) -> dict[str, list[float] | None]:
     """95 % intervals of what `at` gives, from its values in each resample."""
-    columns = {key: [values[key] for values in again] for key in ("gain", "ratio", *PARTS)}
+    columns = {key: [values[key] for values in again] for key in ("gain", "over_fixed", *RATIOS, *PARTS)}
     return {f"{key}_ci95": None if None in column else interval(np.array(column)) for key, column in columns.items()}
 
 
-def _prediction_interval(again: list[dict], noise: np.ndarray) -> list[float] | None:
-    """The 95 % prediction interval of a ratio that is measured later: the listing's uncertainty times its noise."""
-    ratios = [values["ratio"] for values in again]
-    return None if None in ratios else interval(np.array(ratios) * noise / noise.mean())
+def _prediction_intervals(again: list[dict], noise: list[list[dict]]) -> dict[str, list[float] | None]:
+    """95 % prediction intervals of what is measured later: the listing's uncertainty with the evaluation's noise.
+
+    The noise multiplies a ratio, and is added to all else.
+    """
+    found = {}
+    for key in ("gain", *RATIOS, *PARTS):
+        known = [values[key] for values in again]
+        if None in known:
+            found[f"{key}_pi95"] = None
+            continue
+        drawn = np.array([[values[key] for values in seeds] for seeds in noise]).mean(1)
+        both = np.array(known) * drawn / drawn.mean() if key in RATIOS else np.array(known) + drawn - drawn.mean()
+        found[f"{key}_pi95"] = interval(both)
+    return found
 
 
 def _likeliest(rho: Tensor, names: Sequence[str]) -> list[list]:
@@ -147,16 +241,22 @@ def _likeliest(rho: Tensor, names: Sequence[str]) -> list[list]:
     return [[names[j], round(p, 3)] for p, j in zip(best.values.tolist(), best.indices.tolist())]
 
 
-def _alone(z: Tensor, rated: Rated) -> list[dict]:
-    """Each ending for itself, from the best to the worst."""
+def _of_kinds(best: Sequence[Rho], names: Sequence[str]) -> dict[str, list[list]]:
+    """The likeliest endings of each kind, by the first seed's optimum."""
+    return {kind: _likeliest(rho, names) for kind, rho in best[0].items()}
+
+
+def _each(z: Rated, rated: Rated) -> list[dict]:
+    """Each ending for all requests, from the best to the worst; `by_kind` has its mean reward for each kind."""
     start = plain(z)
     endings = []
-    for name, only, truncated in zip(
-        rated.endings, torch.eye(z.shape[1]).double(), rated.truncated.double().mean((0, 2))
-    ):
-        alone = under(only, z)
-        entry = {"ending": name, "gain": alone["mean"] - start["mean"], "ratio": ratio(alone, start)}
-        endings.append(entry | {"truncated": float(truncated)})
+    truncated = rated.truncated.double().mean((0, 2)).tolist()
+    of_kind = {kind: [other == kind for other in rated.kinds] for kind in dict.fromkeys(rated.kinds)}
+    for j, name in enumerate(rated.endings):
+        only = alone(z, j)
+        entry = {"ending": name, "gain": only["mean"] - start["mean"], "ratio": ratios(only, start)["ratio"]}
+        entry["by_kind"] = {kind: float(rated.r[rows, j].mean()) for kind, rows in of_kind.items()}
+        endings.append(entry | {"truncated": truncated[j]})
     return sorted(endings, key=lambda entry: -entry["gain"])
 
 

@@ -34,21 +34,24 @@ import torch
 
 from alignpro_mini.experiments import listing, study
 from alignpro_mini.experiments.listing import Rated
+from alignpro_mini.experiments.variance import PARTS
 from alignpro_mini.lab import assess, evaluation
 from alignpro_mini.lab.config import RunConfig
+from alignpro_mini.lab.evaluation import Arm, against_fixed
 from alignpro_mini.lab.glossary import ARMS
 from alignpro_mini.lab.listed import asked_and_answered, rated
 from alignpro_mini.lab.models import make_frozen_lm, with_weights
 from alignpro_mini.lab.plots import new_figure
 from alignpro_mini.lab.run import Run
 from alignpro_mini.lab.setup import setup_of
-from alignpro_mini.lab.statistics import Groups, bootstrap_interval, interval, resampled_moments, t_interval
+from alignpro_mini.lab.statistics import bootstrap_interval, interval, resampled_moments, t_interval
 from alignpro_mini.lab.sweep import coefficients
 from alignpro_mini.lab.tables import aligned, get, num
 from alignpro_mini.options import UserError, require
 from alignpro_mini.training import Score
 from alignpro_mini.weights.tensors import load_state
 from alignpro_mini.worlds.callables import load_callable
+from alignpro_mini.worlds.everyday import UNSEEN_TOPICS
 from alignpro_mini.worlds.sentences import by_sentences, low_reward
 
 
@@ -87,7 +90,9 @@ def run_listing(config: RunConfig, resume: bool, also: Sequence[str]) -> dict[st
         ratings["gold"] = rated(rows, world.gold)
     endings = [x_prime.replace(rows[0]["x"], "…") for x_prime in rows[0]["rewrites"]]
     truncated = torch.tensor([row["truncated"] for row in rows]).view(len(rows), len(endings), -1)
-    return {name: Rated(r, truncated, endings) for name, r in ratings.items()}
+    requests = [row["x"] for row in rows]
+    kinds, topics = world.kinds(requests), world.groups(requests)
+    return {name: Rated(r, truncated, endings, kinds, topics) for name, r in ratings.items()}
 
 
 def whole_sentences(reward: Score, rows: Sequence[dict]) -> Score:
@@ -103,7 +108,8 @@ def pooled(listings: Sequence[dict[str, Rated]]) -> dict[str, Rated]:
     for name in listings[0]:
         seeds = [ratings[name].scaled() for ratings in listings]
         r, truncated = (torch.cat([getattr(ratings, key) for ratings in seeds]) for key in ("r", "truncated"))
-        together[name] = Rated(r, truncated, seeds[0].endings)
+        kinds, topics = ([label for ratings in seeds for label in getattr(ratings, key)] for key in ("kinds", "topics"))
+        together[name] = Rated(r, truncated, seeds[0].endings, kinds, topics)
     return together
 
 
@@ -116,7 +122,7 @@ def described(configs: Sequence[RunConfig], listings: Sequence[dict[str, Rated]]
     optima = {"learned": seeds}  # a learned reward differs from seed to seed
     content = {"preset": c.preset, "task": c.task, "seeds": [config.seed for config in configs]}
     content["rewards"] = {
-        name: listing.describe(ratings, lambdas, later, optima.get(name, 1))
+        name: listing.describe(ratings, lambdas, later, optima.get(name, 1), len(UNSEEN_TOPICS))
         for name, ratings in pooled(listings).items()
     }
     content |= {"requests": seeds * c.theory.inputs, "answers": c.theory.answers}
@@ -164,14 +170,28 @@ def arms(config: RunConfig, kind: str = "reward") -> dict[str, np.ndarray]:
     return rewards
 
 
-def measured(runs: Sequence[dict[str, np.ndarray]], count: int, groups: Groups = None) -> dict:
-    """Gain, variance ratio and share of the gap to the oracle over the requests of all runs (`arms` of each)."""
-    centred = lambda name: np.concatenate([run[name] - run[name].mean() for run in runs])
-    by_request = lambda name: np.concatenate([run[name].mean((1, 2)) for run in runs])  # (N,)
+def stacked(parts: Sequence[np.ndarray], listed: int) -> np.ndarray:
+    """The rows of all runs, those of the first `listed` requests of each run first: the closed form has only these."""
+    return np.concatenate([*(part[:listed] for part in parts), *(part[listed:] for part in parts)])
+
+
+def measured(runs: Sequence[dict[str, np.ndarray]], topics: Sequence[Sequence[str]], count: int) -> dict:
+    """Gain, ratios, lead over the fixed rewrite, and share of the gap to the oracle, over the requests of all runs.
+
+    `runs` are the `arms` of each, `topics` a label for each request of each.
+    """
+    listed = len(runs[0].get("closed_form", ()))
+    groups = list(stacked([np.array(labels) for labels in topics], listed))
+    centred = lambda name: stacked([run[name] - run[name].mean() for run in runs], listed)
+    by_request = lambda name: stacked([run[name].mean((1, 2)) for run in runs], listed)  # (N,)
     over_plain = lambda name: by_request(name) - by_request("no_finetuning")  # (N,)
     gain = over_plain("align_pro")
     ours, plain = centred("align_pro"), centred("no_finetuning")
     values = evaluation.ratio_of_variances("variance_ratio", ours, plain, count, groups)
+    values |= evaluation.ratio_within_requests("within_ratio", ours, plain, count, groups)
+    nothing = np.zeros((1, 1))
+    together = {name: Arm(stacked([run[name] for run in runs], listed), None, nothing, {}) for name in runs[0]}
+    values |= {key: found for key, found in against_fixed(together, count, groups).items() if "gold" not in key}
     values |= {"mean_gain": gain.mean(), "mean_gain_ci95": bootstrap_interval(gain, count, groups)}
     values |= dict.fromkeys(("gap_closed", "gap_closed_ci95", "difference_to_oracle", "difference_to_oracle_ci95"))
     if "rlhf_oracle" in runs[0]:
@@ -197,7 +217,8 @@ def predicted(configs: Sequence[RunConfig]) -> dict:
     if point is None:
         raise UserError(f"{place} has no λ {lam:g}: take --step listing with this --ppo.kl_coef")
     names = {"gain": "gain_sd", "gain_ci95": "gain_sd_ci95", "ratio": "variance_ratio", "ratio_ci95": "listing_ci95"}
-    names["ratio_pi95"] = "variance_ratio_pi95"
+    names |= {"ratio_pi95": "variance_ratio_pi95", "within_ratio": "within_ratio", "over_fixed": "over_fixed_sd"}
+    names |= {f"{part}_pi95": f"{part}_pi95" for part in ("gain", "within_ratio", *PARTS)}
     prediction = {name: point[key] for key, name in names.items()}
     return prediction | {"kl_coef": lam, "requests": listed["requests"], "evaluated_later": listed["evaluated_later"]}
 
@@ -206,11 +227,12 @@ def summarised(configs: Sequence[RunConfig], runs: Sequence[dict]) -> dict:
     """summary.json: the arms of all runs together, and the prediction."""
     prediction = predicted(configs)
     bootstrap = configs[0].eval.bootstrap
-    topics = [topic for run in runs for topic in run["topics"]]
-    summary = measured([run["reward"] for run in runs], bootstrap, topics)
+    topics = [run["topics"] for run in runs]
+    summary = measured([run["reward"] for run in runs], topics, bootstrap)
     if all(run["gold"] for run in runs):
-        gold = measured([run["gold"] for run in runs], bootstrap, topics)
-        summary |= {f"gold_{key}": gold[key] for key in gold if key.startswith(("mean_gain", "variance_ratio"))}
+        gold = measured([run["gold"] for run in runs], topics, bootstrap)
+        told = ("mean_gain", "variance_ratio", "within_ratio", "over_fixed")
+        summary |= {f"gold_{key}": gold[key] for key in gold if key.startswith(told)}
     results = [run["results"] for run in runs]
     share, half = t_interval(get(run, "theory", "attainable_gain_share") for run in results)
     summary["attainable_gain_share"] = share

@@ -20,6 +20,7 @@ from alignpro_mini.worlds.files import DataConfig
 from alignpro_mini.worlds.toy import TASKS
 from alignpro_mini.worlds.world import WorldConfig
 
+REAL_TASKS = ("chat", "wishes")
 PRESETS = ("micro", "tiny", "small", "gpt2", "smollm2")
 DTYPES = ("auto", "float32", "bfloat16")
 
@@ -105,7 +106,7 @@ class RunConfig:
         "micro: seconds, learns nothing; tiny: minutes on two cores; small; gpt2: for a GPU; smollm2: a chat model",
         PRESETS,
     )
-    task: str = option("quality", "the embedded world's task", (*TASKS, "chat"))
+    task: str = option("quality", "the embedded world's task; of a real model: chat, or wishes", (*TASKS, *REAL_TASKS))
     seed: int = option(0, "seed of everything: data, weights, sampling")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 ...; auto takes a GPU when there is one")
     dtype: str = option(
@@ -175,7 +176,9 @@ class RunConfig:
     @property
     def run_name(self) -> str:
         named = "judge" if self.judge else self.reward.partition(":")[2]
-        what = named if self.real_model and named else self.task
+        what = self.task
+        if self.real_model and named:
+            what = f"{self.task}-{named}" if self.task == "wishes" else named
         if self.frozen:  # its last part, without what a folder's name cannot hold
             what += "-" + re.sub(r"[^\w.]+", "-", self.frozen.rstrip("/").rpartition("/")[2].removeprefix("api:"))
         return self.name or f"{self.preset}-{what}-seed{self.seed}"

@@ -23,11 +23,13 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from alignpro_mini import theory
 from alignpro_mini.alignpro import Prompter
 from alignpro_mini.frozen import Answer, FrozenLM, FrozenModel
 from alignpro_mini.generation import sequence_logprobs
+from alignpro_mini.options import require
 from alignpro_mini.training import Score
 
 PILOT = 8  # answers to a rewrite that decide which rewrites get more of them
@@ -40,7 +42,7 @@ class RatedRewrites:
     requests: list[str]  # N
     rewrites: list[list[str]]  # (N, K)
     r: Tensor  # (N, K, M) rewards of answers to each rewrite; NaN: the rewrite got fewer than M answers
-    is_pooled: bool = field(default=False, kw_only=True)  # the same for all requests
+    is_pooled: bool = field(default=False, kw_only=True)  # the same for all requests of a kind
 
     @property
     def R(self) -> Tensor:
@@ -59,15 +61,6 @@ class RatedRewrites:
     def halves(self) -> tuple[Tensor, Tensor]:
         """The rewards of every other answer, and of the rest, for `cross_fitted`: (N, K, M/2) each."""
         return _halves(self.r)
-
-    def pooled(self) -> RatedRewrites:
-        """The same with all requests' mean rewards in the place of a request's answers: R is the mean over requests.
-
-        Then the optimum is one distribution over the K kinds of rewrites. `halves` are every other request.
-        """
-        N = len(self.r)
-        each = self.r.mean(2).T[None]  # (1, K, N): answers to one request are not independent
-        return RatedRewrites(self.requests, self.rewrites, each.repeat(N, 1, 1), is_pooled=True)
 
     def under(self, rho_sft: Prompter, rho: Prompter) -> Listing:
         """The same, with the probabilities that two prompters give to each rewrite."""
@@ -89,6 +82,25 @@ class Listing(RatedRewrites):
     @property
     def rho(self) -> Tensor:
         return self.log_rho.softmax(1)  # (N, K) finite even where the prompter writes none of them
+
+
+def pooled(
+    requests: list[str], rewrites: list[list[str]], r: Tensor, listed: Sequence[str], kinds: Sequence[str]
+) -> RatedRewrites:
+    """Rewrites rated by what the same rewrites got at other requests, of the same kind.
+
+    r (L, K, M) are rewards at L other requests, whose kinds are `listed`; `kinds` are those of `requests`. The mean
+    rewards of the requests of a kind stand in the place of a request's answers, so R is their mean, and the optimum is one
+    distribution over the K rewrites for each kind. `halves` are every other request. Raises UserError for a kind of which
+    fewer than four requests are listed.
+    """
+    means = r.mean(2)  # (L, K): answers to one request are not independent
+    of_kind = {kind: means[[i for i, other in enumerate(listed) if other == kind]] for kind in dict.fromkeys(kinds)}
+    fewest = min(len(rows) for rows in of_kind.values())
+    mend = "raise --theory.inputs"
+    require(fewest >= 4, f"{fewest} requests of a kind are listed, and its optimum takes at least 4: {mend}")
+    each = [of_kind[kind] for kind in kinds]  # N times (requests of the kind, K)
+    return RatedRewrites(requests, rewrites, pad_sequence(each, True, torch.nan).mT, is_pooled=True)
 
 
 def rate(

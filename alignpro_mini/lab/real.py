@@ -11,7 +11,7 @@ from torch import Tensor
 from alignpro_mini.alignpro import Gold
 from alignpro_mini.frozen import FrozenModel
 from alignpro_mini.jsonl import append_jsonl, read_jsonl
-from alignpro_mini.lab import listed
+from alignpro_mini.lab import listed, optimum
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.device import DTYPES, dtype_line, resolve_device
 from alignpro_mini.lab.models import make_frozen_lm, published_model, with_weights
@@ -28,9 +28,11 @@ from alignpro_mini.worlds.callables import load_callable
 from alignpro_mini.worlds.everyday import EverydayRequests
 from alignpro_mini.worlds.files import FileTask
 from alignpro_mini.worlds.sentences import low_reward, whole_sentences
+from alignpro_mini.worlds.wishes import WishRequests
 from alignpro_mini.worlds.world import World
 
-DEFAULT_GOLD = "alignpro_mini.worlds.gold:friendly"
+WORLDS = {"chat": EverydayRequests, "wishes": WishRequests}
+DEFAULT_GOLD = {"chat": "alignpro_mini.worlds.gold:friendly", "wishes": "alignpro_mini.worlds.wishes:rating"}
 PLAIN_FILE = "judge_plain.jsonl"  # in a run's folder: the answers that a judge compares with
 PROMPTER_SYSTEM = "Rewrite the user's request."  # tells the prompter not to answer
 OF_THE_EMBEDDED_WORLD = ("world", "frozen_lm", "frozen_model", "prompter_model", "vocab_size")
@@ -53,13 +55,19 @@ class RealModels:
         c = self.config
         c.check()
         resolve_device(c.device)
-        require(c.task == "chat", f"--preset {c.preset} works on everyday requests: its task is chat, not {c.task}")
+        require(
+            c.task in WORLDS,
+            f"--preset {c.preset} works on everyday requests: its task is chat or wishes, not {c.task}",
+        )
+        files = c.data.prompts or c.data.preferences
+        require(c.task == "chat" or not files, "--task wishes composes its requests and pairs itself: leave out --data")
 
     def unread(self) -> dict[str, str]:
         """What only the embedded world reads, besides what the other options make superfluous."""
         c = self.config
         unread = c.unread() | dict.fromkeys(OF_THE_EMBEDDED_WORLD, f"it is not read with --preset {c.preset}")
-        unread["preferences.other_wish"] = NO_WISHES
+        if c.task == "chat":
+            unread["preferences.other_wish"] = NO_WISHES
         if not c.judge:
             unread["api"] = "only --frozen api:MODEL and --reward judge:MODEL read it"
         if c.data.preferences:
@@ -95,9 +103,12 @@ class RealModels:
             longest = c.data.max_prompt_tokens
             about = f"{world.left_out} left out (several turns, duplicates, or over {longest} tokens)"
         else:
-            world = EverydayRequests(c.data, c.eval.inputs, c.seed, gold)
+            world = WORLDS[c.task](c.data, c.eval.inputs, c.seed, gold)
             about = "about topics that training never sees"
         world.preferences()  # a bad line of a file is told now, too
+        if gold:  # and so is a package that it needs, not after the first stage
+            few = world.train_requests[:8]
+            gold(few, ["Because."] * len(few))
         print(dtype_line(c))
         print(f"requests: {len(world.train_requests)} to train on, {len(world.eval_requests)} held out, {about}")
         return world
@@ -113,11 +124,10 @@ class RealModels:
         None where another reward or human preferences are given: then nobody knows the truth.
         """
         c = self.config
-        spec = c.gold or ("" if c.reward or c.data.preferences else DEFAULT_GOLD)
+        spec = c.gold or ("" if c.reward or c.data.preferences else DEFAULT_GOLD[c.task])
         if not spec:
             return None
         score = load_callable(spec, "gold")
-        score(["Why?"], ["Because."])  # a package that is missing is told now, and not after the first stage
         return lambda x, y: score(x, [whole_sentences(text) for text in y]).tolist()
 
     def frozen_lm(self, run: Run, world: World) -> tuple[Tokenizer, FrozenModel]:
@@ -197,13 +207,15 @@ class RealModels:
         return tensors["r"]
 
     def rate_rewrites(self, run: Run, world: World, pi_f: FrozenModel, reward: Score) -> RatedRewrites:
-        """The reward of an ending is its mean over these requests (`RatedRewrites.pooled`).
+        """The reward of an ending is its mean over the listed training requests of the same kind (`world.kinds`).
 
         The few answers that one request can get would tell nothing of R(x, x').
         """
-        requests = world.eval_requests[: self.config.theory.inputs]
+        count = self.config.theory.inputs
+        requests = world.eval_requests[:count]
         rewrites = [world.rewrites(x) for x in requests]
-        return RatedRewrites(requests, rewrites, self.listed_rewards(run, world, pi_f, reward)).pooled()
+        listed, kinds = (world.kinds(x) for x in (world.train_requests[:count], requests))
+        return optimum.pooled(requests, rewrites, self.listed_rewards(run, world, pi_f, reward), listed, kinds)
 
 
 class RemoteModel(RealModels):

@@ -67,17 +67,23 @@ class EverydayRequests:
     """A `World` of composed requests. Preferences come from a file if one is given."""
 
     task = "chat"
+    endings: Sequence[str] = ENDINGS
 
     def __init__(self, config: DataConfig, eval_inputs: int, seed: int, gold: Gold | None = None) -> None:
         """Raises UserError for more `eval_inputs` than there are held-out requests."""
         self.config, self.gold = config, gold
-        self.train_requests, held_out = requests_about(TOPICS), requests_about(UNSEEN_TOPICS)
+        self.train_requests, held_out = self._compose(seed)
         if eval_inputs > len(held_out):
             told = f"--eval.inputs is {eval_inputs}, but {len(held_out)} everyday requests are held out"
             raise UserError(f"{told}: lower it, or give requests of your own by --data.prompts")
-        for requests in (self.train_requests, held_out):
-            random.Random(f"everyday {seed}").shuffle(requests)
         self.eval_requests = held_out[:eval_inputs]
+
+    def _compose(self, seed: int) -> tuple[list[str], list[str]]:
+        """Requests to train on, and those held out, each in random order."""
+        both = requests_about(TOPICS), requests_about(UNSEEN_TOPICS)
+        for requests in both:
+            random.Random(f"everyday {seed}").shuffle(requests)
+        return both
 
     def rewrite_pairs(self, count: int, rng: random.Random) -> list[tuple[str, str]]:
         """SFT data for the prompter: requests, each with one of its listed rewrites."""
@@ -86,7 +92,7 @@ class EverydayRequests:
 
     def rewrites(self, request: str) -> list[str]:
         """The request with each of the endings, the plain request first."""
-        return [f"{request} {ending}".strip() for ending in ENDINGS]
+        return [f"{request} {ending}".strip() for ending in self.endings]
 
     def preferences(self) -> list[tuple[str, str, str]] | None:
         """(prompt, chosen, rejected) of a file; None without one: then `gold` judges the frozen model's own answers."""
@@ -99,6 +105,10 @@ class EverydayRequests:
     def with_other_wish(self, requests: Sequence[str], rng: random.Random) -> list[str]:
         """Nobody knows of any."""
         return []
+
+    def kinds(self, requests: Sequence[str]) -> list[str]:
+        """All of one kind: no ending is known to suit some of them better."""
+        return [""] * len(requests)
 
     def groups(self, requests: Sequence[str]) -> list[str]:
         """Their topics."""

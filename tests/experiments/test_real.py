@@ -8,6 +8,7 @@ import torch
 
 from alignpro_mini.experiments import real
 from alignpro_mini.experiments.listing import Rated
+from alignpro_mini.experiments.variance import PARTS
 from alignpro_mini.lab.config import preset
 from alignpro_mini.lab.listed import rated
 from alignpro_mini.options import UserError
@@ -16,6 +17,9 @@ from alignpro_mini.weights.tensors import save_state, write_json
 
 def normal(mean: float, sd: float, seed: int, requests: int = 400) -> np.ndarray:
     return np.random.default_rng(seed).normal(mean, sd, (requests, 2, 2))
+
+
+ALONE = [[f"{k} {i}" for i in range(400)] for k in range(2)]  # each request is a topic of its own
 
 
 def seeds(oracle: float = 4.0) -> list[dict[str, np.ndarray]]:
@@ -30,7 +34,7 @@ def seeds(oracle: float = 4.0) -> list[dict[str, np.ndarray]]:
 
 
 def test_the_ratio_is_that_of_the_mean_variances_and_no_seeds_level_enters():
-    found = real.measured(seeds(), 500)
+    found = real.measured(seeds(), ALONE, 500)
     assert found["variance_ratio"] == pytest.approx((1 + 0.25) / (4 + 1), rel=0.08)
     low, high = found["variance_ratio_ci95"]
     assert low < found["variance_ratio"] < high and high - low < 0.08
@@ -41,17 +45,41 @@ def test_the_ratio_is_that_of_the_mean_variances_and_no_seeds_level_enters():
     assert found["difference_to_oracle_ci95"][0] < found["difference_to_oracle"] < found["difference_to_oracle_ci95"][1]
 
 
+def test_the_lead_over_the_fixed_rewrite_and_the_share_of_what_the_request_decides():
+    """The closed form has the first 9 requests of each seed only, and is compared on these."""
+    runs = seeds()
+    for run in runs:
+        run["fixed_rewrite"] = run["align_pro"] - 0.5
+        run["closed_form"] = run["align_pro"][:9] + 0.5
+    found = real.measured(runs, ALONE, 200)
+    assert found["over_fixed"] == pytest.approx(0.5) and found["over_fixed_ci95"] == pytest.approx([0.5, 0.5])
+    assert found["request_share"] == pytest.approx(0.5) and found["request_share_ci95"] == pytest.approx([0.5, 0.5])
+    assert found["within_ratio"] == pytest.approx(0.25, rel=0.08), "of the same spread everywhere"
+    assert found["within_ratio_ci95"][0] < found["within_ratio"] < found["within_ratio_ci95"][1]
+    assert real.measured(seeds(), ALONE, 200)["over_fixed"] is None
+
+
+def test_rows_of_listed_requests_come_first():
+    parts = [np.array(list("abcd")), np.array(list("xyz"))]
+    assert (
+        "".join(real.stacked(parts, 2)) == "abxycdz"
+        and "".join(real.stacked([part[:2] for part in parts], 2)) == "abxy"
+    )
+
+
 def test_one_seed_gives_its_own_ratio():
     one = seeds()[:1]
     ours, plain = (one[0][name].var() for name in ("align_pro", "no_finetuning"))
-    assert real.measured(one, 100)["variance_ratio"] == pytest.approx(ours / plain)
+    assert real.measured(one, ALONE[:1], 100)["variance_ratio"] == pytest.approx(ours / plain)
 
 
 def test_a_share_of_an_oracle_that_gains_nothing_is_none():
-    found = real.measured(seeds(oracle=-1.0), 200)
+    found = real.measured(seeds(oracle=-1.0), ALONE, 200)
     assert found["gap_closed"] is None and found["gap_closed_ci95"] is None
     assert (
-        real.measured([{k: v for k, v in run.items() if k != "rlhf_oracle"} for run in seeds()], 200)["gap_closed"]
+        real.measured([{k: v for k, v in run.items() if k != "rlhf_oracle"} for run in seeds()], ALONE, 200)[
+            "gap_closed"
+        ]
         is None
     )
 
@@ -78,7 +106,8 @@ def test_what_several_seeds_leave_lies_beside_their_runs():
 def test_a_prediction_is_that_of_the_runs_kl_coefficient_or_names_the_option(tmp_path):
     config = replace(preset("smollm2"), out=str(tmp_path), reward="m:kind")
     place, lam = tmp_path / "smollm2-kind-seed0", config.ppo.kl_coef
-    keys = ("gain", "gain_ci95", "ratio", "ratio_ci95", "ratio_pi95")
+    keys = ["gain", "gain_ci95", "ratio", "ratio_ci95", "within_ratio", "over_fixed"]
+    keys += [f"{key}_pi95" for key in ("gain", "ratio", "within_ratio", *PARTS)]
     curve = [{"lam": at, **{key: 10 * at for key in keys}} for at in (2 * lam, lam)]
     with pytest.raises(UserError, match="listing.json: no such file: take --step listing"):
         real.predicted([config])

@@ -299,7 +299,7 @@ def test_values_become_the_type_of_their_field(monkeypatch):
             ["--preset", "smollm2", "--data.preferences", "p", "--preferences.pairs", "64"],
             "--preferences.pairs: it is about pairs of the frozen LM's answers: not read with --data.preferences",
         ),
-        (["--preferences.answers_per_request", "6"], "mismatched is 0.8; each answer serves once, 0.4 at most"),
+        (["--preferences.answers_per_request", "6"], "mismatched is 0.5; each answer serves once, 0.4 at most"),
         (["--preset", "smollm2", "--theory.more_answers", "8"], "get equally many answers: raise --theory.answers"),
         (["--preset", "smollm2", "--eval.inputs", "32"], "--theory.inputs is 64, but it takes them from the 32"),
         (
@@ -313,7 +313,7 @@ def test_values_become_the_type_of_their_field(monkeypatch):
         (["--preset", "smollm2", "--data.prompts", "p.jsonl", "--reward", "nonsense"], "module:function"),
         (
             ["--preset", "smollm2", "--data.prompts", "p", "--reward", "a:b", "--task", "quality"],
-            "its task is chat, not quality",
+            "its task is chat or wishes, not quality",
         ),
         (["--seed", "0-1", "--name", "mine"], "--name names one run"),
         (["--task", "quality,reasoning", "--name", "mine"], "--name names one run"),
@@ -359,7 +359,7 @@ def test_values_become_the_type_of_their_field(monkeypatch):
         (["--ppo.variant", "rlo"], "kl-loss-k3; did you mean rloo?"),
         (["--oracle.variant", "grp"], "did you mean grpo?"),
         (["--preferences.other_wish", "1.5"], "--preferences.other_wish is 1.5; it is a share of the pairs, in 0..1"),
-        (["--preferences.mismatched", "3"], "--preferences.mismatched is 3.0; each answer serves once, 2 at most"),
+        (["--preferences.mismatched", "3"], "--preferences.mismatched is 3.0; each answer serves once, 0.5 at most"),
         (["--theory.answers", "8", "--theory.inputs", "0"], "--theory.answers: it is not read with --theory.inputs 0"),
         (
             ["--theory.samples", "8", "--eval.oracle", "false"],

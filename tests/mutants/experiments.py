@@ -117,8 +117,20 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "experiments/listing.py",
         "a-prediction-without-the-noise-of-the-evaluation",
-        (" * noise / noise.mean()", ""),
+        ("np.array(known) * drawn / drawn.mean()", "np.array(known)"),
         "test_the_prediction_interval_is_wider_than_the_listings_own_and_holds_the_noise_of_the_evaluation",
+    ),
+    mutant(
+        "experiments/listing.py",
+        "one-optimum-for-all-kinds",
+        ("rated.r[[other == kind for other in rated.kinds]].mean", "rated.r.mean"),
+        "test_each_kind_has_an_optimum_of_its_own_and_the_fixed_ending_is_one_for_all",
+    ),
+    mutant(
+        "experiments/listing.py",
+        "requests-of-a-topic-are-drawn-apart",
+        ("found.setdefault(topic, [])", "found.setdefault(f'{topic} {i}', [])"),
+        "test_whole_topics_are_drawn_again",
     ),
     mutant(
         "experiments/real.py",

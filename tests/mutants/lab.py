@@ -83,8 +83,14 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "lab/optimum.py",
         "answers-to-one-request-counted-as-independent",
-        ("self.r.mean(2).T[None]", "self.r.transpose(0, 1).flatten(1)[None]"),
+        ("means = r.mean(2)  # (L, K)", "means = r[:, :, 0]  # (L, K)"),
         "test_listing.py::test_pooled_answers_make_one_table_for_all_requests",
+    ),
+    mutant(
+        "lab/optimum.py",
+        "requests-of-another-kind-rate-too",
+        ("if other == kind]] for kind", "if other]] for kind"),
+        "test_listing.py::test_requests_are_rated_by_those_of_their_kind",
     ),
     mutant(
         "lab/optimum.py",
