@@ -40,6 +40,7 @@ class Server(ThreadingHTTPServer):
         self.seen: Counter = Counter()
         self.bodies: list[dict] = []
         self.keys: list[str] = []
+        self.paths: list[str] = []
 
     @property
     def url(self) -> str:
@@ -62,6 +63,7 @@ class Handler(BaseHTTPRequestHandler):
             fault = server.faults.pop(0) if server.faults else ""
             server.seen[str(fault)] += 1
             server.bodies.append(body)
+            server.paths.append(self.path)
             server.keys.append(self.headers.get("Authorization", ""))
         if refused := server.refuses(body) or (fault if isinstance(fault, tuple) else None):
             return self.reply(*refused)

@@ -92,8 +92,6 @@ def _check_address(name: str, url: str) -> None:
     )
     bare = not (address.username or address.password or address.query or address.fragment)
     require(bare, f"{name} holds a user name, a password or a query; leave it out: the key comes from {KEY} only")
-    whole = address.path.rstrip("/").endswith("/chat/completions")
-    require(not whole, f"{name} is {url!r}; leave /chat/completions out")
 
 
 def _check_fields(name: str, text: str) -> None:

@@ -188,7 +188,7 @@ def _text(content: object, usage: Usage | None) -> str | None:
     if content is None or isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise Broken(f"content is a {type(content).__name__}", usage)
+        raise Broken(f"content is of the type {type(content).__name__}", usage)
     texts = []
     for part in content:
         if isinstance(part, dict):  # of the type "text", "output_text", "refusal"; thoughts have another field
@@ -312,9 +312,10 @@ def words(data: bytes) -> str:
     error = value.get("error", value) if isinstance(value, dict) else value
     if not isinstance(error, dict):
         return _shown(_told(error))
-    rest = {name: told for name, told in error.items() if told not in (None, "", [], {}) and name != "message"}
+    named = next((name for name in ("message", "detail") if error.get(name)), "")
+    rest = {name: told for name, told in error.items() if told not in (None, "", [], {}) and name != named}
     details = f" ({', '.join(f'{name} {_told(told)}' for name, told in rest.items())})" if rest else ""
-    return _shown(_told(error.get("message")) + details)
+    return _shown(_told(error.get(named)) + details)
 
 
 def _told(value: object) -> str:

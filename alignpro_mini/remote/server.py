@@ -20,6 +20,7 @@ from alignpro_mini.remote.replies import TOO_LONG, Broken, Outage, Refusal, Repl
 TEMPLATE = 64  # tokens that a chat template may put around a message, at most
 LIMITS = ("max_tokens", "max_completion_tokens")  # the fields of a request that limit an answer
 MAY_BE_REFUSED = ("max_tokens", "seed", "top_p", "temperature")  # fields that a run can do without
+ENDPOINT = "/chat/completions"
 LONG_PAUSE = 5.0  # seconds of a pause that is told
 LARGEST_REPLY = 8 << 20  # bytes
 LARGEST_ERROR = 64 << 10  # bytes that are read of an error
@@ -89,6 +90,7 @@ class Server:
     def __init__(self, config: ApiConfig, judge: bool) -> None:
         self.base_url, self._variable = config.address(judge)
         self._key = key_of(self.base_url, self._variable)
+        self._url = self.base_url.rstrip("/").removesuffix(ENDPOINT) + ENDPOINT
         self._deadline = config.deadline
         self.answered = False  # by this process: an outage is waited out only after that
         self._left_out: dict[str, list[str]] = {}  # model -> fields of a request that it refuses
@@ -111,9 +113,8 @@ class Server:
     def send(self, body: dict) -> Reply:
         """Send a request and read its reply, up to a time and a size. Raises Outage, Broken or Refusal."""
         begun, data, reply = time.monotonic(), bytearray(), None
-        url = self.base_url.rstrip("/") + "/chat/completions"
         try:
-            with self._http.stream("POST", url, content=json.dumps(body)) as reply:
+            with self._http.stream("POST", self._url, content=json.dumps(body)) as reply:
                 for piece in reply.iter_bytes():
                     data += piece
                     if not reply.is_success and len(data) > LARGEST_ERROR:
@@ -171,7 +172,7 @@ class Server:
             mend = "what was paid for is used up; pay, and go on with --resume"
         elif code == 404:
             mend = f"is {question.model!r} a model of this server?"
-            mend += "" if "/v1" in self.base_url else " The address has no /v1, as most have."
+            mend += self._address_hint()
         elif code in (400, 413, 422) and TOO_LONG.search(str(error).lower()):
             mend = "a prompt that is too long? lower --api.max_prompt_chars"
         else:
@@ -181,7 +182,7 @@ class Server:
     def broken(self, error: Broken, tries: int) -> UserError:
         """Replies that are no answers, after all tries."""
         told = f"{tries} replies without an answer (the last: {error})"
-        return UserError(self._failed(f"{told}: is this an OpenAI-compatible API?"))
+        return UserError(self._failed(f"{told}: is this an OpenAI-compatible API?{self._address_hint()}"))
 
     def gave_up(self, error: Outage, tries: int) -> UserError:
         """An outage that lasted too long."""
@@ -202,6 +203,9 @@ class Server:
 
     def _failed(self, told: str) -> str:
         return self.redacted(f"{self.base_url}: {told}")
+
+    def _address_hint(self) -> str:
+        return "" if "/v1" in self.base_url else " Its address has no /v1, as most have."
 
     def _proxy_hint(self) -> str:
         return "; the environment names a proxy" if not is_loopback(self.base_url) and getproxies() else ""

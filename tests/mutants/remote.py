@@ -72,9 +72,9 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     mutant(
         "remote/server.py",
-        "a-reply-without-end-is-read-for-ever",
-        ("if time.monotonic() - begun > self._deadline:", "if len(data) > 2000:"),
-        "test_remote.py::test_each_failure_that_stays_is_one_clear_line[trickle---api.deadline]",
+        "a-reply-of-any-size-is-read",
+        ("if len(data) > LARGEST_REPLY:", "if False:"),
+        "test_remote.py::test_each_failure_that_stays_is_one_clear_line[huge-a reply of more than 8 MiB]",
     ),
     mutant(
         "remote/server.py",
