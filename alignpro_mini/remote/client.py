@@ -174,7 +174,8 @@ class Client:
             answer = read(server.send(body), question.limit, self.config.strip_thinking)
             usage = answer.usage or question.guess(answer.text)
             cost = usage.tokens
-            self._overshoot = max(self._overshoot, usage.completion_tokens - question.limit)
+            with self._lock:
+                self._overshoot = max(self._overshoot, usage.completion_tokens - question.limit)
             server.answered = True
             return replace(answer, usage=usage)
         except (Broken, Refusal) as error:

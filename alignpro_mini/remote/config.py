@@ -28,7 +28,7 @@ class ApiConfig:
     token_budget: int = option(0, "stop before this many tokens, prompts included, are passed; 0: no limit", least=0)
     concurrency: int = option(8, "requests under way at the same time", least=1)
     timeout: float = option(60.0, "seconds without a byte until a request is tried again", above=0)
-    deadline: float = option(300.0, "seconds until a reply must be whole; then it is tried again", above=0)
+    deadline: float = option(600.0, "seconds until a reply must be whole; then it is tried again", above=0)
     retries: int = option(6, "further tries of a request that failed, with growing pauses", least=0)
     patience: float = option(
         3600.0, "seconds that a limit or an outage is waited out, once an answer has come", least=0
@@ -39,6 +39,8 @@ class ApiConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        longer = f"timeout is {self.timeout:g}, longer than deadline ({self.deadline:g}); raise --api.deadline, too"
+        require(self.timeout <= self.deadline, longer)
         _check_address("base_url", self.base_url)
         if self.judge_base_url:
             _check_address("judge_base_url", self.judge_base_url)

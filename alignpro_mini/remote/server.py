@@ -99,7 +99,7 @@ class Server:
         headers |= {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._httpx = http_library()
         limits = self._httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
-        how = {"headers": headers, "timeout": min(config.timeout, config.deadline), "limits": limits}
+        how = {"headers": headers, "timeout": config.timeout, "limits": limits}
         how |= {"trust_env": not is_loopback(self.base_url)}  # else a proxy of the environment would be asked
         how |= {"verify": self.base_url.startswith("https")}  # http needs no certificates, which take 0.1 s to load
         try:

@@ -109,7 +109,7 @@ def test_200_faults_lose_no_answer_and_none_is_paid_for_twice(tmp_path):
 )
 def test_each_failure_that_stays_is_one_clear_line(tmp_path, fault, said):
     with serving([fault] * 50) as server:
-        limits = {"stall": {"timeout": 0.4}, "trickle": {"deadline": 0.4}}.get(str(fault), {})
+        limits = {"stall": {"timeout": 0.4}, "trickle": {"timeout": 0.4, "deadline": 0.4}}.get(str(fault), {})
         one = client(server, tmp_path, retries=1, concurrency=1, **limits)
         with pytest.raises(UserError) as told:
             one.ask(questions(3))
@@ -594,6 +594,11 @@ def test_an_address_is_used_with_or_without_its_last_part_and_v1_is_missed(tmp_p
         for given in ("/v1/", "/v1/chat/completions"):
             assert client(server, tmp_path / given[1:], base_url=root + given).ask(questions(1))
         assert set(server.paths) == {"/chat/completions", "/v1/chat/completions"}
+
+
+def test_a_deadline_that_ends_before_the_timeout_is_refused():
+    with pytest.raises(UserError, match=r"^timeout is 900, longer than deadline \(600\); raise --api.deadline"):
+        ApiConfig(timeout=900)
 
 
 def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(tmp_path, monkeypatch):
