@@ -81,28 +81,27 @@ NOTES = {
 }
 
 
-class Outage(Exception):
-    """No answer now, perhaps later: a limit, an overload, no connection. `pause`: seconds that the server asks for."""
+class NoAnswer(Exception):
+    """`str` of it is one line with the server's words. `status` 0: none, or that of a success.
 
-    def __init__(self, why: str, status: int = 0, pause: float | None = None) -> None:
-        super().__init__(why)
-        self.status, self.pause = status, pause
+    `usage`: what it cost, where that is told. `pause`: seconds that the server asks to wait.
+    """
+
+    def __init__(self, why: str, status: int = 0, usage: Usage | None = None, pause: float | None = None) -> None:
+        super().__init__(_shown(why))
+        self.status, self.usage, self.pause = status, usage, pause
 
 
-class Broken(Exception):
+class Outage(NoAnswer):
+    """Perhaps later: a limit, an overload, no connection. It cost nothing."""
+
+
+class Broken(NoAnswer):
     """A reply that is no answer, and may have been paid for. Another try may bring one."""
 
-    def __init__(self, why: str, usage: Usage | None = None) -> None:
-        super().__init__(why)
-        self.usage = usage
 
-
-class Refusal(Exception):
-    """No answer, and none to the same request later. `status` 0: it came as a success, and cost `usage`."""
-
-    def __init__(self, why: str, status: int = 0, usage: Usage | None = None) -> None:
-        super().__init__(why)
-        self.status, self.usage = status, usage
+class Refusal(NoAnswer):
+    """The same request would be answered so again."""
 
 
 # ---------------------------------------------------------------- answers
@@ -122,7 +121,7 @@ def read(reply: Reply, max_tokens: int, strip_thinking: bool = False) -> Answere
     if choice is None:
         error = value.get("error") or value.get("detail") or value.get("message")
         if error and not isinstance(value.get("message"), dict):  # Ollama's own form has a dict there
-            return _failure(reply, value, _status_in(error))
+            return _failure(reply, value, _status_in(error) or _status_in(value))
         raise Broken(f"no choices in it, but {', '.join(sorted(value)) or 'nothing'}")
     return _answer(choice, value.get("usage"), max_tokens, strip_thinking)
 
@@ -141,11 +140,14 @@ def _answer(choice: dict, told_usage: object, max_tokens: int, strip_thinking: b
     usage = _usage(told_usage)
     message, end = choice.get("message"), str(choice.get("finish_reason") or "").lower()
     if choice.get("error") or (FAILED.search(end) and not TRUNCATED.search(end)):
-        raise Broken(f"finish_reason {end or 'missing'}: {_told(choice.get('error')) or 'half an answer'}", usage)
+        raise Broken(f"finish_reason {end or 'missing'}: {_told(choice.get('error')) or 'half an answer'}", usage=usage)
     if not isinstance(message, dict):
-        raise Broken("a choice without a message", usage)
-    text = _text(message.get("content"), usage)
-    thoughts = [f"{len(told)} characters of {name}" for name in THOUGHTS if (told := _told(message.get(name)))]
+        raise Broken("a choice without a message", usage=usage)
+    content = message.get("content")
+    if not isinstance(content, (str, list, type(None))):
+        raise Broken(f"content is of the type {type(content).__name__}", usage=usage)
+    text, thoughts = _text_of_parts(content) if isinstance(content, list) else (content, [])
+    thoughts += [f"{len(told)} characters of {name}" for name in THOUGHTS if (told := _told(message.get(name)))]
     thoughts = thoughts or _hidden_thoughts(told_usage)
     if strip_thinking and text:
         text, stripped = without_thinking(text)
@@ -179,23 +181,21 @@ def _finished_text(text: str | None, message: dict, thoughts: list[str], usage: 
         content = "null" if text is None else "empty"
         raise Refusal(f"content is {content} beside {', '.join(thoughts)}", usage=usage)
     if text is None:
-        raise Broken("content is null", usage)
+        raise Broken("content is null", usage=usage)
     return text
 
 
-def _text(content: object, usage: Usage | None) -> str | None:
-    """The text of a message's content, its parts joined; None for null, or for parts without a text."""
-    if content is None or isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise Broken(f"content is of the type {type(content).__name__}", usage)
-    texts = []
-    for part in content:
-        if isinstance(part, dict):  # of the type "text", "output_text", "refusal"; thoughts have another field
-            part = part.get("text", part.get("refusal"))
-        if isinstance(part, str):
-            texts.append(part)
-    return "".join(texts) if texts else None
+def _text_of_parts(parts: list) -> tuple[str | None, list[str]]:
+    """The text of a content in parts, joined (None without one), and the kinds of its parts that are thoughts."""
+    texts, thoughts = [], []
+    for part in parts:
+        kind = str(part.get("type")) if isinstance(part, dict) else ""
+        text = part.get("text", part.get("refusal")) if isinstance(part, dict) else part
+        if re.search("think|thought|reason", kind):
+            thoughts.append(f"a part of the type {kind}")
+        elif isinstance(text, str):
+            texts.append(text)
+    return "".join(texts) if texts else None, thoughts
 
 
 def without_thinking(text: str) -> tuple[str, bool]:
@@ -251,10 +251,10 @@ def _failure(reply: Reply, value: object, status: int) -> Answered:
         raise Refusal(f"{status}: it moved to {reply.headers.get('location', 'another address')!r}", status)
     pause = retry_after(reply.headers)
     passes = pause is not None or PASSES.search(small.replace("insufficient_quota", ""))
-    if status == 402 or "insufficient_quota" in codes or (status == 429 and USED_UP.search(small) and not passes):
+    if status == 402 or "insufficient_quota" in codes or (status in (0, 429) and USED_UP.search(small) and not passes):
         raise Refusal(told, 402)
     if status in (408, 409, 425, 429) or status >= 500:
-        raise Outage(told, status, pause)
+        raise Outage(told, status, pause=pause)
     if status == 0:
         raise Broken(told)
     raise Refusal(told, status)

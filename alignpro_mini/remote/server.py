@@ -90,7 +90,6 @@ class Server:
     def __init__(self, config: ApiConfig, judge: bool) -> None:
         self.base_url, self._variable = config.address(judge)
         self._key = key_of(self.base_url, self._variable)
-        self._url = self.base_url.rstrip("/").removesuffix(ENDPOINT) + ENDPOINT
         self._deadline = config.deadline
         self.answered = False  # by this process: an outage is waited out only after that
         self._left_out: dict[str, list[str]] = {}  # model -> fields of a request that it refuses
@@ -104,6 +103,7 @@ class Server:
         how |= {"verify": self.base_url.startswith("https")}  # http needs no certificates, which take 0.1 s to load
         try:
             self._http = self._httpx.Client(**how)
+            self._url = self._httpx.URL(self.base_url.rstrip("/").removesuffix(ENDPOINT) + ENDPOINT)
         except (ImportError, ValueError, self._httpx.InvalidURL) as error:
             raise UserError(self._failed(f"{one_line(error)}{self._proxy_hint()}")) from None
         weakref.finalize(self, self._http.close)
@@ -125,9 +125,7 @@ class Server:
                         raise Broken(f"a reply that is not whole after {self._deadline:g} s (--api.deadline)")
                 headers = {name.lower(): value for name, value in reply.headers.items()}
                 return Reply(reply.status_code, headers, bytes(data))
-        except self._httpx.InvalidURL as error:
-            raise Refusal(one_line(error)) from None
-        except self._httpx.HTTPError as error:
+        except (self._httpx.HTTPError, UnicodeError) as error:  # UnicodeError: a host's name that is none
             told = f"{type(error).__name__}: {one_line(error)}"
             if reply is not None and reply.is_success:  # it may have been paid for
                 raise Broken(f"a reply that ended too early ({told})") from None

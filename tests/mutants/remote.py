@@ -116,7 +116,7 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "remote/replies.py",
         "a-limit-by-the-minute-is-a-quota",
-        (" and not passes)", ")"),
+        ("(small) and not passes)", "(small))"),
         "test_replies.py::test_an_error_is_of_its_kind_and_keeps_the_servers_words",
     ),
     # ------------------------------------------------------------ the judge

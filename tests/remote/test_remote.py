@@ -596,6 +596,13 @@ def test_an_address_is_used_with_or_without_its_last_part_and_v1_is_missed(tmp_p
         assert set(server.paths) == {"/chat/completions", "/v1/chat/completions"}
 
 
+def test_a_host_that_cannot_be_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    for host in ("\uff11.de", "a..b"):  # no name, no part of a name
+        with pytest.raises(UserError, match=f"^http://{host}/v1: "):
+            Client(ApiConfig(base_url=f"http://{host}/v1", retries=0), tmp_path / "api.jsonl").ask(questions(1))
+
+
 def test_a_deadline_that_ends_before_the_timeout_is_refused():
     with pytest.raises(UserError, match=r"^timeout is 900, longer than deadline \(600\); raise --api.deadline"):
         ApiConfig(timeout=900)

@@ -99,6 +99,12 @@ def test_an_answer_is_read_whatever_its_form(message, finish, text, truncated, n
         ),
         ({"content": "", "reasoning": "Four."}, "stop", Refusal, "content is empty beside 5 characters of reasoning"),
         ({"content": None, "reasoning_details": [{"text": "Four"}]}, None, Refusal, "of reasoning_details"),
+        (
+            {"content": [{"type": "reasoning", "text": "Hm"}]},
+            "stop",
+            Refusal,
+            "content is null beside a part of the type rea",
+        ),
         ({"content": None, "tool_calls": TOOL}, "tool_calls", Refusal, '"name": "f"'),
         ({"content": "I look it up.", "tool_calls": TOOL}, "stop", Refusal, "none was offered"),
         ({"content": None, "function_call": {"name": "f"}}, "function_call", Refusal, "calls a tool"),
@@ -205,17 +211,20 @@ OPENAI_MINUTE = error(
         (200, error("Provider returned error: quota is used up", code=429), Refusal, 402, "quota is used up"),
         (200, error("Provider returned error", code=502, metadata={"raw": "no GPU"}), Outage, 502, "no GPU"),
         (200, error("No endpoints found", code=404), Refusal, 404, "No endpoints found"),
-        (200, {"error": "Unexpected endpoint or method."}, Broken, None, "Unexpected endpoint or method."),
-        (200, {"detail": "Model is loading"}, Broken, None, "^Model is loading$"),
-        (200, {"choices": [{"index": 0, "text": "Fine."}]}, Broken, None, "a choice without a message"),
-        (200, {"model": "m", "message": {"content": "Fine."}, "done": True}, Broken, None, "done, message, model"),
-        (200, {"choices": None}, Broken, None, "no choices"),
-        (200, {"choices": [1]}, Broken, None, "no objects"),
-        (200, b"<html><head><style>a{b:c}</style></head><body>Hello</body></html>", Broken, None, "but Hello"),
-        (200, b"", Broken, None, "but nothing"),
-        (200, b"[" * 100_000, Broken, None, "no JSON object"),
-        (200, b"null", Broken, None, "no JSON object"),
-        (204, b"", Broken, None, "no JSON object"),
+        (200, {"error": "Unexpected endpoint or method."}, Broken, 0, "Unexpected endpoint or method."),
+        (200, {"detail": "Model is loading"}, Broken, 0, "^Model is loading$"),
+        (200, {"object": "error", "message": "no GPU", "code": 503}, Outage, 503, "no GPU"),
+        (200, {"error": {"message": "Your balance is 0", "code": "1113"}}, Refusal, 402, "Your balance is 0"),
+        (200, b'data: {"choices": []}\n\ndata: [DONE]\n\n', Broken, 0, "no JSON object, but data:"),
+        (200, {"choices": [{"index": 0, "text": "Fine."}]}, Broken, 0, "a choice without a message"),
+        (200, {"model": "m", "message": {"content": "Fine."}, "done": True}, Broken, 0, "done, message, model"),
+        (200, {"choices": None}, Broken, 0, "no choices"),
+        (200, {"choices": [1]}, Broken, 0, "no objects"),
+        (200, b"<html><head><style>a{b:c}</style></head><body>Hello</body></html>", Broken, 0, "but Hello"),
+        (200, b"", Broken, 0, "but nothing"),
+        (200, b"[" * 100_000, Broken, 0, "no JSON object"),
+        (200, b"null", Broken, 0, "no JSON object"),
+        (204, b"", Broken, 0, "no JSON object"),
         (302, b"", Refusal, 302, "moved"),
         (400, error("temperature is too hot"), Refusal, 400, "too hot"),
         (401, error("bad key"), Refusal, 401, "bad key"),
@@ -247,7 +256,7 @@ OPENAI_MINUTE = error(
 def test_an_error_is_of_its_kind_and_keeps_the_servers_words(status, value, kind, of, said):
     with pytest.raises(kind, match=said) as told:
         read(reply(value, status), 8)
-    assert getattr(told.value, "status", None) == of
+    assert told.value.status == of
     assert len(str(told.value)) < 400 and "\n" not in str(told.value)
 
 
@@ -299,5 +308,8 @@ def test_how_long_to_wait_is_read_as_seconds_milliseconds_or_a_date():
 
 
 def test_what_a_server_says_is_one_printable_line():
+    with pytest.raises(Broken) as told:
+        read(reply(whole({"content": "Hal"}, "error\nTraceback\x1b[31m" + "x" * 999)), 8)
+    assert str(told.value).isprintable() and len(str(told.value)) < 310
     said = words(json.dumps(error("a\nb\x1b[31m\u202e" + "c" * 999)).encode())
     assert said.startswith("a b [31m") and said.isprintable() and len(said) < 310
