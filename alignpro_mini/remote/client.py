@@ -182,7 +182,7 @@ class Client:
             if error.usage:
                 cost = error.usage.tokens
                 with self._lock:
-                    _append(_failed(self.file), row | asdict(error.usage) | {"why": server.redacted(str(error))})
+                    _append(_failed(self.file), row | asdict(error.usage) | {"why": str(error)})
             elif isinstance(error, Broken):
                 cost = most  # nobody knows
             raise

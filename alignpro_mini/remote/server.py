@@ -123,13 +123,18 @@ class Server:
                         raise Broken(f"a reply of more than {LARGEST_REPLY >> 20} MiB")
                     if time.monotonic() - begun > self._deadline:
                         raise Broken(f"a reply that is not whole after {self._deadline:g} s (--api.deadline)")
-                headers = {name.lower(): value for name, value in reply.headers.items()}
-                return Reply(reply.status_code, headers, bytes(data))
+                headers = {name.lower(): self._without_key(value) for name, value in reply.headers.items()}
+                text = self._without_key(data.decode("utf-8", errors="surrogateescape"))
+                return Reply(reply.status_code, headers, text.encode("utf-8", errors="surrogateescape"))
         except (self._httpx.HTTPError, UnicodeError) as error:  # UnicodeError: a host's name that is none
-            told = f"{type(error).__name__}: {one_line(error)}"
+            told = self._without_key(f"{type(error).__name__}: {one_line(error)}")
             if reply is not None and reply.is_success:  # it may have been paid for
                 raise Broken(f"a reply that ended too early ({told})") from None
             raise Outage(told + self._proxy_hint()) from None
+
+    def _without_key(self, text: str) -> str:
+        """Some servers repeat the key. It must come into no line and no file."""
+        return text.replace(self._key, "...") if len(self._key) >= 8 else text
 
     def body(self, question: Question) -> dict:
         """The request, without the fields that the server refused before."""
@@ -152,7 +157,7 @@ class Server:
             if name not in known:
                 known.append(name)
                 instead = "max_completion_tokens is sent instead" if name == "max_tokens" else "it is left out"
-                tell(f"{self._failed(f'{question.model} refuses {name}')}: from now on {instead} ({error})")
+                tell(self._failed(f"{question.model} refuses {name}: from now on {instead} ({error})"))
         return True
 
     # ------------------------------------------------------------ failures, each in one line
@@ -195,12 +200,8 @@ class Server:
         more = f" It waits for up to {left:.0f} s more (--api.patience)." if left > 0 else ""
         return self._failed(f"{error}. Next try in {pause:.0f} s.{more} Ctrl-C ends, --resume goes on.")
 
-    def redacted(self, told: str) -> str:
-        """Some servers repeat the key."""
-        return told.replace(self._key, "...") if len(self._key) >= 8 else told
-
     def _failed(self, told: str) -> str:
-        return self.redacted(f"{self.base_url}: {told}")
+        return f"{self.base_url}: {told}"
 
     def _address_hint(self) -> str:
         return "" if "/v1" in self.base_url else " Its address has no /v1, as most have."

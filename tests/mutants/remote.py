@@ -61,7 +61,7 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "remote/server.py",
         "the-key-is-printed",
-        ('return told.replace(self._key, "...") if len(self._key) >= 8 else told', "return told"),
+        ('return text.replace(self._key, "...") if len(self._key) >= 8 else text', "return text"),
         "test_remote.py::test_a_server_that_repeats_the_key_does_not_get_it_printed",
     ),
     mutant(

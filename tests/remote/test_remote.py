@@ -213,12 +213,22 @@ def test_the_key_comes_from_the_environment_and_stays_there(tmp_path, monkeypatc
         ApiConfig(base_url="example.org")
 
 
-def test_a_server_that_repeats_the_key_does_not_get_it_printed(tmp_path, monkeypatch):
+def test_a_server_that_repeats_the_key_does_not_get_it_printed(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("OPENAI_API_KEY", "fault 401")  # the stand-in's message says "fault 401"
     with serving(["401"]) as server:
         with pytest.raises(UserError) as told:
             client(server, tmp_path).ask(questions(1))
         assert "fault" not in str(told.value) and "..." in str(told.value)
+    key = "sk-" + "0123456789" * 2
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    long = "x" * 290 + key  # it would be cut in the middle of the key
+    faults = [(400, {"error": {"message": f"{long}: seed is not supported"}}), (401, {"error": long})]
+    with serving(faults, answer=lambda prompt, body: f"Your key is {key}.") as server:
+        with pytest.raises(UserError) as told:
+            client(server, tmp_path, concurrency=1).ask(questions(2))
+        one = client(server, tmp_path, concurrency=1)
+        assert one.ask(questions(1))[0]["text"] == "Your key is ...."
+        assert "sk-0" not in str(told.value) + capsys.readouterr().out + one.file.read_text()
 
 
 def test_a_key_with_the_end_of_its_line_is_that_key_and_other_letters_are_refused(tmp_path, monkeypatch):
