@@ -82,13 +82,14 @@ NOTES = {
 
 
 class NoAnswer(Exception):
-    """`str` of it is one line with the server's words. `status` 0: none, or that of a success.
+    """`str` of it is one line, the beginning of `words`, which are the server's. `status` 0: none, or a success.
 
     `usage`: what it cost, where that is told. `pause`: seconds that the server asks to wait.
     """
 
     def __init__(self, why: str, status: int = 0, usage: Usage | None = None, pause: float | None = None) -> None:
-        super().__init__(_shown(why))
+        self.words = _one_line(why)
+        super().__init__(self.words if len(self.words) <= SHOWN else f"{self.words[:SHOWN]}...")
         self.status, self.usage, self.pause = status, usage, pause
 
 
@@ -306,16 +307,16 @@ def words(data: bytes) -> str:
     if value is None:
         text = data.decode("utf-8", errors="replace")
         text = re.sub(r"(?is)<(script|style)\b.*?(</\1>|$)", " ", text)
-        return _shown(re.sub(r"(?s)<[^>]*(>|$)", " ", text))
+        return _one_line(re.sub(r"(?s)<[^>]*(>|$)", " ", text))
     if isinstance(value, list) and len(value) == 1:
         value = value[0]  # Google's form
     error = value.get("error", value) if isinstance(value, dict) else value
     if not isinstance(error, dict):
-        return _shown(_told(error))
+        return _one_line(_told(error))
     named = next((name for name in ("message", "detail") if error.get(name)), "")
     rest = {name: told for name, told in error.items() if told not in (None, "", [], {}) and name != named}
     details = f" ({', '.join(f'{name} {_told(told)}' for name, told in rest.items())})" if rest else ""
-    return _shown(_told(error.get(named)) + details)
+    return _one_line(_told(error.get(named)) + details)
 
 
 def _told(value: object) -> str:
@@ -325,10 +326,9 @@ def _told(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _shown(text: str) -> str:
-    """One printable line of a text, shortened."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= SHOWN else f"{line[:SHOWN]}..."
+def _one_line(text: str) -> str:
+    """A text without line ends, and without what would move a terminal's cursor."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _json(data: bytes) -> object:

@@ -149,7 +149,7 @@ class Server:
     def leave_out(self, question: Question, body: dict, error: Refusal) -> bool:
         """Whether it refused a field that can be left out: from now on it is. This is told once."""
         may = [name for name in MAY_BE_REFUSED if name in body and name not in question.own_fields]
-        name = refused_field(str(error), may) if error.status in (400, 422) else None
+        name = refused_field(error.words, may) if error.status in (400, 422) else None
         if name is None:
             return False
         with self._lock:
@@ -176,7 +176,7 @@ class Server:
         elif code == 404:
             mend = f"is {question.model!r} a model of this server?"
             mend += self._address_hint()
-        elif code in (400, 413, 422) and TOO_LONG.search(str(error).lower()):
+        elif code in (400, 413, 422) and TOO_LONG.search(error.words.lower()):
             mend = "a prompt that is too long? lower --api.max_prompt_chars"
         else:
             mend = f"see its message; {extra} changes, adds and leaves out fields of a request"

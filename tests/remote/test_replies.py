@@ -312,4 +312,4 @@ def test_what_a_server_says_is_one_printable_line():
         read(reply(whole({"content": "Hal"}, "error\nTraceback\x1b[31m" + "x" * 999)), 8)
     assert str(told.value).isprintable() and len(str(told.value)) < 310
     said = words(json.dumps(error("a\nb\x1b[31m\u202e" + "c" * 999)).encode())
-    assert said.startswith("a b [31m") and said.isprintable() and len(said) < 310
+    assert said.startswith("a b [31m") and said.isprintable()
