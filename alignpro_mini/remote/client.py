@@ -72,9 +72,9 @@ class Client:
         count = min(self.config.concurrency, len(missing))
         # Daemons: the end of the process does not wait for them.
         threads = [threading.Thread(target=self._work, args=(todo, done, stop), daemon=True) for _ in range(count)]
-        for thread in threads:
-            thread.start()
         try:
+            for thread in threads:
+                thread.start()
             errors = self._collect(done, len(missing))
         except KeyboardInterrupt:
             tell("stopping: the answers that are under way are waited for; Ctrl-C again ends at once")
@@ -130,11 +130,14 @@ class Client:
         answer = self._answer(question, row, stop)
         row |= {"text": answer.text, "truncated": answer.truncated}
         row |= asdict(answer.usage)
-        row |= {"notes": list(answer.notes)} if answer.notes else {}
+        notes = [
+            note for note in answer.notes if not (question.judge and note == "thinks")
+        ]  # `verdict` leaves these out
+        row |= {"notes": notes} if notes else {}
         with self._lock:
             _append(self.file, row)
             self._known[key] = row
-            self._tell_notes(answer.notes, question)
+            self._tell_notes(notes, question)
 
     def _answer(self, question: Question, row: dict, stop: threading.Event) -> Answered:
         """The answer. Where another try may bring one, it is tried again after a pause.
@@ -143,7 +146,7 @@ class Client:
         """
         server, config = self._server(question.judge), self.config
         broken = failed = 0
-        since = None  # when it failed first
+        begun, since = time.monotonic(), None  # since: when it failed first
         while True:
             body = server.body(question)
             try:
@@ -164,7 +167,8 @@ class Client:
                 waits = failed <= config.retries or pause < left
                 if not waits or (error.pause or 0) > max(config.patience, LONGEST_PAUSE):
                     raise server.gave_up(error, failed) from None
-                self._tell_outage(server, error, pause, left)
+                if time.monotonic() - begun + pause >= LONG_PAUSE:
+                    self._tell_outage(server.waits(error, pause, left))
                 _wait(pause, stop)
 
     def _try(self, server: Server, question: Question, body: dict, row: dict) -> Answered:
@@ -223,13 +227,13 @@ class Client:
             if math.log10(self._counts[note]).is_integer():
                 tell(f"[api] {self._counts[note]} of {self._counts['']} answers {NOTES[note].format(**names)}")
 
-    def _tell_outage(self, server: Server, error: Outage, pause: float, left: float) -> None:
-        """Tell of a long pause, once a minute."""
+    def _tell_outage(self, line: str) -> None:
+        """Tell of a long wait, once a minute."""
         with self._lock:
             now = time.monotonic()
-            if pause >= LONG_PAUSE and now >= self._next_line:
+            if now >= self._next_line:
                 self._next_line = now + NEXT_LINE
-                tell(server.waits(error, pause, left))
+                tell(line)
 
 
 class _NotSent(Exception):

@@ -501,6 +501,13 @@ def test_thoughts_in_the_text_are_taken_off_where_asked(tmp_path):
     assert verdict("<think>A is long, B is short.</think>B") == "B"
 
 
+def test_a_judge_may_think_aloud(tmp_path, capsys):
+    with serving(answer=lambda prompt, body: f"<think>A or B?</think>{judging(prompt, body)}") as server:
+        one = client(server, tmp_path)
+        assert Judge(one, "judge", lambda requests: ["plain"])(["x"], ["longer than it"]).tolist() == [1.0]
+        assert "notes" not in one.file.read_text() and not capsys.readouterr().out
+
+
 def test_a_limit_or_an_outage_is_waited_out_once_an_answer_has_come(tmp_path, capsys, monkeypatch):
     """Forty failures, of which `retries` would allow two; before the first answer it gives up soon."""
     monkeypatch.setattr("alignpro_mini.remote.client.LONGEST_PAUSE", 0.02)
