@@ -4,7 +4,7 @@
                 stages.json         finished stages and their seconds
                 metrics.jsonl       one line per log step of each stage
                 samples.jsonl       x, x', y, reward, KL at intervals
-                api.jsonl           the answers of models behind an API
+                api.jsonl           the answers of models behind an API (api_failed.jsonl: replies without one)
                 checkpoints/        a folder or file per finished stage; <stage>.state.safetensors while it runs
                 plots/, report.html, results.json
 
