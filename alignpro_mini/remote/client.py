@@ -167,7 +167,7 @@ class Client:
                 waits = failed <= config.retries or pause < left
                 if not waits or (error.pause or 0) > max(config.patience, LONGEST_PAUSE):
                     raise server.gave_up(error, failed) from None
-                if time.monotonic() - begun + pause >= LONG_PAUSE:
+                if time.monotonic() - begun + pause >= LONG_PAUSE and not stop.is_set():
                     self._tell_outage(server.waits(error, pause, left))
                 _wait(pause, stop)
 
