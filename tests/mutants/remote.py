@@ -86,7 +86,7 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "remote/replies.py",
         "null-is-an-empty-answer",
-        ('raise Broken("content is null", usage)', 'return ""'),
+        ('raise Broken("content is null", usage=usage)', 'return ""'),
         "test_replies.py::test_half_an_answer_or_none_is_never_a_finished_one",
     ),
     mutant(
