@@ -3,6 +3,7 @@
 import _thread
 import json
 import random
+import signal
 import time
 import warnings
 from dataclasses import replace
@@ -566,12 +567,20 @@ def test_a_judge_may_have_an_address_and_a_key_of_its_own(tmp_path, monkeypatch)
             Judge(Client(away, tmp_path / "b.jsonl"), "m", lambda requests: requests)(["x"], ["y"])
 
 
-def test_ctrl_c_keeps_what_is_under_way_and_sends_nothing_more(tmp_path, capsys):
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as in a terminal: a shell's background command ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield _thread.interrupt_main
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_keeps_what_is_under_way_and_sends_nothing_more(tmp_path, capsys, ctrl_c):
     with serving() as server:
 
         def answer(prompt: str, body: dict) -> str:
             if prompt == "prompt 4":
-                _thread.interrupt_main()
+                ctrl_c()
             time.sleep(0.05)
             return polite(prompt, body)
 
@@ -584,12 +593,12 @@ def test_ctrl_c_keeps_what_is_under_way_and_sends_nothing_more(tmp_path, capsys)
         assert "Ctrl-C again ends at once" in capsys.readouterr().out
 
 
-def test_ctrl_c_ends_an_outage(tmp_path):
-    with serving(["", *["500"] * 9999]) as server:
+def test_ctrl_c_ends_an_outage(tmp_path, ctrl_c):
+    with serving(["", *["500"] * 500]) as server:
         one = client(server, tmp_path, concurrency=2)
         one.ask(questions(1))
         ninth = lambda body: len(server.bodies) > 8 and body is server.bodies[8]
-        server.refuses = lambda body: _thread.interrupt_main() if ninth(body) else None
+        server.refuses = lambda body: ctrl_c() if ninth(body) else None
         with pytest.raises(KeyboardInterrupt):
             one.ask(questions(20))
         assert len(server.bodies) < 100
