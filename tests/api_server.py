@@ -2,12 +2,14 @@
 
     with serving(faults=["429", "stall", ...]) as server: Client(ApiConfig(base_url=server.url), file)
 
-Each request takes the next fault of the list, then the server is polite. `server.answered` counts whole answers that
-were delivered, by (prompt, seed); `server.seen` counts all requests.
+Each request takes the next fault of the list, then the server is polite. A fault is a name, or a pair (status, JSON
+value). `server.refuses(body)` may give such a pair for any request. `server.answered` counts whole answers that were
+delivered, by (prompt, seed); `server.seen` counts all requests.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import threading
@@ -16,6 +18,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+ASKS = b'{"error": {"message": "slow"}}'
+FINISHES = ("length", "max_tokens", "MAX_TOKENS", "model_length", "error", "abort", "whim")
 
 
 def polite(prompt: str, body: dict) -> str:
@@ -27,13 +32,15 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, faults: Sequence[str], answer: Callable[[str, dict], str]) -> None:
+    def __init__(self, faults: Sequence[str | tuple], answer: Callable[[str, dict], str]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.faults, self.answer, self.lock = list(faults), answer, threading.Lock()
+        self.refuses: Callable[[dict], tuple[int, object] | None] = lambda body: None
         self.answered: Counter = Counter()
         self.seen: Counter = Counter()
         self.bodies: list[dict] = []
         self.keys: list[str] = []
+        self.paths: list[str] = []
 
     @property
     def url(self) -> str:
@@ -54,9 +61,14 @@ class Handler(BaseHTTPRequestHandler):
         prompt, server = body["messages"][-1]["content"], self.server
         with server.lock:
             fault = server.faults.pop(0) if server.faults else ""
-            server.seen[fault] += 1
+            server.seen[str(fault)] += 1
             server.bodies.append(body)
+            server.paths.append(self.path)
             server.keys.append(self.headers.get("Authorization", ""))
+        if refused := server.refuses(body) or (fault if isinstance(fault, tuple) else None):
+            return self.reply(*refused)
+        if fault == "asks":
+            return self.send(429, ASKS)
         if fault in ("400", "401", "403", "404", "409", "429", "500", "503"):
             return self.reply(int(fault), {"error": {"message": f"fault {fault}\nsecond line"}})
         if fault == "filter":
@@ -83,8 +95,24 @@ class Handler(BaseHTTPRequestHandler):
             whole["choices"] = [choice, choice | {"index": 1}]
         if fault == "no usage":
             del whole["usage"]
-        if fault == "length":
-            choice["finish_reason"] = "length"
+        if fault in FINISHES:
+            choice["finish_reason"] = fault
+        if fault == "null":
+            choice["message"]["content"] = None
+        if fault == "parts":
+            choice["message"]["content"] = [{"type": "text", "text": text}]
+        if fault == "marked":  # a byte order mark, an unknown type
+            return self.count(self.send(200, b"\xef\xbb\xbf" + json.dumps(whole).encode(), "text/plain"), body)
+        if fault == "packed":
+            return self.count(self.send(200, gzip.compress(json.dumps(whole).encode()), encoding="gzip"), body)
+        if fault == "bad gzip":
+            return self.send(200, b"no gzip at all", encoding="gzip")
+        if fault == "huge":  # 64 MiB of spaces, which pack to 64 KiB
+            return self.send(200, gzip.compress(b" " * (64 << 20), 1), encoding="gzip")
+        if fault == "trickle":  # never silent, never whole
+            return self.trickle(200)
+        if fault == "endless error":
+            return self.trickle(500, b"<p>no " * 2000)
         if fault == "truncated":
             return self.send(200, json.dumps(whole).encode()[:-30], "application/json")
         if fault == "cut":  # fewer bytes than promised
@@ -95,19 +123,39 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(data[:20])
             return self.connection.shutdown(socket.SHUT_RDWR)
-        if self.reply(200, whole) and fault not in ("no choices", "no message"):
-            with server.lock:
-                server.answered[prompt, body.get("seed")] += 1
+        delivered = self.reply(200, whole)
+        self.count(delivered and fault not in ("no choices", "no message", "null", "error", "abort"), body)
 
-    def reply(self, status: int, value: dict) -> bool:
-        return self.send(status, json.dumps(value).encode(), "application/json")
+    def count(self, delivered: bool, body: dict) -> None:
+        if delivered:
+            with self.server.lock:
+                self.server.answered[body["messages"][-1]["content"], body.get("seed")] += 1
 
-    def send(self, status: int, data: bytes, kind: str) -> bool:
+    def reply(self, status: int, value: object) -> bool:
+        return self.send(status, json.dumps(value).encode())
+
+    def trickle(self, status: int, piece: bytes = b" ") -> None:
+        self.close_connection = True
+        try:
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            while True:
+                self.wfile.write(piece)
+                time.sleep(0.02)
+        except OSError:  # the client has had enough
+            return
+
+    def send(self, status: int, data: bytes, kind: str = "application/json", encoding: str = "") -> bool:
         try:
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(data)))
-            if status in (409, 429, 500, 503):
+            if encoding:
+                self.send_header("Content-Encoding", encoding)
+            if data == ASKS:
+                self.send_header("Retry-After", "300")
+            elif status in (409, 429, 500, 503):
                 self.send_header("Retry-After-Ms", "5")
             self.end_headers()
             self.wfile.write(data)
@@ -127,6 +175,6 @@ def running(server: ThreadingHTTPServer) -> Iterator[ThreadingHTTPServer]:
         server.server_close()
 
 
-def serving(faults: Sequence[str] = (), answer: Callable[[str, dict], str] = polite):
+def serving(faults: Sequence[str | tuple] = (), answer: Callable[[str, dict], str] = polite):
     """The stand-in for the length of a block."""
     return running(Server(faults, answer))

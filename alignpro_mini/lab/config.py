@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from alignpro_mini.frozen import SamplingConfig
 from alignpro_mini.options import UserError, check_ranges, option, require
 from alignpro_mini.ppo import PPOConfig
-from alignpro_mini.remote.client import ApiConfig
+from alignpro_mini.remote.config import ApiConfig
 from alignpro_mini.reward import RewardConfig
 from alignpro_mini.sft import SFTConfig
 from alignpro_mini.transformer import TransformerConfig

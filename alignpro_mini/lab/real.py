@@ -18,7 +18,8 @@ from alignpro_mini.lab.models import make_frozen_lm, published_model, with_weigh
 from alignpro_mini.lab.optimum import RatedRewrites
 from alignpro_mini.lab.run import API_FILE, Run
 from alignpro_mini.options import require
-from alignpro_mini.remote.client import Client, check_access
+from alignpro_mini.remote.client import Client
+from alignpro_mini.remote.config import check_access
 from alignpro_mini.remote.lm import Judge, RemoteLM
 from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.training import Score
@@ -37,6 +38,7 @@ PLAIN_FILE = "judge_plain.jsonl"  # in a run's folder: the answers that a judge 
 PROMPTER_SYSTEM = "Rewrite the user's request."  # tells the prompter not to answer
 OF_THE_EMBEDDED_WORLD = ("world", "frozen_lm", "frozen_model", "prompter_model", "vocab_size")
 OF_MADE_PAIRS = ("pairs", "mismatched", "answers_per_request", "scale")
+OF_A_REMOTE_LM = tuple(f"api.{name}" for name in ("system", "extra", "strip_thinking", "max_prompt_chars"))
 NO_WISHES = "nobody knows of requests with another wish here: not read"
 FEW_ANSWERS = {"theory.inputs": 0, "eval.untrained_arms": False}  # where every answer costs
 
@@ -70,6 +72,7 @@ class RealModels:
             unread["preferences.other_wish"] = NO_WISHES
         if not c.judge:
             unread["api"] = "only --frozen api:MODEL and --reward judge:MODEL read it"
+        unread |= dict.fromkeys(OF_A_REMOTE_LM, "only --frozen api:MODEL reads it")
         if c.data.preferences:
             why = "it is about pairs of the frozen LM's answers: not read with --data.preferences"
             unread |= {f"preferences.{name}": why for name in OF_MADE_PAIRS}
@@ -116,7 +119,7 @@ class RealModels:
     def _check_access(self) -> None:
         """Raises UserError where the API of a judge cannot be asked."""
         if self.config.judge:
-            check_access(self.config.api)
+            check_access(self.config.api, judge=True)
 
     def _gold(self) -> Gold | None:
         """The true reward of answers, read up to their last whole sentence: `--gold`, or the package's own.
@@ -230,7 +233,10 @@ class RemoteModel(RealModels):
     def unread(self) -> dict[str, str]:
         """The options of the API are read."""
         unread = super().unread()
-        unread.pop("api", None)
+        for name in ("api", *OF_A_REMOTE_LM):
+            unread.pop(name, None)
+        if not self.config.judge:
+            unread |= dict.fromkeys(("api.judge_base_url", "api.judge_extra"), "only --reward judge:MODEL reads it")
         return unread
 
     def defaults(self) -> dict[str, object]:
@@ -238,6 +244,7 @@ class RemoteModel(RealModels):
         return {"eval.oracle": False, **FEW_ANSWERS}
 
     def _check_access(self) -> None:
+        super()._check_access()
         check_access(self.config.api)
 
     def saved_frozen_lm(self, folder: Path, api_file: str) -> FrozenModel:

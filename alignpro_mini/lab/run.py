@@ -4,7 +4,7 @@
                 stages.json         finished stages and their seconds
                 metrics.jsonl       one line per log step of each stage
                 samples.jsonl       x, x', y, reward, KL at intervals
-                api.jsonl           the answers of models behind an API
+                api.jsonl           the answers of models behind an API (api_failed.jsonl: replies without one)
                 checkpoints/        a folder or file per finished stage; <stage>.state.safetensors while it runs
                 plots/, report.html, results.json
 
@@ -38,7 +38,7 @@ from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.device import with_dtype
 from alignpro_mini.lab.guards import runaway
 from alignpro_mini.options import UserError
-from alignpro_mini.remote.client import ApiConfig
+from alignpro_mini.remote.config import ApiConfig
 from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.training import Saved
 from alignpro_mini.transformer import Transformer
@@ -48,7 +48,8 @@ from alignpro_mini.weights.tensors import load_state, replacing, save_state, wri
 API_FILE = "api.jsonl"  # in a run's folder: every answer of an API
 TRIM_EVERY = 20.0  # seconds at least between two calls of `return_freed_memory`
 # Options that a run may go on with changed: where it lies, how an API is asked, and what ends it.
-MAY_CHANGE = {"out", "stop"} | {f"api.{f.name}" for f in dataclasses.fields(ApiConfig)} - {"api.base_url", "api.system"}
+DECIDE_ANSWERS = {f"api.{name}" for name in ("system", "extra", "judge_extra", "strip_thinking")}
+MAY_CHANGE = {"out", "stop"} | {f"api.{f.name}" for f in dataclasses.fields(ApiConfig)} - DECIDE_ANSWERS
 SHOWN = ("loss", "heldout_loss", "accuracy", "score_mean", "kl_k1", "entropy")  # what the progress line says
 
 
@@ -108,6 +109,9 @@ class Run:
 
         old, new = flat(old), flat(new)
         changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in MAY_CHANGE]
+        for name in ("api.base_url", "api.judge_base_url"):
+            if old.get(name) != new.get(name):
+                print(f"--{name} was {old.get(name)!r}, now {new.get(name)!r}: the answers that are kept still serve")
         if changed:
             changes = ", ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in changed[:4])
             raise UserError(

@@ -10,6 +10,7 @@ import textwrap
 
 from alignpro_mini.lab.glossary import ARMS
 from alignpro_mini.lab.statistics import t_interval
+from alignpro_mini.remote.replies import NOTES
 
 MEANS = (  # heading (two lines in the terminal), path in the arm's results, decimals
     ("reward\nmean", "mean", 3),
@@ -151,6 +152,8 @@ def notes(results: dict) -> list[str]:
     if api := results.get("api"):
         cost = f", {api['usd']:g} US dollars" if api["usd"] else ""
         lines.append(f"API: {api['answers']:,} answers, {api['tokens']:,} tokens{cost}")
+        told = {name: note.partition(":")[0] for name, note in NOTES.items() if name in api}
+        lines += [f"API: {api[name]:,} answers {note}" for name, note in told.items()]
         if (share := api.get("unclear_verdicts")) is not None:
             lines.append(f"Share of the judge's replies without a verdict, counted as ties: {num(share)}")
     if theory := results.get("theory"):

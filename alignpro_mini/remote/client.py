@@ -1,236 +1,285 @@
-"""Questions to an OpenAI-compatible API, each answer paid for once.
+"""Questions to models behind an OpenAI-compatible API, each answer paid for once.
 
-    api.jsonl    one line an answer: {"key", "model", "prompt", "draw", "text", "truncated", "prompt_tokens", ...}
+    api.jsonl           one line an answer: {"key", "model", "prompt", "draw", "text", "truncated", "prompt_tokens", ...}
+    api_failed.jsonl    one line a reply that was paid for and held no answer
 
-The key is a hash of everything that determines an answer: address, model, messages, sampling, and the number of the
-draw, which makes repeated prompts independent answers. The draw's number comes from the caller's random stream. So a
-run that was killed asks the same keys again and finds their answers here.
+The key is a hash of everything that determines an answer: model, messages, sampling, further fields, and the number of
+the draw, which makes repeated prompts independent answers. The draw's number comes from the caller's random stream. So
+a run that was killed asks the same keys again and finds their answers here. The address is no part of the key, because
+a server may move.
 
-The `openai` package does connections, timeouts, and retries with backoff and jitter. This adds the file, the token
-budget, bounded concurrency, and one clear line for each failure.
+The `httpx2` package does connections and timeouts; `server.py` sends one request by it, and `replies.py` reads what
+comes. This module adds the file, the token budget, threads, and further tries.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
+import math
+import queue
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from alignpro_mini.jsonl import append_jsonl, read_jsonl
-from alignpro_mini.options import UserError, check_ranges, one_line, option, require
+from alignpro_mini.options import UserError, require
+from alignpro_mini.remote.config import KEY, LOOPBACK, ApiConfig
+from alignpro_mini.remote.replies import NOTES, Answered, Broken, Outage, Refusal, read
+from alignpro_mini.remote.server import LONG_PAUSE, Question, Server, tell
 
-KEY = "OPENAI_API_KEY"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-FILTERED = ("content_filter", "content_policy_violation")
-TEMPLATE = 64  # tokens that a chat template may put around a message, at most
-
-
-@dataclass(frozen=True, slots=True)
-class ApiConfig:
-    """Models behind an OpenAI-compatible API (`--frozen api:MODEL`, `--reward judge:MODEL`)."""
-
-    base_url: str = option("https://api.openai.com/v1", "address of the API, up to /v1")
-    system: str = option("", "system message before every request; empty: none, the server's default")
-    token_budget: int = option(0, "stop before this many tokens, prompts included, are passed; 0: no limit", least=0)
-    concurrency: int = option(8, "requests under way at the same time", least=1)
-    timeout: float = option(60.0, "seconds without a byte until a request is tried again", above=0)
-    retries: int = option(6, "further tries of a request that failed, with growing pauses", least=0)
-    max_prompt_chars: int = option(4000, "a longer rewrite is not sent; the request itself is", least=1)
-    usd_per_million_prompt: float = option(0.0, "price of a million prompt tokens, for the report", least=0)
-    usd_per_million_answer: float = option(0.0, "price of a million answer tokens, for the report", least=0)
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-        try:
-            address = urlsplit(self.base_url)
-            ok = address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
-        except ValueError:  # a bracket or a port that is none
-            ok = False
-        require(ok, f"base_url is {self.base_url!r}; it must be an address such as http://127.0.0.1:8000/v1")
-        bare = not (address.username or address.password or address.query or address.fragment)
-        require(bare, f"base_url holds a user name, a password or a query; leave it out: the key comes from {KEY} only")
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """All that determines an answer, besides the address."""
-
-    model: str
-    prompt: str
-    system: str = ""
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_tokens: int = 64
-    draw: int = 0  # independent answers to one prompt have different numbers; sent as the seed
-
-    def key(self, base_url: str) -> str:
-        """SHA-256 over address and fields."""
-        fields = {name: getattr(self, name) for name in self.__slots__}
-        return hashlib.sha256(json.dumps([base_url, fields], sort_keys=True).encode()).hexdigest()
-
-    @property
-    def messages(self) -> list[dict[str, str]]:
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, {"role": "user", "content": self.prompt}]
-
-    @property
-    def most_tokens(self) -> int:
-        """No request can cost more: a token is at least a byte."""
-        return sum(len(m["content"].encode()) + TEMPLATE for m in self.messages) + self.max_tokens
+__all__ = ["KEY", "LOOPBACK", "ApiConfig", "Client", "Question", "answers", "spent"]
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between two tries
+FIRST_LINE, NEXT_LINE = 10.0, 60.0  # seconds of a wait until a line tells of it, and until the next one
 
 
 class Client:
     """Asks questions, several at a time, and keeps every answer in `file`; `spent(file)` says what they cost.
 
-    Raises UserError without the `openai` package or a key (`check_access`).
+    Raises UserError without the `httpx2` package or a key, and for a file that holds other lines.
     """
 
     def __init__(self, config: ApiConfig, file: Path) -> None:
         self.config, self.file = config, file
-        openai, self._key = check_access(config)
-        how = {"base_url": config.base_url, "timeout": config.timeout, "max_retries": config.retries}
-        self._openai, self._client = openai, openai.OpenAI(api_key=self._key or "none", **how)
-        self._lock, self._stop = threading.Lock(), threading.Event()
-        self._known = {row["key"]: row for row in read_jsonl(file)}
-        self._used = sum(row["prompt_tokens"] + row["completion_tokens"] for row in self._known.values())
+        self._servers: dict[bool, Server] = {}  # for the judge or not
+        self._lock = threading.Lock()
+        if not config.judge_base_url:  # else one of the two may never be asked
+            self._server(judge=False)
+        self._known = {row["key"]: row for row in answers(file)}
+        self._used = spent(file)["tokens"]
         self._reserved = 0  # by requests under way
+        self._overshoot = 0  # the most tokens by which an answer was longer than its limit
+        self._next_line = 0.0  # when the next line about an outage is due
+        self._counts: Counter[str] = Counter()  # answers of this process (""), and those of each note
+
+    # ------------------------------------------------------------ many questions
 
     def ask(self, questions: Sequence[Question]) -> list[dict]:
         """One row of `file` for each question, in their order; equal questions are asked once.
 
         Raises UserError when the API refuses, stays silent or answers nonsense after all tries, or the budget ends.
-        Every answer that came is kept: the same questions go on from there.
+        Every answer that came is kept: the same questions go on from there. On Ctrl-C what is under way is finished and
+        kept, and the rest is not sent; a second Ctrl-C does not wait for it.
         """
-        keys = [question.key(self.config.base_url) for question in questions]
-        missing = {key: q for key, q in zip(keys, questions) if key not in self._known}
-        self._stop.clear()
-        pool = ThreadPoolExecutor(self.config.concurrency)
+        keys = [question.key() for question in questions]
+        missing = {key: question for key, question in zip(keys, questions) if key not in self._known}
+        todo, done, stop = queue.SimpleQueue(), queue.SimpleQueue(), threading.Event()
+        for item in missing.items():
+            todo.put(item)
+        count = min(self.config.concurrency, len(missing))
+        # Daemons: the end of the process does not wait for them.
+        threads = [threading.Thread(target=self._work, args=(todo, done, stop), daemon=True) for _ in range(count)]
         try:
-            tasks = [pool.submit(self._fetch, key, question) for key, question in missing.items()]
-            errors = [error for task in tasks if (error := task.exception())]
-        finally:  # also on Ctrl-C: what is under way is finished and kept, the rest is not sent
-            self._stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
+            for thread in threads:
+                thread.start()
+            errors = self._collect(done, len(missing))
+        except KeyboardInterrupt:
+            tell("stopping: the answers that are under way are waited for; Ctrl-C again ends at once")
+            raise
+        finally:
+            stop.set()
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(0.2)  # on Windows Ctrl-C does not end a long wait
         if errors:
-            raise next((e for e in errors if not isinstance(e, _NotSent)), errors[0])
+            raise next((error for error in errors if not isinstance(error, _NotSent)), errors[0])
         return [self._known[key] for key in keys]
 
-    def _fetch(self, key: str, question: Question) -> None:
-        """Ask one question and keep its answer."""
-        if self._stop.is_set():
-            raise _NotSent("not sent")
-        try:
-            self._reserve(question)
-            row = {"key": key, "model": question.model, "prompt": question.prompt, "draw": question.draw}
+    def _work(self, todo: queue.SimpleQueue, done: queue.SimpleQueue, stop: threading.Event) -> None:
+        """One thread: takes questions, and puts None or an exception for each."""
+        while not todo.empty():
             try:
-                row |= self._answer(question)
-            except UserError:  # refused, or silent: what was set aside for it is free again
-                with self._lock:
-                    self._reserved -= question.most_tokens
-                raise
-            with self._lock:
-                self._reserved -= question.most_tokens
-                self._used += row["prompt_tokens"] + row["completion_tokens"]
-                self._known[key] = row
-                self.file.parent.mkdir(parents=True, exist_ok=True)
-                append_jsonl(self.file, [row])
-        except BaseException:
-            self._stop.set()  # the others would fail alike: an error must not be paid for a hundred times
-            raise
+                key, question = todo.get_nowait()
+            except queue.Empty:  # another thread took it
+                return
+            try:
+                if stop.is_set():
+                    raise _NotSent("not sent")
+                self._fetch(key, question, stop)
+                done.put(None)
+            except BaseException as error:
+                stop.set()  # the others would fail alike: an error must not be paid for a hundred times
+                done.put(error)
 
-    def _reserve(self, question: Question) -> None:
-        """Count the most that this request can cost. Raises UserError if the budget could be passed."""
+    def _collect(self, done: queue.SimpleQueue, count: int) -> list[BaseException]:
+        """The errors of `count` questions. A line tells of a long wait."""
+        errors, came, begun = [], 0, time.monotonic()
+        next_line = begun + FIRST_LINE
+        while came < count:
+            try:
+                error = done.get(timeout=1.0)
+                came += 1
+                errors += [error] if error else []
+            except queue.Empty:
+                pass
+            now = time.monotonic()
+            if now >= next_line:
+                left = f", {(now - begun) / came * (count - came):.0f} s left" if came else ""
+                tell(f"[api] {came} of {count} answers{left}")
+                next_line = now + NEXT_LINE
+        return errors
+
+    # ------------------------------------------------------------ one question
+
+    def _fetch(self, key: str, question: Question, stop: threading.Event) -> None:
+        """Ask one question and keep its answer."""
+        row = {"key": key, "model": question.model, "prompt": question.messages[-1]["content"], "draw": question.draw}
+        answer = self._answer(question, row, stop)
+        row |= {"text": answer.text, "truncated": answer.truncated}
+        row |= asdict(answer.usage)
+        notes = [
+            note for note in answer.notes if not (question.judge and note == "thinks")
+        ]  # `verdict` leaves these out
+        row |= {"notes": notes} if notes else {}
+        with self._lock:
+            _append(self.file, row)
+            self._known[key] = row
+            self._tell_notes(notes, question)
+
+    def _answer(self, question: Question, row: dict, stop: threading.Event) -> Answered:
+        """The answer. Where another try may bring one, it is tried again after a pause.
+
+        Raises UserError where none comes, and _NotSent when `stop` ends the tries.
+        """
+        server, config = self._server(question.judge), self.config
+        broken = failed = 0
+        begun, since = time.monotonic(), None  # since: when it failed first
+        while True:
+            body = server.body(question)
+            try:
+                return self._try(server, question, body, row)
+            except Refusal as error:
+                if not server.leave_out(question, body, error):
+                    raise server.refused(error, question) from None
+            except Broken as error:
+                broken += 1
+                if broken > config.retries:
+                    raise server.broken(error, broken) from None
+                _wait(_pause(broken), stop)
+            except Outage as error:
+                failed += 1
+                since = since or time.monotonic()
+                left = since + config.patience - time.monotonic() if server.answered else 0.0
+                pause = error.pause * (1 + random.random() / 4) if error.pause else _pause(failed)
+                waits = failed <= config.retries or pause < left
+                if not waits or (error.pause or 0) > max(config.patience, LONGEST_PAUSE):
+                    raise server.gave_up(error, failed) from None
+                if time.monotonic() - begun + pause >= LONG_PAUSE and not stop.is_set():
+                    self._tell_outage(server.waits(error, pause, left))
+                _wait(pause, stop)
+
+    def _try(self, server: Server, question: Question, body: dict, row: dict) -> Answered:
+        """One request. What it may cost is set aside for it; what it cost is counted, with an answer or without."""
+        most, cost = self._reserve(question), 0
+        try:
+            answer = read(server.send(body), question.limit, self.config.strip_thinking)
+            usage = answer.usage or question.guess(answer.text)
+            cost = usage.tokens
+            with self._lock:
+                self._overshoot = max(self._overshoot, usage.completion_tokens - question.limit)
+            server.answered = True
+            return replace(answer, usage=usage)
+        except (Broken, Refusal) as error:
+            if error.usage:
+                cost = error.usage.tokens
+                with self._lock:
+                    _append(_failed(self.file), row | asdict(error.usage) | {"why": str(error)})
+            elif isinstance(error, Broken):
+                cost = most  # nobody knows
+            raise
+        finally:
+            with self._lock:
+                self._reserved -= most
+                self._used += cost
+
+    def _reserve(self, question: Question) -> int:
+        """Set aside the most tokens that this request can cost. Raises UserError if the budget could be passed."""
         budget = self.config.token_budget
         with self._lock:
-            most = self._used + self._reserved + question.most_tokens
-            if budget and most > budget:
-                told = f"{self._used} tokens are used and up to {most - self._used} would follow"
+            most = question.most_tokens + self._overshoot
+            could = self._reserved + most
+            if budget and self._used + could > budget:
+                told = f"{self._used} tokens are used and up to {could} would follow"
                 raise UserError(f"--api.token_budget {budget}: {told}; raise it, and go on with --resume")
-            self._reserved += question.most_tokens
+            self._reserved += most
+        return most
 
-    def _answer(self, question: Question) -> dict:
-        """The API's answer. A reply that is no whole answer is asked for again, like a failed connection."""
-        q, ai, broken = question, self._openai, ""
-        how = {"temperature": q.temperature, "top_p": q.top_p, "max_tokens": q.max_tokens, "seed": q.draw}
-        for attempt in range(1 + self.config.retries):
-            if broken:
-                self._reserve(question)  # it may have been paid for
-                time.sleep(min(8.0, 0.1 * 2**attempt) * (0.75 + 0.25 * random.random()))
-            try:
-                return _row(self._client.chat.completions.create(model=q.model, messages=q.messages, **how), question)
-            except ai.APIStatusError as error:
-                if getattr(error, "code", None) in FILTERED:  # asked again it would be refused again: an empty answer
-                    return {"text": "", "truncated": False, "prompt_tokens": 0, "completion_tokens": 0}
-                raise UserError(self._refused(error, question)) from None
-            except ai.APIConnectionError as error:
-                told = f"no answer in {1 + self.config.retries} tries ({one_line(error)})"
-                raise UserError(self._failed(f"{told}: is the server running?")) from None
-            except (ai.APIError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-                broken = one_line(error)  # not JSON, or JSON of another kind
-        told = f"{1 + self.config.retries} replies that are no chat completion (the last: {broken})"
-        raise UserError(self._failed(f"{told}: is this an OpenAI-compatible API?"))
+    def _server(self, judge: bool) -> Server:
+        """Who is asked. Raises UserError without the key."""
+        with self._lock:
+            own = judge and bool(self.config.judge_base_url)
+            if own not in self._servers:
+                self._servers[own] = Server(self.config, own)
+            return self._servers[own]
 
-    def _refused(self, error, question: Question) -> str:
-        """What to do about a status that is an answer by itself."""
-        code, model = error.status_code, question.model
-        mend = {401: f"check {KEY}", 403: f"check {KEY}", 404: f"is {model!r} a model of this server?"}.get(code)
-        if code == 429:
-            mend = "lower --api.concurrency, or go on later with --resume"
-        elif mend is None and code < 500:
-            mend = "a prompt that is too long? lower --api.max_prompt_chars" if _overflow(error) else "see its message"
-        return self._failed(f"{code} {one_line(error)}: {mend or 'go on later with --resume'}")
+    # ------------------------------------------------------------ lines for the user
 
-    def _failed(self, told: str) -> str:
-        told = f"{self.config.base_url}: {told}"
-        return told.replace(self._key, "...") if len(self._key) >= 8 else told  # some servers repeat the key
+    def _tell_notes(self, notes: Sequence[str], question: Question) -> None:
+        """Tell of answers that are not as they should be: of the first of a kind, the tenth, the hundredth ..."""
+        names = {"limit": "--sampling.max_new_tokens", "extra": "--api.extra"}
+        if question.judge:
+            names = {"limit": "max_tokens in --api.judge_extra", "extra": "--api.judge_extra"}
+        self._counts.update(["", *notes])
+        for note in notes:
+            if math.log10(self._counts[note]).is_integer():
+                tell(f"[api] {self._counts[note]} of {self._counts['']} answers {NOTES[note].format(**names)}")
+
+    def _tell_outage(self, line: str) -> None:
+        """Tell of a long wait, once a minute."""
+        with self._lock:
+            now = time.monotonic()
+            if now >= self._next_line:
+                self._next_line = now + NEXT_LINE
+                tell(line)
 
 
 class _NotSent(Exception):
     """Another question failed first."""
 
 
-def _overflow(error) -> bool:
-    return "context" in str(error).lower() or "too long" in str(error).lower()
+def _pause(tries: int) -> float:
+    """Seconds until another try: growing, and seldom the same for two requests."""
+    return min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(tries - 1, 10)) * (0.75 + 0.25 * random.random())
 
 
-def _row(reply, question: Question) -> dict:
-    """The reply as a row. Raises AttributeError, IndexError or TypeError for one that is no chat completion."""
-    choice = reply.choices[0]
-    text = choice.message.content or ""
-    if not isinstance(text, str):
-        raise TypeError(f"content is a {type(text).__name__}")
-    text = text.encode(errors="replace").decode()  # half of an emoji, where the token limit cut it: no file can hold it
-    usage = getattr(reply, "usage", None)
-    counts = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
-    if not all(isinstance(count, int) and count >= 0 for count in counts):  # not told: at most this
-        counts = [question.most_tokens - question.max_tokens, question.max_tokens]
-    truncated = choice.finish_reason == "length"
-    return {"text": text, "truncated": truncated, "prompt_tokens": counts[0], "completion_tokens": counts[1]}
+def _wait(seconds: float, stop: threading.Event) -> None:
+    """Raises _NotSent when `stop` ends the pause."""
+    if stop.wait(seconds):
+        raise _NotSent("not sent again")
+
+
+# ---------------------------------------------------------------- the file
+
+
+def answers(file: Path) -> list[dict]:
+    """The rows of `file`. Raises UserError for a line that is none of its own."""
+    rows = read_jsonl(file)
+    for row in rows:
+        own = isinstance(row, dict) and {"key", "text", "truncated", "prompt_tokens", "completion_tokens"} <= row.keys()
+        require(own, f"{file} holds a line that is no answer, {json.dumps(row)[:60]}: remove the line")
+    return rows
 
 
 def spent(file: Path, config: ApiConfig = ApiConfig()) -> dict[str, float]:
-    """What the answers in `file` cost: their number, tokens, and US dollars at the prices of `config`."""
-    rows = read_jsonl(file)
-    prompt, answer = (sum(row[name] for row in rows) for name in ("prompt_tokens", "completion_tokens"))
+    """What the answers in `file` cost: their number, tokens, and US dollars at the prices of `config`.
+
+    Tokens and dollars include replies without an answer ("failed"). Answers with a note are counted by its name.
+    """
+    kept, failed = answers(file), read_jsonl(_failed(file))
+    prompt, answer = (sum(row[name] for row in kept + failed) for name in ("prompt_tokens", "completion_tokens"))
     usd = (prompt * config.usd_per_million_prompt + answer * config.usd_per_million_answer) / 1e6
-    return {"answers": len(rows), "tokens": prompt + answer, "prompt_tokens": prompt, "usd": round(usd, 4)}
+    cost = {"answers": len(kept), "tokens": prompt + answer, "prompt_tokens": prompt, "usd": round(usd, 4)}
+    notes = Counter(note for row in kept for note in row.get("notes", ()))
+    return cost | {name: count for name, count in sorted(notes.items())} | ({"failed": len(failed)} if failed else {})
 
 
-def check_access(config: ApiConfig):
-    """The `openai` package and the key. Raises UserError where one is missing (a key only for other machines)."""
-    try:
-        import openai
-    except ImportError:
-        raise UserError("models behind an API need the package openai: pip install -e '.[api]'") from None
-    key, local = os.environ.get(KEY, "").strip(), urlsplit(config.base_url).hostname in LOOPBACK
-    require(key.isascii() and key.isprintable(), f"{KEY} holds a character that no key has: copy it again")
-    require(bool(key) or local, f"{config.base_url}: no key; set the environment variable {KEY}")
-    return openai, key
+def _failed(file: Path) -> Path:
+    return file.with_name(f"{file.stem}_failed{file.suffix}")
+
+
+def _append(file: Path, row: dict) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    append_jsonl(file, [row])

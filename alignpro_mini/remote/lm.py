@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from alignpro_mini.frozen import Answer, SamplingConfig
-from alignpro_mini.jsonl import read_jsonl
-from alignpro_mini.remote.client import Client, Question
+from alignpro_mini.remote.client import Client, Question, answers
+from alignpro_mini.remote.replies import without_thinking
 
 JUDGE = """Two assistants answered the same request.
 
@@ -45,8 +45,10 @@ class RemoteLM:
         """
         c = self.sampling
         draws = torch.randint(2**31, (len(prompts),), generator=generator).tolist()
-        how = (self.client.config.system, c.temperature, c.top_p, c.max_new_tokens)
-        asked = [Question(self.model, x, *how, draw if c.temperature > 0 else 0) for x, draw in zip(prompts, draws)]
+        api = self.client.config
+        how = (api.system, c.temperature, c.top_p, c.max_new_tokens)
+        draws = draws if c.temperature > 0 else [0] * len(draws)
+        asked = [Question(self.model, x, *how, draw, api.extra) for x, draw in zip(prompts, draws)]
         found = [Answer(row["text"], row["truncated"]) for row in self.client.ask(asked)]
         if c.temperature > 0:
             self._notice_greed(prompts, found)
@@ -87,7 +89,8 @@ class Judge:
             self._plain |= zip(new, self.plain(new), strict=True)
         both = [pair for x, y in zip(prompts, completions) for pair in ((y, self._plain[x]), (self._plain[x], y))]
         texts = [JUDGE.format(request=prompts[i // 2], a=a, b=b) for i, (a, b) in enumerate(both)]  # (2B)
-        rows = self.client.ask([Question(self.model, text, temperature=0.0, max_tokens=16) for text in texts])
+        how = {"temperature": 0.0, "max_tokens": 16, "extra": self.client.config.judge_extra, "judge": True}
+        rows = self.client.ask([Question(self.model, text, **how) for text in texts])
         points = [self._points(row["text"], ours="AB"[i % 2]) for i, row in enumerate(rows)]
         return torch.tensor(points, dtype=torch.float32).view(-1, 2).mean(1)
 
@@ -100,13 +103,13 @@ class Judge:
 def unclear(file: Path, model: str) -> float | None:
     """The share of a judge's replies in `file` that name no verdict; None without any."""
     asked = JUDGE.partition("{")[0]  # the same model may be the frozen one too, greedy or not
-    replies = [r["text"] for r in read_jsonl(file) if r["model"] == model and r["prompt"].startswith(asked)]
+    replies = [r["text"] for r in answers(file) if r["model"] == model and r["prompt"].startswith(asked)]
     return sum(verdict(text) is None for text in replies) / len(replies) if replies else None
 
 
 def verdict(reply: str) -> str | None:
     """ "A", "B" or "tie" by a judge's reply; None where it names neither, or both."""
-    words = re.findall(r"\w+", reply)
+    words = re.findall(r"\w+", without_thinking(reply)[0])
     if len(words) == 1:
         words = [words[0].upper()]
     named = {word for word in words if word in ("A", "B")}

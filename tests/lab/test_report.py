@@ -180,6 +180,13 @@ def test_the_lines_of_the_fixed_rewrite_are_at_most_110_columns(share):
     assert not [line for line in tables.final_table(results).splitlines() if len(line) > 110]
 
 
+def test_answers_of_an_api_that_are_not_as_they_should_be_stand_below_the_table():
+    api = {"answers": 24, "tokens": 99, "usd": 0, "thought": 3, "filtered": 1}
+    lines = tables.final_table(make_results() | {"api": api}).splitlines()
+    assert "API: 3 answers are empty, because the model thinks and reached the token limit" in lines
+    assert "API: 1 answers were withheld or cut by the provider's filter" in lines
+
+
 def test_how_far_the_reward_models_accuracy_can_be_believed():
     told = "accuracy on answers of like length"
     results = make_results()

@@ -458,10 +458,14 @@ def test_streams_are_repeatable_and_their_own(config, tmp_path):
     assert len({tuple(s) for s in streams}) == len(streams)
 
 
-def test_a_run_goes_on_with_options_that_change_no_result(tmp_path):
+def test_a_run_goes_on_with_options_that_change_no_result(tmp_path, capsys):
     config = replace(preset("smollm2"), out=str(tmp_path), frozen="api:m")
     Run(config)
     Run(replace(config, stop=False, api=replace(config.api, token_budget=5, retries=1, timeout=3.0)), resume=True)
-    for other in (replace(config.api, base_url="http://127.0.0.1/v1"), replace(config.api, system="Be brief.")):
+    moved = replace(config, api=replace(config.api, base_url="http://127.0.0.1/v1"))
+    Run(moved, resume=True)
+    told = "--api.base_url was 'https://api.openai.com/v1', now 'http://127.0.0.1/v1': the answers that are kept still serve"
+    assert capsys.readouterr().out.splitlines().count(told) == 1
+    for other in (replace(config.api, extra='{"top_k": 9}'), replace(config.api, system="Be brief.")):
         with pytest.raises(UserError, match="was started with other options"):
             Run(replace(config, api=other), resume=True)

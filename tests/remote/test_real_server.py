@@ -53,7 +53,7 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """(address of the API, function that counts the answers that the server's log tells of)."""
-    pytest.importorskip("openai")
+    pytest.importorskip("httpx2")
     pytest.importorskip("vaderSentiment")
     program = shutil.which("transformers", path=os.path.dirname(sys.executable))
     if not program:

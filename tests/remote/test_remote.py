@@ -1,7 +1,10 @@
 """Models behind an API, against a server on this machine that is polite or hostile."""
 
+import _thread
 import json
 import random
+import signal
+import time
 import warnings
 from dataclasses import replace
 
@@ -20,7 +23,7 @@ from alignpro_mini.remote.lm import Judge, RemoteLM, unclear, verdict
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
     """The pauses between tries, which are half a second and more."""
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01, raising=False)
+    monkeypatch.setattr("alignpro_mini.remote.client.FIRST_PAUSE", 0.01)
 
 
 def client(server, tmp_path, **options) -> Client:
@@ -50,12 +53,27 @@ def test_answers_come_in_the_order_of_the_questions_and_are_paid_for_once(tmp_pa
 
 def test_200_faults_lose_no_answer_and_none_is_paid_for_twice(tmp_path):
     """No episode lost, none duplicated, no traceback: whatever goes wrong is tried again."""
-    kinds = ["429", "500", "503", "409", "drop", "truncated", "cut", "html", "no choices", "no message"]
-    faults = [kinds[i % len(kinds)] for i in range(176)] + ["late", "twice", "no usage", "length"] * 5 + ["stall"] * 4
+    kinds = [
+        "429",
+        "500",
+        "503",
+        "409",
+        "drop",
+        "truncated",
+        "cut",
+        "html",
+        "no choices",
+        "no message",
+        "null",
+        "error",
+    ]
+    kinds += ["abort", "bad gzip", "endless error"]
+    fine = ["late", "twice", "no usage", "length", "max_tokens", "model_length", "parts", "marked", "packed", "whim"]
+    faults = [kinds[i % len(kinds)] for i in range(146)] + fine * 5 + ["stall", "trickle"] * 2
     random.Random(0).shuffle(faults)
     with serving(faults) as server:
         asked = questions(120)
-        rows = client(server, tmp_path, retries=40, timeout=3.0).ask(asked)
+        rows = client(server, tmp_path, retries=40, timeout=3.0, deadline=3.0).ask(asked)
         assert len(faults) == 200 and sum(server.seen[kind] for kind in set(faults)) == 200
         assert [row["prompt"] for row in rows] == [q.prompt for q in asked]
         assert all(row["text"] == polite(q.prompt, {"seed": q.draw}) for row, q in zip(rows, asked))
@@ -78,17 +96,27 @@ def test_200_faults_lose_no_answer_and_none_is_paid_for_twice(tmp_path):
         ("html", "is this an OpenAI-compatible API?"),
         ("truncated", "is this an OpenAI-compatible API?"),
         ("no choices", "is this an OpenAI-compatible API?"),
+        ("null", "content is null"),
+        ("error", "finish_reason error"),
+        ("trickle", "--api.deadline"),
+        ("huge", "a reply of more than 8 MiB"),
+        ("endless error", "500 no no no"),
+        ("bad gzip", "ended too early"),
+        ((402, {"error": {"message": "Insufficient credits"}}), "Insufficient credits: what was paid for is used up"),
+        ((429, {"error": {"message": "m", "code": "insufficient_quota"}}), "used up"),
+        ((422, {"detail": [{"loc": ["body", "top_k"], "msg": "field required"}]}), "field required"),
+        ((302, {}), "moved"),
     ],
 )
 def test_each_failure_that_stays_is_one_clear_line(tmp_path, fault, said):
     with serving([fault] * 50) as server:
-        patience = {"timeout": 0.4} if fault == "stall" else {}
-        one = client(server, tmp_path, retries=1, concurrency=1, **patience)
+        limits = {"stall": {"timeout": 0.4}, "trickle": {"timeout": 0.4, "deadline": 0.4}}.get(str(fault), {})
+        one = client(server, tmp_path, retries=1, concurrency=1, **limits)
         with pytest.raises(UserError) as told:
             one.ask(questions(3))
         message = str(told.value)
         assert said in message and server.url in message and "\n" not in message
-        assert sum(server.seen.values()) <= 3, "what follows a failure is not sent"
+        assert sum(server.seen.values()) <= 2, "what follows a failure is not sent"
 
 
 def test_what_came_before_a_failure_is_kept(tmp_path):
@@ -147,12 +175,13 @@ def test_usage_that_is_not_told_counts_as_the_most_that_it_can_be(tmp_path):
         {"top_p": 0.5},
         {"max_tokens": 3},
         {"draw": 1},
+        {"extra": '{"reasoning_effort": "low"}'},
+        {"judge": True},
     ],
 )
 def test_everything_that_determines_an_answer_is_in_its_key(change):
     q = Question("m", "p")
-    assert q.key("a") == Question("m", "p").key("a") != replace(q, **change).key("a")
-    assert q.key("a") != q.key("b")
+    assert q.key() == Question("m", "p").key() != replace(q, **change).key()
 
 
 def test_a_line_that_a_kill_cut_swallows_no_answer(tmp_path):
@@ -185,12 +214,22 @@ def test_the_key_comes_from_the_environment_and_stays_there(tmp_path, monkeypatc
         ApiConfig(base_url="example.org")
 
 
-def test_a_server_that_repeats_the_key_does_not_get_it_printed(tmp_path, monkeypatch):
+def test_a_server_that_repeats_the_key_does_not_get_it_printed(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("OPENAI_API_KEY", "fault 401")  # the stand-in's message says "fault 401"
     with serving(["401"]) as server:
         with pytest.raises(UserError) as told:
             client(server, tmp_path).ask(questions(1))
         assert "fault" not in str(told.value) and "..." in str(told.value)
+    key = "sk-" + "0123456789" * 2
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    long = "x" * 290 + key  # it would be cut in the middle of the key
+    faults = [(400, {"error": {"message": f"{long}: seed is not supported"}}), (401, {"error": long})]
+    with serving(faults, answer=lambda prompt, body: f"Your key is {key}.") as server:
+        with pytest.raises(UserError) as told:
+            client(server, tmp_path, concurrency=1).ask(questions(2))
+        one = client(server, tmp_path, concurrency=1)
+        assert one.ask(questions(1))[0]["text"] == "Your key is ...."
+        assert "sk-0" not in str(told.value) + capsys.readouterr().out + one.file.read_text()
 
 
 def test_a_key_with_the_end_of_its_line_is_that_key_and_other_letters_are_refused(tmp_path, monkeypatch):
@@ -366,3 +405,250 @@ def test_rows_are_json_lines_that_a_reader_can_use(tmp_path):
         (row,) = [json.loads(line) for line in one.file.read_text(encoding="utf-8").splitlines()]
         assert set(row) == {"key", "model", "prompt", "draw", "text", "truncated", "prompt_tokens", "completion_tokens"}
         assert row["prompt"] == "Tell me\nmore ü"
+
+
+# ---------------------------------------------------------------- any provider
+
+
+def refusing(*fields: str):
+    """A server that knows some fields of a request not."""
+
+    def refuses(body: dict):
+        for field in fields:
+            if field in body:
+                return 400, {"error": {"message": f"Unsupported parameter: '{field}'", "param": field}}
+        return None
+
+    return refuses
+
+
+@pytest.mark.parametrize(
+    "fields, left",
+    [
+        (["max_tokens"], {"temperature": 0.7, "top_p": 1.0, "seed": 0, "max_completion_tokens": 5}),
+        (["temperature"], {"top_p": 1.0, "seed": 0, "max_tokens": 5}),
+        (["seed"], {"temperature": 0.7, "top_p": 1.0, "max_tokens": 5}),
+        (["temperature", "top_p", "max_tokens", "seed"], {"max_completion_tokens": 5}),
+    ],
+)
+def test_a_refused_field_is_left_out_from_then_on_and_told_once(tmp_path, capsys, fields, left):
+    with serving() as server:
+        server.refuses = refusing(*fields)
+        one = client(server, tmp_path, concurrency=1)
+        rows = one.ask([Question("m", f"p{i}", "", 0.7, 1.0, 5) for i in range(5)])
+        assert len(rows) == 5 and len(server.bodies) == 5 + len(fields), "each field is refused once"
+        sent = {name: value for name, value in server.bodies[-1].items() if name not in ("model", "messages")}
+        assert sent == left
+        told = capsys.readouterr().out.splitlines()
+        assert [line.partition(" refuses ")[2].partition(":")[0] for line in told] == sorted(fields, key=fields.index)
+        other = one.ask([Question("n", "p", "", 0.7, 1.0, 5)])
+        assert other and len(server.bodies) == 5 + 2 * len(fields) + 1, "another model may know the field"
+
+
+def test_a_field_that_stays_refused_or_is_the_users_own_ends_with_the_servers_words(tmp_path):
+    with serving() as server:
+        server.refuses = refusing("max_tokens", "max_completion_tokens")
+        with pytest.raises(UserError, match="Unsupported parameter: 'max_completion_tokens'.*--api.extra"):
+            client(server, tmp_path).ask(questions(1))
+        server.refuses = refusing("temperature")
+        with pytest.raises(UserError, match="Unsupported parameter: 'temperature'"):
+            client(server, tmp_path).ask([Question("m", "p", extra='{"temperature": 0.3}')])
+
+
+def test_extra_fields_go_along_and_null_leaves_one_out(tmp_path):
+    extra = '{"seed": null, "max_tokens": null, "max_completion_tokens": 900, "template": {"think": null}}'
+    with serving() as server:
+        one = client(server, tmp_path, extra=extra)
+        RemoteLM(one, "m", SamplingConfig(max_new_tokens=5)).answer(["Hi."])
+        sent = {name: value for name, value in server.bodies[0].items() if name not in ("model", "messages")}
+        assert sent == {"temperature": 1.0, "top_p": 1.0, "max_completion_tokens": 900, "template": {"think": None}}
+        assert Question("m", "p", extra=extra).most_tokens > 900, "the budget knows the limit that is sent"
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("{", "it must be a JSON object"),
+        ("[1]", "it must be a JSON object"),
+        ('{"a": NaN}', "NaN is no JSON"),
+        ('{"a": 1, "a": 2}', "comes twice"),
+        ('{"stream": true}', "'stream', which a run sets itself"),
+        ('{"messages": []}', "'messages', which a run sets itself"),
+    ],
+)
+def test_extra_fields_that_are_none_are_refused(text, said):
+    for name in ("extra", "judge_extra"):
+        with pytest.raises(UserError, match=f"^{name} .*{said}"):
+            ApiConfig(**{name: text})
+
+
+def test_answers_that_are_not_as_they_should_be_are_told_with_their_number(tmp_path, capsys):
+    with serving(answer=lambda prompt, body: "" if "0" in prompt else "<think>Hm.</think>Fine.") as server:
+        one = client(server, tmp_path, concurrency=1)
+        one.ask(questions(20))
+        told = capsys.readouterr().out.splitlines()
+        assert [line.split(":")[0] for line in told[:2]] == [
+            "[api] 1 of 1 answers are empty",
+            "[api] 1 of 2 answers begin with the model's thoughts, and these are rated too",
+        ]
+        assert len(told) == 3 and told[2].startswith("[api] 10 of 12 answers begin"), "at 1, 10, 100 ..."
+        assert {name: spent(one.file)[name] for name in ("empty", "thinks")} == {"empty": 2, "thinks": 18}
+
+
+def test_thoughts_in_the_text_are_taken_off_where_asked(tmp_path):
+    with serving(answer=lambda prompt, body: "<think>Hm.</think>Fine.") as server:
+        (answer,) = RemoteLM(client(server, tmp_path, strip_thinking=True), "m").answer(["Hi."])
+        assert answer.text == "Fine."
+    assert verdict("<think>A is long, B is short.</think>B") == "B"
+
+
+def test_a_judge_may_think_aloud(tmp_path, capsys):
+    with serving(answer=lambda prompt, body: f"<think>A or B?</think>{judging(prompt, body)}") as server:
+        one = client(server, tmp_path)
+        assert Judge(one, "judge", lambda requests: ["plain"])(["x"], ["longer than it"]).tolist() == [1.0]
+        assert "notes" not in one.file.read_text() and not capsys.readouterr().out
+
+
+def test_a_limit_or_an_outage_is_waited_out_once_an_answer_has_come(tmp_path, capsys, monkeypatch):
+    """Forty failures, of which `retries` would allow two; before the first answer it gives up soon."""
+    monkeypatch.setattr("alignpro_mini.remote.client.LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr("alignpro_mini.remote.client.LONG_PAUSE", 0.0)
+    for fault in ("503", "drop"):
+        with serving(["", *[fault] * 40]) as server:
+            one = client(server, tmp_path / fault, retries=1, concurrency=1)
+            assert len(one.ask(questions(3))) == 3 and set(server.answered.values()) == {1}
+            told = capsys.readouterr().out.splitlines()
+            assert len(told) == 1 and "--api.patience" in told[0] and "--resume" in told[0] and server.url in told[0]
+    with serving(["", *["503"] * 40]) as server:
+        with pytest.raises(UserError, match="503 fault 503.*--resume"):
+            client(server, tmp_path / "impatient", retries=1, concurrency=1, patience=0).ask(questions(3))
+        assert sum(server.seen.values()) == 3
+
+
+def test_a_server_that_asks_to_wait_longer_than_the_patience_ends_the_run_at_once(tmp_path):
+    with serving(["asks"]) as server:
+        with pytest.raises(UserError, match=r"429 slow \(it asks to wait 300 s\): lower --api.concurrency.*--resume"):
+            client(server, tmp_path, patience=100).ask(questions(1))
+        assert sum(server.seen.values()) == 1
+
+
+def test_what_really_came_is_counted(tmp_path):
+    """Paid replies without an answer, answers longer than their limit; also in the next process."""
+    with serving(["null", "error"], answer=lambda prompt, body: "word " * 400) as server:
+        one = client(server, tmp_path, concurrency=1, retries=5)
+        one.ask(questions(1))
+        assert spent(one.file) == {"answers": 1, "tokens": 3 * 402, "prompt_tokens": 6, "usd": 0, "failed": 2}
+        one = client(server, tmp_path, concurrency=1, token_budget=3 * 402 + 800)
+        one.ask([Question("m", "a")])
+        with pytest.raises(UserError, match="1607 tokens are used"):  # 64 is the limit, and 400 may come
+            one.ask([Question("m", "b")])
+
+
+def test_a_server_that_moved_serves_the_answers_that_are_kept(tmp_path):
+    with serving() as server:
+        rows = client(server, tmp_path).ask(questions(3))
+    with serving() as server:
+        assert client(server, tmp_path).ask(questions(3)) == rows and not server.seen
+
+
+def test_a_judge_may_have_an_address_and_a_key_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "key-of-the-model")
+    monkeypatch.setenv("JUDGE_API_KEY", "key-of-the-judge")
+    with serving() as server, serving(answer=judging) as court:
+        one = client(server, tmp_path, judge_base_url=court.url, extra='{"a": 1}', judge_extra='{"b": 2}')
+        lm = RemoteLM(one, "m")
+        judge = Judge(one, "m", lambda requests: [answer.text for answer in lm.answer(requests)])
+        assert judge(["x"], ["y"]).shape == (1,)
+        assert set(server.keys) == {"Bearer key-of-the-model"} and set(court.keys) == {"Bearer key-of-the-judge"}
+        assert [body.get("a") for body in server.bodies] == [1] and [body.get("b") for body in court.bodies] == [2, 2]
+        monkeypatch.delenv("JUDGE_API_KEY")
+        away = ApiConfig(base_url=server.url, judge_base_url="https://example.org/v1")
+        with pytest.raises(UserError, match="https://example.org/v1: no key; set .* JUDGE_API_KEY"):
+            Judge(Client(away, tmp_path / "b.jsonl"), "m", lambda requests: requests)(["x"], ["y"])
+
+
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as in a terminal: a shell's background command ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield _thread.interrupt_main
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_keeps_what_is_under_way_and_sends_nothing_more(tmp_path, capsys, ctrl_c):
+    with serving() as server:
+
+        def answer(prompt: str, body: dict) -> str:
+            if prompt == "prompt 4":
+                ctrl_c()
+            time.sleep(0.05)
+            return polite(prompt, body)
+
+        server.answer = answer
+        one = client(server, tmp_path, concurrency=2)
+        with pytest.raises(KeyboardInterrupt):
+            one.ask(questions(200))
+        assert sum(server.seen.values()) < 50
+        assert len(read_jsonl(one.file)) == sum(server.answered.values()) == sum(server.seen.values())
+        assert "Ctrl-C again ends at once" in capsys.readouterr().out
+
+
+def test_ctrl_c_ends_an_outage(tmp_path, ctrl_c):
+    with serving(["", *["500"] * 500]) as server:
+        one = client(server, tmp_path, concurrency=2)
+        one.ask(questions(1))
+        ninth = lambda body: len(server.bodies) > 8 and body is server.bodies[8]
+        server.refuses = lambda body: ctrl_c() if ninth(body) else None
+        with pytest.raises(KeyboardInterrupt):
+            one.ask(questions(20))
+        assert len(server.bodies) < 100
+
+
+def test_a_long_wait_is_told(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("alignpro_mini.remote.client.FIRST_LINE", 0.0)
+    with serving() as server:
+        client(server, tmp_path, concurrency=1).ask(questions(3))
+    assert capsys.readouterr().out.startswith("[api] 1 of 3 answers, ")
+
+
+def test_an_address_is_used_with_or_without_its_last_part_and_v1_is_missed(tmp_path):
+    with serving(["404", "html"]) as server:
+        root = server.url.removesuffix("/v1")
+        for _ in range(2):
+            with pytest.raises(UserError, match="has no /v1"):
+                client(server, tmp_path, base_url=root, retries=0).ask(questions(1))
+        for given in ("/v1/", "/v1/chat/completions"):
+            assert client(server, tmp_path / given[1:], base_url=root + given).ask(questions(1))
+        assert set(server.paths) == {"/chat/completions", "/v1/chat/completions"}
+
+
+def test_a_host_that_cannot_be_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    for host in ("\uff11.de", "a..b"):  # no name, no part of a name
+        with pytest.raises(UserError, match=f"^http://{host}/v1: "):
+            Client(ApiConfig(base_url=f"http://{host}/v1", retries=0), tmp_path / "api.jsonl").ask(questions(1))
+
+
+def test_a_deadline_that_ends_before_the_timeout_is_refused():
+    with pytest.raises(UserError, match=r"^timeout is 900, longer than deadline \(600\); raise --api.deadline"):
+        ApiConfig(timeout=900)
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(tmp_path, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with serving() as server:
+        assert client(server, tmp_path, retries=0).ask(questions(1))
+
+
+@pytest.mark.parametrize("line", ["null", "123", "[]", '{"key": "x"}'])
+def test_a_file_of_other_lines_is_refused(tmp_path, line):
+    (tmp_path / "api.jsonl").write_text(line + "\n")
+    with serving() as server, pytest.raises(UserError, match="api.jsonl holds a line that is no answer"):
+        client(server, tmp_path)
+
+
+def test_half_a_character_in_a_prompt_is_sent_as_a_question_mark(tmp_path):
+    with serving() as server:
+        (row,) = client(server, tmp_path).ask([Question("m", "Hi \ud83d")])
+        assert row["prompt"] == "Hi ?" == server.bodies[0]["messages"][0]["content"]

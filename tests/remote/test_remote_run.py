@@ -88,6 +88,9 @@ def judged(tmp_path):
     [
         ({"frozen": "api:m", "eval.oracle": "true"}, "--eval.oracle true needs the weights of the frozen model"),
         ({"api.timeout": 3}, "--api.timeout: only --frozen api:MODEL and --reward judge:MODEL read it"),
+        ({"reward": "judge:m", "api.extra": "{}"}, "--api.extra: only --frozen api:MODEL reads it"),
+        ({"frozen": "api:m", "api.judge_extra": "{}"}, "--api.judge_extra: only --reward judge:MODEL reads it"),
+        ({"frozen": "api:m", "api.extra": "[]"}, "--api.extra is '[]'; it must be a JSON object"),
         ({"frozen": "api:"}, "no model after the colon"),
         ({"frozen": "api:m", "api.base_url": "nowhere"}, "--api.base_url is 'nowhere'"),
         ({"preset": "tiny", "frozen": "api:m"}, "--frozen: it is not read with --preset tiny"),
