@@ -70,7 +70,7 @@ class EverydayRequests:
 
     def __init__(self, config: DataConfig, eval_inputs: int, seed: int, gold: Gold | None = None) -> None:
         """Raises UserError for more `eval_inputs` than there are held-out requests."""
-        self.config, self.gold = config, gold
+        self.gold = gold
         self.train_requests, held_out = requests_about(TOPICS), requests_about(UNSEEN_TOPICS)
         if eval_inputs > len(held_out):
             told = f"--eval.inputs is {eval_inputs}, but {len(held_out)} everyday requests are held out"
@@ -78,6 +78,7 @@ class EverydayRequests:
         for requests in (self.train_requests, held_out):
             random.Random(f"everyday {seed}").shuffle(requests)
         self.eval_requests = held_out[:eval_inputs]
+        self.preference_pairs = read_preferences(config, self.eval_requests)
 
     def rewrite_pairs(self, count: int, rng: random.Random) -> list[tuple[str, str]]:
         """SFT data for the prompter: requests, each with one of its listed rewrites."""
@@ -90,7 +91,7 @@ class EverydayRequests:
 
     def preferences(self) -> list[tuple[str, str, str]] | None:
         """(prompt, chosen, rejected) of a file; None without one: then `gold` judges the frozen model's own answers."""
-        return read_preferences(self.config, self.eval_requests) if self.config.preferences else None
+        return self.preference_pairs and self.preference_pairs.pairs
 
     def swapped(self, requests: Sequence[str], answers: Sequence[str], rng: random.Random) -> list[str]:
         """For each answer that of another request."""

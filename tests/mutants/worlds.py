@@ -22,13 +22,13 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "worlds/files.py",
         "eval-requests-in-the-preferences",
-        ("if x and x not in left_out and a != b", "if x and a != b"),
+        ("elif x in unseen:", "elif False:"),
         LEAK,
     ),
     mutant(
         "worlds/files.py",
         "eval-requests-in-the-rewrites",
-        ("if x and x not in held_out][:count]", "if x][:count]"),
+        ("in self._rewrites if x not in held_out]", "in self._rewrites]"),
         LEAK,
     ),
     mutant(
@@ -36,6 +36,18 @@ MUTANTS: tuple[Mutant, ...] = (
         "dialogues-hide-eval-requests",
         ('((single_turn(row["prompt"]), row[field])', '((row["prompt"], row[field])'),
         LEAK,
+    ),
+    mutant(
+        "worlds/files.py",
+        "equal-answers-are-the-only-ties",
+        ("times[x, a, b] == times[x, b, a]", "a == b"),
+        "test_pairs_that_cannot_train_are_left_out_and_counted",
+    ),
+    mutant(
+        "worlds/files.py",
+        "line-ends-of-windows-hide-turns",
+        ('prompt = user_text(prompt, "the prompt")', "pass"),
+        "test_dialogues_of_one_turn_are_unwrapped_and_longer_ones_left_out",
     ),
     mutant(
         "worlds/files.py",
