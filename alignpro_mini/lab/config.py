@@ -123,6 +123,11 @@ class RunConfig:
     )
     reward: str = option("", "module:function(prompts, completions) -> rewards, or judge:MODEL; empty: learned")
     gold: str = option("", "module:function, the true reward of a real model's answers; empty: the package's own")
+    cut: str = option(
+        "sentence",
+        "how an answer that the token limit cut is rated: up to its last whole sentence or line, or whole, as it is",
+        ("sentence", "whole"),
+    )
     guard: bool = option(
         False, "replace rewrites with an objection (lab/guards.py) by the request; else only count them"
     )

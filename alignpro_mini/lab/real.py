@@ -108,7 +108,7 @@ class RealModels:
             check_access(self.config.api)
 
     def _gold(self) -> Gold | None:
-        """The true reward of answers, read up to their last whole sentence: `--gold`, or the package's own.
+        """The true reward of answers, as they are rated (`as_rated`): `--gold`, or the package's own.
 
         None where another reward or human preferences are given: then nobody knows the truth.
         """
@@ -118,7 +118,7 @@ class RealModels:
             return None
         score = load_callable(spec, "gold")
         score(["Why?"], ["Because."])  # a package that is missing is told now, and not after the first stage
-        return lambda x, y: score(x, [whole_sentences(text) for text in y]).tolist()
+        return lambda x, y: score(x, [self.as_rated(text) for text in y]).tolist()
 
     def frozen_lm(self, run: Run, world: World) -> tuple[Tokenizer, FrozenModel]:
         """A published model; the prompter has a tokenizer of its own, with a system prompt."""
@@ -145,7 +145,7 @@ class RealModels:
         return load_callable(self.config.reward)
 
     def _judge(self, folder: Path, api_file: str, pi_f: FrozenModel) -> Judge:
-        """It reads both answers up to their last whole sentence.
+        """It reads both answers as they are rated (`as_rated`).
 
         The greedy answers are kept in `folder`: in another batch one may differ by rounding, and all judgements with it.
         """
@@ -157,7 +157,7 @@ class RealModels:
 
         def plain(requests: list[str]) -> list[str]:
             new = [x for x in requests if x not in known]
-            answers = [whole_sentences(a.text) for a in lm.answer(new)] if new else []
+            answers = [self.as_rated(a.text) for a in lm.answer(new)] if new else []
             append_jsonl(file, [{"x": x, "y": y} for x, y in zip(new, answers)])
             known.update(zip(new, answers))
             return [known[x] for x in requests]
@@ -173,12 +173,12 @@ class RealModels:
         return lm.model, lm.tokenizer
 
     def as_rated(self, answer: str) -> str:
-        """Up to its last whole sentence."""
-        return whole_sentences(answer)
+        """Up to its last whole sentence or line; with --cut whole all of it."""
+        return whole_sentences(answer) if self.config.cut == "sentence" else answer
 
-    def lowest_reward(self, score: Score, requests: Sequence[str], answers: Sequence[str]) -> float:
-        """That of an answer without a whole sentence (`low_reward`)."""
-        return low_reward(score, requests, answers)
+    def lowest_reward(self, score: Score, requests: Sequence[str], answers: Sequence[str]) -> float | None:
+        """That of an answer without a whole sentence or line (`low_reward`); None with --cut whole."""
+        return low_reward(score, requests, answers) if self.config.cut == "sentence" else None
 
     # ------------------------------------------------------------ all endings
 
@@ -239,9 +239,9 @@ class RemoteModel(RealModels):
         return published_model(c.reward_base, resolve_device(c.device), self.dtype)
 
     def _judge(self, folder: Path, api_file: str, pi_f: FrozenModel) -> Judge:
-        """It reads both answers up to their last whole sentence."""
+        """It reads both answers as they are rated (`as_rated`)."""
         lm = RemoteLM(pi_f.client, pi_f.model, replace(self.config.sampling, temperature=0.0))
-        plain = lambda requests: [whole_sentences(answer.text) for answer in lm.answer(requests)]
+        plain = lambda requests: [self.as_rated(answer.text) for answer in lm.answer(requests)]
         return Judge(pi_f.client, self.config.judge, plain)
 
     def answer_options(self) -> dict[str, object]:

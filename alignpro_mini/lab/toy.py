@@ -26,7 +26,7 @@ from alignpro_mini.worlds.toy import TASKS, ToyWorld
 from alignpro_mini.worlds.world import World, WorldConfig
 
 SHAPING = ("follow", "spread", "unseen_towns")  # options of the world that the task reasoning does not read
-OF_REAL_MODELS = ("data", "api", "frozen", "prompter", "reward_base")
+OF_REAL_MODELS = ("data", "api", "frozen", "prompter", "reward_base", "cut")
 
 
 class EmbeddedWorld:

@@ -19,12 +19,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_the_split_has_no_overlap_and_counts_what_it_left_out",
         LEAK,
     ),
-    mutant(
-        "worlds/files.py",
-        "eval-requests-in-the-preferences",
-        ("elif x in unseen:", "elif False:"),
-        LEAK,
-    ),
+    mutant("worlds/files.py", "eval-requests-in-the-preferences", ("elif x in unseen:", "elif False:"), LEAK),
     mutant(
         "worlds/files.py",
         "eval-requests-in-the-rewrites",
@@ -58,13 +53,25 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "worlds/sentences.py",
         "an-end-is-invented",
-        ("Truncated(text[: ends[-1]]) if ends", "text[: ends[-1]] if ends"),
+        ("return Truncated(text[:", "return str(text[:"),
         "test_where_the_last_whole_sentence_ends",
     ),
     mutant(
         "worlds/sentences.py",
         "a-list-number-ends-a-sentence",
         (r"(?:(?<!\s\d)(?<!^\d)\.|[!?])", "[.!?]"),
+        "test_where_the_last_whole_sentence_ends",
+    ),
+    mutant(
+        "worlds/sentences.py",
+        "lists-and-code-have-no-ends",
+        ("for pattern in (END, LINE)", "for pattern in (END,)"),
+        "test_where_the_last_whole_sentence_ends",
+    ),
+    mutant(
+        "worlds/sentences.py",
+        "an-announcement-is-a-line",
+        (r"[^\s:：][^\S\n]*(?=\n)", r"[^\s][^\S\n]*(?=\n)"),
         "test_where_the_last_whole_sentence_ends",
     ),
     mutant(
