@@ -43,7 +43,7 @@ from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.training import Saved
 from alignpro_mini.transformer import Transformer
 from alignpro_mini.weights.pretrained import load_pretrained, save_pretrained
-from alignpro_mini.weights.tensors import load_state, replacing, save_state, write_json
+from alignpro_mini.weights.tensors import load_state, read_json, replacing, save_state, write_json
 
 API_FILE = "api.jsonl"  # in a run's folder: every answer of an API
 TRIM_EVERY = 20.0  # seconds at least between two calls of `return_freed_memory`
@@ -78,7 +78,7 @@ class Run:
         if self.leads:
             self._prepare(resume, wait)
         if (self.path / "stages.json").exists():
-            self.stages = json.loads((self.path / "stages.json").read_text(encoding="utf-8"))
+            self.stages = read_json(self.path / "stages.json")
 
     def _prepare(self, resume: bool, wait: bool) -> None:
         """Check that the folder is new, or holds a run with the same options, and make it."""
@@ -92,7 +92,7 @@ class Run:
                 mend = "already holds a run: add --resume to go on with it, or --name NAME to start another"
                 raise FileExistsError(f"{self.path} {mend}")
             if resume and saved.exists():
-                self._same_options(json.loads(saved.read_text(encoding="utf-8")), options)
+                self._same_options(read_json(saved), options)
             for left in self.path.rglob(".*.tmp"):  # half-written files of a run that was killed
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
             write_json(saved, options)
@@ -133,7 +133,7 @@ class Run:
             result = make(RunStage(self, name)) if together else None
             processes.wait()  # until it is saved
             # Its own line only: the first process may have finished the next stage already.
-            self.stages[name] = json.loads((self.path / "stages.json").read_text(encoding="utf-8"))[name]
+            self.stages[name] = read_json(self.path / "stages.json")[name]
             return result if together else load()
         stage = RunStage(self, name)
         if not stage.state_path.exists():
@@ -163,7 +163,7 @@ class Run:
     def json(self, name: str, make: Callable[[RunStage], dict]) -> dict:
         """A stage whose result is a JSON object."""
         path = self.path / "checkpoints" / f"{name}.json"
-        load = lambda: json.loads(path.read_text(encoding="utf-8"))
+        load = lambda: read_json(path)
         return self.once(name, make, load, lambda value: write_json(path, value))
 
     def tensors(

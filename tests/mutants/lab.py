@@ -437,6 +437,30 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_what_cannot_be_is_refused_in_one_line",
     ),
     mutant(
+        "lab/cli.py",
+        "the-console-must-know-every-character",
+        ('stream.reconfigure(errors="replace")', "pass"),
+        "test_cli.py::test_what_the_consoles_encoding_lacks_is_replaced",
+    ),
+    mutant(
+        "lab/cli.py",
+        "a-second-ctrl-c-does-nothing",
+        ("lambda *_: os._exit(STOPPED)", "lambda *_: None"),
+        "test_cli.py::test_ctrl_c_is_one_line_and_the_second_one_ends_at_once",
+    ),
+    mutant(
+        "lab/plots.py",
+        "a-users-settings-reach-the-plots",
+        ("matplotlib.rcdefaults()", "pass"),
+        "test_report.py::test_the_settings_of_a_user_do_not_reach_the_plots",
+    ),
+    mutant(
+        "lab/processes.py",
+        "a-variable-alone-makes-several-processes",
+        ("alone = int(size) == 1 or not lacking", "alone = True"),
+        "test_variables_of_a_cluster_without_torchrun",
+    ),
+    mutant(
         "lab/processes.py",
         "several-processes-train-apart",
         ("return sharded(trainer) if", "return trainer if"),
