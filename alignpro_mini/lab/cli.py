@@ -63,12 +63,17 @@ def with_options(config: RunConfig, options: dict[str, object]) -> RunConfig:
 
     Raises UserError for an unknown option, naming the nearest one, and for a bad value.
     """
+    usual = setup_of(_replaced(config, options)).defaults()
+    options = usual | options
+    return _replaced(config, options | _oracle_options(options))
+
+
+def _replaced(config: RunConfig, options: dict[str, object]) -> RunConfig:
+    """A copy with exactly these dotted options set."""
     known = leaves(config)
     tree: dict[str, dict] = {}
     top = {}
-    models = {name: options[name] for name in ("frozen", "reward") if name in options}
-    options = setup_of(replace(config, **models)).defaults() | options
-    for name, value in (options | _oracle_options(options)).items():
+    for name, value in options.items():
         if name not in known:
             raise UserError(f"unknown option --{name}{nearest(name, known, '--')}")
         section, _, leaf = name.rpartition(".")

@@ -16,6 +16,7 @@ from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.device import DTYPES, dtype_line, resolve_device
 from alignpro_mini.lab.models import make_frozen_lm, published_model, with_weights
 from alignpro_mini.lab.optimum import RatedRewrites
+from alignpro_mini.lab.preflight import ask_once, check_preferences, check_rewrites, try_reward
 from alignpro_mini.lab.run import API_FILE, Run
 from alignpro_mini.options import require
 from alignpro_mini.remote.client import Client, check_access
@@ -36,6 +37,7 @@ PROMPTER_SYSTEM = "Rewrite the user's request."  # tells the prompter not to ans
 OF_THE_EMBEDDED_WORLD = ("world", "frozen_lm", "frozen_model", "prompter_model", "vocab_size")
 OF_MADE_PAIRS = ("pairs", "mismatched", "answers_per_request", "scale")
 NO_WISHES = "nobody knows of requests with another wish here: not read"
+AROUND_A_REQUEST = 24  # tokens: the longest opening and ending of `worlds.files`, and EOS
 FEW_ANSWERS = {"theory.inputs": 0, "eval.untrained_arms": False}  # where every answer costs
 
 
@@ -75,16 +77,17 @@ class RealModels:
         return unread
 
     def defaults(self) -> dict[str, object]:
-        """A judge's answers cost: only those that PPO and the arms need are asked for."""
-        return {"eval.oracle": False, **FEW_ANSWERS} if self.config.judge else {}
+        """A judge's answers cost: only those that PPO and the arms need are asked for. A rewrite holds its request."""
+        c = self.config
+        longest = {"ppo.max_new_tokens": c.data.max_prompt_tokens + AROUND_A_REQUEST} if c.data.prompts else {}
+        return longest | ({"eval.oracle": False, **FEW_ANSWERS} if c.judge else {})
 
     # ------------------------------------------------------------ requests and models
 
     def make_world(self) -> World:
         """Everyday requests, or those of files. The models and files must be there."""
         c = self.config
-        if c.reward and not c.judge:
-            load_callable(c.reward)(["Why?"], ["Because."])  # a package that is missing is told now, too
+        reward = load_callable(c.reward) if c.reward and not c.judge else None
         gold = self._gold()
         self._check_access()
         tokenizer = load_tokenizer(c.prompter)
@@ -97,9 +100,12 @@ class RealModels:
         else:
             world = EverydayRequests(c.data, c.eval.inputs, c.seed, gold)
             about = "about topics that training never sees"
-        world.preferences()  # a bad line of a file is told now, too
         print(dtype_line(c))
         print(f"requests: {len(world.train_requests)} to train on, {len(world.eval_requests)} held out, {about}")
+        if reward is not None:
+            try_reward(reward, world.train_requests)  # a package that is missing is told now, too
+        check_rewrites(c, world, tokenizer)
+        check_preferences(c, world.preference_pairs)
         return world
 
     def _check_access(self) -> None:
@@ -123,7 +129,10 @@ class RealModels:
     def frozen_lm(self, run: Run, world: World) -> tuple[Tokenizer, FrozenModel]:
         """A published model; the prompter has a tokenizer of its own, with a system prompt."""
         tokenizer = load_tokenizer(self.config.prompter).with_system(PROMPTER_SYSTEM)
-        return tokenizer, self.saved_frozen_lm(run.path, API_FILE)
+        pi_f = self.saved_frozen_lm(run.path, API_FILE)
+        score = self.given_reward(run.path, API_FILE, pi_f) if self.config.reward else None
+        ask_once(run, world, pi_f, score and (lambda x, y: score(x, [self.as_rated(text) for text in y])))
+        return tokenizer, pi_f
 
     def saved_frozen_lm(self, folder: Path, api_file: str) -> FrozenModel:
         """The published model: a run does not change it."""
@@ -223,7 +232,7 @@ class RemoteModel(RealModels):
 
     def defaults(self) -> dict[str, object]:
         """No oracle, and no answers but those that PPO and the arms need."""
-        return {"eval.oracle": False, **FEW_ANSWERS}
+        return super().defaults() | {"eval.oracle": False, **FEW_ANSWERS}
 
     def _check_access(self) -> None:
         check_access(self.config.api)

@@ -25,7 +25,7 @@ from alignpro_mini.worlds.world import answers_of_others
 HUB = re.compile(r"hf:([\w.-]+/[\w.-]+):([^/,][^,]*\.jsonl(?:\.gz)?)")  # a data set on the Hugging Face hub, file in it
 # What the SFT prompter of a real model learns to offer: the request, sometimes an opening, and one of these endings. RL
 # can only choose among what SFT offers, so they differ in tone, length, form and care.
-OPENINGS = ("", "", "", "Please help me with this. ", "Here is my question. ", "I would like your advice. ")
+OPENINGS = ("", "", "", "Please help me with this. ", "I have a question. ", "I would like your advice. ")
 ENDINGS = (  # the first is empty: the request as it is
     "|Answer in one short sentence.|Be brief.|Explain it in detail.|Think step by step.|Give an example."
     "|Use simple words.|Be precise and factual.|Be kind and encouraging.|Answer with a happy and positive tone."

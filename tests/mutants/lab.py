@@ -308,7 +308,7 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "lab/cli.py",
         "the-oracle-keeps-its-own-options",
-        ("(options | _oracle_options(options)).items()", "options.items()"),
+        ("_replaced(config, options | _oracle_options(options))", "_replaced(config, options)"),
         "test_config.py::test_the_oracle_is_the_same_ppo_unless_it_is_told_otherwise",
     ),
     mutant(
@@ -632,9 +632,21 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_fixed.py::test_the_search_gets_as_many_answers_as_ppo_on_training_requests_and_its_reward",
     ),
     mutant(
-        "lab/pipeline.py",
+        "lab/preflight.py",
+        "rewrites-without-their-ends",
+        ("require(cut < 0.5 or not c.data.prompts, f", "require(True, f"),
+        "test_rewrites_that_ppo_would_cut_are_refused_or_told",
+    ),
+    mutant(
+        "lab/preflight.py",
+        "pairs-of-one-request",
+        ("left >= batch and len(pairs.pairs)", "len(pairs.pairs)"),
+        "test_pairs_of_too_few_requests_are_told_before_any_training",
+    ),
+    mutant(
+        "lab/preflight.py",
         "fewer-answers-than-ppo",
-        ("config.ppo.batch_size * config.ppo.answers", "config.ppo.batch_size"),
+        ("c.ppo.batch_size * c.ppo.answers", "c.ppo.batch_size"),
         "test_fixed.py::test_the_search_gets_as_many_answers_as_ppo_on_training_requests_and_its_reward[3]",
     ),
     mutant(
