@@ -141,7 +141,10 @@ def evaluate(
             requests, pi_f, reward.report, world.gold, run.config.eval, run.generator(name), run.config.guard
         )
         steps = stage.progress(0, len(makers))
-        arms = {arm: make(evaluator) for _, (arm, make) in zip(steps, makers.items())}
+        arms = {}
+        for _, (arm, make) in zip(steps, makers.items()):
+            stage.doing = f"arm {arm}"
+            arms[arm] = make(evaluator)
         rows = [_sample(arm, arms[arm], i) for i in range(8) for arm in arms if i < len(arms[arm].x)]
         stage.samples(0, rows, show=False)
         parts = {f"{arm}.{part}": getattr(arms[arm], part) for arm in arms for part in ("reward", "gold", "kl")}

@@ -632,6 +632,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_fixed.py::test_the_search_gets_as_many_answers_as_ppo_on_training_requests_and_its_reward",
     ),
     mutant(
+        "lab/run.py",
+        "a-long-batch-is-silent",
+        ("        thread.start()\n", "        thread.join = lambda: None\n"),
+        "test_a_stage_without_steps_says_that_it_is_at_work_until_it_ends",
+    ),
+    mutant(
         "lab/preflight.py",
         "rewrites-without-their-ends",
         ("require(cut < 0.5 or not c.data.prompts, f", "require(True, f"),
