@@ -143,8 +143,10 @@ def cost_line(c: RunConfig, world: World, paid: dict[str, float]) -> str:
     """What is to come, from what the answers until now cost on average (`client.spent`)."""
     count = answers_to_come(c, world)
     asked = (count if c.remote else 0) + (2 * count if c.judge else 0)
-    tokens = round(asked * paid["tokens"] / max(1, paid["answers"]))
-    usd = asked * paid["usd"] / max(1, paid["answers"])
+    each = asked / max(1, paid["answers"])
+    tokens = round(each * paid["tokens"])
+    prompt = each * paid["prompt_tokens"]
+    usd = (prompt * c.api.usd_per_million_prompt + (tokens - prompt) * c.api.usd_per_million_answer) / 1e6
     priced = c.api.usd_per_million_prompt or c.api.usd_per_million_answer
     price = f"{usd:.2f} US dollars" if priced else "no price without --api.usd_per_million_prompt and ..._answer"
     budget = c.api.token_budget

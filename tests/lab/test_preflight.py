@@ -1,6 +1,5 @@
 """What is told or refused before anything is trained: rewards, rewrites, pairs, and how many answers are to come."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -174,15 +173,14 @@ def test_how_many_answers_a_run_asks_for():
 
 
 def test_the_price_to_come_and_a_budget_that_is_too_small():
-    c = config(**{"api.usd_per_million_prompt": 1.0, "api.token_budget": 9})
-    c = replace(c, preferences=replace(c.preferences, normalise_on=384))
+    c = config(**{"api.usd_per_million_prompt": 1.0, "api.usd_per_million_answer": 10.0, "api.token_budget": 9})
     everyday = EverydayRequests(DataConfig(), 512, 0)
-    told = preflight.cost_line(c, everyday, {"answers": 2, "tokens": 200, "usd": 0.02})
+    told = preflight.cost_line(c, everyday, {"answers": 2, "tokens": 200, "prompt_tokens": 150})
     assert told == (
-        "to come: about 15,232 replies of the API, 1,523,200 tokens, 152.32 US dollars; --api.token_budget is 9: "
+        "to come: about 15,232 replies of the API, 1,523,200 tokens, 4.95 US dollars; --api.token_budget is 9: "
         "the run will stop before its end"
     )
-    free = preflight.cost_line(config(), everyday, {"answers": 0, "tokens": 0, "usd": 0.0})
+    free = preflight.cost_line(config(), everyday, {"answers": 0, "tokens": 0, "prompt_tokens": 0})
     assert free == (
         "to come: about 15,232 replies of the API, 0 tokens, no price without --api.usd_per_million_prompt and ..._answer"
     )
