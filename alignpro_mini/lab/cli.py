@@ -218,7 +218,7 @@ def _parser(base: RunConfig, prog: str, everything: bool) -> argparse.ArgumentPa
             parser.add_argument(f"--{name}", dest=name, help=argparse.SUPPRESS)
             continue
         if section not in groups:
-            doc = (type(getattr(base, section)).__doc__ or "").strip().splitlines()[0]
+            doc = (type(getattr(base, section)).__doc__ or section).strip().splitlines()[0]  # -OO leaves no docstrings
             groups[section] = parser.add_argument_group(section, doc)
         choices = choices_of(f)
         default = reduce(getattr, name.split("."), base)

@@ -10,6 +10,7 @@ import pytest
 from doubles import ROOT
 
 from alignpro_mini.lab.cli import one_line_errors, parse_command_line
+from alignpro_mini.sft import SFTConfig
 
 
 @pytest.fixture
@@ -53,6 +54,14 @@ def test_an_argument_that_is_no_text_is_told(capsys, word):
     err = capsys.readouterr().err
     assert ("is no whole text: is it UTF-8?" in err) == (not word.isprintable()), err
     assert err.count("\n") <= 2
+
+
+def test_help_needs_no_docstrings(monkeypatch, capsys):
+    """`python -OO` leaves them out."""
+    monkeypatch.setattr(SFTConfig, "__doc__", None)
+    with pytest.raises(SystemExit) as stopped:
+        parse_command_line(["--help", "all"])
+    assert stopped.value.code == 0 and "--prompter_sft.lr" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- Ctrl-C
