@@ -231,9 +231,12 @@ def _parser(base: RunConfig, prog: str, everything: bool) -> argparse.ArgumentPa
 def replace_what_the_console_lacks() -> None:
     """Print "?" for a character that the output's encoding has not: a log file on Windows, an ASCII terminal.
 
-    A model can write any character, and a run must not end because of it.
+    A model can write any character, and a run must not end because of it. Nor because there is no console.
     """
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as services do
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):  # a notebook's streams are UTF-8, and have no such method
             stream.reconfigure(errors="replace")
 

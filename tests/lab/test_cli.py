@@ -47,6 +47,15 @@ def test_a_stream_without_an_encoding_is_left_alone(monkeypatch):
     assert stream.getvalue() == "λ\n"
 
 
+def test_a_program_without_a_console_goes_on(monkeypatch):
+    """`train.py >&- 2>&-`: then there are no such streams, and tqdm would write to None."""
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    with one_line_errors("train.py"):
+        sys.stdout.write("λ")
+        sys.stderr.flush()
+
+
 @pytest.mark.parametrize("word", ["--name=caf\udce9", "--api.system", "half \ud83d"])
 def test_an_argument_that_is_no_text_is_told(capsys, word):
     with pytest.raises(SystemExit):
