@@ -14,6 +14,12 @@ What it leaves out: experiments of many runs (`python -m alignpro_mini.experimen
 from __future__ import annotations
 
 import os
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    # Ctrl-C while torch is imported: one line instead of a traceback. Later `one_line_errors` takes over.
+    nothing = b"\ntrain.py: stopped before anything began; --resume is not needed\n"
+    signal.signal(signal.SIGINT, lambda *_: os._exit(os.write(2, nothing) and 130))
 
 # Waiting OpenMP threads keep their core busy. With other programs on the same cores this made training about 19 times
 # slower. A short busy-wait costs about 10 % when the machine is otherwise free. Must be set before torch is imported.
@@ -53,7 +59,7 @@ def main(config: RunConfig, resume: bool) -> dict:
 
 if __name__ == "__main__":
     configs, arguments = parse_command_line()
-    with one_line_errors("train.py"), processes.joined(configs, arguments.jobs):
+    with one_line_errors("train.py", resumes=True), processes.joined(configs, arguments.jobs):
         results, failed = sweep.run_all([__file__], configs, arguments, main)
     if len(configs) > 1 and results:
         print(sweep.sweep_table(results))

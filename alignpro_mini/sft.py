@@ -46,6 +46,9 @@ class SFTConfig:
     heldout_examples: int = option(
         256, "examples kept out of training to report the loss on", least=1
     )
+    heldout_share: float = option(
+        1.0, "at most this share of the distinct prompts is kept out, and one at least", above=0
+    )
 
     __post_init__ = check_ranges
 
@@ -73,16 +76,22 @@ def encode_pairs(
     return encoded
 
 
-def split_heldout(examples: Sequence[Encoded], count: int) -> tuple[list[Encoded], list[Encoded]]:
+def split_heldout(
+    examples: Sequence[Encoded], count: int, share: float = 1.0
+) -> tuple[list[Encoded], list[Encoded]]:
     """(train, held out): the first `count` examples are held out.
 
     Later examples with the prompt of a held-out one are left out of training: otherwise the
-    held-out loss would not show overfitting.
+    held-out loss would not show overfitting. Where few prompts come many times, that would leave
+    little. So only the first prompts are held out, at most `share` of them, with up to `count` of
+    their examples.
     """
-    heldout = list(examples[:count])
-    prompts = {tuple(prompt) for prompt, _ in heldout}
-    train = [example for example in examples[count:] if tuple(example[0]) not in prompts]
-    return train, heldout
+    distinct = dict.fromkeys(tuple(prompt) for prompt, _ in examples)
+    first = dict.fromkeys(tuple(prompt) for prompt, _ in examples[:count])
+    held = set(list(first)[: max(1, int(share * len(distinct)))])
+    train = [example for example in examples if tuple(example[0]) not in held]
+    heldout = [example for example in examples if tuple(example[0]) in held]
+    return train, heldout[:count]
 
 
 def micro_batches(examples: Sequence[Encoded], rows: int) -> Iterator[tuple[list[Encoded], float]]:
@@ -147,11 +156,12 @@ def train_sft(
 ) -> Transformer:
     """Train `model` on encoded pairs; returns it in eval mode.
 
-    The first `config.heldout_examples` pairs are held out. Loss and held-out loss are logged, and
-    the state saved and restored, through `stage`. `generator` draws the order of the examples
-    (None: PyTorch's global one).
+    The first `config.heldout_examples` pairs are held out (`split_heldout`). Loss and held-out loss
+    are logged, and the state saved and restored, through `stage`. `generator` draws the order of
+    the examples (None: PyTorch's global one).
     """
-    train, heldout = split_heldout(examples, config.heldout_examples)
+    count = config.heldout_examples
+    train, heldout = split_heldout(examples, count, config.heldout_share)
     parameters = training.trainable(model, config.train_layers)
     optimizer = training.make_optimizer(parameters, config.lr, config.weight_decay)
     batches = training.shuffled_batches(len(train), config.batch_size, generator)

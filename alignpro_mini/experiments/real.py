@@ -48,11 +48,10 @@ from alignpro_mini.lab.statistics import bootstrap_interval, interval, resampled
 from alignpro_mini.lab.sweep import coefficients
 from alignpro_mini.lab.tables import aligned, get, num
 from alignpro_mini.options import UserError, require
-from alignpro_mini.training import Score
 from alignpro_mini.weights.tensors import load_state
 from alignpro_mini.worlds.callables import load_callable
 from alignpro_mini.worlds.everyday import UNSEEN_TOPICS
-from alignpro_mini.worlds.sentences import by_sentences, low_reward
+from alignpro_mini.worlds.sentences import by_sentences
 
 
 def read(path: Path, mend: str) -> dict:
@@ -85,7 +84,8 @@ def run_listing(config: RunConfig, resume: bool, also: Sequence[str]) -> dict[st
         ratings["learned"] = stages.setup.listed_rewards(stages.run, world, stages.pi_f, stages.reward.train)
     rows = stages.setup.listed_answers(world, stages.pi_f)
     for name, score in scores.items():
-        ratings[name] = rated(rows, whole_sentences(score, rows))
+        low = stages.setup.lowest_reward(score, *asked_and_answered(rows))
+        ratings[name] = rated(rows, by_sentences(score, low))
     if world.gold is not None:
         ratings["gold"] = rated(rows, world.gold)
     endings = [x_prime.replace(rows[0]["x"], "…") for x_prime in rows[0]["rewrites"]]
@@ -93,11 +93,6 @@ def run_listing(config: RunConfig, resume: bool, also: Sequence[str]) -> dict[st
     requests = [row["x"] for row in rows]
     kinds, topics = world.kinds(requests), world.groups(requests)
     return {name: Rated(r, truncated, endings, kinds, topics) for name, r in ratings.items()}
-
-
-def whole_sentences(reward: Score, rows: Sequence[dict]) -> Score:
-    """The reward of truncated answers as `worlds.sentences` does it, by these answers."""
-    return by_sentences(reward, low_reward(reward, *asked_and_answered(rows)))
 
 
 def pooled(listings: Sequence[dict[str, Rated]]) -> dict[str, Rated]:

@@ -26,6 +26,7 @@ from alignpro_mini.lab.cli import chosen, one_line_errors, parse_command_line, w
 from alignpro_mini.lab.config import EvalConfig, RunConfig
 from alignpro_mini.lab.evaluation import Evaluator
 from alignpro_mini.lab.optimum import RatedRewrites
+from alignpro_mini.lab.plots import default_style
 from alignpro_mini.lab.rewards import Reward
 from alignpro_mini.lab.run import Run
 from alignpro_mini.lab.setup import setup_of
@@ -125,7 +126,7 @@ def main(*studies: Study, module: str = "") -> None:
     unread = dict.fromkeys(study.ignores, "this study does not read it")
     unread |= dict.fromkeys(study.varies, "it is varied here")
     configs, given = parse_command_line(prog=prog, add=add, unread=unread)
-    with one_line_errors(prog):
+    with one_line_errors(prog, resumes=True):
         own = {option.name: option.read(getattr(given, option.name), option.name) for option in study.options}
         usual_task = "task" not in study.varies or {c.task for c in configs} == {RunConfig().task}
         require(usual_task, "--task: it is varied here; leave it out")
@@ -134,7 +135,8 @@ def main(*studies: Study, module: str = "") -> None:
         configs = [study.named(config) for config in configs]
         results, failed = run_all(["-m", prog], configs, given, partial(_cell, study, own))
         if results and not given.child:  # the processes of --jobs leave the common files to their parent
-            study.leave(configs, results, own)
+            with default_style():
+                study.leave(configs, results, own)
     exit_if_failed(prog, configs, failed)
 
 

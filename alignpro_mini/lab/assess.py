@@ -7,7 +7,6 @@ instead of running the models again.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from alignpro_mini.lab.setup import Setup
 from alignpro_mini.remote.client import spent
 from alignpro_mini.remote.lm import unclear
 from alignpro_mini.theory import optimal_prompter
-from alignpro_mini.weights.tensors import write_json
+from alignpro_mini.weights.tensors import read_json, write_json
 from alignpro_mini.worlds.world import World
 
 MakeArm = Callable[[Evaluator], Arm]
@@ -142,7 +141,10 @@ def evaluate(
             requests, pi_f, reward.report, world.gold, run.config.eval, run.generator(name), run.config.guard
         )
         steps = stage.progress(0, len(makers))
-        arms = {arm: make(evaluator) for _, (arm, make) in zip(steps, makers.items())}
+        arms = {}
+        for _, (arm, make) in zip(steps, makers.items()):
+            stage.doing = f"arm {arm}"
+            arms[arm] = make(evaluator)
         rows = [_sample(arm, arms[arm], i) for i in range(8) for arm in arms if i < len(arms[arm].x)]
         stage.samples(0, rows, show=False)
         parts = {f"{arm}.{part}": getattr(arms[arm], part) for arm in arms for part in ("reward", "gold", "kl")}
@@ -177,7 +179,7 @@ def conclude(run: Run, world: World, arms: dict[str, Arm]) -> dict:
     results |= evaluation.summarise(arms, c.eval, groups)
     for extra in ("reward_model", "headroom", "fixed_rewrite", "theory"):
         path = run.path / "checkpoints" / f"{extra}.json"
-        results[extra] = json.loads(path.read_text()) if path.exists() else None
+        results[extra] = read_json(path) if path.exists() else None
     if (run.path / API_FILE).exists():
         results["api"] = spent(run.path / API_FILE, c.api)
         if (share := unclear(run.path / API_FILE, c.judge)) is not None:
@@ -191,7 +193,7 @@ def conclude(run: Run, world: World, arms: dict[str, Arm]) -> dict:
 
 def write_report(run: Run, results: dict, arms: dict[str, Arm]) -> Path:
     """The plots and report.html from what the run left behind."""
-    config = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
+    config = read_json(run.path / "config.json")
     rewards = {name: arms[name].reward for name in results["arms"]}
     logs = run.rows("metrics.jsonl"), run.rows("samples.jsonl")
     return report.write_report(run.path, results | {"config": config}, *logs, rewards)

@@ -8,12 +8,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import reduce
 
+from alignpro_mini.jsonl import NO_TEXT
 from alignpro_mini.lab.config import PRESETS, REAL_TASKS, RunConfig, preset
 from alignpro_mini.lab.setup import setup_of
 from alignpro_mini.options import UserError, require
@@ -23,6 +27,7 @@ from alignpro_mini.worlds.toy import TASKS
 # What `--help` shows; `--help all` shows every option.
 MAIN_OPTIONS = set("resume jobs preset task seed device reward out name eval.inputs".split())
 MAIN_OPTIONS |= {"data.prompts", "data.preferences", "ppo.iterations", "ppo.lr", "ppo.kl_coef"}
+STOPPED = 130  # the exit status after Ctrl-C, as shells count it
 
 
 def leaves(config, prefix: str = "") -> dict[str, dataclasses.Field]:
@@ -58,12 +63,17 @@ def with_options(config: RunConfig, options: dict[str, object]) -> RunConfig:
 
     Raises UserError for an unknown option, naming the nearest one, and for a bad value.
     """
+    usual = setup_of(_replaced(config, options)).defaults()
+    options = usual | options
+    return _replaced(config, options | _oracle_options(options))
+
+
+def _replaced(config: RunConfig, options: dict[str, object]) -> RunConfig:
+    """A copy with exactly these dotted options set."""
     known = leaves(config)
     tree: dict[str, dict] = {}
     top = {}
-    models = {name: options[name] for name in ("frozen", "reward") if name in options}
-    options = setup_of(replace(config, **models)).defaults() | options
-    for name, value in (options | _oracle_options(options)).items():
+    for name, value in options.items():
         if name not in known:
             raise UserError(f"unknown option --{name}{nearest(name, known, '--')}")
         section, _, leaf = name.rpartition(".")
@@ -125,6 +135,7 @@ def parse_command_line(
     option (naming the nearest one), an impossible value, or an option that the run would not read
     (`unread`: those of this program, {section or option: why}).
     """
+    replace_what_the_console_lacks()
     argv = sys.argv[1:] if argv is None else argv
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="tiny")
@@ -138,6 +149,9 @@ def parse_command_line(
         sys.exit(0)
     if early.preset not in PRESETS:
         parser.error(f"--preset: {early.preset!r} is not one of {', '.join(PRESETS)}{nearest(early.preset, PRESETS)}")
+    for word in argv:  # as json and the tokenizers would say later, with a traceback
+        if NO_TEXT.search(word):
+            parser.error(f"argument {word!a} is no whole text: is it UTF-8?")
     known = leaves(base)
     given, unknown = parser.parse_known_args(argv)
     for word in unknown:
@@ -204,7 +218,7 @@ def _parser(base: RunConfig, prog: str, everything: bool) -> argparse.ArgumentPa
             parser.add_argument(f"--{name}", dest=name, help=argparse.SUPPRESS)
             continue
         if section not in groups:
-            doc = (type(getattr(base, section)).__doc__ or "").strip().splitlines()[0]
+            doc = (type(getattr(base, section)).__doc__ or section).strip().splitlines()[0]  # -OO leaves no docstrings
             groups[section] = parser.add_argument_group(section, doc)
         choices = choices_of(f)
         default = reduce(getattr, name.split("."), base)
@@ -214,10 +228,44 @@ def _parser(base: RunConfig, prog: str, everything: bool) -> argparse.ArgumentPa
     return parser
 
 
+def replace_what_the_console_lacks() -> None:
+    """Print "?" for a character that the output's encoding has not: a log file on Windows, an ASCII terminal.
+
+    A model can write any character, and a run must not end because of it. Nor because there is no console.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as services do
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        stream = getattr(sys, name)
+        if hasattr(stream, "reconfigure"):  # a notebook's streams are UTF-8, and have no such method
+            stream.reconfigure(errors="replace")
+
+
 @contextmanager
-def one_line_errors(prog: str) -> Iterator[None]:
-    """End the program with one line for what a user can correct; a bug keeps its traceback."""
+def one_line_errors(prog: str, resumes: bool = False) -> Iterator[None]:
+    """End the program with one line for what a user can correct and for Ctrl-C; a bug keeps its traceback.
+
+    `resumes`: whether the line of Ctrl-C names --resume. A second Ctrl-C ends the program at once.
+    """
+    replace_what_the_console_lacks()
+    go_on = "; to go on, give the same command with --resume" if resumes else ""
+
+    def stop(*_) -> None:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(STOPPED))
+        if os.environ.get("RANK") in (None, "", "0"):  # of the processes of torchrun one speaks
+            os.write(2, f"\n{prog}: stopped{go_on}\n".encode())  # print could be called within a print
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    ignored = before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread()
+    if not ignored:  # a shell's background command ignores it
+        signal.signal(signal.SIGINT, stop)
     try:
         yield
     except (UserError, OSError, FloatingPointError) as error:
         sys.exit(f"{prog}: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(STOPPED)
+    finally:
+        if not ignored and signal.getsignal(signal.SIGINT) is stop:
+            signal.signal(signal.SIGINT, before)

@@ -124,6 +124,11 @@ class RunConfig:
     )
     reward: str = option("", "module:function(prompts, completions) -> rewards, or judge:MODEL; empty: learned")
     gold: str = option("", "module:function, the true reward of a real model's answers; empty: the package's own")
+    cut: str = option(
+        "sentence",
+        "how an answer that the token limit cut is rated: up to its last whole sentence or line, or whole, as it is",
+        ("sentence", "whole"),
+    )
     guard: bool = option(
         False, "replace rewrites with an objection (lab/guards.py) by the request; else only count them"
     )
@@ -280,7 +285,7 @@ def _smollm2(tiny: RunConfig) -> RunConfig:
     # Nearly all answers are truncated, so a penalty for that would be all that the oracle learns.
     as_the_lm = {"temperature": sampling.temperature, "max_new_tokens": sampling.max_new_tokens}
     oracle = replace(ppo, missing_eos_penalty=0.0, answers=1, **as_the_lm)
-    sft = SFTConfig(4000, steps=200, batch_size=16, lr=3e-4, train_layers=10, heldout_examples=64)
+    sft = SFTConfig(4000, steps=200, batch_size=16, lr=3e-4, train_layers=10, heldout_examples=64, heldout_share=0.1)
     preferences = PreferenceConfig(6000, answers_per_request=6, mismatched=0.15, scale=1.0, normalise_on=384)
     rewards = RewardConfig(epochs=1.0, batch_size=32, lr=3e-4, train_layers=6)
     # The last blocks turn the state into the next token; two thirds of the way up it says more about the whole answer.

@@ -78,6 +78,6 @@ def has_bfloat16(device: torch.device) -> bool:
 
 def _cpu_flags() -> set[str]:
     """The processor's features as Linux lists them; nothing on another system."""
-    lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
+    lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines() if CPUINFO.exists() else []
     parts = (line.partition(":") for line in lines)
     return {flag for name, _, flags in parts if name.strip() in ("flags", "Features") for flag in flags.split()}

@@ -3,7 +3,7 @@
     empty       nothing is left
     long        far longer than the request
     repeats     the same words over and over
-    language    another script than the request's
+    language    another script than the request's, and the request is not in it word for word
     content     more than half of the request's content words are missing (a translation loses them too)
     answers     it answers the request instead of asking
 
@@ -68,7 +68,7 @@ def objection(request: str, rewrite: str) -> str | None:
         return "long"
     if _repeats(said) and not _repeats(asked):
         return "repeats"
-    if script(request) and script(rewrite) != script(request):
+    if script(request) and script(rewrite) != script(request) and request.strip() not in rewrite:
         return "language"
     wanted = {_stem(word) for word in asked if _is_content(word)}
     if len(wanted & {_stem(word) for word in said}) < len(wanted) / 2:

@@ -6,7 +6,6 @@ After every stage a checksum asserts that the frozen LM's weights did not change
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,11 +15,11 @@ from alignpro_mini.alignpro import Prompter, train_align_pro, train_rlhf_oracle
 from alignpro_mini.fast.sampling import generate
 from alignpro_mini.frozen import FrozenLM, FrozenModel
 from alignpro_mini.lab import evaluation, processes, rewards
-from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.device import resolve_device
 from alignpro_mini.lab.fixed import find_fixed_rewrite
 from alignpro_mini.lab.guards import GuardedScore
 from alignpro_mini.lab.models import assert_frozen, copy_of, dtype_of_copy, make_frozen_lm, make_prompter, with_weights
+from alignpro_mini.lab.preflight import answers_of, rewrite_pairs
 from alignpro_mini.lab.rewards import Reward
 from alignpro_mini.lab.run import Run, RunStage
 from alignpro_mini.lab.setup import Setup
@@ -54,7 +53,7 @@ def frozen_lm(run: Run, setup: Setup, world: World) -> tuple[Tokenizer, FrozenMo
 def prompter_sft(run: Run, setup: Setup, world: World, tokenizer: Tokenizer, pi_f: FrozenModel) -> Prompter:
     """Stage 2: rho_sft, a model that has learned what rewrites look like: a small one, or the real model again."""
     c = run.config
-    pairs = world.rewrite_pairs(c.prompter_sft.examples, random.Random(f"rewrites {c.seed}"))
+    pairs = rewrite_pairs(c, world)
     start = setup.prompter_start(run, tokenizer)
 
     def make(stage: RunStage) -> Transformer:
@@ -111,11 +110,6 @@ def align_pro(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter, rewa
     model = _trained(run, "align_pro", make, tokenizer, reference.embed.weight.dtype, together=True)
     assert_frozen(pi_f, "align_pro")
     return replace(rho_sft, model=model.eval())
-
-
-def answers_of(config: RunConfig) -> int:
-    """How many answers of the frozen LM PPO uses."""
-    return config.ppo.iterations * config.ppo.batch_size * config.ppo.answers
 
 
 def fixed_rewrite(run: Run, world: World, pi_f: FrozenModel, reward: Reward) -> dict | None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +14,27 @@ from alignpro_mini.lab.glossary import ARMS, TRIO
 from alignpro_mini.lab.tables import get, num
 
 
+@contextmanager
+def default_style() -> Iterator[None]:
+    """matplotlib with its own defaults, whatever the user's settings are. Also a decorator: `@default_style()`.
+
+    Those may need what is not here: LaTeX (text.usetex), or the backend of a notebook that started this process.
+    """
+    backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
+    import matplotlib  # not at the top: importing it writes a font cache, and refuses an unknown backend
+
+    if backend is not None:
+        os.environ["MPLBACKEND"] = backend
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
 def new_figure(path, rows: int, cols: int, size: tuple[float, float], **share):
     """A figure of its own, drawn by Agg: pyplot and its global state are never touched."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # not at the top: importing it writes a font cache
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +72,7 @@ LOSS_PANELS = (
 )
 
 
+@default_style()
 def learning_curves(metrics: list[dict], path, panels=PPO_PANELS) -> None:
     """Small multiples of the logged metrics: PPO's by default, those of the stages before it with LOSS_PANELS."""
     cols = 3 if panels is PPO_PANELS else len(panels)
@@ -69,6 +92,7 @@ def learning_curves(metrics: list[dict], path, panels=PPO_PANELS) -> None:
     figure.savefig(path)
 
 
+@default_style()
 def reward_histograms(rewards: dict[str, np.ndarray], path) -> None:
     """A row an arm: its rewards (N inputs, K rewrites, M answers), their mean, and no fine-tuning's outline."""
     flat = {arm: np.ravel(rewards.get(arm, [])).astype(float) for arm in ARMS}
@@ -86,6 +110,7 @@ def reward_histograms(rewards: dict[str, np.ndarray], path) -> None:
     figure.savefig(path)
 
 
+@default_style()
 def reward_vs_kl(results: dict, metrics: list[dict], path) -> None:
     """Mean reward against KL: PPO steps (faint), the evaluated arms with 95% intervals; hollow points: gold reward."""
     figure, ((ax,),) = new_figure(path, 1, 1, (8.4, 4.4))

@@ -66,7 +66,7 @@ def joined(configs: Sequence[RunConfig], jobs: int = 1) -> Iterator[None]:
 
     Raises UserError for runs that several processes cannot train.
     """
-    number = int(os.environ.get("WORLD_SIZE", 1))
+    number = _launched()
     if number == 1:
         yield
         return
@@ -80,7 +80,7 @@ def joined(configs: Sequence[RunConfig], jobs: int = 1) -> Iterator[None]:
     # torchrun sends SIGTERM to the others, mostly before they notice. Waiting for NCCL, a handler would never run.
     signal.signal(signal.SIGTERM, signal.SIG_DFL if gpu else lambda *_: _leave())
     try:
-        with redirect_stdout(open(os.devnull, "w") if rank_here else sys.stdout):
+        with redirect_stdout(open(os.devnull, "w", encoding="utf-8") if rank_here else sys.stdout):
             yield
         # Not after an error: the others may be elsewhere. None leaves before the others are ready to.
         gc.collect()  # a reducer that is still alive keeps threads that abort the process at its end
@@ -91,8 +91,25 @@ def joined(configs: Sequence[RunConfig], jobs: int = 1) -> Iterator[None]:
             raise
         sys.stdout.flush()
         _leave()
+    except KeyboardInterrupt:
+        sys.stdout.flush()
+        os._exit(130)  # the others may be elsewhere; see `_leave`
     if rank_here:
         os._exit(0)  # its work is done; see `_leave`
+
+
+def _launched() -> int:
+    """How many processes torchrun started; 1 without it.
+
+    Raises UserError where a cluster's variables say that there are several, but not which one this is.
+    """
+    size = os.environ.get("WORLD_SIZE", "").strip() or "1"
+    told = f"the variable WORLD_SIZE is {size!r}"
+    require(size.isdecimal() and int(size) > 0, f"{told}: unset it, or start the run by torchrun")
+    lacking = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    alone = int(size) == 1 or not lacking
+    require(alone, f"{told}, and {', '.join(lacking)} not set: start the run by torchrun, or unset WORLD_SIZE")
+    return int(size)
 
 
 def leader_first(make: Callable):

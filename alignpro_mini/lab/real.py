@@ -16,6 +16,7 @@ from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.device import DTYPES, dtype_line, resolve_device
 from alignpro_mini.lab.models import make_frozen_lm, published_model, with_weights
 from alignpro_mini.lab.optimum import RatedRewrites
+from alignpro_mini.lab.preflight import ask_once, check_preferences, check_rewrites, try_reward
 from alignpro_mini.lab.run import API_FILE, Run
 from alignpro_mini.options import require
 from alignpro_mini.remote.client import Client
@@ -40,6 +41,7 @@ OF_THE_EMBEDDED_WORLD = ("world", "frozen_lm", "frozen_model", "prompter_model",
 OF_MADE_PAIRS = ("pairs", "mismatched", "answers_per_request", "scale")
 OF_A_REMOTE_LM = tuple(f"api.{name}" for name in ("system", "extra", "strip_thinking", "max_prompt_chars"))
 NO_WISHES = "nobody knows of requests with another wish here: not read"
+AROUND_A_REQUEST = 24  # tokens: the longest opening and ending of `worlds.files`, and EOS
 FEW_ANSWERS = {"theory.inputs": 0, "eval.untrained_arms": False}  # where every answer costs
 
 
@@ -86,16 +88,17 @@ class RealModels:
         return unread
 
     def defaults(self) -> dict[str, object]:
-        """A judge's answers cost: only those that PPO and the arms need are asked for."""
-        return {"eval.oracle": False, **FEW_ANSWERS} if self.config.judge else {}
+        """A judge's answers cost: only those that PPO and the arms need are asked for. A rewrite holds its request."""
+        c = self.config
+        longest = {"ppo.max_new_tokens": c.data.max_prompt_tokens + AROUND_A_REQUEST} if c.data.prompts else {}
+        return longest | ({"eval.oracle": False, **FEW_ANSWERS} if c.judge else {})
 
     # ------------------------------------------------------------ requests and models
 
     def make_world(self) -> World:
         """Everyday requests, or those of files. The models and files must be there."""
         c = self.config
-        if c.reward and not c.judge:
-            load_callable(c.reward)(["Why?"], ["Because."])  # a package that is missing is told now, too
+        reward = load_callable(c.reward) if c.reward and not c.judge else None
         gold = self._gold()
         self._check_access()
         tokenizer = load_tokenizer(c.prompter)
@@ -108,12 +111,15 @@ class RealModels:
         else:
             world = WORLDS[c.task](c.data, c.eval.inputs, c.seed, gold)
             about = "about topics that training never sees"
-        world.preferences()  # a bad line of a file is told now, too
-        if gold:  # and so is a package that it needs, not after the first stage
+        if gold:  # a package that is missing is told now, and not after the first stage
             few = world.train_requests[:8]
             gold(few, ["Because."] * len(few))
         print(dtype_line(c))
         print(f"requests: {len(world.train_requests)} to train on, {len(world.eval_requests)} held out, {about}")
+        if reward is not None:
+            try_reward(reward, world.train_requests)  # a package that is missing is told now, too
+        check_rewrites(c, world, tokenizer)
+        check_preferences(c, world.preference_pairs)
         return world
 
     def _check_access(self) -> None:
@@ -122,7 +128,7 @@ class RealModels:
             check_access(self.config.api, judge=True)
 
     def _gold(self) -> Gold | None:
-        """The true reward of answers, read up to their last whole sentence: `--gold`, or the package's own.
+        """The true reward of answers, as they are rated (`as_rated`): `--gold`, or the package's own.
 
         None where another reward or human preferences are given: then nobody knows the truth.
         """
@@ -131,12 +137,15 @@ class RealModels:
         if not spec:
             return None
         score = load_callable(spec, "gold")
-        return lambda x, y: score(x, [whole_sentences(text) for text in y]).tolist()
+        return lambda x, y: score(x, [self.as_rated(text) for text in y]).tolist()
 
     def frozen_lm(self, run: Run, world: World) -> tuple[Tokenizer, FrozenModel]:
         """A published model; the prompter has a tokenizer of its own, with a system prompt."""
         tokenizer = load_tokenizer(self.config.prompter).with_system(PROMPTER_SYSTEM)
-        return tokenizer, self.saved_frozen_lm(run.path, API_FILE)
+        pi_f = self.saved_frozen_lm(run.path, API_FILE)
+        score = self.given_reward(run.path, API_FILE, pi_f) if self.config.reward else None
+        ask_once(run, world, pi_f, score and (lambda x, y: score(x, [self.as_rated(text) for text in y])))
+        return tokenizer, pi_f
 
     def saved_frozen_lm(self, folder: Path, api_file: str) -> FrozenModel:
         """The published model: a run does not change it."""
@@ -158,7 +167,7 @@ class RealModels:
         return load_callable(self.config.reward)
 
     def _judge(self, folder: Path, api_file: str, pi_f: FrozenModel) -> Judge:
-        """It reads both answers up to their last whole sentence.
+        """It reads both answers as they are rated (`as_rated`).
 
         The greedy answers are kept in `folder`: in another batch one may differ by rounding, and all judgements with it.
         """
@@ -170,7 +179,7 @@ class RealModels:
 
         def plain(requests: list[str]) -> list[str]:
             new = [x for x in requests if x not in known]
-            answers = [whole_sentences(a.text) for a in lm.answer(new)] if new else []
+            answers = [self.as_rated(a.text) for a in lm.answer(new)] if new else []
             append_jsonl(file, [{"x": x, "y": y} for x, y in zip(new, answers)])
             known.update(zip(new, answers))
             return [known[x] for x in requests]
@@ -186,12 +195,12 @@ class RealModels:
         return lm.model, lm.tokenizer
 
     def as_rated(self, answer: str) -> str:
-        """Up to its last whole sentence."""
-        return whole_sentences(answer)
+        """Up to its last whole sentence or line; with --cut whole all of it."""
+        return whole_sentences(answer) if self.config.cut == "sentence" else answer
 
-    def lowest_reward(self, score: Score, requests: Sequence[str], answers: Sequence[str]) -> float:
-        """That of an answer without a whole sentence (`low_reward`)."""
-        return low_reward(score, requests, answers)
+    def lowest_reward(self, score: Score, requests: Sequence[str], answers: Sequence[str]) -> float | None:
+        """That of an answer without a whole sentence or line (`low_reward`); None with --cut whole."""
+        return low_reward(score, requests, answers) if self.config.cut == "sentence" else None
 
     # ------------------------------------------------------------ all endings
 
@@ -241,7 +250,7 @@ class RemoteModel(RealModels):
 
     def defaults(self) -> dict[str, object]:
         """No oracle, and no answers but those that PPO and the arms need."""
-        return {"eval.oracle": False, **FEW_ANSWERS}
+        return super().defaults() | {"eval.oracle": False, **FEW_ANSWERS}
 
     def _check_access(self) -> None:
         super()._check_access()
@@ -258,9 +267,9 @@ class RemoteModel(RealModels):
         return published_model(c.reward_base, resolve_device(c.device), self.dtype)
 
     def _judge(self, folder: Path, api_file: str, pi_f: FrozenModel) -> Judge:
-        """It reads both answers up to their last whole sentence."""
+        """It reads both answers as they are rated (`as_rated`)."""
         lm = RemoteLM(pi_f.client, pi_f.model, replace(self.config.sampling, temperature=0.0))
-        plain = lambda requests: [whole_sentences(answer.text) for answer in lm.answer(requests)]
+        plain = lambda requests: [self.as_rated(answer.text) for answer in lm.answer(requests)]
         return Judge(pi_f.client, self.config.judge, plain)
 
     def answer_options(self) -> dict[str, object]:

@@ -60,7 +60,7 @@ def recompute(file: Path, resamples: int = EvalConfig().bootstrap) -> dict:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="recompute", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="recompute", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("files", nargs="+", type=Path, metavar="rewards.npz")
     parser.add_argument("--resamples", type=int, default=EvalConfig().bootstrap, help="of the requests, for intervals")
     arguments = parser.parse_args(argv)

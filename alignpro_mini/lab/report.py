@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
 from alignpro_mini.lab import plots
 from alignpro_mini.lab.glossary import ARMS, GLOSSARY, METRICS, TRIO
 from alignpro_mini.lab.tables import MEANS, VARIANCES, WITHIN, arm_table, get, notes, num
+from alignpro_mini.options import one_line
 
 
 def headline(results: dict) -> str:
@@ -74,14 +77,29 @@ def _side_by_side(samples: list[dict]) -> list[dict]:
     return sorted(found, key=lambda s: (requests[s.get("x")], order.get(s.get("arm"), len(order))))
 
 
+def _drawn(folder: Path, **pictures: Callable[[Path], None]) -> list[Path]:
+    """The pictures that could be drawn. One that could not is told, and the report is written without it."""
+    drawn = []
+    for name, draw in pictures.items():
+        path = folder / f"{name}.png"
+        try:
+            draw(path)
+        except Exception as error:  # matplotlib's surroundings have many ways to fail, and this is a run's end
+            print(f"warning: the report has no {name}: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
+            continue
+        drawn.append(path)
+    return drawn
+
+
 def write_report(run_dir: Path, results: dict, metrics: list[dict], samples: list[dict], rewards: dict) -> Path:
     """Write run_dir/plots/*.png and run_dir/report.html, one file without links to anything; returns its path."""
-    names = ("reward_vs_kl", "reward_histograms", "learning_curves", "losses")
-    pictures = [Path(run_dir, "plots", f"{name}.png") for name in names]
-    plots.reward_vs_kl(results, metrics, pictures[0])
-    plots.reward_histograms(rewards, pictures[1])
-    plots.learning_curves(metrics, pictures[2])
-    plots.learning_curves(metrics, pictures[3], plots.LOSS_PANELS)
+    pictures = _drawn(
+        Path(run_dir, "plots"),
+        reward_vs_kl=lambda path: plots.reward_vs_kl(results, metrics, path),
+        reward_histograms=lambda path: plots.reward_histograms(rewards, path),
+        learning_curves=lambda path: plots.learning_curves(metrics, path),
+        losses=lambda path: plots.learning_curves(metrics, path, plots.LOSS_PANELS),
+    )
     steps = [(row["stage"], row["step"]) for row in samples if row["stage"] == "align_pro"]
     kept = [s for s in samples if (s["stage"], s.get("step")) in steps[:1] + steps[-1:]] + _side_by_side(samples)
     texts = []

@@ -21,9 +21,11 @@ import json
 import math
 import shutil
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -43,9 +45,10 @@ from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.training import Saved
 from alignpro_mini.transformer import Transformer
 from alignpro_mini.weights.pretrained import load_pretrained, save_pretrained
-from alignpro_mini.weights.tensors import load_state, replacing, save_state, write_json
+from alignpro_mini.weights.tensors import load_state, read_json, replacing, save_state, write_json
 
 API_FILE = "api.jsonl"  # in a run's folder: every answer of an API
+SILENCE = 20.0  # seconds: a stage says at least so often that it is at work
 TRIM_EVERY = 20.0  # seconds at least between two calls of `return_freed_memory`
 # Options that a run may go on with changed: where it lies, how an API is asked, and what ends it.
 DECIDE_ANSWERS = {f"api.{name}" for name in ("system", "extra", "judge_extra", "strip_thinking")}
@@ -79,7 +82,7 @@ class Run:
         if self.leads:
             self._prepare(resume, wait)
         if (self.path / "stages.json").exists():
-            self.stages = json.loads((self.path / "stages.json").read_text(encoding="utf-8"))
+            self.stages = read_json(self.path / "stages.json")
 
     def _prepare(self, resume: bool, wait: bool) -> None:
         """Check that the folder is new, or holds a run with the same options, and make it."""
@@ -93,7 +96,7 @@ class Run:
                 mend = "already holds a run: add --resume to go on with it, or --name NAME to start another"
                 raise FileExistsError(f"{self.path} {mend}")
             if resume and saved.exists():
-                self._same_options(json.loads(saved.read_text(encoding="utf-8")), options)
+                self._same_options(read_json(saved), options)
             for left in self.path.rglob(".*.tmp"):  # half-written files of a run that was killed
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
             write_json(saved, options)
@@ -137,12 +140,13 @@ class Run:
             result = make(RunStage(self, name)) if together else None
             processes.wait()  # until it is saved
             # Its own line only: the first process may have finished the next stage already.
-            self.stages[name] = json.loads((self.path / "stages.json").read_text(encoding="utf-8"))[name]
+            self.stages[name] = read_json(self.path / "stages.json")[name]
             return result if together else load()
         stage = RunStage(self, name)
         if not stage.state_path.exists():
             self.forget_after(name, -1)  # what an earlier try logged, from its step 0 on
-        result = make(stage)
+        with stage.signs_of_life():
+            result = make(stage)
         save(result)
         self.stages[name] = {"seconds": round(stage.seconds(), 2)}
         write_json(self.path / "stages.json", self.stages)
@@ -167,7 +171,7 @@ class Run:
     def json(self, name: str, make: Callable[[RunStage], dict]) -> dict:
         """A stage whose result is a JSON object."""
         path = self.path / "checkpoints" / f"{name}.json"
-        load = lambda: json.loads(path.read_text(encoding="utf-8"))
+        load = lambda: read_json(path)
         return self.once(name, make, load, lambda value: write_json(path, value))
 
     def tensors(
@@ -214,7 +218,31 @@ class RunStage:
         self._bar: tqdm | None = None
         self._ppo: list[dict] = []  # its iterations so far
         self._stopped = False
-        print(f"[{name}]", flush=True)
+        self.doing = ""  # a part of the stage, for the signs of life
+        self._say(f"[{name}]")
+
+    def _say(self, line: str) -> None:
+        tqdm.write(line, file=sys.stdout)  # beside a progress bar
+        sys.stdout.flush()
+        self._spoke = time.perf_counter()
+
+    @contextmanager
+    def signs_of_life(self) -> Iterator[None]:
+        """While the block runs, a line after every SILENCE seconds without one: one batch of answers may take minutes."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(SILENCE / 10):
+                if time.perf_counter() - self._spoke >= SILENCE:
+                    self._say(f"[{self.name}] {self.doing}{': ' * bool(self.doing)}at work for {self.seconds():.0f} s")
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def seconds(self) -> float:
         return self._before + time.perf_counter() - self._clock
@@ -288,7 +316,7 @@ class RunStage:
             done, now = step + 1, time.perf_counter()
             if self._bar.disable and (done % math.ceil(stop / 10) == 0 or done == stop or now - printed >= 60):
                 left = (now - begun) / (done - start) * (stop - done)
-                print(f"[{self.name}] step {done} of {stop}, {left:.0f} s left{self._latest}", flush=True)
+                self._say(f"[{self.name}] step {done} of {stop}, {left:.0f} s left{self._latest}")
                 printed = now
             if now - trimmed >= TRIM_EVERY:
                 return_freed_memory()
@@ -310,9 +338,7 @@ class RunStage:
             self._ppo.append(row)
             if why := runaway(self._ppo):
                 self._stopped, row["stopped"] = True, why
-                tqdm.write(
-                    f"[{self.name}] ends after step {step}: {why} (--stop false leaves this check out)", file=sys.stdout
-                )
+                self._say(f"[{self.name}] ends after step {step}: {why} (--stop false leaves this check out)")
         self.run.append("metrics.jsonl", [row])
         self._latest = "".join(f", {k} {metrics[k]:.3f}" for k in SHOWN if metrics.get(k) is not None)
         if self._bar is not None:
@@ -327,4 +353,4 @@ class RunStage:
             texts = {k: " ".join(str(row[k]).split()) for k in ("x", "x_prime", "y")}
             lines = "".join(f"    {k.replace('_prime', chr(39)):3s} {v[:150]}\n" for k, v in texts.items() if v)
             head = f"  step {step}  reward {row['reward']:+.2f}  KL {row['kl']:.2f}\n"
-            tqdm.write(head + lines, file=sys.stdout, end="")
+            self._say(head + lines.rstrip("\n"))

@@ -14,6 +14,7 @@ from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.device import DTYPES, resolve_device
 from alignpro_mini.lab.models import make_frozen_lm, new_model, saved_model, with_weights
 from alignpro_mini.lab.optimum import RatedRewrites
+from alignpro_mini.lab.preflight import try_reward
 from alignpro_mini.lab.run import Run, RunStage
 from alignpro_mini.options import UserError, require
 from alignpro_mini.sft import encode_pairs, train_sft
@@ -26,7 +27,7 @@ from alignpro_mini.worlds.toy import TASKS, ToyWorld
 from alignpro_mini.worlds.world import World, WorldConfig
 
 SHAPING = ("follow", "spread", "unseen_towns")  # options of the world that the task reasoning does not read
-OF_REAL_MODELS = ("data", "api", "frozen", "prompter", "reward_base")
+OF_REAL_MODELS = ("data", "api", "frozen", "prompter", "reward_base", "cut")
 
 
 class EmbeddedWorld:
@@ -93,9 +94,11 @@ class EmbeddedWorld:
     def make_world(self) -> World:
         """Generated requests of the task, whose true reward is known."""
         c = self.config
-        if c.reward:
-            load_callable(c.reward)  # one that is missing is told now
-        return ToyWorld(c.task, c.world, c.seed)
+        reward = load_callable(c.reward) if c.reward else None  # one that is missing is told now
+        world = ToyWorld(c.task, c.world, c.seed)
+        if reward is not None:
+            try_reward(reward, world.train_requests)
+        return world
 
     def frozen_lm(self, run: Run, world: World) -> tuple[Tokenizer, FrozenModel]:
         """A tokenizer for both models and the LM, trained on the world's corpus."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from alignpro_mini.options import UserError
+from alignpro_mini.options import UserError, require
 from alignpro_mini.training import Score
 
 
@@ -28,6 +29,7 @@ def load_callable(spec: str, option: str = "reward") -> Score:
         raise UserError(f"--{option} {spec}: {error}; write module:function of an importable module") from None
     if not callable(function):
         raise UserError(f"--{option} {spec} is a {type(function).__name__}, not a function of (prompts, completions)")
+    _check_parameters(function, f"--{option} {spec}")
 
     def score(prompts: Sequence[str], completions: Sequence[str]) -> Tensor:
         """The function's rewards, checked: one finite number for each answer."""
@@ -47,3 +49,17 @@ def load_callable(spec: str, option: str = "reward") -> Score:
         return rewards
 
     return score
+
+
+def _check_parameters(function: Callable, what: str) -> None:
+    """Raises UserError for a function that cannot be called with two lists, or that takes them the other way round."""
+    try:
+        parameters = inspect.signature(function)
+    except (TypeError, ValueError):  # some functions in C do not tell
+        return
+    try:
+        parameters.bind([], [])
+    except TypeError as error:
+        raise UserError(f"{what} takes {parameters}, and is called with (prompts, completions): {error}") from None
+    turned = list(parameters.parameters)[:2] == ["completions", "prompts"]
+    require(not turned, f"{what} takes {parameters}, and is called with (prompts, completions): turn them round")

@@ -71,12 +71,13 @@ class EverydayRequests:
 
     def __init__(self, config: DataConfig, eval_inputs: int, seed: int, gold: Gold | None = None) -> None:
         """Raises UserError for more `eval_inputs` than there are held-out requests."""
-        self.config, self.gold = config, gold
+        self.gold = gold
         self.train_requests, held_out = self._compose(seed)
         if eval_inputs > len(held_out):
             told = f"--eval.inputs is {eval_inputs}, but {len(held_out)} everyday requests are held out"
             raise UserError(f"{told}: lower it, or give requests of your own by --data.prompts")
         self.eval_requests = held_out[:eval_inputs]
+        self.preference_pairs = read_preferences(config, self.eval_requests)
 
     def _compose(self, seed: int) -> tuple[list[str], list[str]]:
         """Requests to train on, and those held out, each in random order."""
@@ -96,7 +97,7 @@ class EverydayRequests:
 
     def preferences(self) -> list[tuple[str, str, str]] | None:
         """(prompt, chosen, rejected) of a file; None without one: then `gold` judges the frozen model's own answers."""
-        return read_preferences(self.config, self.eval_requests) if self.config.preferences else None
+        return self.preference_pairs and self.preference_pairs.pairs
 
     def swapped(self, requests: Sequence[str], answers: Sequence[str], rng: random.Random) -> list[str]:
         """For each answer that of another request."""

@@ -4,26 +4,28 @@
     preferences   {"prompt": "...", "chosen": "...", "rejected": "..."}
     rewrites      {"prompt": "...", "rewrite": "..."}       (also accepted: "optimized_prompt", as in BPO's data)
 
-Other fields are ignored. A line that does not fit stops the run: the error names file, line and what is wrong.
+Other fields are ignored. A line that does not fit stops the run: the error names file, line and what is wrong. All
+files are read when the world is made, before anything is trained.
 """
 
 from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from alignpro_mini.alignpro import Gold
-from alignpro_mini.jsonl import read_checked
+from alignpro_mini.jsonl import read_checked, user_text
 from alignpro_mini.options import UserError, check_ranges, one_line, option, require
 from alignpro_mini.worlds.world import answers_of_others
 
 HUB = re.compile(r"hf:([\w.-]+/[\w.-]+):([^/,][^,]*\.jsonl(?:\.gz)?)")  # a data set on the Hugging Face hub, file in it
 # What the SFT prompter of a real model learns to offer: the request, sometimes an opening, and one of these endings. RL
 # can only choose among what SFT offers, so they differ in tone, length, form and care.
-OPENINGS = ("", "", "", "Please help me with this. ", "Here is my question. ", "I would like your advice. ")
+OPENINGS = ("", "", "", "Please help me with this. ", "I have a question. ", "I would like your advice. ")
 ENDINGS = (  # the first is empty: the request as it is
     "|Answer in one short sentence.|Be brief.|Explain it in detail.|Think step by step.|Give an example."
     "|Use simple words.|Be precise and factual.|Be kind and encouraging.|Answer with a happy and positive tone."
@@ -76,6 +78,7 @@ def read_files(paths: str, fields: Sequence[str]) -> list[dict]:
 
 def single_turn(prompt: str) -> str | None:
     """The user's words: a dialogue of one "Human: ... Assistant:" turn is unwrapped; any other one gives None."""
+    prompt = user_text(prompt, "the prompt")  # line ends of Windows would hide the turns
     before, *turns = re.split(r"(?:^|\n\n)(Human|Assistant):", prompt)  # then role and words, by turns
     if not turns:
         return prompt.strip()
@@ -83,12 +86,60 @@ def single_turn(prompt: str) -> str | None:
     return turns[1].strip() if alone else None
 
 
-def read_preferences(config: DataConfig, held_out: Sequence[str]) -> list[tuple[str, str, str]]:
-    """(prompt, chosen, rejected) of `config.preferences`: single turns, not about a held-out request, no ties."""
+@dataclass(frozen=True, slots=True)
+class PreferencePairs:
+    """The pairs of a file that can train a reward: (prompt, chosen, rejected). The others are counted by reason."""
+
+    pairs: list[tuple[str, str, str]]
+    left_out: dict[str, int]
+    repeated: int  # pairs that stand in the file more than once; each counts as often as it stands there
+
+    def __str__(self) -> str:
+        prompts = len({x for x, _, _ in self.pairs})
+        reasons = [f"{count} {reason}" for reason, count in self.left_out.items()]
+        left_out = f"; left out: {', '.join(reasons)}" if reasons else ""
+        repeated = f"; {self.repeated} repeat another one" if self.repeated else ""
+        return f"preference pairs: {len(self.pairs)} about {prompts} requests{repeated}{left_out}"
+
+
+def read_preferences(config: DataConfig, held_out: Sequence[str]) -> PreferencePairs | None:
+    """The pairs of `config.preferences`; None without such a file.
+
+    Left out are pairs of several turns, about a held-out request, with an answer that begins with its prompt, and ties:
+    equal answers, or as many pairs that say the opposite. Raises UserError where none is left.
+    """
+    if not config.preferences:
+        return None
     rows = read_files(config.preferences, ("prompt", "chosen", "rejected"))
-    found = ((single_turn(r["prompt"]), r["chosen"].strip(), r["rejected"].strip()) for r in rows)
-    left_out = set(held_out)
-    return [(x, a, b) for x, a, b in found if x and x not in left_out and a != b]
+    read = [(single_turn(r["prompt"]), r["chosen"].strip(), r["rejected"].strip()) for r in rows]
+    times, unseen = Counter(read), set(held_out)
+    found: dict[str | None, list[tuple[str, str, str]]] = {}
+    for row, (x, a, b) in zip(rows, read):
+        if x is None:
+            why = "of several turns"
+        elif x in unseen:
+            why = "about held-out requests"
+        elif times[x, a, b] == times[x, b, a]:
+            why = "ties (equal answers, or as many pairs that say the opposite)"
+        else:
+            begins = tuple(start for start in (x, row["prompt"].strip()) if start)
+            why = "with an answer that begins with its prompt" if a.startswith(begins) or b.startswith(begins) else None
+        found.setdefault(why, []).append((x, a, b))
+    pairs = found.pop(None, [])
+    kept = PreferencePairs(pairs, {why: len(some) for why, some in found.items()}, len(pairs) - len(set(pairs)))
+    require(bool(pairs), f"{config.preferences}: no pair can train a reward; {kept}")
+    return kept
+
+
+def read_rewrites(config: DataConfig) -> list[tuple[str, str]]:
+    """(request, rewrite) of `config.rewrites`, single turns as the requests are; [] without such a file."""
+    if not config.rewrites:
+        return []
+    name = config.rewrites.split(",")[0].strip()
+    field = "rewrite" if "rewrite" in read_files(name, ("prompt",))[0] else "optimized_prompt"
+    rows = read_files(config.rewrites, ("prompt", field))
+    found = ((single_turn(row["prompt"]), row[field]) for row in rows)
+    return [(x, x_prime) for x, x_prime in found if x]
 
 
 class FileTask:
@@ -116,17 +167,14 @@ class FileTask:
             )
         random.Random(f"requests {seed}").shuffle(requests)
         self.eval_requests, self.train_requests = requests[:eval_inputs], requests[eval_inputs:]
+        self._rewrites = read_rewrites(config)
+        self.preference_pairs = read_preferences(config, self.eval_requests)
 
     def rewrite_pairs(self, count: int, rng: random.Random) -> list[tuple[str, str]]:
         """SFT data for the prompter, from `config.rewrites` or by adding openings and endings to the requests."""
-        held_out = set(self.eval_requests)
         if self.config.rewrites:
-            name = self.config.rewrites.split(",")[0].strip()
-            field = "rewrite" if "rewrite" in read_files(name, ("prompt",))[0] else "optimized_prompt"
-            rows = read_files(self.config.rewrites, ("prompt", field))
-            # Single turns, as the requests are: otherwise a held-out request could be among them.
-            found = ((single_turn(row["prompt"]), row[field]) for row in rows)
-            return [(x, x_prime) for x, x_prime in found if x and x not in held_out][:count]
+            held_out = set(self.eval_requests)
+            return [(x, x_prime) for x, x_prime in self._rewrites if x not in held_out][:count]
         pairs = []
         for _ in range(count):
             x = rng.choice(self.train_requests)
@@ -152,5 +200,5 @@ class FileTask:
         return {}
 
     def preferences(self) -> list[tuple[str, str, str]] | None:
-        """(prompt, chosen, rejected) of single-turn pairs whose prompt is not an evaluation request; or None."""
-        return read_preferences(self.config, self.eval_requests) if self.config.preferences else None
+        """(prompt, chosen, rejected) of a file (`read_preferences`); None without one."""
+        return self.preference_pairs and self.preference_pairs.pairs

@@ -1,8 +1,11 @@
-"""How the answers of a real model are rated where the token limit cut them: up to their last whole sentence.
+"""How the answers of a real model are rated where the token limit cut them: up to their last whole sentence or line.
 
 At 64 tokens most answers are cut in the middle of a sentence. Half a sentence is no answer, and rewards differ in what
-they make of it. So a truncated answer is rated without it, every arm alike; one without any whole sentence gets a fixed
-low reward. What is left is still `Truncated`: no EOS is invented for a learned reward.
+they make of it. So a truncated answer is rated without it, every arm alike; one without any whole sentence or line gets
+a fixed low reward. What is left is still `Truncated`: no EOS is invented for a learned reward. `--cut whole` rates such
+answers as they are.
+
+Many scripts have marks of their own. Lists, code and JSON have lines instead of sentences.
 """
 
 from __future__ import annotations
@@ -18,7 +21,16 @@ from alignpro_mini.training import Score, Truncated
 
 # A full stop, exclamation or question mark with closing quotes or brackets; not the "2." that begins a list's item.
 # Only one digit is taken for such a number: "10." ends a sentence here, and "You need 2." does not.
-END = re.compile(r"(?:(?<!\s\d)(?<!^\d)\.|[!?])[\"'”’)\]*]*(?=\s|$)", re.MULTILINE)
+# Other scripts: Chinese and Japanese, Arabic and Urdu, Hindi and its relatives, Armenian, Ethiopic, Burmese, Khmer,
+# Tibetan. They need no space after the mark. Thai and Lao have no mark: there a space ends a sentence or a phrase.
+END = re.compile(
+    r"(?:(?<!\s\d)(?<!^\d)\.|[!?])[\"'“”’»)\]*_]*(?=\s|$)"
+    r"|[。！？｡؟۔।॥։።፧။។༎།][\"'”’)\]*_」』）】》]*"
+    r"|(?<=[\u0e01-\u0eff])(?=[ \n])",
+    re.MULTILINE,
+)
+# A whole line; not one that announces what follows: with a colon at its end, or the ```python before code.
+LINE = re.compile(r"^(?![^\S\n]*```\w).*[^\s:：][^\S\n]*(?=\n)", re.MULTILINE)
 WORD = re.compile(r"[a-z']+")
 LOW = 0.05  # an answer without a whole sentence gets this quantile of the other answers' rewards
 
@@ -31,23 +43,27 @@ def sentences(text: str) -> list[str]:
 
 
 def whole_sentences(text: str) -> str:
-    """A finished answer as it is; a `Truncated` one up to the end of its last whole sentence, "" without one."""
+    """A finished answer as it is; a `Truncated` one up to the end of its last whole sentence or line, "" without one."""
     if not isinstance(text, Truncated):
         return text
-    ends = [match.end() for match in END.finditer(text)]
-    return Truncated(text[: ends[-1]]) if ends else Truncated("")
+    ends = [match.end() for pattern in (END, LINE) for match in pattern.finditer(text)]
+    return Truncated(text[: max(ends, default=0)])
 
 
 def low_reward(score: Score, prompts: Sequence[str], completions: Sequence[str]) -> float:
-    """The reward of an answer without a whole sentence, from a sample of answers. Raises UserError if all are such."""
+    """The reward of an answer without a whole sentence or line, from a sample of answers.
+
+    Raises UserError if all are such.
+    """
     rewards = _rated(score, prompts, completions)[1]
     if not len(rewards):
-        raise UserError(f"none of {len(completions)} answers has a whole sentence: raise --sampling.max_new_tokens")
+        problem = f"none of {len(completions)} answers has a whole sentence or line"
+        raise UserError(f"{problem}: raise --sampling.max_new_tokens, or rate them as they are with --cut whole")
     return float(torch.as_tensor(rewards, dtype=torch.float64).quantile(LOW))
 
 
 def by_sentences(score: Score, low: float | None) -> Score:
-    """`score` of the whole sentences; `low` where there are none. With None (no real model): `score` as it is."""
+    """`score` of the whole sentences; `low` where there are none. With None (`--cut whole`): `score` as it is."""
     if low is None:
         return score
 

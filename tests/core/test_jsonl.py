@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from alignpro_mini.jsonl import append_jsonl, read_checked, read_jsonl
+from alignpro_mini.jsonl import append_jsonl, read_checked, read_jsonl, read_lines, user_text
+from alignpro_mini.options import UserError
 
 
 def write(path, rows):
@@ -134,3 +135,62 @@ def test_a_missing_file_and_a_folder(tmp_path):
     for path in (tmp_path / "nowhere.jsonl", tmp_path):
         with pytest.raises(FileNotFoundError, match="no such file; give a .jsonl"):
             list(read_checked(path, ("prompt",)))
+
+
+# ---------------------------------------------------------------- what a text may hold (reports of other projects)
+
+MARK = b"\xef\xbb\xbf"  # Notepad and PowerShell 5 write it (microsoft/promptflow #4172, mkdocstrings/griffe #386)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_byte_order_mark_is_no_part_of_a_file_nor_of_a_text(tmp_path, suffix):
+    path = tmp_path / f"p.jsonl{suffix}"
+    raw = (
+        MARK + b'{"prompt": "a"}\n' + MARK + b'{"prompt": "\\ufeffb"}\n' + b'{"prompt": "c\xe2\x80\xa8d"}'
+    )  # c U+2028 d
+    path.write_bytes(gzip.compress(raw) if suffix else raw)
+    assert [row["prompt"] for row, _ in read_checked(path, ("prompt",))] == ["a", "b", "c\u2028d"]
+    path.write_bytes(gzip.compress(MARK + b"\n") if suffix else MARK + b"\n")
+    assert list(read_lines(path)) == []
+    path.write_text('{"prompt": "\\ufeff"}')
+    if not suffix:
+        with pytest.raises(UserError, match="p.jsonl:1: field 'prompt' is .*, not a text"):
+            list(read_checked(path, ("prompt",)))
+
+
+def test_the_lines_of_a_text_file(tmp_path):
+    path = tmp_path / "requests.txt"
+    path.write_bytes(MARK + "One é\r\n\r\n  Two\u2028lines \n\x0bThree".encode())
+    assert list(read_lines(path)) == [("One é", f"{path}:1"), ("Two\u2028lines", f"{path}:3"), ("Three", f"{path}:4")]
+    with pytest.raises(FileNotFoundError):
+        list(read_lines(tmp_path / "none.txt"))
+
+
+@pytest.mark.parametrize("half", ["\\ud83d", "\\udcb2 more", "\\ude00\\ud83d", "\\u0000"])
+def test_half_a_character_and_a_nul_are_refused_where_they_stand(tmp_path, half):
+    """Of an emoji that UTF-16 programs cut: openai/tiktoken #82, huggingface/transformers #8886."""
+    path = tmp_path / "p.jsonl"
+    path.write_text(f'{{"prompt": "fine \\ud83d\\ude00"}}\n{{"other": "{half}", "prompt": "Why {half}?"}}\n')
+    rows = read_checked(path, ("prompt",))
+    assert next(rows)[0]["prompt"] == "fine \U0001f600"
+    with pytest.raises(UserError) as error:
+        next(rows)
+    assert str(error.value).startswith(f"{path}:2: field 'prompt': '\\") and "save it as UTF-8" in str(error.value)
+    assert str(error.value).isascii() and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_other_encodings_are_refused_in_the_first_line(tmp_path, encoding):
+    path = tmp_path / "p.jsonl"  # what `>` of PowerShell 5 writes
+    path.write_bytes('{"prompt": "What is up?"}\r\n'.encode(encoding))
+    for read in (lambda: read_checked(path, ("prompt",)), lambda: read_lines(path)):
+        with pytest.raises(UserError, match=r"p\.jsonl:1: .*UTF-8"):
+            list(read())
+
+
+def test_line_ends_of_windows_and_of_old_macs_are_those_of_linux(tmp_path):
+    assert user_text("\ufeffa\r\nb\rc\n\r\nd\u2028e\ufeff", "x") == "a\nb\nc\n\nd\u2028e"
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a\\r\\nb", "chosen": "c\\r\\n", "more": "d\\r\\n"}')
+    ((row, _),) = read_checked(path, ("prompt", "chosen"))
+    assert row == {"prompt": "a\nb", "chosen": "c\n", "more": "d\r\n"}

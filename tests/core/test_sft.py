@@ -13,7 +13,7 @@ from alignpro_mini.frozen import checksum
 from alignpro_mini.generation import generate
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.run import Run, RunStage
-from alignpro_mini.sft import SFTConfig, answer_loss, encode_pairs, heldout_loss, train_sft
+from alignpro_mini.sft import SFTConfig, answer_loss, encode_pairs, heldout_loss, split_heldout, train_sft
 from alignpro_mini.training import frozen_blocks, make_optimizer, optimizer_step, shuffled_batches, trunk, warmup_cosine
 from alignpro_mini.transformer import Transformer, TransformerConfig
 
@@ -205,6 +205,18 @@ def test_a_tiny_set_is_learned_by_heart(monkeypatch):
     assert stage.rows[-1]["loss"] < 0.1 < 0.5 < stage.rows[0]["loss"]
     assert stage.rows[-1]["heldout_loss"] > 1, "the held-out pair must not be learned: no training pair has its prompt"
     assert not model.training
+
+
+def test_few_prompts_that_come_often_are_mostly_trained_on():
+    """The first 6 examples are about 3 of 6 prompts, and all 12 examples about 6: [9] .. [14], by turns."""
+    examples = [([9 + i % 6], [i]) for i in range(12)]
+    answers = lambda part: [answer[0] for _, answer in part]
+    for share, heldout in ((1.0, [0, 1, 2, 6, 7, 8]), (0.34, [0, 1, 6, 7]), (0.1, [0, 6])):
+        mixed = examples[:3] + examples[6:9] + examples[3:6] + examples[9:]
+        train, kept_out = split_heldout(mixed, 6, share)
+        assert sorted(answers(kept_out)) == heldout
+        assert sorted(answers(train)) == sorted({*range(12)} - {n for n in range(12) if n % 6 in heldout})
+    assert answers(split_heldout(examples, 1, 0.1)[1]) == [0]
 
 
 def test_the_heldout_examples_are_not_trained_on(monkeypatch):

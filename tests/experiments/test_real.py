@@ -10,9 +10,11 @@ from alignpro_mini.experiments import real
 from alignpro_mini.experiments.listing import Rated
 from alignpro_mini.experiments.variance import PARTS
 from alignpro_mini.lab.config import preset
-from alignpro_mini.lab.listed import rated
+from alignpro_mini.lab.listed import asked_and_answered, rated
+from alignpro_mini.lab.setup import setup_of
 from alignpro_mini.options import UserError
 from alignpro_mini.weights.tensors import save_state, write_json
+from alignpro_mini.worlds.sentences import by_sentences
 
 
 def normal(mean: float, sd: float, seed: int, requests: int = 400) -> np.ndarray:
@@ -139,10 +141,12 @@ def test_several_seeds_are_described_together_each_reward_in_its_own_units():
     assert torch.allclose(z[:6], -z[6:])
 
 
-def test_a_real_models_answers_are_rated_up_to_their_last_whole_sentence():
+@pytest.mark.parametrize(("cut_option", "low"), [("sentence", 2 + 0.05 * 2 * 1), ("whole", 7)])
+def test_a_real_models_answers_are_rated_up_to_their_last_whole_sentence(cut_option, low):
+    """Rewards 2, 3, 4: the 5 % quantile lies a tenth of the way from 2 to 3. With --cut whole each counts all of it."""
+    setup = setup_of(replace(preset("smollm2"), cut=cut_option))
     cut = [True, True, False, False]
-    rows = [{"x": "a", "rewrites": ["a", "a b"], "y": ["Yes. No", "no", "Ab", "Ab."], "truncated": cut}]
+    rows = [{"x": "a", "rewrites": ["a", "a b"], "y": ["Yes. No", "halfway", "Ab", "Ab."], "truncated": cut}]
     length = lambda prompts, completions: torch.tensor([float(len(y)) for y in completions])
-    found = rated(rows, real.whole_sentences(length, rows))
-    low = 2 + 0.05 * 2 * 1  # rewards 2, 3, 4: the 5 % quantile lies a tenth of the way from 2 to 3
-    assert found.flatten().tolist() == pytest.approx([4, low, 2, 3])
+    found = rated(rows, by_sentences(length, setup.lowest_reward(length, *asked_and_answered(rows))))
+    assert found.flatten().tolist() == pytest.approx([7 if cut_option == "whole" else 4, low, 2, 3])

@@ -240,6 +240,7 @@ def test_values_become_the_type_of_their_field(monkeypatch):
         (["--eval.inputs", "601"], "--eval.inputs is 601, but --world.eval_requests keeps only 600"),
         (["--task", "chat"], "task is chat, but --preset tiny has quality, attributes, reasoning"),
         (["--data.prompts", "p.jsonl"], "--data.prompts: it is not read with --preset tiny"),
+        (["--cut", "whole"], "--cut: it is not read with --preset tiny"),
         (["--data.preferences", "p"], "--data.preferences: it is not read with --preset tiny"),
         (
             ["--preset", "smollm2", "--data.prompts", "p", "--reward", "a:b", "--data.preferences", "p"],

@@ -298,8 +298,8 @@ def state(folder: Path) -> dict:
     }
 
 
-def kill_when(out: Path, moment, *more: str) -> str:
-    """Start train.py, SIGKILL it as soon as `moment(folder)` holds; returns what it had printed."""
+def kill_when(out: Path, moment, *more: str, by: signal.Signals = signal.SIGKILL, status: int = -9) -> str:
+    """Start train.py, kill it as soon as `moment(folder)` holds; returns what it had printed."""
     folder, process = out / "micro-quality-seed0", start(out, *more)
     deadline = time.monotonic() + 240
     try:
@@ -307,9 +307,9 @@ def kill_when(out: Path, moment, *more: str) -> str:
             assert time.monotonic() < deadline
             time.sleep(0.002)
     finally:
-        process.send_signal(signal.SIGKILL)
+        process.send_signal(by)
         printed, _ = process.communicate()
-    assert process.returncode == -signal.SIGKILL, f"it ended before it could be killed:\n{printed[-2000:]}"
+    assert process.returncode == status, f"it ended before it could be killed:\n{printed[-2000:]}"
     return printed
 
 
@@ -369,6 +369,18 @@ MOMENTS = {
 def test_a_run_killed_at_every_turn_ends_as_if_nothing_had_happened(run, tmp_path):
     for i, moment in enumerate(MOMENTS.values()):
         kill_when(tmp_path, moment, *(["--resume"] if i else []))
+    finish(tmp_path, "--resume")
+    assert state(tmp_path / "micro-quality-seed0") == state(run[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "moment", ["frozen LM half trained", "headroom done", "PPO's fourth round", "evaluation begun"]
+)
+def test_ctrl_c_ends_a_run_with_one_line_that_names_resume(run, tmp_path, moment):
+    printed = kill_when(tmp_path, MOMENTS[moment], by=signal.SIGINT, status=130)
+    assert printed.endswith("\ntrain.py: stopped; to go on, give the same command with --resume\n"), printed[-500:]
+    assert "Traceback" not in printed
     finish(tmp_path, "--resume")
     assert state(tmp_path / "micro-quality-seed0") == state(run[0])
 

@@ -20,6 +20,7 @@ from alignpro_mini.lab.guards import (
     words,
 )
 from alignpro_mini.lab.run import Run
+from alignpro_mini.worlds import files
 from alignpro_mini.worlds.everyday import EverydayRequests
 from alignpro_mini.worlds.files import DataConfig
 from alignpro_mini.worlds.toy import TASKS, ToyWorld
@@ -62,6 +63,7 @@ def test_objections(rewrite, why):
         ("Напиши стих о море", "Write a poem about the sea", "language"),
         ("如何种植番茄?", "请一步一步解释如何种植番茄。", None),
         ("如何种植番茄?", "今天天气怎么样?", "content"),
+        ("如何种植番茄?", "How do I grow tomatoes (番茄)?", "language"),
         ("What is 12 + 30?", "Work out 12 + 30 step by step. What is it?", None),
         ("What is 12 + 30?", "Work out 12 + 31 step by step. What is it?", None),  # half of the numbers: kept
         ("What is 12 + 30?", "Work out 15 + 31 step by step. What is it?", "content"),
@@ -72,6 +74,23 @@ def test_objections(rewrite, why):
 )
 def test_objections_in_other_languages_and_to_odd_requests(request_, rewrite, why):
     assert objection(request_, rewrite) == why
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        "如何种植番茄?",
+        "Напиши стих о море",
+        "كيف أزرع الطماطم؟",
+        "टमाटर कैसे उगाएं?",
+        "トマトの育て方は?",
+        "How do I grow them?",
+    ],
+)
+def test_endings_in_english_may_be_sent_with_requests_in_any_script(x):
+    """They are what SFT teaches for files of requests: what training and evaluation send is also sent in use."""
+    rewrites = [f"{opening}{x} {ending}".strip() for opening in files.OPENINGS for ending in files.ENDINGS]
+    assert objection_rate([x] * len(rewrites), rewrites) == 0
 
 
 def test_the_packages_own_rewrites_may_all_be_sent():

@@ -137,6 +137,37 @@ def test_every_variant_can_be_shared(monkeypatch, name):
     assert kind.__mro__.index(processes.Sharded) < kind.__mro__.index(VARIANTS[name])
 
 
+TORCHRUN = {"WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    "variables, said",
+    [
+        ({}, ""),
+        ({"WORLD_SIZE": ""}, ""),
+        ({"WORLD_SIZE": " 1 ", "RANK": ""}, ""),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is '2', and RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT not set: start"),
+        (TORCHRUN | {"MASTER_PORT": ""}, "WORLD_SIZE is '4', and MASTER_PORT not set"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two': unset it, or start the run by torchrun"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0': unset it"),
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE is '-1': unset it"),
+    ],
+)
+def test_variables_of_a_cluster_without_torchrun(monkeypatch, variables, said):
+    """As batch systems leave them: pytorch/ignite #2048, vllm-project/vllm #7074."""
+    for name in TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    ran = []
+    try:
+        with processes.joined([], 1):
+            ran.append(processes.count())
+    except UserError as error:
+        assert said and said in str(error) and "\n" not in str(error)
+    assert ran == ([] if said else [1])
+
+
 @pytest.mark.parametrize(
     "argv, said",
     [
@@ -151,7 +182,8 @@ def test_every_variant_can_be_shared(monkeypatch, name):
 )
 def test_what_several_processes_cannot_do_is_told_at_once(monkeypatch, argv, said):
     configs, how = parse_command_line(["--device", "cpu", *argv])
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=said):
         with processes.joined(configs, how.jobs):
             pass

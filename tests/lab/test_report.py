@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import os
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
+from doubles import ROOT
 from results import PNG, arm, make_results, with_fixed
 
 from alignpro_mini.lab import plots, report, tables
@@ -384,6 +387,42 @@ def test_plots_are_pngs(page, tmp_path):
     plots.reward_vs_kl(make_results(), make_metrics(), tmp_path / "new" / "folder" / "plot.png")
     for path in (*made, tmp_path / "new" / "folder" / "plot.png"):
         assert path.read_bytes().startswith(PNG) and path.stat().st_size > 5000
+
+
+SURROUNDED = """
+import sys
+from pathlib import Path
+from test_report import make_metrics, make_results
+from alignpro_mini.lab import plots
+plots.reward_vs_kl(make_results(), make_metrics(), Path("plot.png"))
+"""
+
+
+def test_the_settings_of_a_user_do_not_reach_the_plots(page, tmp_path):
+    """The backend of a notebook that is not here, LaTeX that is not installed, a size and a font of somebody else."""
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfigure.dpi: 7\nfont.size: 40\n")
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent)))
+    environment = os.environ | {"MPLBACKEND": "no_such_backend", "PYTHONPATH": path}
+    subprocess.run([sys.executable, "-c", SURROUNDED], cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "plot.png").read_bytes() == (page[0].parent / "plots" / "reward_vs_kl.png").read_bytes()
+
+
+def test_settings_of_a_user_are_back_after_a_plot(tmp_path):
+    import matplotlib
+
+    with matplotlib.rc_context({"font.size": 40, "text.usetex": True}):
+        plots.reward_vs_kl(make_results(), make_metrics(), tmp_path / "plot.png")
+        assert (matplotlib.rcParams["font.size"], matplotlib.rcParams["text.usetex"]) == (40, True)
+
+
+def test_a_picture_that_cannot_be_drawn_is_told_and_the_report_is_written_without_it(tmp_path, monkeypatch, capsys):
+    def fails(*_):
+        raise RuntimeError("no room\nfor a font cache")
+
+    monkeypatch.setattr(plots, "reward_histograms", fails)
+    html = report.write_report(tmp_path, make_results(), make_metrics(), [], make_rewards()).read_text(encoding="utf-8")
+    assert html.count("<img") == 3 and "reward_histograms" not in html
+    assert capsys.readouterr().err == "warning: the report has no reward_histograms: RuntimeError: no room\n"
 
 
 def test_missing_parts_do_not_crash(tmp_path):

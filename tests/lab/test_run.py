@@ -6,7 +6,9 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -281,6 +283,24 @@ def test_a_runs_stage_offers_what_the_trainers_call(run):
             assert list(inspect.signature(getattr(kind, name)).parameters) == wanted, (kind, name)
     assert list(RunStage(run, "s").progress(2, 5)) == list(SilentStage().progress(2, 5)) == [2, 3, 4]
     assert SilentStage().restore(nn.Linear(1, 1)) == (0, {})
+
+
+def test_a_stage_without_steps_says_that_it_is_at_work_until_it_ends(run, monkeypatch, capsys):
+    """The headroom and an arm of the evaluation are one batch of answers each: minutes with a real model."""
+    monkeypatch.setattr("alignpro_mini.lab.run.SILENCE", 0.01)
+    said = []
+
+    def wait(stage) -> dict:
+        stage.doing = "arm align_pro"
+        until = time.monotonic() + 30
+        while "arm align_pro" not in "".join(said) and time.monotonic() < until:
+            time.sleep(0.01)
+            said.append(capsys.readouterr().out)
+        return {}
+
+    run.json("s", wait)
+    assert re.search(r"^\[s\] arm align_pro: at work for \d+ s$", "".join(said), re.MULTILINE)
+    assert not [thread for thread in threading.enumerate() if thread.name.endswith("(watch)")]
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's count of resident pages")

@@ -7,6 +7,11 @@ from mutants import Mutant, mutant
 of = partial(mutant, "lab/guards.py")
 
 MUTANTS: tuple[Mutant, ...] = (
+    of(
+        "endings-in-english-are-another-language",
+        (" and request.strip() not in rewrite:", ":"),
+        "test_endings_in_english_may_be_sent_with_requests_in_any_script",
+    ),
     of("a-translation-is-sent", ('return "content"', "pass"), "test_objections[How do I repair a bicycle?-content]"),
     of(
         "the-guard-is-always-on",

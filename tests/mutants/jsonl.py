@@ -21,4 +21,16 @@ MUTANTS: tuple[Mutant, ...] = (
         ("json.loads(line, object_pairs_hook=unique)", "json.loads(line)"),
         "test_malformed.py::test_a_bad_line_is_named",
     ),
+    mutant(
+        "jsonl.py",
+        "a-byte-order-mark-is-a-word",
+        ('.strip("\\ufeff")', ""),
+        "test_a_byte_order_mark_is_no_part_of_a_file_nor_of_a_text",
+    ),
+    mutant(
+        "jsonl.py",
+        "half-a-character-reaches-the-tokenizer",
+        ("if found := NO_TEXT.search(text):", "if found := None:"),
+        "test_half_a_character_and_a_nul_are_refused_where_they_stand",
+    ),
 )

@@ -314,7 +314,7 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "lab/cli.py",
         "the-oracle-keeps-its-own-options",
-        ("(options | _oracle_options(options)).items()", "options.items()"),
+        ("_replaced(config, options | _oracle_options(options))", "_replaced(config, options)"),
         "test_config.py::test_the_oracle_is_the_same_ppo_unless_it_is_told_otherwise",
     ),
     mutant(
@@ -441,6 +441,30 @@ MUTANTS: tuple[Mutant, ...] = (
         "one-completion-of-a-group",
         ("VARIANTS[c.variant].check(c)", "pass"),
         "test_what_cannot_be_is_refused_in_one_line",
+    ),
+    mutant(
+        "lab/cli.py",
+        "the-console-must-know-every-character",
+        ('stream.reconfigure(errors="replace")', "pass"),
+        "test_cli.py::test_what_the_consoles_encoding_lacks_is_replaced",
+    ),
+    mutant(
+        "lab/cli.py",
+        "a-second-ctrl-c-does-nothing",
+        ("lambda *_: os._exit(STOPPED)", "lambda *_: None"),
+        "test_cli.py::test_ctrl_c_is_one_line_and_the_second_one_ends_at_once",
+    ),
+    mutant(
+        "lab/plots.py",
+        "a-users-settings-reach-the-plots",
+        ("matplotlib.rcdefaults()", "pass"),
+        "test_report.py::test_the_settings_of_a_user_do_not_reach_the_plots",
+    ),
+    mutant(
+        "lab/processes.py",
+        "a-variable-alone-makes-several-processes",
+        ("alone = int(size) == 1 or not lacking", "alone = True"),
+        "test_variables_of_a_cluster_without_torchrun",
     ),
     mutant(
         "lab/processes.py",
@@ -614,9 +638,27 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_fixed.py::test_the_search_gets_as_many_answers_as_ppo_on_training_requests_and_its_reward",
     ),
     mutant(
-        "lab/pipeline.py",
+        "lab/run.py",
+        "a-long-batch-is-silent",
+        ("        thread.start()\n", "        thread.join = lambda: None\n"),
+        "test_a_stage_without_steps_says_that_it_is_at_work_until_it_ends",
+    ),
+    mutant(
+        "lab/preflight.py",
+        "rewrites-without-their-ends",
+        ("require(cut < 0.5 or not c.data.prompts, f", "require(True, f"),
+        "test_rewrites_that_ppo_would_cut_are_refused_or_told",
+    ),
+    mutant(
+        "lab/preflight.py",
+        "pairs-of-one-request",
+        ("left >= batch and len(pairs.pairs)", "len(pairs.pairs)"),
+        "test_pairs_of_too_few_requests_are_told_before_any_training",
+    ),
+    mutant(
+        "lab/preflight.py",
         "fewer-answers-than-ppo",
-        ("config.ppo.batch_size * config.ppo.answers", "config.ppo.batch_size"),
+        ("c.ppo.batch_size * c.ppo.answers", "c.ppo.batch_size"),
         "test_fixed.py::test_the_search_gets_as_many_answers_as_ppo_on_training_requests_and_its_reward[3]",
     ),
     mutant(

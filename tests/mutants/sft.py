@@ -78,13 +78,15 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     of(
         "heldout-in-training",
-        ("if tuple(example[0]) not in prompts]", "]"),
-        ("in examples[count:]", "in examples"),
+        ("if tuple(example[0]) not in held]", "]"),
         "test_the_heldout_examples_are_not_trained_on",
     ),
     of(
         "held-out-prompts-trained-on",
-        (" if tuple(example[0]) not in prompts]", "]"),
+        (
+            "train = [example for example in examples if tuple(example[0]) not in held]",
+            "train = list(examples[count:])",
+        ),
         "test_regressions.py::test_no_held_out_prompt_is_trained_on",
     ),
 )

@@ -19,16 +19,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_the_split_has_no_overlap_and_counts_what_it_left_out",
         LEAK,
     ),
-    mutant(
-        "worlds/files.py",
-        "eval-requests-in-the-preferences",
-        ("if x and x not in left_out and a != b", "if x and a != b"),
-        LEAK,
-    ),
+    mutant("worlds/files.py", "eval-requests-in-the-preferences", ("elif x in unseen:", "elif False:"), LEAK),
     mutant(
         "worlds/files.py",
         "eval-requests-in-the-rewrites",
-        ("if x and x not in held_out][:count]", "if x][:count]"),
+        ("in self._rewrites if x not in held_out]", "in self._rewrites]"),
         LEAK,
     ),
     mutant(
@@ -39,6 +34,18 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     mutant(
         "worlds/files.py",
+        "equal-answers-are-the-only-ties",
+        ("times[x, a, b] == times[x, b, a]", "a == b"),
+        "test_pairs_that_cannot_train_are_left_out_and_counted",
+    ),
+    mutant(
+        "worlds/files.py",
+        "line-ends-of-windows-hide-turns",
+        ('prompt = user_text(prompt, "the prompt")', "pass"),
+        "test_dialogues_of_one_turn_are_unwrapped_and_longer_ones_left_out",
+    ),
+    mutant(
+        "worlds/files.py",
         "split-ignores-the-seed",
         ('random.Random(f"requests {seed}")', "random.Random(0)"),
         "test_two_seeds_split_differently_and_one_seed_the_same",
@@ -46,13 +53,25 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "worlds/sentences.py",
         "an-end-is-invented",
-        ("Truncated(text[: ends[-1]]) if ends", "text[: ends[-1]] if ends"),
+        ("return Truncated(text[:", "return str(text[:"),
         "test_where_the_last_whole_sentence_ends",
     ),
     mutant(
         "worlds/sentences.py",
         "a-list-number-ends-a-sentence",
         (r"(?:(?<!\s\d)(?<!^\d)\.|[!?])", "[.!?]"),
+        "test_where_the_last_whole_sentence_ends",
+    ),
+    mutant(
+        "worlds/sentences.py",
+        "lists-and-code-have-no-ends",
+        ("for pattern in (END, LINE)", "for pattern in (END,)"),
+        "test_where_the_last_whole_sentence_ends",
+    ),
+    mutant(
+        "worlds/sentences.py",
+        "an-announcement-is-a-line",
+        (r"[^\s:：][^\S\n]*(?=\n)", r"[^\s][^\S\n]*(?=\n)"),
         "test_where_the_last_whole_sentence_ends",
     ),
     mutant(

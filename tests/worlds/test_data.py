@@ -3,11 +3,12 @@
 import gzip
 import json
 import random
+import re
 
 import pytest
 
 from alignpro_mini.options import UserError
-from alignpro_mini.worlds.files import DataConfig, FileTask, read_files, single_turn
+from alignpro_mini.worlds.files import DataConfig, FileTask, read_files, read_preferences, single_turn
 
 
 def write(path, rows):
@@ -80,6 +81,12 @@ def test_a_malformed_name_of_the_hub_is_told_before_anything_is_done(field, name
         ("\n\nHuman: One\n\nAssistant: Two", None),
         ("Context.\n\nHuman: One\n\nAssistant:", None),
         ("Assistant: One\n\nHuman:", None),
+        # Line ends of Windows: haoliuhl/chain-of-hindsight #10.
+        ("\r\n\r\nHuman: a?\r\n\r\nAssistant:", "a?"),
+        ("\n\nHuman: a?\r\n\r\nAssistant:", "a?"),
+        ("Human: a\r\nb?\r\n\r\nAssistant:\r\n", "a\nb?"),
+        ("\rHuman: a\r\rAssistant:", None),  # one line end is no new turn
+        ("\r\n\r\nHuman: One\r\n\r\nAssistant: Two\r\n\r\nHuman: Three\r\n\r\nAssistant:", None),
     ],
 )
 def test_dialogues_of_one_turn_are_unwrapped_and_longer_ones_left_out(prompt, want):
@@ -160,6 +167,47 @@ def test_preferences_keep_who_was_chosen_and_drop_ties(files):
         assert (chosen, rejected) == (f"good {number}", f"bad {number}")
 
 
+# ---------------------------------------------------------------- pairs that cannot train a reward
+
+
+def pairs_of(tmp_path, *rows, held_out=()):
+    rows = [dict(zip(("prompt", "chosen", "rejected"), row)) for row in rows]
+    return read_preferences(DataConfig(preferences=str(write(tmp_path / "f.jsonl", rows))), held_out)
+
+
+GOOD = ("What is up?", "Not much.", "Go away.")
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        ([("a", "same", " same ")], "ties"),
+        ([("a", "x", "y"), ("a", "y", "x")], "ties"),
+        ([("a", "x", "y"), (wrapped("a"), "y\r\n", "x")], "ties"),
+        ([("held", "x", "y")], "about held-out requests"),
+        ([(wrapped("a") + " b\n\nHuman: c\n\nAssistant:", "x", "y")], "of several turns"),
+        ([("Why is it so?", "Why is it so?", "Because.")], "with an answer that begins with its prompt"),
+        ([("Why is it so?", "Why is it so? Because.", "Why is it so? No.")], "with an answer that begins"),
+        ([(wrapped("Why?"), wrapped("Why?") + " Because.", wrapped("Why?") + " No.")], "with an answer that begins"),
+    ],
+)
+def test_pairs_that_cannot_train_are_left_out_and_counted(tmp_path, rows, why):
+    found = pairs_of(tmp_path, *rows, GOOD, held_out=["held"])
+    assert found.pairs == [GOOD]
+    ((reason, count),) = found.left_out.items()
+    assert reason.startswith(why) and count == len(rows)
+    assert str(found) == f"preference pairs: 1 about 1 requests; left out: {count} {reason}"
+    with pytest.raises(UserError, match=rf"f\.jsonl: no pair can train a reward; .*{len(rows)} {why}"):
+        pairs_of(tmp_path, *rows, held_out=["held"])
+
+
+def test_several_labellers_are_no_ties_and_count_as_often_as_they_stand_there(tmp_path):
+    a, b = ("a", "x", "y"), ("a", "y", "x")
+    found = pairs_of(tmp_path, a, b, a, GOOD)
+    assert found.pairs == [a, b, a, GOOD] and (found.left_out, found.repeated) == ({}, 1)
+    assert str(found) == "preference pairs: 4 about 2 requests; 1 repeat another one"
+
+
 def test_made_rewrites_hold_the_request_and_vary(files):
     config, _ = files
     t = FileTask(DataConfig(prompts=config.prompts), 10, 0, lambda text: 1)
@@ -176,11 +224,19 @@ def test_bpos_field_name_is_understood_and_the_count_is_a_limit(files, tmp_path)
     assert t.rewrite_pairs(4, random.Random(0)) == [(f"q{i}", f"better q{i}") for i in range(4)]
 
 
-def test_an_empty_file_of_rewrites_is_told(files, tmp_path):
-    empty = write(tmp_path / "none.jsonl", [""])
-    t = FileTask(DataConfig(prompts=files[0].prompts, rewrites=str(empty)), 10, 0, lambda text: 1)
-    with pytest.raises(ValueError, match="none.jsonl: no rows"):
-        t.rewrite_pairs(4, random.Random(0))
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ("", "w.jsonl: no rows"),
+        ({"prompt": "q", "rewrite": 3}, "w.jsonl:1: field 'rewrite' is 3, not a text"),
+        ('{"prompt": "q", "rewrite": "half \\ud83d"}', "w.jsonl:1: field 'rewrite': '"),
+    ],
+)
+def test_a_bad_file_of_rewrites_is_told_when_the_world_is_made(files, tmp_path, row, told):
+    """Before anything is trained."""
+    path = write(tmp_path / "w.jsonl", [row])
+    with pytest.raises(UserError, match=re.escape(told)):
+        FileTask(DataConfig(prompts=files[0].prompts, rewrites=str(path)), 10, 0, lambda text: 1)
 
 
 def test_too_few_requests_are_told_with_the_mend(files):

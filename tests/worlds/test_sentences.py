@@ -1,4 +1,4 @@
-"""Truncated answers are rated up to their last whole sentence."""
+"""Truncated answers are rated up to their last whole sentence or line."""
 
 import pytest
 import torch
@@ -20,6 +20,32 @@ from alignpro_mini.worlds.sentences import by_sentences, low_reward, sentences, 
         ("List:\n1. Buy flour", ""),
         ("It ends.", "It ends."),
         ("", ""),
+        ("Er sagte: „Das ist gut.“ Dann", "Er sagte: „Das ist gut.“"),
+        # Other scripts
+        ("你好。我是", "你好。"),
+        ("他说：“走吧！”然后", "他说：“走吧！”"),
+        ("これは本です。「はい。」と", "これは本です。「はい。」"),
+        ("यह अच्छा है। मैं", "यह अच्छा है।"),
+        ("ما هذا؟ هذا", "ما هذا؟"),
+        ("یہ اچھا ہے۔ میں", "یہ اچھا ہے۔"),
+        ("Это хорошо. Я", "Это хорошо."),
+        ("Սա լավ է։ Ես", "Սա լավ է։"),
+        ("ይህ ጥሩ ነው። እኔ", "ይህ ጥሩ ነው።"),
+        ("สวัสดีครับ ผมชื่อ", "สวัสดีครับ"),
+        ("价格是3.5元", ""),
+        # Lists, code, JSON
+        ("1. Buy flour\n2. Mix it\n3. Ba", "1. Buy flour\n2. Mix it"),
+        ("- flour\n- wat", "- flour"),
+        ("It works. Here:\n\n* one \n* tw", "It works. Here:\n\n* one "),
+        ("材料：\n面", ""),
+        (
+            "Sure! Use this:\n```python\ndef f(x):\n    return x\n    y",
+            "Sure! Use this:\n```python\ndef f(x):\n    return x",
+        ),
+        ("Use this:\n```python\ndef", ""),
+        ('{\n  "name": "Bob",\n  "age', '{\n  "name": "Bob",'),
+        ('{"name": "Bob", "ag', ""),
+        ("\n\n  \nhalf", ""),
     ],
 )
 def test_where_the_last_whole_sentence_ends(text, kept):
@@ -54,7 +80,7 @@ def test_each_answer_keeps_its_request():
 def test_the_low_reward_is_a_quantile_of_the_others():
     answers = ["x" * n for n in range(1, 22)] + [Truncated("half a sentence")] * 9
     assert low_reward(length, ["q"] * 30, answers) == 2.0  # 1 .. 21: the 5 % quantile
-    with pytest.raises(UserError, match="none of 1 answers has a whole sentence: raise --sampling.max_new_tokens"):
+    with pytest.raises(UserError, match="none of 1 answers .* raise --sampling.max_new_tokens, or .* --cut whole"):
         low_reward(length, ["q"], [Truncated("half")])
 
 
