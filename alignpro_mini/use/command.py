@@ -18,7 +18,7 @@ from collections.abc import Iterable
 import torch
 
 from alignpro_mini.lab.cli import one_line_errors
-from alignpro_mini.options import UserError
+from alignpro_mini.options import UserError, require
 from alignpro_mini.remote.client import LOOPBACK
 from alignpro_mini.use.proxy import REWRITTEN, SWITCH, Proxy, ProxyConfig
 from alignpro_mini.use.trained import Rewrite, Trained
@@ -57,7 +57,10 @@ def sent_text(rewritten: Rewrite) -> str:
 
 def rewrite(args: argparse.Namespace) -> None:
     """Print the rewrite of each request; with --answer also the frozen model's answers to both, and their rewards."""
-    trained = Trained(args.run, args.device, args.seed)
+    trained = Trained(args.run, args.device, args.seed, args.reward, args.base_url)
+    require(args.answer or not args.reward, "--reward is read with --answer only")
+    if args.answer:
+        trained.reward  # noqa: B018  # what it needs is missing now, or never
     for x in lines(args):
         (rewritten,) = trained.rewrite([x], args.greedy)
         sent = sent_text(rewritten)
@@ -73,7 +76,7 @@ def rewrite(args: argparse.Namespace) -> None:
 
 def chat(args: argparse.Namespace) -> None:
     """Each line typed is a request of its own: the prompter learned on single turns."""
-    trained = Trained(args.run, args.device, args.seed)
+    trained = Trained(args.run, args.device, args.seed, base_url=args.base_url)
     frozen = trained.frozen  # loaded before the first line
     print("Each line is a request of its own. An empty line ends.", file=sys.stderr)
     for x in lines(argparse.Namespace(request=None, file=None)):
@@ -85,9 +88,11 @@ def chat(args: argparse.Namespace) -> None:
 
 def serve(args: argparse.Namespace) -> None:
     """Listen until Ctrl-C."""
-    trained = Trained(args.run, args.device, args.seed)
+    trained = Trained(args.run, args.device, args.seed, base_url=args.base_url)
     config = ProxyConfig(**{f.name: getattr(args, f.name) for f in dataclasses.fields(ProxyConfig)})
-    url = args.upstream or (trained.config.api.base_url if trained.config.remote else "")
+    if trained.config.remote:
+        trained.require_address("--upstream")
+    url = args.base_url
     # A stream of its own, as requests come from threads; of another seed, as x' and y must not share their draws.
     draws = torch.Generator().manual_seed(trained.generator.initial_seed() ^ 1)
     name = trained.config.run_name
@@ -120,8 +125,11 @@ def main(argv: list[str] | None = None) -> None:
             one.add_argument("request", nargs="*", help="the request; without it, and without --file, type requests")
             one.add_argument("--file", help="a text file with a request in each line")
             one.add_argument("--answer", action="store_true", help="show the frozen model's answers to x and x'")
+            one.add_argument("--reward", default="", help="with --answer, the run's reward again, if it is a function")
+        names = ["--upstream"] if command is serve else []
+        about = "OpenAI-compatible API, up to /v1, for the answers; needed where the run's model is behind one"
+        one.add_argument(*names, "--api.base_url", dest="base_url", metavar="URL", default="", help=about)
         if command is serve:
-            one.add_argument("--upstream", help="OpenAI-compatible API, up to /v1 (default: the run's model)")
             for f in dataclasses.fields(ProxyConfig):
                 about = f"{f.metadata['help']} (default: {f.default})"
                 one.add_argument(f"--{f.name.replace('_', '-')}", type=type(f.default), default=f.default, help=about)
