@@ -27,7 +27,7 @@ def untrained(tmp_path, monkeypatch):
         for name in ("align_pro", "frozen_lm"):
             model = new_model(config.prompter_model, tokenizer.vocab_size, draw, torch.device("cpu"))
             save_pretrained(model, Path("run", "checkpoints", name), tokenizer)
-        Path("run", "checkpoints", "reward_scale.json").write_text('{"mean": 0, "std": 1, "low": 0.0}')
+        Path("run", "checkpoints", "reward_scale.json").write_text('{"mean": 0, "std": 1, "low": null}')
         saved = dataclasses.asdict(config) | changes
         saved["api"] |= api or {}
         Path("run", "config.json").write_text(json.dumps(saved))
