@@ -26,12 +26,9 @@ from alignpro_mini.lab.cli import one_line_errors
 from alignpro_mini.options import UserError, require
 from alignpro_mini.remote.client import LOOPBACK
 from alignpro_mini.use.proxy import REWRITTEN, SWITCH, Proxy, ProxyConfig
-from alignpro_mini.use.rewriting import Batches
+from alignpro_mini.use.rewriting import MOST_AT_ONCE, Batches
 from alignpro_mini.use.trained import Trained
 from alignpro_mini.use.upstream import HttpUpstream, LocalUpstream, check_installed
-
-MOST_AT_ONCE = 32  # requests of a file that go through a model together
-
 
 # ---------------------------------------------------------------- requests
 
@@ -155,14 +152,14 @@ def serve(args: argparse.Namespace) -> None:
         trained.require_address("--upstream")
     models = ThreadPoolExecutor(1)  # one thread for both models: they would take each other's processor
     written = lambda texts: [None if r.objection else r.written for r in trained.rewrite(texts, args.greedy)]
-    rewrites = Batches(written, config.max_batch, models)
+    rewrites = Batches(written, models)
     if args.base_url:
         upstream = HttpUpstream(args.base_url, config.timeout, config.deadline)
     else:
         # Of another seed, as x' and y must not share their draws.
         draws = torch.Generator().manual_seed(trained.generator.initial_seed() ^ 1)
         frozen = trained.frozen
-        answers = Batches(lambda texts: frozen.answer(texts, draws), config.max_batch, models)
+        answers = Batches(lambda texts: frozen.answer(texts, draws), models)
         upstream = LocalUpstream(answers, trained.config.run_name)
     proxy = Proxy(config, rewrites, upstream)
     if config.host not in LOOPBACK and not config.token:

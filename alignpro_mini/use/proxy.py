@@ -44,7 +44,6 @@ class ProxyConfig:
     max_body: int = option(1 << 20, "largest request body in bytes", least=1)
     max_connections: int = option(512, "connections at the same time; more are closed at once", least=1)
     max_waiting: int = option(256, "requests at the same time; more are told to come back (503)", least=1)
-    max_batch: int = option(32, "requests that go through a model together", least=1)
     timeout: float = option(
         120.0,
         "seconds for a request to come whole, for a client to take a piece, and of an upstream's silence",
@@ -90,7 +89,6 @@ class Proxy:
             shutdown_timeout=0.1,
         )
         await runner.setup()
-
         self.server = runner.server
 
         def connection() -> asyncio.Protocol:
@@ -128,7 +126,7 @@ class Proxy:
         """What the upstream says. Raises web.HTTPException for what is not passed on."""
         self._check_caller(request)
         if (request.method, request.path) == ("GET", MODELS):
-            return await self.upstream.models(request)
+            return await self.upstream.answer(request, None, {})
         if (request.method, request.path) != ("POST", CHAT):
             raise web.HTTPNotFound(text=f"only POST {CHAT} and GET {MODELS}")
         if request.content_type != "application/json":  # a form, which any page in a browser may send
@@ -142,7 +140,7 @@ class Proxy:
             if x_prime is not None:
                 messages[place] = with_text(messages[place], x_prime)
         shown = (x_prime or "").encode()[:MOST_SHOWN].decode(errors="ignore")
-        return await self.upstream.chat(request, body, {REWRITTEN: quote(shown)} if shown else {})
+        return await self.upstream.answer(request, body, {REWRITTEN: quote(shown)} if shown else {})
 
     def _check_caller(self, request: web.Request) -> None:
         """Refuses a wrong token, and a request that calls this machine by another name.

@@ -10,6 +10,7 @@ from concurrent.futures import Executor
 from alignpro_mini.options import UserError
 
 MOST_KEPT = 1024  # texts whose rewrite is kept
+MOST_AT_ONCE = 32  # requests that go through a model together
 
 
 # ---------------------------------------------------------------- messages
@@ -52,15 +53,14 @@ class Batches:
     It runs in a thread of `executor`. An item that makes it fail fails alone.
     """
 
-    def __init__(self, function: Callable[[Sequence], Sequence], most: int, executor: Executor) -> None:
+    def __init__(self, function: Callable[[Sequence], Sequence], executor: Executor) -> None:
         self.function = function
-        self.most = most
         self.executor = executor
         self._waiting: list[tuple[object, asyncio.Future]] = []
         self._worker: asyncio.Task | None = None
 
     def put(self, item) -> asyncio.Future:
-        """Add an item. The future becomes its result, or the Exception that it raised."""
+        """Add an item. The future becomes its result, or the Exception that it raised: see `outcome`."""
         future = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if self._worker is None or self._worker.done():
@@ -69,8 +69,8 @@ class Batches:
 
     async def _work(self) -> None:
         while self._waiting:
-            batch = [(item, future) for item, future in self._waiting[: self.most] if not future.done()]
-            del self._waiting[: self.most]
+            batch = [(item, future) for item, future in self._waiting[:MOST_AT_ONCE] if not future.done()]
+            del self._waiting[:MOST_AT_ONCE]
             items = [item for item, _ in batch]
             results = await asyncio.get_running_loop().run_in_executor(self.executor, self._results, items)
             for (_, future), result in zip(batch, results, strict=True):
@@ -84,6 +84,14 @@ class Batches:
             return list(self.function(items))
         except Exception as error:
             return [error] if len(items) == 1 else [self._results([item])[0] for item in items]
+
+
+async def outcome(future: asyncio.Future):
+    """The result of an item. Raises what the function raised."""
+    result = await future
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 class Rewriter:
@@ -105,8 +113,9 @@ class Rewriter:
         self._kept[key] = future = future or self.batches.put(x)
         if len(self._kept) > MOST_KEPT:
             del self._kept[next(iter(self._kept))]
-        result = await asyncio.shield(future)
-        if isinstance(result, Exception):
+        try:
+            x_prime = await outcome(asyncio.shield(future))  # others may wait for it, too
+        except Exception:
             self._kept.pop(key, None)
-            raise result
-        return x if result is None else result
+            raise
+        return x if x_prime is None else x_prime

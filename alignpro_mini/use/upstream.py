@@ -8,13 +8,12 @@ import os
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
-from alignpro_mini.frozen import Answer
 from alignpro_mini.options import UserError, one_line, require
 from alignpro_mini.remote.client import KEY, LOOPBACK, ApiConfig
-from alignpro_mini.use.rewriting import Batches, one_text
+from alignpro_mini.use.rewriting import Batches, one_text, outcome
 
 try:
     import aiohttp
@@ -22,6 +21,7 @@ try:
 except ImportError:  # without the extra [serve]: `check_installed` says so
     aiohttp = web = None
 
+Headers = dict[str, str]
 PASSED_ON = ("Content-Type", "Retry-After")  # headers of the upstream's answer
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close at once, without what is left to send
 SHORTEST_KEY = 8  # a shorter one is a placeholder, and may be a word
@@ -53,45 +53,41 @@ class HttpUpstream:
         if key:
             self.headers["Authorization"] = f"Bearer {key}"
 
-    async def models(self, request: web.BaseRequest) -> web.StreamResponse:
-        """What GET /models gives."""
-        return await self._pass_on(request, {}, "GET", "/models")
+    async def answer(self, request: web.BaseRequest, body: dict | None, headers: Headers) -> web.StreamResponse:
+        """What POST /chat/completions gives to the body, or without one GET /models; `headers` are added.
 
-    async def chat(self, request: web.BaseRequest, body: dict, headers: Mapping[str, str]) -> web.StreamResponse:
-        """What POST /chat/completions gives, with `headers` besides; errors of the upstream are answers too."""
-        return await self._pass_on(request, headers, "POST", "/chat/completions", data=json.dumps(body).encode())
-
-    async def _pass_on(
-        self, request: web.BaseRequest, headers: Mapping[str, str], method: str, path: str, **how
-    ) -> web.StreamResponse:
+        Errors of the upstream are answers too.
+        """
+        method, path, data = (
+            ("GET", "/models", None) if body is None else ("POST", "/chat/completions", json.dumps(body))
+        )
         limits = aiohttp.ClientTimeout(total=self.deadline, sock_connect=self.timeout, sock_read=self.timeout)
         through_proxies = urlsplit(self.base_url).hostname not in LOOPBACK  # those that the environment names
         async with aiohttp.ClientSession(headers=self.headers, timeout=limits, trust_env=through_proxies) as session:
             try:
                 # A redirect is the upstream's answer: following it would hand the key to another address.
-                answer = await session.request(method, self.base_url + path, allow_redirects=False, **how)
+                found = await session.request(method, self.base_url + path, data=data, allow_redirects=False)
             except (aiohttp.ClientError, OSError) as error:  # also TimeoutError
                 return failure(502, f"{self.base_url} does not answer ({one_line(error)})")
-            async with answer:
-                return await self._stream(request, answer, headers)
+            async with found:
+                return await self._stream(request, found, headers)
 
     async def _stream(
-        self, request: web.BaseRequest, answer: aiohttp.ClientResponse, headers: Mapping[str, str]
+        self, request: web.BaseRequest, answer: aiohttp.ClientResponse, headers: Headers
     ) -> web.StreamResponse:
         """The answer, piece by piece as it comes. Half an answer must not look whole: its connection is reset."""
         passed = {name: answer.headers[name] for name in PASSED_ON if name in answer.headers}
         if self.secret:
             passed = {name: value.replace(self.secret, "*" * len(self.secret)) for name, value in passed.items()}
-        reply = web.StreamResponse(status=answer.status, headers=passed | dict(headers))
+        reply = web.StreamResponse(status=answer.status, headers=passed | headers)
         reply.force_close()
         if "Content-Encoding" not in answer.headers:
             reply.content_length = answer.content_length
         try:
             await reply.prepare(request)
             async for piece in redacted(answer.content.iter_any(), self.secret.encode()):
-                async with asyncio.timeout(self.timeout):
-                    await reply.write(piece)
-            await reply.write_eof()
+                await asyncio.wait_for(reply.write(piece), self.timeout)
+            await asyncio.wait_for(reply.write_eof(), self.timeout)
         except (aiohttp.ClientError, OSError):  # also TimeoutError; of the upstream or of the client
             if request.transport is not None:
                 request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -122,50 +118,36 @@ class LocalUpstream:
         self.answers = answers
         self.name = name
 
-    async def models(self, request: web.BaseRequest) -> web.Response:
-        """The one model."""
-        model = {"id": self.name, "object": "model", "owned_by": "local"}
-        return web.json_response({"object": "list", "data": [model]})
-
-    async def chat(self, request: web.BaseRequest, body: dict, headers: Mapping[str, str]) -> web.Response:
-        """The answer to the only message; with "stream" in one piece."""
+    async def answer(self, request: web.BaseRequest, body: dict | None, headers: Headers) -> web.Response:
+        """The answer to the only message, with "stream" in one piece; without a body the list of the one model."""
+        if body is None:
+            model = {"id": self.name, "object": "model", "owned_by": "local"}
+            return web.json_response({"object": "list", "data": [model]})
         message, *others = body["messages"]
         content = message.get("content")
         text = one_text(content)
         if others or message.get("role") != "user" or text is None or (isinstance(content, list) and len(content) > 1):
             problem = "this frozen model answers one text of one user: send a single message, or use --upstream"
             return failure(400, problem)
-        answer = await self.answers.put(text)
-        if isinstance(answer, UserError):
-            return failure(400, str(answer))
-        if isinstance(answer, Exception):
-            raise answer
-        return self._events(answer, headers) if body.get("stream") else self._completion(answer, headers)
-
-    def _about(self, kind: str, choice: dict) -> dict:
-        about = {"id": f"alignpro-{time.time_ns()}", "object": kind, "created": int(time.time()), "model": self.name}
-        return about | {"choices": [{"index": 0} | choice]}
-
-    def _completion(self, answer: Answer, headers: Mapping[str, str]) -> web.Response:
-        message = {"role": "assistant", "content": answer.text}
-        whole = self._about("chat.completion", {"message": message, "finish_reason": _reason(answer)})
+        try:
+            answer = await outcome(self.answers.put(text))
+        except UserError as error:
+            return failure(400, str(error))
+        said = {"role": "assistant", "content": answer.text}
+        end = {"index": 0, "finish_reason": "length" if answer.truncated else "stop"}
+        about = {"id": f"alignpro-{time.time_ns()}", "created": int(time.time()), "model": self.name}
+        if body.get("stream"):
+            choices = {"index": 0, "delta": said, "finish_reason": None}, end | {"delta": {}}
+            events = [about | {"object": "chat.completion.chunk", "choices": [choice]} for choice in choices]
+            text = "".join(f"data: {event}\n\n" for event in (*map(json.dumps, events), "[DONE]"))
+            return web.Response(text=text, content_type="text/event-stream", headers=headers)
         count = len(answer.tokens or ())
         usage = {"prompt_tokens": 0, "completion_tokens": count, "total_tokens": count}
-        return web.json_response(whole | {"usage": usage}, headers=headers)
-
-    def _events(self, answer: Answer, headers: Mapping[str, str]) -> web.Response:
-        delta = {"delta": {"role": "assistant", "content": answer.text}, "finish_reason": None}
-        choices = [delta, {"delta": {}, "finish_reason": _reason(answer)}]
-        events = [json.dumps(self._about("chat.completion.chunk", choice)) for choice in choices]
-        text = "".join(f"data: {event}\n\n" for event in (*events, "[DONE]"))
-        return web.Response(text=text, content_type="text/event-stream", headers=headers)
+        whole = about | {"object": "chat.completion", "choices": [end | {"message": said}], "usage": usage}
+        return web.json_response(whole, headers=headers)
 
 
-def _reason(answer: Answer) -> str:
-    return "length" if answer.truncated else "stop"
-
-
-def failure(status: int, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
+def failure(status: int, message: str, headers: Headers | None = None) -> web.Response:
     """An error in the API's own form."""
     error = {"message": message, "type": "alignpro", "code": status}
     return web.json_response({"error": error}, status=status, headers=headers)

@@ -60,8 +60,8 @@ def proxied(upstream, rewrite=capitals, **options):
     config = ProxyConfig(port=0, **options)
     seen = []
     with ThreadPoolExecutor(2) as threads:
-        batches = Batches(lambda texts: seen.append(list(texts)) or rewrite(texts), config.max_batch, threads)
-        behind = LocalUpstream(Batches(answers, 8, threads), "toy")
+        batches = Batches(lambda texts: seen.append(list(texts)) or rewrite(texts), threads)
+        behind = LocalUpstream(Batches(answers, threads), "toy")
         if upstream:
             behind = HttpUpstream(upstream, 120.0, 1800.0) if isinstance(upstream, str) else upstream
         proxy = Proxy(config, batches, behind)

@@ -66,13 +66,13 @@ class Model:
         return [x.upper() for x in texts]
 
 
-def together(most, ask):
+def together(ask):
     """The model's batches, and what ask(model, batches) returns, in an event loop."""
     model = Model()
 
     async def whole():
         with ThreadPoolExecutor(1) as executor:
-            return await ask(model, Batches(model, most, executor))
+            return await ask(model, Batches(model, executor))
 
     return model.seen, asyncio.run(whole())
 
@@ -87,13 +87,14 @@ async def after_the_first(model, batches, first, *others):
     return [await future for future in futures]
 
 
-def test_what_waits_is_one_batch_and_each_gets_its_own():
-    seen, found = together(3, lambda model, b: after_the_first(model, b, "a", "b", "c", "d", "e"))
+def test_what_waits_is_one_batch_and_each_gets_its_own(monkeypatch):
+    monkeypatch.setattr(rewriting, "MOST_AT_ONCE", 3)
+    seen, found = together(lambda model, b: after_the_first(model, b, "a", "b", "c", "d", "e"))
     assert seen == [["a"], ["b", "c", "d"], ["e"]] and found == ["A", "B", "C", "D", "E"]
 
 
 def test_one_that_fails_fails_alone():
-    seen, found = together(9, lambda model, b: after_the_first(model, b, "a", "b", "0", "c"))
+    seen, found = together(lambda model, b: after_the_first(model, b, "a", "b", "0", "c"))
     assert [str(x).split("\n")[0] for x in found] == ["A", "B", "no", "C"] and isinstance(found[2], AssertionError)
     assert seen == [["a"], ["b", "0", "c"], ["b"], ["0"], ["c"]]
 
@@ -108,7 +109,7 @@ def test_who_left_is_not_worked_for():
         model.go_on.set()
         return [await first, await last]
 
-    assert together(9, ask) == ([["a"], ["c"]], ["A", "C"])
+    assert together(ask) == ([["a"], ["c"]], ["A", "C"])
 
 
 def test_a_text_keeps_its_rewrite(monkeypatch):
@@ -126,7 +127,7 @@ def test_a_text_keeps_its_rewrite(monkeypatch):
                 await rewriter("0")
         return found
 
-    seen, found = together(9, ask)
+    seen, found = together(ask)
     assert found == [None, "A", "A", "B", "A", "C", "A", None, "A"]
     assert seen == [["a"], ["b"], ["c"], ["0"], ["0"]], "what failed is not kept"
 
@@ -141,7 +142,7 @@ def test_one_who_leaves_takes_no_rewrite_from_another():
         model.go_on.set()
         return await other
 
-    assert together(9, ask) == ([["a"]], "A")
+    assert together(ask) == ([["a"]], "A")
 
 
 @pytest.mark.parametrize(
