@@ -81,13 +81,11 @@ class HttpUpstream:
             passed = {name: value.replace(self.secret, "*" * len(self.secret)) for name, value in passed.items()}
         reply = web.StreamResponse(status=answer.status, headers=passed | headers)
         reply.force_close()
-        if "Content-Encoding" not in answer.headers:
-            reply.content_length = answer.content_length
         try:
             await reply.prepare(request)
             async for piece in redacted(answer.content.iter_any(), self.secret.encode()):
                 await asyncio.wait_for(reply.write(piece), self.timeout)
-            await asyncio.wait_for(reply.write_eof(), self.timeout)
+            await reply.write_eof()
         except (aiohttp.ClientError, OSError):  # also TimeoutError; of the upstream or of the client
             if request.transport is not None:
                 request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)

@@ -145,6 +145,7 @@ def test_serve_listens_warns_and_ends_with_one_line(untrained):
     untrained()
     argv = [sys.executable, "-m", "alignpro_mini", "serve", *WHERE, "--port", "0", "--host", "0.0.0.0"]
     how = {"env": os.environ | {"PYTHONPATH": str(ROOT)}, "text": True}
+    how["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job ignores it
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **how)
     try:
         line = process.stdout.readline()
@@ -154,7 +155,7 @@ def test_serve_listens_warns_and_ends_with_one_line(untrained):
         raw = one.chat.completions.with_raw_response.create(model="m", messages=[{"role": "user", "content": X}])
         assert raw.parse().choices[0].message.content is not None and REWRITTEN in raw.headers
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 0
