@@ -1,7 +1,7 @@
 """Use a trained prompter.
 
     alignpro rewrite --run runs/NAME "my request"            the rewrite; --answer: answers to both, with rewards
-    alignpro rewrite --run runs/NAME --file requests.txt     one request a line
+    alignpro rewrite --run runs/NAME --file requests.txt     one request a line; requests.jsonl: {"prompt": ...} a line
     alignpro chat    --run runs/NAME                         type requests, see rewrite and answer
     alignpro serve   --run runs/NAME                         an OpenAI-compatible proxy that rewrites the last user turn
 
@@ -11,97 +11,170 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import dataclasses
+import json
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from alignpro_mini.jsonl import read_checked
 from alignpro_mini.lab.cli import one_line_errors
-from alignpro_mini.options import UserError
+from alignpro_mini.options import UserError, require
 from alignpro_mini.remote.client import LOOPBACK
 from alignpro_mini.use.proxy import REWRITTEN, SWITCH, Proxy, ProxyConfig
-from alignpro_mini.use.trained import Rewrite, Trained
-from alignpro_mini.use.upstream import HttpUpstream, LocalUpstream
+from alignpro_mini.use.rewriting import MOST_AT_ONCE, Batches
+from alignpro_mini.use.trained import Trained
+from alignpro_mini.use.upstream import HttpUpstream, LocalUpstream, check_installed
+
+# ---------------------------------------------------------------- requests
 
 
-def lines(args: argparse.Namespace) -> Iterable[str]:
-    """The requests: of the command line, of a file, or typed one by one until an empty line or the end."""
+def typed() -> Iterator[str]:
+    """What is typed, line by line, until an empty line or the end."""
+    while True:
+        try:
+            text = input("> " if sys.stdin.isatty() else "").strip()
+        except (EOFError, KeyboardInterrupt):
+            return
+        except UnicodeDecodeError as error:
+            raise UserError(f"not UTF-8 text ({error.reason})") from None
+        if not text:
+            return
+        yield text
+
+
+def rows_of(file: str) -> list[dict]:
+    """The requests of a file as rows with a "prompt": of JSONL (.gz too) its objects, else one for each line.
+
+    The whole file is read first: a bad line is told before anything is rewritten.
+    """
+    if is_jsonl(file):
+        return [row for row, _ in read_checked(file, ("prompt",))]
+    with open(file, encoding="utf-8-sig") as lines:
+        try:
+            return [{"prompt": line.strip()} for line in lines if line.strip()]
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
+
+
+def is_jsonl(file: str | None) -> bool:
+    return bool(file) and file.endswith((".jsonl", ".jsonl.gz"))
+
+
+def batches_of(args: argparse.Namespace) -> Iterable[list[dict]]:
+    """The requests, as many as go through the model together; what is typed goes alone, as its answer is waited for."""
     if args.request:
-        yield " ".join(args.request)
-    elif args.file:
-        with open(args.file, encoding="utf-8") as file:
-            try:
-                yield from (line.strip() for line in file if line.strip())
-            except UnicodeDecodeError as error:
-                raise UserError(f"{args.file}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
-    else:
-        while True:
-            try:
-                text = input("> " if sys.stdin.isatty() else "").strip()
-            except (EOFError, KeyboardInterrupt):
-                return
-            except UnicodeDecodeError as error:
-                raise UserError(f"not UTF-8 text ({error.reason})") from None
-            if not text:
-                return
-            yield text
+        return [[{"prompt": " ".join(args.request)}]]
+    if args.file:
+        rows = rows_of(args.file)
+        return (rows[i : i + MOST_AT_ONCE] for i in range(0, len(rows), MOST_AT_ONCE))
+    return ([{"prompt": x}] for x in typed())
 
 
-def sent_text(rewritten: Rewrite) -> str:
-    """What is sent; where it is the request itself, stderr says why."""
-    if rewritten.objection:
-        print(f"(the request itself: {rewritten.objection} {rewritten.written!r:.200})", file=sys.stderr)
-    return rewritten.sent
+# ---------------------------------------------------------------- rewrite and chat
+
+
+def rewritten(trained: Trained, requests: Sequence[str], args: argparse.Namespace) -> list[dict]:
+    """For each request the text that is sent and, with --answer, the frozen model's answers to both, with rewards.
+
+    Where the text that is sent is the request itself, stderr says why.
+    """
+    rows = []
+    for rewrite in trained.rewrite(requests, args.greedy):
+        if rewrite.objection:
+            print(f"(the request itself: {rewrite.objection} {rewrite.written!r:.200})", file=sys.stderr)
+        rows.append({"rewrite": rewrite.sent, "objection": rewrite.objection})
+    if not args.answer:
+        return rows
+    sent = [row["rewrite"] for row in rows]
+    answers = trained.frozen.answer([*requests, *sent], trained.generator)
+    rewards = trained.reward([*requests, *requests], [answer.text for answer in answers]).tolist()
+    for i, (answer, reward) in enumerate(zip(answers, rewards)):
+        name = "to_the_request" if i < len(rows) else "to_the_rewrite"
+        said = {"answer": answer.text, "truncated": answer.truncated, "reward": reward}
+        rows[i % len(rows)][name] = said
+    return rows
+
+
+def show(x: str, row: dict) -> None:
+    """Print a rewrite, or two texts with their answers."""
+    if "to_the_rewrite" not in row:
+        print(row["rewrite"], flush=True)
+        return
+    for name, text, said in (("x ", x, row["to_the_request"]), ("x'", row["rewrite"], row["to_the_rewrite"])):
+        cut = " (truncated)" * said["truncated"]
+        print(f"{name} {text}\ny  {said['answer']}\nr  {said['reward']:+.2f}{cut}\n", flush=True)
 
 
 def rewrite(args: argparse.Namespace) -> None:
-    """Print the rewrite of each request; with --answer also the frozen model's answers to both, and their rewards."""
-    trained = Trained(args.run, args.device, args.seed)
-    for x in lines(args):
-        (rewritten,) = trained.rewrite([x], args.greedy)
-        sent = sent_text(rewritten)
-        if not args.answer:
-            print(sent, flush=True)
-            continue
-        answers = trained.frozen.answer([x, sent], trained.generator)
-        rewards = trained.reward([x, x], [answer.text for answer in answers])
-        for name, text, answer, r in zip(("x ", "x'"), (x, sent), answers, rewards):
-            cut = " (truncated)" * answer.truncated
-            print(f"{name} {text}\ny  {answer.text}\nr  {float(r):+.2f}{cut}\n", flush=True)
+    """Print the rewrite of each request; with --answer also the frozen model's answers to both, and their rewards.
+
+    For a file with JSONL it prints JSONL: each object of the file with the fields "rewrite" and "objection", and with
+    --answer "to_the_request" and "to_the_rewrite".
+    """
+    require(args.answer or not args.reward, "--reward is read with --answer only")
+    trained = Trained(args.run, args.device, args.seed, args.reward, args.base_url)
+    batches = batches_of(args)
+    if args.answer:
+        _ = trained.reward  # what it needs is missing now, or never
+    for batch in batches:
+        for asked, row in zip(batch, rewritten(trained, [asked["prompt"] for asked in batch], args)):
+            if is_jsonl(args.file):
+                print(json.dumps(asked | row), flush=True)
+            else:
+                show(asked["prompt"], row)
 
 
 def chat(args: argparse.Namespace) -> None:
     """Each line typed is a request of its own: the prompter learned on single turns."""
-    trained = Trained(args.run, args.device, args.seed)
+    trained = Trained(args.run, args.device, args.seed, base_url=args.base_url)
     frozen = trained.frozen  # loaded before the first line
     print("Each line is a request of its own. An empty line ends.", file=sys.stderr)
-    for x in lines(argparse.Namespace(request=None, file=None)):
-        (rewritten,) = trained.rewrite([x], args.greedy)
-        sent = sent_text(rewritten)
+    for x in typed():
+        sent = rewritten(trained, [x], args)[0]["rewrite"]
         (answer,) = frozen.answer([sent], trained.generator)
         print(f"[{sent}]\n{answer.text}\n", flush=True)
 
 
+# ---------------------------------------------------------------- serve
+
+
 def serve(args: argparse.Namespace) -> None:
     """Listen until Ctrl-C."""
-    trained = Trained(args.run, args.device, args.seed)
+    check_installed()
+    trained = Trained(args.run, args.device, args.seed, base_url=args.base_url)
     config = ProxyConfig(**{f.name: getattr(args, f.name) for f in dataclasses.fields(ProxyConfig)})
-    url = args.upstream or (trained.config.api.base_url if trained.config.remote else "")
-    # A stream of its own, as requests come from threads; of another seed, as x' and y must not share their draws.
-    draws = torch.Generator().manual_seed(trained.generator.initial_seed() ^ 1)
-    name = trained.config.run_name
-    upstream = HttpUpstream(url, config.timeout) if url else LocalUpstream(trained.frozen, name, draws)
-    proxy = Proxy(config, lambda x: trained.rewrite([x], args.greedy)[0].sent, upstream)
-    if config.host not in LOOPBACK:
-        print(f"warning: {config.host} can be reached by others, and there is no authentication", file=sys.stderr)
-    print(f"{proxy.url} rewrites the last user turn for {url or 'the frozen model of the run'}")
+    if trained.config.remote:
+        trained.require_address("--upstream")
+    models = ThreadPoolExecutor(1)  # one thread for both models: they would take each other's processor
+    written = lambda texts: [None if r.objection else r.written for r in trained.rewrite(texts, args.greedy)]
+    rewrites = Batches(written, models)
+    if args.base_url:
+        upstream = HttpUpstream(args.base_url, config.timeout, config.deadline)
+    else:
+        # Of another seed, as x' and y must not share their draws.
+        draws = torch.Generator().manual_seed(trained.generator.initial_seed() ^ 1)
+        frozen = trained.frozen
+        answers = Batches(lambda texts: frozen.answer(texts, draws), models)
+        upstream = LocalUpstream(answers, trained.config.run_name)
+    proxy = Proxy(config, rewrites, upstream)
+    if config.host not in LOOPBACK and not config.token:
+        print(f"warning: {config.host} can be reached by others, and there is no --token", file=sys.stderr)
+    print(f"{proxy.url} rewrites the last user turn for {args.base_url or 'the frozen model of the run'}")
     headers = f"the reply's header {REWRITTEN} tells the rewrite; the request's header {SWITCH}: off leaves it out"
     print(headers, flush=True)
     try:
-        proxy.serve_forever()
+        asyncio.run(proxy.serve())
     except KeyboardInterrupt:
-        proxy.server_close()
+        print("stopped", file=sys.stderr)
+    try:
+        models.shutdown()  # a thread that computes while the process ends would abort it
+    except KeyboardInterrupt:  # once more: now
+        os._exit(130)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -118,10 +191,15 @@ def main(argv: list[str] | None = None) -> None:
         one.add_argument("--greedy", action="store_true", help="take the likeliest token each time instead of sampling")
         if command is rewrite:
             one.add_argument("request", nargs="*", help="the request; without it, and without --file, type requests")
-            one.add_argument("--file", help="a text file with a request in each line")
+            one.add_argument("--file", help='text with a request, or .jsonl (.gz) with a "prompt", in each line')
             one.add_argument("--answer", action="store_true", help="show the frozen model's answers to x and x'")
+            one.add_argument("--reward", default="", help="with --answer, the run's reward again, if it is a function")
+        else:
+            one.set_defaults(answer=False)
+        names = ["--upstream"] if command is serve else []
+        about = "OpenAI-compatible API, up to /v1, for the answers; needed where the run's model is behind one"
+        one.add_argument(*names, "--api.base_url", dest="base_url", metavar="URL", default="", help=about)
         if command is serve:
-            one.add_argument("--upstream", help="OpenAI-compatible API, up to /v1 (default: the run's model)")
             for f in dataclasses.fields(ProxyConfig):
                 about = f"{f.metadata['help']} (default: {f.default})"
                 one.add_argument(f"--{f.name.replace('_', '-')}", type=type(f.default), default=f.default, help=about)

@@ -2,27 +2,30 @@
 
     client --> POST /v1/chat/completions --> rewrite the last user message --> upstream --> its answer, unchanged
 
-Earlier turns pass unchanged. The reply's header `x-alignpro-rewrite` is the message that was sent (percent-encoded, its
-beginning where it is long); a request with the header `x-alignpro: off` passes as it is. The rest of the request's body
-and the whole of the reply's, streams too, go through. There is no authentication: it listens on this machine only,
-unless told otherwise. The upstream's key comes from the environment variable OPENAI_API_KEY.
+A user turn is rewritten if it is the last message. Where others follow, as in an agent's loop, it gets the rewrite that
+it got then. Earlier turns pass unchanged. The reply's header `x-alignpro-rewrite` is the text that was sent
+(percent-encoded, its beginning where it is long); a request with the header `x-alignpro: off` passes as it is. The rest
+of the request's body and the whole of the reply's, streams too, go through. It listens on this machine only, unless told
+otherwise. The upstream's key comes from the environment variable OPENAI_API_KEY.
+
+aiohttp does HTTP on both sides. This adds what is rewritten, and the limits.
 """
 
 from __future__ import annotations
 
+import asyncio
+import hmac
 import json
+import logging
 import socket
-import struct
 import sys
-import threading
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import quote, urlsplit
 
 from alignpro_mini.options import UserError, check_ranges, one_line, option
 from alignpro_mini.remote.client import LOOPBACK
-from alignpro_mini.use.upstream import HttpUpstream, LocalUpstream, Reply, failure
+from alignpro_mini.use.rewriting import Batches, Rewriter, user_turn, with_text
+from alignpro_mini.use.upstream import HttpUpstream, LocalUpstream, failure, web
 
 CHAT = "/v1/chat/completions"
 MODELS = "/v1/models"
@@ -37,155 +40,153 @@ class ProxyConfig:
 
     host: str = option("127.0.0.1", "address to listen on; any other than this machine's own is open to others")
     port: int = option(8100, "port to listen on; 0: any free one", least=0)
+    token: str = option("", "clients must send it as their API key; empty: any key, or none")
     max_body: int = option(1 << 20, "largest request body in bytes", least=1)
-    max_waiting: int = option(16, "requests at the same time; more are told to come back (503)", least=1)
+    max_connections: int = option(512, "connections at the same time; more are closed at once", least=1)
+    max_waiting: int = option(256, "requests at the same time; more are told to come back (503)", least=1)
     timeout: float = option(
-        120.0, "seconds without a byte, of client or upstream, until a request is given up", above=0
+        120.0,
+        "seconds for a request to come whole, for a client to take a piece, and of an upstream's silence",
+        above=0,
     )
+    deadline: float = option(1800.0, "seconds until an answer of the upstream must be whole", above=0)
 
     __post_init__ = check_ranges
 
 
-Rewrite = Callable[[str], str]
+class Proxy:
+    """`asyncio.run(proxy.serve())`; `url` is where it listens. Raises UserError where it cannot."""
 
-
-def rewritten(messages: Sequence[dict], rewrite: Rewrite) -> tuple[list[dict], str | None]:
-    """The messages with the last user turn rewritten, and that text; None where there is no such text.
-
-    A turn of several parts is rewritten if exactly one of them is a text. Raises UserError for messages that are none.
-    """
-    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
-        raise UserError("messages must be a list of objects with role and content")
-    users = [i for i, message in enumerate(messages) if message.get("role") == "user"]
-    if not users:
-        return messages, None
-    content = messages[users[-1]].get("content")
-    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-    texts = [p for p in parts if isinstance(p, dict) and p.get("type") == "text" and isinstance(p.get("text"), str)]
-    if len(texts) != 1 or not texts[0]["text"].strip():
-        return messages, None
-    x_prime = rewrite(texts[0]["text"])
-    changed = x_prime
-    if content is parts:
-        changed = [part | {"text": x_prime} if part is texts[0] else part for part in parts]
-    return [m | {"content": changed} if i == users[-1] else m for i, m in enumerate(messages)], x_prime
-
-
-class Proxy(ThreadingHTTPServer):
-    """The server: `serve_forever()`; `url` is where it listens."""
-
-    daemon_threads = True
-    request_queue_size = 64
-
-    def __init__(self, config: ProxyConfig, rewrite: Rewrite, upstream: HttpUpstream | LocalUpstream) -> None:
+    def __init__(self, config: ProxyConfig, rewrites: Batches, upstream: HttpUpstream | LocalUpstream) -> None:
         self.config = config
-        self.rewrite = rewrite
+        self.rewriter = Rewriter(rewrites)
         self.upstream = upstream
-        self.places = threading.BoundedSemaphore(config.max_waiting)
-        self.one_at_a_time = threading.Lock()
-        handler = type("TimedHandler", (Handler,), {"timeout": config.timeout})
+        self.under_way = 0  # requests
+        self.server: web.Server | None = None
+        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
         try:
-            super().__init__((config.host, config.port), handler)
+            self.socket = socket.create_server((config.host, config.port), family=family)
         except (OSError, OverflowError) as error:
             address = f"--host {config.host} --port {config.port}"
             raise UserError(f"{address}: cannot listen there ({one_line(error)}); choose another port") from None
 
     @property
     def url(self) -> str:
-        return f"http://{self.server_address[0]}:{self.server_address[1]}/v1"
+        host, port, *_ = self.socket.getsockname()
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
 
-    def handle_error(self, request, client_address) -> None:
-        """A client that hung up is no error; a bug is told in one line, without the texts of the request."""
-        error = sys.exc_info()[1]
-        if not isinstance(error, OSError):
+    async def serve(self) -> None:
+        """Answer requests until it is cancelled."""
+        app = web.Application(client_max_size=self.config.max_body)
+        app.router.add_route("*", "/{path:.*}", self.handle)
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            logger=logging.Logger("requests are private", logging.CRITICAL + 1),
+            handler_cancellation=True,  # whoever left needs no answer
+            keepalive_timeout=self.config.timeout,  # also until the first request's headers are there
+            lingering_time=min(10.0, self.config.timeout),  # for the rest of a body that is refused
+            shutdown_timeout=0.1,
+        )
+        await runner.setup()
+        self.server = runner.server
+
+        def connection() -> asyncio.Protocol:
+            return self.server() if len(self.server.connections) < self.config.max_connections else _Closed()
+
+        listening = await asyncio.get_running_loop().create_server(connection, sock=self.socket)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            listening.close()
+            await runner.cleanup()
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """The answer to any request; what is wrong comes in the API's form."""
+        self.under_way += 1
+        try:
+            if self.under_way > self.config.max_waiting:
+                reply = failure(503, "too many requests at the same time", {"Retry-After": "1"})
+            else:
+                reply = await self._answer(request)
+        except web.HTTPException as refused:
+            reply = failure(refused.status, refused.text)
+        except (ConnectionError, asyncio.CancelledError):  # the client left
+            raise
+        except Exception as error:  # a bug is told in one line, without the texts of the request
             print(f"alignpro serve: {type(error).__name__} in a request", file=sys.stderr)
+            reply = failure(500, "an error in the proxy")
+        finally:
+            self.under_way -= 1
+            asyncio.get_running_loop().call_later(self.config.timeout, _drop, request.transport)
+        reply.force_close()
+        return reply
 
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        """What the upstream says. Raises web.HTTPException for what is not passed on."""
+        self._check_caller(request)
+        if (request.method, request.path) == ("GET", MODELS):
+            return await self.upstream.answer(request, None, {})
+        if (request.method, request.path) != ("POST", CHAT):
+            raise web.HTTPNotFound(text=f"only POST {CHAT} and GET {MODELS}")
+        if request.content_type != "application/json":  # a form, which any page in a browser may send
+            raise web.HTTPUnsupportedMediaType(text="the Content-Type must be application/json")
+        body, turn = await self._read(request)
+        x_prime = None
+        if turn and request.headers.get(SWITCH, "").lower() != "off":
+            place, x = turn
+            messages = body["messages"]
+            x_prime = await self.rewriter(x, fresh=place == len(messages) - 1)
+            if x_prime is not None:
+                messages[place] = with_text(messages[place], x_prime)
+        shown = (x_prime or "").encode()[:MOST_SHOWN].decode(errors="ignore")
+        return await self.upstream.answer(request, body, {REWRITTEN: quote(shown)} if shown else {})
 
-class Handler(BaseHTTPRequestHandler):
-    server: Proxy
+    def _check_caller(self, request: web.Request) -> None:
+        """Refuses a wrong token, and a request that calls this machine by another name.
 
-    def log_message(self, *args) -> None:
-        """Nothing is logged: requests are private."""
-
-    def _misnamed(self) -> str:
-        """What is wrong if this machine is called by another name: a page in a browser can give it one of its own."""
-        host = self.server.config.host
-        named = self.headers.get("Host", "")
+        A page in a browser can give it such a name, one of its own, and would be let in.
+        """
+        host = self.config.host
+        named = request.headers.get("Host", "")
         try:
             known = host not in LOOPBACK or urlsplit(f"//{named}").hostname in LOOPBACK
         except ValueError:  # a bracket that is never closed
             known = False
-        return "" if known else f"this server is {host}, not {named}"
+        if not known:
+            raise web.HTTPForbidden(text=f"this server is {host}, not {named}")
+        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        given, wanted = (text.encode(errors="surrogateescape") for text in (given, self.config.token))
+        if wanted and not hmac.compare_digest(given, wanted):
+            raise web.HTTPUnauthorized(text="the API key is not the --token of this proxy")
 
-    def _unread(self, status: int, message: str) -> Reply:
-        """A refusal of a request whose body is not needed: a client that still writes it would not read the answer."""
-        length = self.headers.get("Content-Length", "")
-        self.rfile.read(min(int(length), 8 * self.server.config.max_body) if length.isdecimal() else 0)
-        return failure(status, message)
-
-    def do_GET(self) -> None:
-        if wrong := self._misnamed():
-            self._send(failure(403, wrong))
-        elif self.path == MODELS:
-            self._send(self.server.upstream.models())
-        else:
-            self._send(failure(404, f"only {CHAT} and {MODELS}"))
-
-    def do_POST(self) -> None:
-        if not self.server.places.acquire(blocking=False):
-            return self._send(self._unread(503, "too many requests at the same time"), {"Retry-After": "1"})
+    async def _read(self, request: web.Request) -> tuple[dict, tuple[int, str] | None]:
+        """The body, and its `user_turn`. Refuses what is too large, too slow, or no chat request."""
         try:
-            reply = failure(500, "an error in the proxy")
-            headers: dict[str, str] = {}
-            try:
-                reply, headers = self._answer()
-            finally:
-                self._send(reply, headers)
-        finally:
-            self.server.places.release()
-
-    def _answer(self) -> tuple[Reply, dict[str, str]]:
-        """The upstream's reply, and headers of our own."""
-        length = self.headers.get("Content-Length", "")
-        most = self.server.config.max_body
-        if wrong := self._misnamed():
-            return self._unread(403, wrong), {}
-        if self.path != CHAT:
-            return self._unread(404, f"only {CHAT} and {MODELS}"), {}
-        if self.headers.get_content_type() != "application/json":  # a form, which any page in a browser may send
-            return self._unread(415, "the Content-Type must be application/json"), {}
-        if not length.isdecimal():
-            return failure(411, "a Content-Length is needed"), {}
-        if int(length) > most:
-            return self._unread(413, f"the body has {length} bytes; at most {most} are taken"), {}
-        try:
-            body = json.loads(self.rfile.read(int(length)))
+            async with asyncio.timeout(self.config.timeout):
+                body = json.loads(await request.read())
             if not isinstance(body, dict):
                 raise UserError("the body must be an object with messages")
-            off = self.headers.get(SWITCH, "").lower() == "off"
-            messages, x_prime = rewritten(body.get("messages"), (lambda x: x) if off else self._rewrite)
+            turn = user_turn(body.get("messages"))
+            if turn:
+                turn[1].encode()  # half an emoji is no text
+        except TimeoutError:
+            raise web.HTTPRequestTimeout(text=f"the body did not come within {self.config.timeout:g} s") from None
+        except web.RequestPayloadError:
+            raise web.HTTPBadRequest(text="the body is not encoded as its headers say") from None
         except (ValueError, RecursionError) as error:
-            return failure(400, one_line(error)), {}
-        shown = "" if off or x_prime is None else x_prime.encode()[:MOST_SHOWN].decode(errors="ignore")
-        own_headers = {REWRITTEN: quote(shown)} if shown else {}
-        return self.server.upstream.chat(body | {"messages": messages}), own_headers
+            raise web.HTTPBadRequest(text=one_line(error)) from None
+        return body, turn
 
-    def _rewrite(self, text: str) -> str:
-        with self.server.one_at_a_time:
-            return self.server.rewrite(text)
 
-    def _send(self, reply: Reply, headers: dict[str, str] = {}) -> None:  # noqa: B006
-        self.send_response(reply.status)
-        for name, value in (
-            {"Content-Type": reply.content_type, "Connection": "close"} | reply.headers | headers
-        ).items():
-            self.send_header(name, value)
-        self.end_headers()  # HTTP/1.0: the end of the connection is the end of the body, so streams need no length
-        self.close_connection = True
-        try:
-            for piece in reply.body:
-                self.wfile.write(piece)
-                self.wfile.flush()
-        except OSError:  # half an answer must not look whole: the connection is reset, not ended
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
+class _Closed(asyncio.Protocol):
+    """A connection too many."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        transport.abort()
+
+
+def _drop(transport: asyncio.Transport | None) -> None:
+    """Give up an answer that the client did not take in time."""
+    if transport is not None and transport.get_write_buffer_size():
+        transport.abort()

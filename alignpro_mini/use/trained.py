@@ -15,9 +15,11 @@ from alignpro_mini.lab import guards
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.device import resolve_device
 from alignpro_mini.lab.models import make_prompter, saved_model
+from alignpro_mini.lab.real import PLAIN_FILE
 from alignpro_mini.lab.rewards import saved_reward
 from alignpro_mini.lab.setup import setup_of
-from alignpro_mini.options import UserError
+from alignpro_mini.options import UserError, require
+from alignpro_mini.remote.client import KEY, ApiConfig
 from alignpro_mini.training import Score
 from alignpro_mini.weights.tensors import read_json
 
@@ -38,14 +40,27 @@ class Rewrite:
 
 
 class Trained:
-    """What a run left behind, to use. Raises UserError for a folder without a trained prompter."""
+    """What a run left behind, to use. Raises UserError for a folder without a trained prompter.
 
-    def __init__(self, folder: str | Path, device: str = "auto", seed: int | None = None) -> None:
+    A run's folder may come from somebody else. So code and addresses that its config.json names are used only if the
+    user names them too: `reward` as in the folder, and `base_url`, which takes the place of the folder's.
+    """
+
+    def __init__(
+        self, folder: str | Path, device: str = "auto", seed: int | None = None, reward: str = "", base_url: str = ""
+    ) -> None:
         self.path = Path(folder)
         if not (self.path / "config.json").is_file():
             raise UserError(f"{folder}: no run (no config.json); give a folder such as runs/tiny-quality-seed0")
-        self.config = replace(config_of(read_json(self.path / "config.json")), device=device)
-        self.setup = setup_of(self.config)
+        config = replace(config_of(read_json(self.path / "config.json")), device=device)
+        its = config.reward or "learned"
+        require(reward in ("", config.reward), f"--reward {reward}: the reward of {folder} is {its!r:.200}")
+        self.named_reward = bool(reward)
+        self.named_address = bool(base_url)
+        if base_url:
+            config = replace(config, api=_api(config.api, base_url))
+        self.config = config
+        self.setup = setup_of(config)
         place = self.path / "checkpoints" / "align_pro"
         if not place.is_dir():
             raise UserError(f"{folder}: no trained prompter yet; finish the run with --resume")
@@ -77,21 +92,50 @@ class Trained:
     @cached_property
     def frozen(self) -> FrozenModel:
         """The frozen model of the run: loaded, or behind its API. Raises UserError or FileNotFoundError without it."""
+        if self.config.remote:
+            self.require_address()
         return self.setup.saved_frozen_lm(self.path, USE_FILE)
 
     @cached_property
     def reward(self) -> Score:
-        """The reward of the run, as it was reported."""
+        """The reward of the run, as it was reported. Raises UserError for one that the user did not name."""
+        spec = self.config.reward
+        named = f"{self.path}: its config.json names the reward {spec!r:.200}, which may be any program"
+        require(self.named_reward or not spec, f"{named}; give --reward, too, to run it")
+        if self.config.judge:
+            self.require_address()
         return saved_reward(self.setup, self.path, USE_FILE, self.frozen)
+
+    def require_address(self, option: str = "--api.base_url") -> None:
+        """Raises UserError where only the folder says to which address requests go."""
+        url = self.config.api.base_url
+        named = f"{self.path}: its config.json names the address {url!r:.200}, which would get your requests and {KEY}"
+        require(self.named_address, f"{named}; give {option}, too, to send them")
+        for name in (USE_FILE, PLAIN_FILE):
+            require(not (self.path / name).is_symlink(), f"{self.path / name} is a link to another file: remove it")
 
 
 def config_of(saved: dict) -> RunConfig:
     """The configuration that a run's config.json holds. Raises UserError for a file that holds none."""
     try:
-        options = {}
-        for f in dataclasses.fields(RunConfig):
-            value = saved[f.name]
-            options[f.name] = type(f.default)(**value) if dataclasses.is_dataclass(f.default) else value
+        options = {f.name: _as(f.default, saved[f.name]) for f in dataclasses.fields(RunConfig)}
         return RunConfig(**options)
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"config.json is no configuration of a run ({error})") from None
+
+
+def _api(api: ApiConfig, base_url: str) -> ApiConfig:
+    """The options of the API at another address. Raises UserError for an address that is none."""
+    try:
+        return replace(api, base_url=base_url)
+    except UserError as error:  # it begins with the field's name
+        raise UserError(f"--api.{error}") from None
+
+
+def _as(default, saved):
+    """`saved` as a value like `default`. Raises AttributeError or TypeError where it is none."""
+    if dataclasses.is_dataclass(default):
+        return type(default)(**{name: _as(getattr(default, name), value) for name, value in saved.items()})
+    if type(saved) is not type(default) and (type(saved), type(default)) != (int, float):
+        raise TypeError(f"{saved!r:.60} is no {type(default).__name__}")
+    return saved

@@ -2,126 +2,150 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-import threading
+import socket
+import struct
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.client import HTTPException
+from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
 
-import torch
+from alignpro_mini.options import UserError, one_line, require
+from alignpro_mini.remote.client import KEY, LOOPBACK, ApiConfig
+from alignpro_mini.use.rewriting import Batches, one_text, outcome
 
-from alignpro_mini.frozen import FrozenModel
-from alignpro_mini.options import UserError, one_line
-from alignpro_mini.remote.client import KEY, ApiConfig
+try:
+    import aiohttp
+    from aiohttp import web
+except ImportError:  # without the extra [serve]: `check_installed` says so
+    aiohttp = web = None
 
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """Status, content type and body of an answer, the body in pieces as they come."""
-
-    status: int
-    content_type: str
-    body: Iterator[bytes]
-    headers: dict[str, str] = field(default_factory=dict)
+Headers = dict[str, str]
+PASSED_ON = ("Content-Type", "Retry-After")  # headers of the upstream's answer
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close at once, without what is left to send
+SHORTEST_KEY = 8  # a shorter one is a placeholder, and may be a word
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect is the upstream's answer: following it would hand the key to another address."""
-
-    def redirect_request(self, *args):
-        return None
+def check_installed() -> None:
+    """Raises UserError without aiohttp."""
+    require(aiohttp is not None, "alignpro serve needs the package aiohttp: pip install -e '.[serve]'")
 
 
 class HttpUpstream:
-    """A model behind an OpenAI-compatible API at `base_url` (up to /v1). Raises UserError for no such address."""
+    """A model behind an OpenAI-compatible API at `base_url` (up to /v1). Raises UserError for no such address.
 
-    def __init__(self, base_url: str, timeout: float) -> None:
+    `timeout`: seconds without a byte of the upstream, or until the client takes a piece; `deadline`: of a whole answer.
+    """
+
+    def __init__(self, base_url: str, timeout: float, deadline: float) -> None:
         try:
             self.base_url = ApiConfig(base_url=base_url).base_url.rstrip("/")
         except UserError as error:
             raise UserError(f"--upstream: {error}") from None
         self.timeout = timeout
-        self._open = urllib.request.build_opener(_NoRedirect).open
+        self.deadline = deadline
+        key = os.environ.get(KEY, "").strip()
+        require(key.isascii() and (key + " ").isprintable(), f"{KEY} holds a character that no key has: copy it again")
+        self.secret = key if len(key) >= SHORTEST_KEY else ""
+        # Uncompressed: the key could not be found otherwise. What comes compressed all the same is decompressed.
+        self.headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        if key:
+            self.headers["Authorization"] = f"Bearer {key}"
 
-    def models(self) -> Reply:
-        """What GET /models gives."""
-        return self._send("/models", None)
+    async def answer(self, request: web.BaseRequest, body: dict | None, headers: Headers) -> web.StreamResponse:
+        """What POST /chat/completions gives to the body, or without one GET /models; `headers` are added.
 
-    def chat(self, body: dict) -> Reply:
-        """What POST /chat/completions gives; errors of the upstream are answers too."""
-        return self._send("/chat/completions", json.dumps(body).encode())
-
-    def _send(self, path: str, data: bytes | None) -> Reply:
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY, "").strip():
-            headers["Authorization"] = f"Bearer {key}"
-        asked = urllib.request.Request(self.base_url + path, data, headers)
-        try:
-            answer = self._open(asked, timeout=self.timeout)
-        except urllib.error.HTTPError as error:  # the upstream's own refusal
-            answer = error
-        except (OSError, HTTPException) as error:
-            return failure(502, f"{self.base_url} does not answer ({one_line(error)})")
-        passed_on = {name: answer.headers[name] for name in ("Content-Length", "Retry-After") if name in answer.headers}
-        content_type = answer.headers.get("Content-Type", "application/json")
-        return Reply(answer.status, content_type, self._pieces(answer), passed_on)
-
-    def _pieces(self, answer) -> Iterator[bytes]:
-        """The body. Raises OSError where the upstream ends before it is whole."""
-        with answer:
+        Errors of the upstream are answers too.
+        """
+        method, path, data = (
+            ("GET", "/models", None) if body is None else ("POST", "/chat/completions", json.dumps(body))
+        )
+        limits = aiohttp.ClientTimeout(total=self.deadline, sock_connect=self.timeout, sock_read=self.timeout)
+        through_proxies = urlsplit(self.base_url).hostname not in LOOPBACK  # those that the environment names
+        async with aiohttp.ClientSession(headers=self.headers, timeout=limits, trust_env=through_proxies) as session:
             try:
-                while piece := answer.read1(1 << 16):
-                    yield piece
-            except HTTPException as error:  # a chunk that does not come
-                raise OSError(one_line(error)) from None
+                # A redirect is the upstream's answer: following it would hand the key to another address.
+                found = await session.request(method, self.base_url + path, data=data, allow_redirects=False)
+            except (aiohttp.ClientError, OSError) as error:  # also TimeoutError
+                return failure(502, f"{self.base_url} does not answer ({one_line(error)})")
+            async with found:
+                return await self._stream(request, found, headers)
+
+    async def _stream(
+        self, request: web.BaseRequest, answer: aiohttp.ClientResponse, headers: Headers
+    ) -> web.StreamResponse:
+        """The answer, piece by piece as it comes. Half an answer must not look whole: its connection is reset."""
+        passed = {name: answer.headers[name] for name in PASSED_ON if name in answer.headers}
+        if self.secret:
+            passed = {name: value.replace(self.secret, "*" * len(self.secret)) for name, value in passed.items()}
+        reply = web.StreamResponse(status=answer.status, headers=passed | headers)
+        reply.force_close()
+        try:
+            await reply.prepare(request)
+            async for piece in redacted(answer.content.iter_any(), self.secret.encode()):
+                await asyncio.wait_for(reply.write(piece), self.timeout)
+            await reply.write_eof()
+        except (aiohttp.ClientError, OSError):  # also TimeoutError; of the upstream or of the client
+            if request.transport is not None:
+                request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                request.transport.abort()
+        return reply
+
+
+async def redacted(pieces: AsyncIterator[bytes], secret: bytes) -> AsyncIterator[bytes]:
+    """The pieces with stars in place of `secret`, also where it is spread over several; b"": as they are."""
+    held = b""  # the beginning of what may become the secret
+    async for piece in pieces:
+        text = held + piece
+        if secret:
+            text = text.replace(secret, b"*" * len(secret))
+        ends = (n for n in range(min(len(secret) - 1, len(text)), 0, -1) if text.endswith(secret[:n]))
+        whole = len(text) - next(ends, 0)
+        held = text[whole:]
+        if whole:
+            yield text[:whole]
+    if held:
+        yield held
 
 
 class LocalUpstream:
-    """The frozen model in this process. It answers single turns, by its own sampling options."""
+    """The frozen model in this process: `answers` gives an `Answer` for each text. It answers single turns."""
 
-    def __init__(self, frozen: FrozenModel, name: str, generator: torch.Generator | None = None) -> None:
-        self.frozen = frozen
+    def __init__(self, answers: Batches, name: str) -> None:
+        self.answers = answers
         self.name = name
-        self.generator = generator
-        self._lock = threading.Lock()
 
-    def models(self) -> Reply:
-        """The one model."""
-        return _json(200, {"object": "list", "data": [{"id": self.name, "object": "model", "owned_by": "local"}]})
-
-    def chat(self, body: dict) -> Reply:
-        """The answer to the only message; with "stream" in one piece."""
-        messages = body["messages"]
-        if len(messages) != 1 or not isinstance(messages[0].get("content"), str):
+    async def answer(self, request: web.BaseRequest, body: dict | None, headers: Headers) -> web.Response:
+        """The answer to the only message, with "stream" in one piece; without a body the list of the one model."""
+        if body is None:
+            model = {"id": self.name, "object": "model", "owned_by": "local"}
+            return web.json_response({"object": "list", "data": [model]})
+        message, *others = body["messages"]
+        content = message.get("content")
+        text = one_text(content)
+        if others or message.get("role") != "user" or text is None or (isinstance(content, list) and len(content) > 1):
             problem = "this frozen model answers one text of one user: send a single message, or use --upstream"
             return failure(400, problem)
         try:
-            with self._lock:
-                (answer,) = self.frozen.answer([messages[0]["content"]], self.generator)
+            answer = await outcome(self.answers.put(text))
         except UserError as error:
             return failure(400, str(error))
-        reason = "length" if answer.truncated else "stop"
-        count = len(answer.tokens or ())
+        said = {"role": "assistant", "content": answer.text}
+        end = {"index": 0, "finish_reason": "length" if answer.truncated else "stop"}
         about = {"id": f"alignpro-{time.time_ns()}", "created": int(time.time()), "model": self.name}
-        if not body.get("stream"):
-            message = {"role": "assistant", "content": str(answer.text)}
-            choice = {"index": 0, "message": message, "finish_reason": reason}
-            usage = {"prompt_tokens": 0, "completion_tokens": count, "total_tokens": count}
-            return _json(200, about | {"object": "chat.completion", "choices": [choice], "usage": usage})
-        delta = {"index": 0, "delta": {"role": "assistant", "content": str(answer.text)}, "finish_reason": None}
-        events = [delta, {"index": 0, "delta": {}, "finish_reason": reason}]
-        whole = [json.dumps(about | {"object": "chat.completion.chunk", "choices": [event]}) for event in events]
-        return Reply(200, "text/event-stream", iter([f"data: {text}\n\n".encode() for text in (*whole, "[DONE]")]))
+        if body.get("stream"):
+            choices = {"index": 0, "delta": said, "finish_reason": None}, end | {"delta": {}}
+            events = [about | {"object": "chat.completion.chunk", "choices": [choice]} for choice in choices]
+            text = "".join(f"data: {event}\n\n" for event in (*map(json.dumps, events), "[DONE]"))
+            return web.Response(text=text, content_type="text/event-stream", headers=headers)
+        count = len(answer.tokens or ())
+        usage = {"prompt_tokens": 0, "completion_tokens": count, "total_tokens": count}
+        whole = about | {"object": "chat.completion", "choices": [end | {"message": said}], "usage": usage}
+        return web.json_response(whole, headers=headers)
 
 
-def failure(status: int, message: str) -> Reply:
+def failure(status: int, message: str, headers: Headers | None = None) -> web.Response:
     """An error in the API's own form."""
-    return _json(status, {"error": {"message": message, "type": "alignpro", "code": status}})
-
-
-def _json(status: int, value: dict) -> Reply:
-    return Reply(status, "application/json", iter([json.dumps(value).encode()]))
+    error = {"message": message, "type": "alignpro", "code": status}
+    return web.json_response({"error": error}, status=status, headers=headers)

@@ -1,0 +1,121 @@
+"""What of a dialogue is rewritten, and how requests that come at the same time go through a model together."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+
+from alignpro_mini.options import UserError
+
+MOST_KEPT = 1024  # texts whose rewrite is kept
+MOST_AT_ONCE = 32  # requests that go through a model together
+
+
+# ---------------------------------------------------------------- messages
+
+
+def user_turn(messages: Sequence[dict]) -> tuple[int, str] | None:
+    """Where the last user turn stands, and its text; None where it has none. Raises UserError for no messages."""
+    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
+        raise UserError("messages must be a list of objects with role and content")
+    users = [i for i, message in enumerate(messages) if message.get("role") == "user"]
+    text = one_text(messages[users[-1]].get("content")) if users else None
+    return None if text is None else (users[-1], text)
+
+
+def one_text(content: object) -> str | None:
+    """The text of a message: its content, or the only text among the parts of its content. None for all others."""
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    texts = [part["text"] for part in parts if _is_text(part)]
+    return texts[0] if len(texts) == 1 and texts[0].strip() else None
+
+
+def with_text(message: dict, text: str) -> dict:
+    """The message with another text in the place of its one text; other parts, pictures for instance, stay."""
+    content = message["content"]
+    if isinstance(content, list):
+        return message | {"content": [part | {"text": text} if _is_text(part) else part for part in content]}
+    return message | {"content": text}
+
+
+def _is_text(part: object) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
+# ---------------------------------------------------------------- batches
+
+
+class Batches:
+    """`function` of lists, called for single items: those that wait while it works are the next batch.
+
+    It runs in a thread of `executor`. An item that makes it fail fails alone.
+    """
+
+    def __init__(self, function: Callable[[Sequence], Sequence], executor: Executor) -> None:
+        self.function = function
+        self.executor = executor
+        self._waiting: list[tuple[object, asyncio.Future]] = []
+        self._worker: asyncio.Task | None = None
+
+    def put(self, item) -> asyncio.Future:
+        """Add an item. The future becomes its result, or the Exception that it raised: see `outcome`."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+        return future
+
+    async def _work(self) -> None:
+        while self._waiting:
+            batch = [(item, future) for item, future in self._waiting[:MOST_AT_ONCE] if not future.done()]
+            del self._waiting[:MOST_AT_ONCE]
+            items = [item for item, _ in batch]
+            results = await asyncio.get_running_loop().run_in_executor(self.executor, self._results, items)
+            for (_, future), result in zip(batch, results, strict=True):
+                if not future.done():  # whoever asked may have left
+                    future.set_result(result)
+
+    def _results(self, items: Sequence) -> list:
+        if not items:
+            return []
+        try:
+            return list(self.function(items))
+        except Exception as error:
+            return [error] if len(items) == 1 else [self._results([item])[0] for item in items]
+
+
+async def outcome(future: asyncio.Future):
+    """The result of an item. Raises what the function raised."""
+    result = await future
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+class Rewriter:
+    """The rewrite of a text, by `batches`, whose function gives None for a text that is to stay as it is.
+
+    The first one is kept: an agent sends the same turn again and again.
+    """
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+        self._kept: dict[bytes, asyncio.Future] = {}  # by hash, as texts may be long; the longest unused comes first
+
+    async def __call__(self, x: str, fresh: bool = True) -> str | None:
+        """x'; without `fresh` only one that is kept, else None. Raises what the function raised."""
+        key = hashlib.sha256(x.encode()).digest()
+        future = self._kept.pop(key, None)
+        if future is None and not fresh:
+            return None
+        self._kept[key] = future = future or self.batches.put(x)
+        if len(self._kept) > MOST_KEPT:
+            del self._kept[next(iter(self._kept))]
+        try:
+            x_prime = await outcome(asyncio.shield(future))  # others may wait for it, too
+        except Exception:
+            self._kept.pop(key, None)
+            raise
+        return x if x_prime is None else x_prime
