@@ -81,11 +81,11 @@ def batches_of(args: argparse.Namespace) -> Iterable[list[dict]]:
 def rewritten(trained: Trained, requests: Sequence[str], args: argparse.Namespace) -> list[dict]:
     """For each request the text that is sent and, with --answer, the frozen model's answers to both, with rewards.
 
-    Where the text that is sent is the request itself, stderr says why.
+    Where the text that is sent is the request itself, stderr says why; JSONL has a field for it.
     """
     rows = []
     for rewrite in trained.rewrite(requests, args.greedy):
-        if rewrite.objection:
+        if rewrite.objection and not is_jsonl(args.file):
             print(f"(the request itself: {rewrite.objection} {rewrite.written!r:.200})", file=sys.stderr)
         rows.append({"rewrite": rewrite.sent, "objection": rewrite.objection})
     if not args.answer:
@@ -195,7 +195,7 @@ def main(argv: list[str] | None = None) -> None:
             one.add_argument("--answer", action="store_true", help="show the frozen model's answers to x and x'")
             one.add_argument("--reward", default="", help="with --answer, the run's reward again, if it is a function")
         else:
-            one.set_defaults(answer=False)
+            one.set_defaults(answer=False, file=None)
         names = ["--upstream"] if command is serve else []
         about = "OpenAI-compatible API, up to /v1, for the answers; needed where the run's model is behind one"
         one.add_argument(*names, "--api.base_url", dest="base_url", metavar="URL", default="", help=about)
