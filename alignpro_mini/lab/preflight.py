@@ -58,8 +58,9 @@ def check_rewrites(c: RunConfig, world: World, tokenizer: Tokenizer) -> None:
     )
     lengths = [len(tokenizer.encode(x_prime)) + 1 for _, x_prime in train]  # EOS included
     cut = sum(length > limit for length in lengths) / len(lengths)
+    seen = {x for x, _ in train}.intersection(world.train_requests)
     print(
-        f"rewrites: SFT sees {len({x for x, _ in train})} of {len(world.train_requests)} training requests; "
+        f"rewrites: SFT sees {len(seen)} of {len(world.train_requests)} training requests; "
         f"the longest rewrite has {max(lengths)} tokens (--ppo.max_new_tokens {limit})"
     )
     if cut:

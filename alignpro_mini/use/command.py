@@ -16,7 +16,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -26,7 +26,7 @@ from alignpro_mini.lab.cli import one_line_errors
 from alignpro_mini.options import UserError, require
 from alignpro_mini.remote.client import LOOPBACK
 from alignpro_mini.use.proxy import REWRITTEN, SWITCH, Proxy, ProxyConfig
-from alignpro_mini.use.rewriting import MOST_AT_ONCE, Batches
+from alignpro_mini.use.rewriting import MOST_AT_ONCE, Batches, fitting
 from alignpro_mini.use.trained import Trained
 from alignpro_mini.use.upstream import HttpUpstream, LocalUpstream, check_installed
 
@@ -65,14 +65,19 @@ def is_jsonl(file: str | None) -> bool:
     return bool(file) and file.endswith((".jsonl", ".jsonl.gz"))
 
 
-def batches_of(args: argparse.Namespace) -> Iterable[list[dict]]:
+def batches_of(args: argparse.Namespace) -> Iterator[list[dict]]:
     """The requests, as many as go through the model together; what is typed goes alone, as its answer is waited for."""
+    rows = []
     if args.request:
-        return [[{"prompt": " ".join(args.request)}]]
-    if args.file:
+        rows = [{"prompt": " ".join(args.request)}]
+    elif args.file:
         rows = rows_of(args.file)
-        return (rows[i : i + MOST_AT_ONCE] for i in range(0, len(rows), MOST_AT_ONCE))
-    return ([{"prompt": x}] for x in typed())
+    else:
+        yield from ([{"prompt": x}] for x in typed())
+    while rows:
+        count = fitting([row["prompt"] for row in rows[:MOST_AT_ONCE]])
+        yield rows[:count]
+        rows = rows[count:]
 
 
 # ---------------------------------------------------------------- rewrite and chat
@@ -81,11 +86,11 @@ def batches_of(args: argparse.Namespace) -> Iterable[list[dict]]:
 def rewritten(trained: Trained, requests: Sequence[str], args: argparse.Namespace) -> list[dict]:
     """For each request the text that is sent and, with --answer, the frozen model's answers to both, with rewards.
 
-    Where the text that is sent is the request itself, stderr says why.
+    Where the text that is sent is the request itself, stderr says why; JSONL has a field for it.
     """
     rows = []
     for rewrite in trained.rewrite(requests, args.greedy):
-        if rewrite.objection:
+        if rewrite.objection and not is_jsonl(args.file):
             print(f"(the request itself: {rewrite.objection} {rewrite.written!r:.200})", file=sys.stderr)
         rows.append({"rewrite": rewrite.sent, "objection": rewrite.objection})
     if not args.answer:
@@ -195,7 +200,7 @@ def main(argv: list[str] | None = None) -> None:
             one.add_argument("--answer", action="store_true", help="show the frozen model's answers to x and x'")
             one.add_argument("--reward", default="", help="with --answer, the run's reward again, if it is a function")
         else:
-            one.set_defaults(answer=False)
+            one.set_defaults(answer=False, file=None)
         names = ["--upstream"] if command is serve else []
         about = "OpenAI-compatible API, up to /v1, for the answers; needed where the run's model is behind one"
         one.add_argument(*names, "--api.base_url", dest="base_url", metavar="URL", default="", help=about)

@@ -83,6 +83,7 @@ class Proxy:
             app,
             access_log=None,
             logger=logging.Logger("requests are private", logging.CRITICAL + 1),
+            auto_decompress=False,
             handler_cancellation=True,  # whoever left needs no answer
             keepalive_timeout=self.config.timeout,  # also until the first request's headers are there
             lingering_time=min(10.0, self.config.timeout),  # for the rest of a body that is refused
@@ -131,12 +132,17 @@ class Proxy:
             raise web.HTTPNotFound(text=f"only POST {CHAT} and GET {MODELS}")
         if request.content_type != "application/json":  # a form, which any page in a browser may send
             raise web.HTTPUnsupportedMediaType(text="the Content-Type must be application/json")
+        if "Content-Encoding" in request.headers:  # a few bytes can become very many
+            raise web.HTTPUnsupportedMediaType(text="the body must not be compressed")
         body, turn = await self._read(request)
         x_prime = None
         if turn and request.headers.get(SWITCH, "").lower() != "off":
             place, x = turn
             messages = body["messages"]
-            x_prime = await self.rewriter(x, fresh=place == len(messages) - 1)
+            try:
+                x_prime = await self.rewriter(x, fresh=place == len(messages) - 1)
+            except UnicodeEncodeError as error:  # half an emoji is no text
+                raise web.HTTPBadRequest(text=one_line(error)) from None
             if x_prime is not None:
                 messages[place] = with_text(messages[place], x_prime)
         shown = (x_prime or "").encode()[:MOST_SHOWN].decode(errors="ignore")
@@ -154,7 +160,7 @@ class Proxy:
         except ValueError:  # a bracket that is never closed
             known = False
         if not known:
-            raise web.HTTPForbidden(text=f"this server is {host}, not {named}")
+            raise web.HTTPForbidden(text=f"this server is {host}, not {named!r}")
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
         given, wanted = (text.encode(errors="surrogateescape") for text in (given, self.config.token))
         if wanted and not hmac.compare_digest(given, wanted):
@@ -167,16 +173,11 @@ class Proxy:
                 body = json.loads(await request.read())
             if not isinstance(body, dict):
                 raise UserError("the body must be an object with messages")
-            turn = user_turn(body.get("messages"))
-            if turn:
-                turn[1].encode()  # half an emoji is no text
+            return body, user_turn(body.get("messages"))
         except TimeoutError:
             raise web.HTTPRequestTimeout(text=f"the body did not come within {self.config.timeout:g} s") from None
-        except web.RequestPayloadError:
-            raise web.HTTPBadRequest(text="the body is not encoded as its headers say") from None
-        except (ValueError, RecursionError) as error:
+        except (web.RequestPayloadError, ValueError, RecursionError) as error:
             raise web.HTTPBadRequest(text=one_line(error)) from None
-        return body, turn
 
 
 class _Closed(asyncio.Protocol):

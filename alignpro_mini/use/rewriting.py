@@ -10,7 +10,8 @@ from concurrent.futures import Executor
 from alignpro_mini.options import UserError
 
 MOST_KEPT = 1024  # texts whose rewrite is kept
-MOST_AT_ONCE = 32  # requests that go through a model together
+MOST_AT_ONCE = 32  # texts that go through a model together
+MOST_CHARACTERS = 1 << 17  # of them, each counted as the longest, as the model pads them: memory is bounded
 
 
 # ---------------------------------------------------------------- messages
@@ -47,47 +48,58 @@ def _is_text(part: object) -> bool:
 # ---------------------------------------------------------------- batches
 
 
-class Batches:
-    """`function` of lists, called for single items: those that wait while it works are the next batch.
+def fitting(texts: Sequence[str]) -> int:
+    """How many of the texts, from the first on, go through a model together: at least one."""
+    longest = 0
+    for count, text in enumerate(texts[:MOST_AT_ONCE]):
+        longest = max(longest, len(text))
+        if count and longest * (count + 1) > MOST_CHARACTERS:
+            return count
+    return min(len(texts), MOST_AT_ONCE)
 
-    It runs in a thread of `executor`. An item that makes it fail fails alone.
+
+class Batches:
+    """`function` of lists of texts, called for single ones: those that wait while it works are the next batch.
+
+    It runs in a thread of `executor`. A text that makes it fail fails alone.
     """
 
-    def __init__(self, function: Callable[[Sequence], Sequence], executor: Executor) -> None:
+    def __init__(self, function: Callable[[Sequence[str]], Sequence], executor: Executor) -> None:
         self.function = function
         self.executor = executor
-        self._waiting: list[tuple[object, asyncio.Future]] = []
+        self._waiting: list[tuple[str, asyncio.Future]] = []
         self._worker: asyncio.Task | None = None
 
-    def put(self, item) -> asyncio.Future:
-        """Add an item. The future becomes its result, or the Exception that it raised: see `outcome`."""
+    def put(self, text: str) -> asyncio.Future:
+        """Add a text. The future becomes its result, or the Exception that it raised: see `outcome`."""
         future = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, future))
+        self._waiting.append((text, future))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
         return future
 
     async def _work(self) -> None:
         while self._waiting:
-            batch = [(item, future) for item, future in self._waiting[:MOST_AT_ONCE] if not future.done()]
-            del self._waiting[:MOST_AT_ONCE]
-            items = [item for item, _ in batch]
-            results = await asyncio.get_running_loop().run_in_executor(self.executor, self._results, items)
+            count = fitting([text for text, _ in self._waiting])
+            batch = [(text, future) for text, future in self._waiting[:count] if not future.done()]
+            del self._waiting[:count]
+            texts = [text for text, _ in batch]
+            results = await asyncio.get_running_loop().run_in_executor(self.executor, self._results, texts)
             for (_, future), result in zip(batch, results, strict=True):
                 if not future.done():  # whoever asked may have left
                     future.set_result(result)
 
-    def _results(self, items: Sequence) -> list:
-        if not items:
+    def _results(self, texts: Sequence[str]) -> list:
+        if not texts:
             return []
         try:
-            return list(self.function(items))
+            return list(self.function(texts))
         except Exception as error:
-            return [error] if len(items) == 1 else [self._results([item])[0] for item in items]
+            return [error] if len(texts) == 1 else [self._results([text])[0] for text in texts]
 
 
 async def outcome(future: asyncio.Future):
-    """The result of an item. Raises what the function raised."""
+    """The result of a text. Raises what the function raised."""
     result = await future
     if isinstance(result, Exception):
         raise result

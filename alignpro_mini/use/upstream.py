@@ -68,7 +68,7 @@ class HttpUpstream:
                 # A redirect is the upstream's answer: following it would hand the key to another address.
                 found = await session.request(method, self.base_url + path, data=data, allow_redirects=False)
             except (aiohttp.ClientError, OSError) as error:  # also TimeoutError
-                return failure(502, f"{self.base_url} does not answer ({one_line(error)})")
+                return failure(502, f"{self.base_url} does not answer ({self._covered(one_line(error))})")
             async with found:
                 return await self._stream(request, found, headers)
 
@@ -76,9 +76,7 @@ class HttpUpstream:
         self, request: web.BaseRequest, answer: aiohttp.ClientResponse, headers: Headers
     ) -> web.StreamResponse:
         """The answer, piece by piece as it comes. Half an answer must not look whole: its connection is reset."""
-        passed = {name: answer.headers[name] for name in PASSED_ON if name in answer.headers}
-        if self.secret:
-            passed = {name: value.replace(self.secret, "*" * len(self.secret)) for name, value in passed.items()}
+        passed = {name: self._covered(answer.headers[name]) for name in PASSED_ON if name in answer.headers}
         reply = web.StreamResponse(status=answer.status, headers=passed | headers)
         reply.force_close()
         try:
@@ -91,6 +89,9 @@ class HttpUpstream:
                 request.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                 request.transport.abort()
         return reply
+
+    def _covered(self, text: str) -> str:
+        return text.replace(self.secret, "*" * len(self.secret)) if self.secret else text
 
 
 async def redacted(pieces: AsyncIterator[bytes], secret: bytes) -> AsyncIterator[bytes]:

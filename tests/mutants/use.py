@@ -37,14 +37,19 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "use/rewriting.py",
         "one-at-a-time",
-        ("self._waiting[:MOST_AT_ONCE] if", "self._waiting[:1] if"),
-        ("del self._waiting[:MOST_AT_ONCE]", "del self._waiting[:1]"),
+        ("count = fitting([text for text, _ in self._waiting])", "count = 1"),
         "test_what_waits_is_one_batch_and_each_gets_its_own",
     ),
     mutant(
         "use/rewriting.py",
+        "long-texts-fill-the-memory",
+        ("longest * (count + 1) > MOST", "len(text) > MOST"),
+        "test_long_texts_go_with_few_others",
+    ),
+    mutant(
+        "use/rewriting.py",
         "one-bad-text-fails-its-batch",
-        ("[error] if len(items) == 1 else", "[error] * len(items) if items else"),
+        ("[error] if len(texts) == 1 else", "[error] * len(texts) if texts else"),
         "test_one_that_fails_fails_alone",
     ),
     mutant(

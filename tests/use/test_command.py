@@ -76,7 +76,8 @@ def test_jsonl_in_and_out(untrained, capsys, batches):
     rows = [{"id": i, "prompt": f"About \u2028 town {i} ü."} for i in range(3)]
     Path("r.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     main(["rewrite", *WHERE, "--file", "r.jsonl"])
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert not err
     found = [json.loads(line) for line in out.splitlines()]
     assert out.isascii() and [{k: row[k] for k in ("id", "prompt")} for row in found] == rows and len(batches) == 1
     assert all(set(row) == {"id", "prompt", "rewrite", "objection"} for row in found)

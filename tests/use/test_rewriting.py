@@ -93,6 +93,25 @@ def test_what_waits_is_one_batch_and_each_gets_its_own(monkeypatch):
     assert seen == [["a"], ["b", "c", "d"], ["e"]] and found == ["A", "B", "C", "D", "E"]
 
 
+@pytest.mark.parametrize(
+    "lengths, count",
+    [
+        ([5], 1),
+        ([5, 5, 5], 3),
+        ([5] * 9, 4),
+        ([25] * 9, 4),
+        ([26] * 9, 3),
+        ([1, 60, 1], 1),
+        ([1, 40, 1], 2),
+        ([999, 1], 1),
+    ],
+)
+def test_long_texts_go_with_few_others(lengths, count, monkeypatch):
+    monkeypatch.setattr(rewriting, "MOST_AT_ONCE", 4)
+    monkeypatch.setattr(rewriting, "MOST_CHARACTERS", 100)
+    assert rewriting.fitting(["x" * length for length in lengths]) == count
+
+
 def test_one_that_fails_fails_alone():
     seen, found = together(lambda model, b: after_the_first(model, b, "a", "b", "0", "c"))
     assert [str(x).split("\n")[0] for x in found] == ["A", "B", "no", "C"] and isinstance(found[2], AssertionError)
