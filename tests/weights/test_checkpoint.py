@@ -14,9 +14,10 @@ from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.transformer import Transformer, TransformerConfig
 from alignpro_mini.weights import pretrained as checkpoint
 from alignpro_mini.weights import tensors
-from alignpro_mini.weights.chat import SMOLLM2_SYSTEM, PublishedTokenizer
+from alignpro_mini.weights.chat import PublishedTokenizer
 from alignpro_mini.weights.pretrained import load_pretrained, save_pretrained
 from alignpro_mini.weights.smollm2 import build_tokenizer
+from alignpro_mini.weights.template import SMOLLM2_SYSTEM
 from alignpro_mini.weights.tensors import load_state, save_state
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
