@@ -22,8 +22,9 @@ import sys
 SECONDS, BYTES = 5, 2 << 30
 LONGEST = 1 << 20  # characters of a rendered conversation
 MOST_TOKENS = 64  # for each byte of a text: a vocabulary that makes more of it is a trap
-# Every printable byte, letters of other scripts, and a run that slow patterns need very long for.
-PROBE = ("".join(map(chr, range(9, 127))) + " ÄÖ ß Ω Ж ไทย 漢字 ﬁ 😀 \n") * 20 + "a" * 40 + "!"
+# Every printable byte, letters of other scripts, a run that slow patterns need very long for; and each letter often.
+TEXT = "".join(map(chr, range(9, 127))) + " ÄÖ ß Ω Ж ไทย 漢字 ﬁ 😀 \n"
+PROBES = (TEXT * 20 + "a" * 40 + "!", *(letter * 16 for letter in TEXT))
 
 
 def limit(seconds: int) -> None:
@@ -47,10 +48,10 @@ def try_vocabulary(text: str) -> str | None:
     backend = tokenizers.Tokenizer.from_str(text)
     backend.no_truncation()
     backend.no_padding()
-    ids = backend.encode(PROBE, add_special_tokens=False).ids
-    most = MOST_TOKENS * len(PROBE.encode())
-    if len(ids) > most or len(backend.decode(ids)) > most:
-        return "its rules make a text more than 64 times as long"
+    for text in PROBES:
+        ids = backend.encode(text, add_special_tokens=False).ids
+        if max(len(ids), len(backend.decode(ids))) > MOST_TOKENS * len(text.encode()):
+            return f"its rules make a text more than {MOST_TOKENS} times as long"
     return None
 
 

@@ -19,7 +19,7 @@ from alignpro_mini.weights.vocabulary import Words, as_published, control_tokens
 
 SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 SYSTEM, WORDS, ANSWER = (f"zqxj{kind}jxqz" for kind in ("sys", "usr", "ans"))  # placeholders, all letters
-SPACE = " \n\t"
+SPACES = (" ", "\n", "\t")
 # A template must say words as they are, whatever they are
 ODD = "\"'<b>&amp;{{ x }}{% y %}\\n\\\t\r\n``` Aa ÄÖß 漢字 😀 " + "long " * 1000
 
@@ -82,17 +82,17 @@ def base_shape(backend: tokenizers.Tokenizer, names: dict[str, str]) -> Shape:
 def template_shape(backend: tokenizers.Tokenizer, template: str, names: dict[str, str], where: str) -> Shape:
     """The shape that a chat template tells. Raises UserError, beginning with `where`, for one that cannot be used."""
     user, system = ({"role": role, "content": said} for role, said in (("user", WORDS), ("system", SYSTEM)))
-    odd = lambda message: message | {"content": f"{SPACE}{message['content']}{ODD}{message['content']}{SPACE}"}
     answer = {"role": "assistant", "content": ANSWER}
     asked: dict[str, Conversation] = {
         "plain": ([user], True),
         "system": ([system, user], True),
         "no system": ([system | {"content": ""}, user], True),
-        "odd": ([odd(user)], True),
-        "odd system": ([odd(system), user], True),
         "answer": ([user, answer], False),
         "dialogue": ([system, user, answer, user], True),
     }
+    odd = lambda message, space: message | {"content": f"{space}{message['content']}{ODD}{message['content']}{space}"}
+    asked |= {f"{space}user": ([odd(user, space)], True) for space in SPACES}
+    asked |= {f"{space}system": ([odd(system, space), user], True) for space in SPACES}
     reply = render(template, names, list(asked.values()), where)
     said = dict(zip(asked, reply["texts"]))
     if "error" in said["plain"]:
@@ -101,12 +101,13 @@ def template_shape(backend: tokenizers.Tokenizer, template: str, names: dict[str
     if text["plain"].count(WORDS) != 1:
         raise UserError(f"{where}: the chat template does not say the user's words exactly once")
     words = Words(backend, control_tokens(backend, _written(backend, text.values(), reply["literals"])))
-    marked = {name: words.mark(one) for name, one in text.items() if "odd" not in name}
-    strip = _strip(text.get("odd", ""), WORDS, f"{where}: the chat template changes the user's words")
-    _check_neighbours(words, marked["plain"], where)
+    marked = {name: words.mark(one) for name, one in text.items() if name[0] not in SPACES}
+    strip = _strip(text, "plain", "user", WORDS, f"{where}: the chat template changes the user's words")
+    _check_neighbours(words, text["plain"], marked["plain"], where)
     system_text = marked.get("system", "")
     if system_text.count(SYSTEM) == 1 == system_text.count(WORDS):
-        strip_system = _strip(text.get("odd system", ""), SYSTEM, f"{where}: the chat template changes the system message")
+        changes = f"{where}: the chat template changes the system message"
+        strip_system = _strip(text, "system", "system", SYSTEM, changes)
     else:
         strip_system = None
 
@@ -137,25 +138,29 @@ def _written(backend: tokenizers.Tokenizer, texts, literals: list[str]) -> set[i
     return written
 
 
-def _strip(text: str, placeholder: str, message: str) -> Callable[[str], str]:
-    """How a template strips what somebody says: in `text` it said the placeholder twice, odd text between, spaces around.
+def _strip(text: dict[str, str], plain: str, role: str, placeholder: str, message: str) -> Callable[[str], str]:
+    """How a template strips what a role says: as it stands around `placeholder` in `text[plain]`, and spaces with it.
 
-    Raises UserError with this message where it does something else to it.
+    Raises UserError with this message where it does something else to what is said.
     """
-    before, found, after = text.partition(f"{placeholder}{ODD}{placeholder}")
-    kept = before.endswith(SPACE), after.startswith(SPACE)
-    half = before.endswith(SPACE[-1]) > kept[0] or after.startswith(SPACE[0]) > kept[1]
-    if not found or text.count(placeholder) != 2 or (half and before.endswith(SPACE[-2:])):
+    lead, _, tail = text[plain].partition(placeholder)
+    kept = set()
+    for space in SPACES:
+        before, _, after = text.get(f"{space}{role}", "").partition(f"{placeholder}{ODD}{placeholder}")
+        left = {f"{lead}{space}": True, lead: False}.get(before)
+        kept.add((left, {f"{space}{tail}": True, tail: False}.get(after)))
+    strip = {(True, True): str, (False, False): str.strip, (True, False): str.rstrip, (False, True): str.lstrip}
+    if len(kept) > 1 or not kept <= strip.keys():
         raise UserError(f"{message}; use another template")
-    return {(True, True): str, (False, False): str.strip, (True, False): str.rstrip, (False, True): str.lstrip}[kept]
+    return strip[kept.pop()]
 
 
-def _check_neighbours(words: Words, marked: str, where: str) -> None:
+def _check_neighbours(words: Words, text: str, marked: str, where: str) -> None:
     """A control token must be one whatever words stand beside it (`single_word`)."""
-    expected = words.marked(marked)
     for said in ("a", " a ", "!", "\n", ""):
-        found = [i for i in words.encode(marked.replace(WORDS, said)) if i in {*expected}]
-        if found != expected:
-            name = words.backend.id_to_token(next((i for i in expected if i not in found), expected[0]))
-            raise UserError(f"{where}: {name!r} is a control token beside some words and text beside others; its flag "
-                            "single_word must be false")
+        published = as_published(words.backend, text.replace(WORDS, said)).ids
+        if words.encode(marked.replace(WORDS, said)) != published:
+            other = [i for i in published if i in words.control and i not in words.marked(marked)] or words.marked(marked)
+            names = ", ".join(words.backend.id_to_token(i) for i in dict.fromkeys(other))
+            message = f"whether {names} is a control token depends on the words beside it (single_word)"
+            raise UserError(f"{where}: {message}; use another tokenizer.json")

@@ -46,9 +46,8 @@ class Words:
         self.backend, self.control = backend, frozenset(control)
         added = backend.get_added_tokens_decoder()
         secret = letters(16)
-        # Letters only, all of one length: no rule changes them, none is the beginning of another
-        self.names = {i: secret + f"{i:08x}".translate(str.maketrans(string.digits, "ghijklmnop")) for i in control}
-        self._name = re.compile("|".join(self.names.values()) or "(?!)")
+        self.names = {i: secret_name(added[i].content, secret, i) for i in control}
+        self._name = re.compile("|".join(map(re.escape, self.names.values())) or "(?!)")
         self._id = {name: i for i, name in self.names.items()}
         raw = json.loads(backend.to_str())
         rename(raw, {added[i].content: self.names[i] for i in control})
@@ -86,6 +85,15 @@ def letters(count: int) -> str:
     return "".join(secrets.choice(string.ascii_lowercase) for _ in range(count))
 
 
+def secret_name(name: str, secret: str, i: int) -> str:
+    """Another name for token i: what stands beside it sees the same first and last character (`single_word`).
+
+    Between these are letters only, of one length: no rule changes them, and no name is the beginning of another.
+    """
+    number = f"{i:08x}".translate(str.maketrans(string.digits, "ghijklmnop"))
+    return f"{name[0]}{secret}{number}{name[-1]}"
+
+
 def as_published(backend: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
     """A text as the library reads it, names of control tokens included."""
     before, backend.encode_special_tokens = backend.encode_special_tokens, False
@@ -118,11 +126,13 @@ def rename(raw: dict, names: dict[str, str]) -> None:
 def control_tokens(backend: tokenizers.Tokenizer, written: set[int] = frozenset()) -> set[int]:
     """The ids of the control tokens: marked as special, named like one, or `written` by the chat template.
 
-    Spaces and line ends that have a token of their own are no control tokens, whoever writes them.
+    Spaces and line ends that have a token of their own are no control tokens, whoever writes them; nor are a byte and
+    a letter of the vocabulary, which words need (a `pad_token` may be "!").
     """
-    added = backend.get_added_tokens_decoder()
+    spelling = {name for name in backend.get_vocab(with_added_tokens=False) if len(name) == 1 or BYTE.fullmatch(name)}
     control = lambda i, token: token.special or MARKUP.fullmatch(token.content) or i in written
-    return {i for i, t in added.items() if control(i, t) and not t.content.isspace() and not BYTE.fullmatch(t.content)}
+    words = lambda token: token.content.isspace() or token.content in spelling
+    return {i for i, token in backend.get_added_tokens_decoder().items() if control(i, token) and not words(token)}
 
 
 # ---------------------------------------------------------------- what the files of a folder say

@@ -32,7 +32,7 @@ NAMES = [  # user, answer, end; after DeepSeek (llama-cpp-python PR 2131), Gemma
     ("<|user-turn|>", "<|bot turn|>", "<end of turn>"),
     ("Human:", "Assistant:", "Done."),
     ("{{usr}}", "((bot))", "###"),
-    ("<|im_start|>", "\\assistant", "§"),
+    ("<|im_start|>", "\\assistant", "§§"),
     ("用户", "助手", "完"),
 ]
 
@@ -71,6 +71,13 @@ def test_tokens_of_a_part_that_is_not_rendered_are_control_tokens_and_spaces_are
     ids = tokenizer.encode("a  b\n\n[CALL] other")
     there = lambda name: made.token_to_id(name) in ids
     assert not there("[CALL]") and there("  ") and there("\n\n") and there("other")
+
+
+def test_a_letter_that_is_named_as_a_control_token_stays_a_letter(tmp_path):
+    """Some folders fill with "!", which is a byte's only token."""
+    folder = write(tmp_path / "m", bytes_of(["<e>"]), {"eos_token": "<e>", "pad_token": "!", "chat_template": NAMED})
+    tokenizer = load_tokenizer(folder)
+    assert "hello!" in shown(tokenizer, tokenizer.chat("hello! you"))
 
 
 # ---------------------------------------------------------------- names, flags and ids
@@ -161,7 +168,7 @@ def test_holes_in_the_ids(tmp_path):
     (folder / "tokenizer.json").write_text(before)
     assert "have the same id" in refusal(changed(folder, lambda raw: raw["model"]["vocab"].update({"a": 7, "b": 7})))
     (folder / "tokenizer.json").write_text(before)
-    far = lambda raw: raw["model"]["vocab"].update({"far": 5000})  # counted, the ids would fit the model
+    far = lambda raw: raw["model"]["vocab"].update({[*raw["model"]["vocab"]][-1]: 5000})  # counted, all would fit
     assert "the tokenizer has 5001 tokens, the model" in refusal(changed(folder, far))
 
 
@@ -230,7 +237,7 @@ def answering(folder: Path, end: str, template: str | None, eos_token: str, **fi
     """A folder with a model that answers "Ye" and `end`, and goes on if nobody stops it."""
     made = bytes_of(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     of = made.token_to_id
-    rows = {of("Ċ"): of("Y"), of("Y"): of("e"), of("e"): of(end), of(end): of("X"), of("X"): of("X")}
+    rows = {of("Ċ"): of("Y"), made.encode("\n\n").ids[-1]: of("Y"), of("Y"): of("e"), of("e"): of(end), of(end): of("X"), of("X"): of("X")}
     settings = {"eos_token": eos_token} | ({"chat_template": template} if template else {})
     ids = {name: value if value is None else [of(one) for one in value] for name, value in files.items()}
     eos = {name: {"eos_token_id": value} for name, value in ids.items()}
