@@ -37,14 +37,15 @@ class PublishedTokenizer(Tokenizer):
     ) -> None:
         self.ends = tuple(dict.fromkeys(ends))
         super().__init__(backend)
-        self.end_ids = self.ends or (self.eos_id,)
+        self.end_ids = tuple(dict.fromkeys((self.eos_id, *self.ends)))
         self.system = system
         self.shape = shape or usual_shape(backend)
         self._size = 1 + max(backend.get_vocab().values())
 
     def _control_ids(self) -> tuple[int, int]:
+        taught = (i for i in self.ends if self.backend.id_to_token(i) is not None)
         named = (self.backend.token_to_id(name) for name in ENDS)
-        eos_id = next((i for i in (*self.ends[:1], *named) if i is not None), None)
+        eos_id = next((i for i in (*taught, *named) if i is not None), None)
         if eos_id is None:
             raise UserError(f"the vocabulary has none of {', '.join(ENDS)}: add one, it ends an answer")
         pad_id = self.backend.token_to_id(PAD)
@@ -126,7 +127,9 @@ def read_template(folder: Path, settings: dict) -> str | None:
             raise UserError(f"{folder / TOKENIZER_CONFIG}: {message}; put the right one into {TEMPLATE}")
         text = text["default"]
     if text is not None and not isinstance(text, str):
-        raise UserError(f"{folder / TOKENIZER_CONFIG}: chat_template is {text!r:.60}; it must be text: copy the file again")
+        raise UserError(
+            f"{folder / TOKENIZER_CONFIG}: chat_template is {text!r:.60}; it must be text: copy the file again"
+        )
     return text
 
 

@@ -51,7 +51,11 @@ def _ask(request: dict, what: str) -> list:
     command = [sys.executable, "-P", sandbox.__file__]
     try:
         done = subprocess.run(
-            command, input=json.dumps(request | {"seconds": sandbox.SECONDS}).encode(), capture_output=True, timeout=PATIENCE, env=environment
+            command,
+            input=json.dumps(request | {"seconds": sandbox.SECONDS}).encode(),
+            capture_output=True,
+            timeout=PATIENCE,
+            env=environment,
         )
     except subprocess.TimeoutExpired:
         done = None

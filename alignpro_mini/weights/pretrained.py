@@ -286,7 +286,9 @@ def _read_config(file: Path) -> TransformerConfig:
         raise UserError(f"{file}: rope_scaling is {old or new!r:.60}; it must be an object: copy the file again")
     rope = new | old
     if nested := [key for key, value in rope.items() if isinstance(value, dict)]:
-        raise UserError(f"{file}: rope_scaling holds others for {', '.join(nested)}; use a model with one for all layers")
+        raise UserError(
+            f"{file}: rope_scaling holds others for {', '.join(nested)}; use a model with one for all layers"
+        )
     raw |= {key: rope[key] for key in rope if key == "rope_theta"}
     family = "gpt2" if kind == "gpt2" else "llama"
     optional = {

@@ -130,8 +130,8 @@ def template_shape(backend: tokenizers.Tokenizer, template: str, names: dict[str
 def _written(backend: tokenizers.Tokenizer, texts, literals: list[str]) -> set[int]:
     """The added tokens that a template writes: those in its texts, and those in parts that were not rendered."""
     added = backend.get_added_tokens_decoder()
-    written = {i for i, token in added.items() if any(token.content in literal for literal in literals)}
-    for text in texts:
+    written = set()
+    for text in (*texts, *literals):
         for said in (SYSTEM, WORDS, ANSWER, ODD, ODD.strip()):
             text = text.replace(said, "\n")
         written |= {i for i in as_published(backend, text).ids if i in added}
@@ -160,7 +160,8 @@ def _check_neighbours(words: Words, text: str, marked: str, where: str) -> None:
     for said in ("a", " a ", "!", "\n", ""):
         published = as_published(words.backend, text.replace(WORDS, said)).ids
         if words.encode(marked.replace(WORDS, said)) != published:
-            other = [i for i in published if i in words.control and i not in words.marked(marked)] or words.marked(marked)
+            always = words.marked(marked)
+            other = [i for i in published if i in words.control and i not in always] or always
             names = ", ".join(words.backend.id_to_token(i) for i in dict.fromkeys(other))
             message = f"whether {names} is a control token depends on the words beside it (single_word)"
             raise UserError(f"{where}: {message}; use another tokenizer.json")

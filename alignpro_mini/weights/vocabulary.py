@@ -159,26 +159,43 @@ def read_vocabulary(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, str],
     said = mapped | settings if decoder else settings | {k: v for k, v in mapped.items() if v is not None}
     flags = _flags(folder / TOKENIZER_CONFIG, decoder or {})
     if not decoder:
-        flags |= {name: ({"normalized": True}, i) for name, i in there(ADDED).items() if backend.token_to_id(name) is None}
+        known = {token["content"] for token in raw.get("added_tokens", ())}
+        flags |= {name: ({"normalized": True}, i) for name, i in there(ADDED).items() if name not in known}
     _check_ids(file, backend, raw)
     _follow_settings(folder, backend, raw, settings)
     names = token_names(folder, said)
     special = [*names.values(), *_more(said)]
     for name, (flag, _) in flags.items():
         backend.add_tokens([AddedToken(name, **{"special": name in special} | flag)])
-    added = {token.content for token in backend.get_added_tokens_decoder().values()}
-    backend.add_special_tokens([AddedToken(n, normalized=False) for n in dict.fromkeys(special) if n not in added])
+    _add_named(folder, backend, special, (names.get("bos_token"), names.get("eos_token")))
     for name, (_, i) in flags.items():
         found = backend.token_to_id(name)
         if found != i:
-            raise UserError(f"{folder}: token {name!r} has the id {i!r}, but {VOCABULARY} gives it {found}; copy both again")
+            raise UserError(
+                f"{folder}: token {name!r} has the id {i!r}, but {VOCABULARY} gives it {found}; copy both again"
+            )
     _post_process(backend, names, settings)
     return backend, names, settings
 
 
+def _add_named(folder: Path, backend: tokenizers.Tokenizer, special: list[str], needed: tuple) -> None:
+    """Make the named tokens special, as `transformers` does; unknown ones get new ids where the model has rows for them.
+
+    A token to fill with that nobody has a row for is not needed here; one that is `needed` is added all the same, and
+    the model then does not fit.
+    """
+    added = {token.content for token in backend.get_added_tokens_decoder().values()}
+    new = [name for name in dict.fromkeys(special) if name not in added]
+    rows, size = read_json(folder / CONFIG).get("vocab_size"), backend.get_vocab_size()
+    unknown = [name for name in new if backend.token_to_id(name) is None]
+    if type(rows) is int and size + len(unknown) > rows:
+        new = [name for name in new if name in needed or name not in unknown]
+    backend.add_special_tokens([AddedToken(name, normalized=False) for name in new])
+
+
 def _check_ids(file: Path, backend: tokenizers.Tokenizer, raw: dict) -> None:
     """Each token's id must be the one that the file says: the library counts on, and would fill a hole."""
-    for token in raw["added_tokens"]:
+    for token in raw.get("added_tokens", ()):
         if backend.token_to_id(token["content"]) != token["id"]:
             found = backend.token_to_id(token["content"])
             message = f"token {token['content']!r} has the id {token['id']}, but the vocabulary leads to {found}"
@@ -191,12 +208,15 @@ def _check_ids(file: Path, backend: tokenizers.Tokenizer, raw: dict) -> None:
 def _follow_settings(folder: Path, backend: tokenizers.Tokenizer, raw: dict, settings: dict) -> None:
     """What tokenizer_config.json says of spaces, as `transformers` 5 reads it. Raises UserError for what is not done."""
     split = json.dumps(raw.get("pre_tokenizer"))
-    by_bytes, kind, space = '"ByteLevel"' in split, raw["model"].get("type"), settings.get("add_prefix_space")
-    other = {"split_special_tokens": settings.get("split_special_tokens")}
-    other["clean_up_tokenization_spaces"] = kind != "BPE" and settings.get("clean_up_tokenization_spaces")
-    other["add_prefix_space"] = by_bytes and type(space) is bool and f'"add_prefix_space": {json.dumps(not space)}' in split
-    if unlike := next((key for key, is_unlike in other.items() if is_unlike), None):
-        message = f"{unlike} is {settings[unlike]}, and nothing here follows that"
+    by_bytes, kind, space = '"ByteLevel"' in split, type(backend.model).__name__, settings.get("add_prefix_space")
+    contrary = type(space) is bool and f'"add_prefix_space": {json.dumps(not space)}' in split
+    unlike = {
+        "split_special_tokens": settings.get("split_special_tokens"),
+        "clean_up_tokenization_spaces": settings.get("clean_up_tokenization_spaces") and kind != "BPE",
+        "add_prefix_space": by_bytes and contrary,
+    }
+    if key := next((key for key, is_unlike in unlike.items() if is_unlike), None):
+        message = f"{key} is {settings[key]}, and nothing here follows that"
         raise UserError(f"{folder / TOKENIZER_CONFIG}: {message}; use a tokenizer without it")
     if str(settings.get("tokenizer_class")).removesuffix("Fast") == "LlamaTokenizer" and kind == "BPE" and not by_bytes:
         scheme = "never" if space is False else "always" if settings.get("legacy") else "first"
@@ -224,10 +244,11 @@ def _flags(file: Path, decoder: dict) -> dict[str, tuple[dict, int]]:
 def token_names(where: Path, said: dict) -> dict[str, str]:
     """`bos_token`, `eos_token` and others, written as a text or as an object."""
     name = lambda key: said[key].get("content") if isinstance(said[key], dict) else said[key]
-    names = {key: name(key) for key in KINDS if said.get(key) is not None}
-    wrong = next((key for key, value in names.items() if not isinstance(value, str) or not value), None)
-    if wrong:
-        raise UserError(f"{where}: {wrong} is {said[wrong]!r:.60}; it must be the text of a token: copy the files again")
+    names = {key: name(key) for key in KINDS if said.get(key) not in (None, "")}
+    if wrong := next((key for key, value in names.items() if not isinstance(value, str)), None):
+        raise UserError(
+            f"{where}: {wrong} is {said[wrong]!r:.60}; it must be the text of a token: copy the files again"
+        )
     return names
 
 

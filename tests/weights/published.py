@@ -31,7 +31,7 @@ def bytes_of(control, normalizer=None, split=None, **flags) -> Backend:
     if normalizer is not None:
         made.normalizer = normalizer
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False))
+    made.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, show_progress=False))
     made.add_tokens(added(control, **flags))
     return made
 
@@ -103,14 +103,19 @@ NEXT = "{% endfor %}{% if add_generation_prompt %}"
 # name -> (template, names, other control tokens); after published ones, in words of our own
 TEMPLATES = {
     "chatml": (
-        EACH + "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}" + NEXT
+        EACH
+        + "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+        + NEXT
         + "{{ '<|im_start|>assistant\n' }}{% endif %}",
         {"eos_token": "<|im_end|>"},
         ["<|im_start|>", "<|endoftext|>"],
     ),
     "chatml, a system message of its own": (
         "{% if messages[0].role != 'system' %}<|im_start|>system\nBe good.<|im_end|>\n{% endif %}"
-        + EACH + "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n" + NEXT + "<|im_start|>assistant\n{% endif %}",
+        + EACH
+        + "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+        + NEXT
+        + "<|im_start|>assistant\n{% endif %}",
         {"eos_token": "<|im_end|>"},
         ["<|im_start|>"],
     ),
@@ -122,15 +127,19 @@ TEMPLATES = {
         ["<|im_start|>", "<|endoftext|>", "<think>", "</think>", "<tool_call>"],
     ),
     "headers": (
-        "{{ bos_token }}" + EACH + "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' }}"
-        + NEXT + "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
+        "{{ bos_token }}"
+        + EACH
+        + "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' }}"
+        + NEXT
+        + "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
         {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"},
         ["<|start_header_id|>", "<|end_header_id|>"],
     ),
     "inst": (
         "{% if messages[0].role == 'system' %}{% set system = '<<SYS>>\n' + messages[0].content | trim + '\n<</SYS>>\n\n' %}"
         "{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}"
-        + EACH + "{% if m.role == 'user' %}{{ bos_token + '[INST] ' + (system if loop.first else '') + m.content | trim + ' [/INST]' }}"
+        + EACH
+        + "{% if m.role == 'user' %}{{ bos_token + '[INST] ' + (system if loop.first else '') + m.content | trim + ' [/INST]' }}"
         "{% else %}{{ ' ' + m.content | trim + ' ' + eos_token }}{% endif %}{% endfor %}",
         {"bos_token": "<s>", "eos_token": "</s>"},
         [],
@@ -143,7 +152,9 @@ TEMPLATES = {
     ),
     "plain text first": (
         "A chat. " + EACH + "{% if m.role == 'user' %}{{ 'USER: ' + m.content + ' ' }}{% elif m.role == 'system' %}"
-        "{{ m.content + ' ' }}{% else %}{{ 'ASSISTANT: ' + m.content + eos_token }}{% endif %}" + NEXT + "ASSISTANT:{% endif %}",
+        "{{ m.content + ' ' }}{% else %}{{ 'ASSISTANT: ' + m.content + eos_token }}{% endif %}"
+        + NEXT
+        + "ASSISTANT:{% endif %}",
         {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
         [],
     ),
@@ -156,25 +167,34 @@ TEMPLATES = {
     "full width": (
         "{{ bos_token }}" + EACH + "{% if m.role == 'system' %}{{ m.content }}{% elif m.role == 'user' %}"
         "{{ '<｜User｜>' + m.content }}{% else %}{{ '<｜Assistant｜>' + m.content + '<｜end▁of▁sentence｜>' }}{% endif %}"
-        + NEXT + "{{ '<｜Assistant｜>' }}{% endif %}",
+        + NEXT
+        + "{{ '<｜Assistant｜>' }}{% endif %}",
         {"bos_token": "<｜begin▁of▁sentence｜>", "eos_token": "<｜end▁of▁sentence｜>"},
         ["<｜User｜>", "<｜Assistant｜>"],
     ),
     "turns": (
         "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-        + EACH + "{% set role = 'model' if m.role == 'assistant' else m.role %}"
-        "{{ '<start_of_turn>' + role + '\n' + m.content | trim + '<end_of_turn>\n' }}" + NEXT + "<start_of_turn>model\n{% endif %}",
+        + EACH
+        + "{% set role = 'model' if m.role == 'assistant' else m.role %}"
+        "{{ '<start_of_turn>' + role + '\n' + m.content | trim + '<end_of_turn>\n' }}"
+        + NEXT
+        + "<start_of_turn>model\n{% endif %}",
         {"bos_token": "<bos>", "eos_token": "<eos>"},
         ["<start_of_turn>", "<end_of_turn>", "\n\n"],
     ),
     "sections": (
-        EACH + "{% if m.role == 'user' %}{{ '### Instruction:\n' + m.content.strip() + '\n\n' }}{% elif m.role == 'assistant' %}"
-        "{{ '### Response:\n' + m.content + eos_token + '\n\n' }}{% endif %}" + NEXT + "{{ '### Response:\n' }}{% endif %}",
+        EACH
+        + "{% if m.role == 'user' %}{{ '### Instruction:\n' + m.content.strip() + '\n\n' }}{% elif m.role == 'assistant' %}"
+        "{{ '### Response:\n' + m.content + eos_token + '\n\n' }}{% endif %}"
+        + NEXT
+        + "{{ '### Response:\n' }}{% endif %}",
         {"eos_token": "</s>", "bos_token": "<s>"},
         [],
     ),
     "a plain word": (
-        EACH + "{{ m.role + ' says: ' + m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% else %} over {% endif %}" + NEXT
+        EACH
+        + "{{ m.role + ' says: ' + m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% else %} over {% endif %}"
+        + NEXT
         + "assistant says: {% endif %}",
         {"eos_token": "<end of answer>"},
         ["over", "says"],

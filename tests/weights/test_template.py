@@ -56,7 +56,7 @@ def test_a_system_message_without_a_place_goes_before_the_request(tmp_path, syst
     ],
 )
 def test_words_are_stripped_as_the_template_does(tmp_path, content, expected):
-    template = EACH + "{{ '<u>' + %s + '<e>' }}" % content + NEXT
+    template = EACH + "{{ '<u>' + CONTENT + '<e>' }}".replace("CONTENT", content) + NEXT
     tokenizer = tokenizer_of(tmp_path, template)
     assert said(tokenizer, "  hi \n") == f"<u>{expected}<e><a>"
     assert said(tokenizer, "  hi \n", "  hi \n") == f"<u>{expected}<e><u>{expected}<e><a>"
@@ -69,11 +69,13 @@ def test_words_are_stripped_as_the_template_does(tmp_path, content, expected):
 )  # fmt: skip
 def test_a_template_that_changes_words_is_refused(tmp_path, content):
     with pytest.raises(UserError, match="the chat template (changes the user's words|does not say)"):
-        tokenizer_of(tmp_path, EACH + "{{ '<u>' + %s + '<e>' }}" % content + NEXT)
+        tokenizer_of(tmp_path, EACH + "{{ '<u>' + CONTENT + '<e>' }}".replace("CONTENT", content) + NEXT)
 
 
 def test_an_empty_system_message_may_have_a_shape_of_its_own(tmp_path):
-    template = "{% if messages[0].role == 'system' and not messages[0].content %}{% set messages = messages[1:] %}{% endif %}"
+    template = (
+        "{% if messages[0].role == 'system' and not messages[0].content %}{% set messages = messages[1:] %}{% endif %}"
+    )
     template += EACH + "{{ '<u>' + m.content + '<e>' }}" + NEXT
     tokenizer = tokenizer_of(tmp_path, template)
     assert said(tokenizer, "x", "") == "<u>x<e><a>" and said(tokenizer, "x", "s") == "<u>s<e><u>x<e><a>"

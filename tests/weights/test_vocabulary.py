@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from published import TEMPLATES, VOCABULARIES, added, bytes_of, pieces, published, table_lm, write
-from tokenizers import AddedToken, normalizers, processors
+from published import TEMPLATES, bytes_of, pieces, published, table_lm, write
+from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as Backend
 
 from alignpro_mini.fast import sampling
@@ -62,6 +62,19 @@ def test_no_words_become_control_tokens_of_other_vocabularies(tmp_path, vocabula
     words = "end</s> <s> <|eot_id|><|EOT_ID|>＜|eot_id|＞ <|start_header_id|>"
     count = lambda ids: sum(i in control for i in ids if i is not None)
     assert count(tokenizer.chat(words)) == count(tokenizer.chat("x")) and count(tokenizer.encode(words)) == 0
+
+
+def test_a_control_token_of_the_vocabulary_is_not_spelled_from_parts(tmp_path):
+    """A word that the merges make may be a control token too."""
+    made = bytes_of([])
+    word = made.encode("hello").tokens[-1]
+    assert len(word) > 1
+    made.add_special_tokens([AddedToken(word, normalized=False), AddedToken("<e>", normalized=False)])
+    template = PLAIN.replace("'U'", repr(word))
+    tokenizer = load_tokenizer(write(tmp_path / "m", made, {"eos_token": "<e>", "chat_template": template}))
+    control = made.token_to_id(word)
+    assert tokenizer.chat("hello hello")[0] == control and tokenizer.chat("hello hello").count(control) == 1
+    assert tokenizer.decode(tokenizer.encode("hello hello")) == "hello hello"
 
 
 def test_tokens_of_a_part_that_is_not_rendered_are_control_tokens_and_spaces_are_none(tmp_path):
@@ -125,7 +138,10 @@ def test_flags_in_tokenizer_config_count(tmp_path):
         load_tokenizer(write(tmp_path / name, made, settings | more))
         for name, more in (("plain", {}), ("flagged", {"added_tokens_decoder": decoder}))
     )
-    assert shown(plain, plain.chat(" hello")) == "<|u|>\n  helloA" and shown(flagged, flagged.chat(" hello")) == "<|u|>helloA"
+    assert (
+        shown(plain, plain.chat(" hello")) == "<|u|>\n  helloA"
+        and shown(flagged, flagged.chat(" hello")) == "<|u|>helloA"
+    )
 
 
 def test_tokens_that_only_added_tokens_json_has(tmp_path):
@@ -176,7 +192,7 @@ def test_holes_in_the_ids(tmp_path):
     "settings, said",
     [
         ({"eos_token": 3}, "eos_token is 3; it must be the text of a token"),
-        ({"bos_token": {"content": ""}}, "bos_token is"),
+        ({"bos_token": {"content": 3}}, "bos_token is"),
         ({"added_tokens_decoder": {"x": 1}}, "added_tokens_decoder is no table of tokens"),
         ({"added_tokens_decoder": {"7": {"content": "<|im_end|>"}}}, "has the id 7, but tokenizer.json gives it"),
         ({"split_special_tokens": True}, "split_special_tokens is True"),
@@ -237,7 +253,14 @@ def answering(folder: Path, end: str, template: str | None, eos_token: str, **fi
     """A folder with a model that answers "Ye" and `end`, and goes on if nobody stops it."""
     made = bytes_of(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     of = made.token_to_id
-    rows = {of("Ċ"): of("Y"), made.encode("\n\n").ids[-1]: of("Y"), of("Y"): of("e"), of("e"): of(end), of(end): of("X"), of("X"): of("X")}
+    rows = {
+        of("Ċ"): of("Y"),
+        made.encode("\n\n").ids[-1]: of("Y"),
+        of("Y"): of("e"),
+        of("e"): of(end),
+        of(end): of("X"),
+        of("X"): of("X"),
+    }
     settings = {"eos_token": eos_token} | ({"chat_template": template} if template else {})
     ids = {name: value if value is None else [of(one) for one in value] for name, value in files.items()}
     eos = {name: {"eos_token_id": value} for name, value in ids.items()}
@@ -250,7 +273,12 @@ def answering(folder: Path, end: str, template: str | None, eos_token: str, **fi
     [
         ("<|endoftext|>", CHATML, "<|im_end|>", {"generation_config": ["<|im_end|>", "<|endoftext|>"]}),
         ("<|endoftext|>", CHATML, "<|im_end|>", {"config": ["<|im_end|>", "<|endoftext|>"]}),
-        ("<|im_end|>", CHATML, "<|endoftext|>", {"config": ["<|endoftext|>"]}),  # a base model, its template another end
+        (
+            "<|im_end|>",
+            CHATML,
+            "<|endoftext|>",
+            {"config": ["<|endoftext|>"]},
+        ),  # a base model, its template another end
         ("<|endoftext|>", CHATML, "<|endoftext|>", {"config": ["<|endoftext|>"]}),
         ("<|endoftext|>", None, "<|im_end|>", {"generation_config": ["<|endoftext|>"], "config": ["<|im_end|>"]}),
     ],
@@ -258,14 +286,36 @@ def answering(folder: Path, end: str, template: str | None, eos_token: str, **fi
 def test_an_answer_ends_at_each_of_its_ends(tmp_path, end, template, eos_token, files, sampler):
     """After QwenLM/Qwen3 927 and huggingface/trl 7039."""
     folder = answering(tmp_path / "m", end, template, eos_token, **files)
-    model, tokenizer = load_pretrained(folder)
-    save_pretrained(model, tmp_path / "again", tokenizer)
-    for model, tokenizer in ((model, tokenizer), load_pretrained(tmp_path / "again")):
+    save_pretrained(load_pretrained(folder)[0], tmp_path / "again", load_tokenizer(folder))
+    for place in (folder, tmp_path / "again"):
+        model, tokenizer = load_pretrained(place)
         lm = FrozenLM(model, tokenizer, SamplingConfig(temperature=0.0, max_new_tokens=8), SAMPLERS[sampler])
         (answer,) = lm.answer(["hi"])
         assert (answer.text, answer.truncated) == ("Ye", False) and answer.tokens[-1] in tokenizer.end_ids
     taught = "<|im_end|>" if template else eos_token
     assert tokenizer.chat_with_answer("hi", "Ye")[1][-1] == tokenizer.eos_id == tokenizer.backend.token_to_id(taught)
+
+
+def test_an_end_without_a_token_is_not_taught(tmp_path):
+    folder = published(tmp_path / "m", "gpt2", "chatml", None)
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [5000, -1]}))
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.eos_id == tokenizer.backend.token_to_id("<|im_end|>") and tokenizer.end_ids == (
+        tokenizer.eos_id,
+        5000,
+    )
+
+
+@pytest.mark.parametrize("rows, room", [(0, False), (64, True)])
+def test_a_token_to_fill_with_gets_an_id_where_the_model_has_a_row_for_it(tmp_path, rows, room):
+    made = bytes_of(["<e>"])
+    size = made.get_vocab_size()
+    write(tmp_path / "m", made, {"eos_token": "<e>", "pad_token": "[FILL]"}, table_lm(size - size % 2 + rows, {}))
+    assert (load_tokenizer(tmp_path / "m").backend.token_to_id("[FILL]") == size) == room
+    (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps({"eos_token": "[END]"}))
+    if not room:
+        assert "use the model's own tokenizer" in refusal(tmp_path / "m")
 
 
 @pytest.mark.parametrize("value", ["2", [2, "3"], 2.0, True, {"a": 1}])
@@ -277,7 +327,14 @@ def test_ends_that_are_no_ids(tmp_path, value):
 
 def test_settings_of_sampling_that_nobody_follows_are_told(tmp_path):
     folder = published(tmp_path / "m", "gpt2", "chatml")
-    said = {"temperature": 0.6, "top_k": 20, "repetition_penalty": 1.05, "min_p": 0, "suppress_tokens": [], "eos_token_id": -1}
+    said = {
+        "temperature": 0.6,
+        "top_k": 20,
+        "repetition_penalty": 1.05,
+        "min_p": 0,
+        "suppress_tokens": [],
+        "eos_token_id": -1,
+    }
     (folder / "generation_config.json").write_text(json.dumps(said))
     with pytest.warns(UserWarning, match=r"generation_config.json: repetition_penalty 1.05, top_k 20 is not followed"):
         load_tokenizer(folder)
