@@ -24,7 +24,10 @@ def check_vocabulary(file: Path) -> None:
     digest = sha256(text.encode(errors="replace")).hexdigest()
     if digest in _tried:
         return
-    (failed,) = _ask({"vocabulary": text, "template": None}, f"{file}: the vocabulary")
+    replies = _ask({"vocabulary": text, "template": None})
+    if not replies:
+        raise UserError(f"{file}: the vocabulary {too_much()}")
+    (failed,) = replies
     if failed is not None:
         raise UserError(f"{file}: not a usable tokenizer.json ({failed}); copy it again")
     _tried.add(digest)
@@ -35,17 +38,25 @@ def render(template: str, names: dict[str, str], conversations: list[Conversatio
 
     Raises UserError, beginning with `where`, for one that does not end.
     """
-    return json.loads(_render(template, json.dumps(names), json.dumps(conversations), where))
+    replies = json.loads(_render(template, json.dumps(names), json.dumps(conversations)))
+    if not replies:
+        raise UserError(f"{where}: the chat template {too_much()}")
+    return replies[0]
+
+
+def too_much() -> str:
+    most = f"{sandbox.SECONDS} s of computing or {sandbox.BYTES >> 30} GiB of memory"
+    return f"needs more than {most} for a short text, or ends the program; use another copy"
 
 
 @lru_cache(maxsize=64)
-def _render(template: str, names: str, conversations: str, where: str) -> str:
+def _render(template: str, names: str, conversations: str) -> str:
     request = {"vocabulary": None, "template": template, "names": json.loads(names)}
-    request["conversations"] = json.loads(conversations)
-    return json.dumps(_ask(request, f"{where}: the chat template")[0])
+    return json.dumps(_ask(request | {"conversations": json.loads(conversations)}))
 
 
-def _ask(request: dict, what: str) -> list:
+def _ask(request: dict) -> list:
+    """The child's replies; [] where it did not live to give them."""
     path = os.pathsep.join(place for place in sys.path if place)  # the same libraries as here
     environment = os.environ | {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-P", sandbox.__file__]
@@ -60,6 +71,5 @@ def _ask(request: dict, what: str) -> list:
     except subprocess.TimeoutExpired:
         done = None
     if done is None or done.returncode:
-        most = f"{sandbox.SECONDS} s of computing or {sandbox.BYTES >> 30} GiB of memory"
-        raise UserError(f"{what} needs more than {most} for a short text, or ends the program; use another copy")
+        return []
     return [json.loads(line) for line in done.stdout.splitlines()]
