@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from alignpro_mini.jsonl import read_checked
+from alignpro_mini.jsonl import read_checked, read_lines
 from alignpro_mini.lab.cli import one_line_errors
 from alignpro_mini.options import UserError, require
 from alignpro_mini.remote.client import LOOPBACK
@@ -54,11 +54,7 @@ def rows_of(file: str) -> list[dict]:
     """
     if is_jsonl(file):
         return [row for row, _ in read_checked(file, ("prompt",))]
-    with open(file, encoding="utf-8-sig") as lines:
-        try:
-            return [{"prompt": line.strip()} for line in lines if line.strip()]
-        except UnicodeDecodeError as error:
-            raise UserError(f"{file}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    return [{"prompt": line} for line, _ in read_lines(file)]
 
 
 def is_jsonl(file: str | None) -> bool:

@@ -42,7 +42,7 @@ def read_json(file: Path) -> dict:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; the folder is incomplete, copy or save it again")
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=unique)
+        raw = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:  # bad JSON, or bytes that are not UTF-8
         raise UserError(f"{file}: not JSON ({one_line(error)}); copy the file again") from None
     if not isinstance(raw, dict):

@@ -34,7 +34,7 @@ def test_the_command_rewrites_its_arguments_a_file_and_what_is_typed(untrained, 
     main(["rewrite", *WHERE])
     assert len(capsys.readouterr().out.splitlines()) == 2
     Path("bad.txt").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(SystemExit, match="alignpro: error: .*not UTF-8 text"):
+    with pytest.raises(SystemExit, match="alignpro: error: bad.txt:1: cannot be read .* is it UTF-8"):
         main(["rewrite", *WHERE, "--file", "bad.txt"])
     with pytest.raises(SystemExit, match="alignpro: error: nowhere: no run"):
         main(["rewrite", "--run", "nowhere", X])
