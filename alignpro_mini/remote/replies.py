@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 SHOWN = 300  # characters of a server's own words in an error
+READ = 1 << 16  # characters of them that are looked at
 
 # Names of `finish_reason`, in small letters, by a part of them.
 TRUNCATED = re.compile(r"length|max|limit")
@@ -305,7 +306,7 @@ def words(data: bytes) -> str:
     """What a server says of an error, in one line: its message first, then what else stands in the error."""
     value = _json(data)
     if value is None:
-        text = data.decode("utf-8", errors="replace")
+        text = data[:READ].decode("utf-8", errors="replace")
         text = re.sub(r"(?is)<(script|style)\b.*?(</\1>|$)", " ", text)
         return _one_line(re.sub(r"(?s)<[^>]*(>|$)", " ", text))
     if isinstance(value, list) and len(value) == 1:
@@ -328,7 +329,7 @@ def _told(value: object) -> str:
 
 def _one_line(text: str) -> str:
     """A text without line ends, and without what would move a terminal's cursor."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return " ".join("".join(c if c.isprintable() else " " for c in text[:READ]).split())
 
 
 def _json(data: bytes) -> object:

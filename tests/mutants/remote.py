@@ -76,12 +76,6 @@ MUTANTS: tuple[Mutant, ...] = (
         ("if len(data) > LARGEST_REPLY:", "if False:"),
         "test_remote.py::test_each_failure_that_stays_is_one_clear_line[huge-a reply of more than 8 MiB]",
     ),
-    mutant(
-        "remote/server.py",
-        "a-field-of-the-users-own-is-left-out",
-        ("if name in body and name not in question.own_fields]", "if name in body]"),
-        "test_remote.py::test_a_field_that_stays_refused_or_is_the_users_own_ends_with_the_servers_words",
-    ),
     # ------------------------------------------------------------ replies
     mutant(
         "remote/replies.py",

@@ -239,6 +239,7 @@ OPENAI_MINUTE = error(
         ),
         (400, [error("API key not valid")], Refusal, 400, "API key not valid"),
         (429, OPENAI_QUOTA, Refusal, 402, "your plan"),
+        (429, error("Please try again later.", code="insufficient_quota"), Refusal, 402, "try again"),
         (429, GOOGLE_MINUTE, Outage, 429, "retry in 33.8s"),
         (429, OPENAI_MINUTE, Outage, 429, "Limit 3"),
         (429, error("slow down"), Outage, 429, "slow down"),
