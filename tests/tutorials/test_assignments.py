@@ -1,5 +1,6 @@
 """The grader: the reference gets all points, nothing else does, and a known mistake gets its own hint."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -13,22 +14,20 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACE = ROOT / "tutorials" / "assignments"
-sys.path[:0] = [str(PLACE), str(ROOT / "tests")]
+sys.path[:0] = [str(PLACE), str(ROOT / "tests"), str(Path(__file__).parent)]
 
+import attempts  # noqa: E402
 import catalogue  # noqa: E402
-import child  # noqa: E402
 import cut  # noqa: E402
-import grade  # noqa: E402
-from checks import base  # noqa: E402
-from hints import HINTS  # noqa: E402
+import judge  # noqa: E402
+import outputs  # noqa: E402
+from checks import base, compare  # noqa: E402
+from graft import Places  # noqa: E402
+from hints import CLASSICS, HINTS  # noqa: E402
 from mutants import MUTANTS  # noqa: E402
 from submissions import reference  # noqa: E402
 
 KEYS = list(catalogue.ASSIGNMENTS)
-
-
-def checks_of(key: str):
-    return __import__(f"checks.{key}", fromlist=["cases"])
 
 
 def key_of(path: str) -> str:
@@ -53,9 +52,18 @@ def test_the_stub_is_cut_from_the_package(key):
     assert sum(assignment.functions.values()) + assignment.whole == 100
 
 
-def graded(sources: list[str], key: str, seed: int = 0, limit_s: float = grade.LIMIT_S) -> dict[str, dict]:
+def results_of(key: str, file: Path, seed: int = 0, limit_s: float = 600.0) -> dict[str, dict]:
+    """`grade.run_checks` in a process of its own: other tests put functions into the package of this one."""
+    code = f"import json, sys; sys.path[:0] = {sys.path[:3]!r}; import grade; from pathlib import Path; "
+    code += f"print(json.dumps(grade.run_checks({key!r}, Path({str(file)!r}), {seed}, {limit_s})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def graded(sources: list[str], key: str, seed: int = 0, limit_s: float = 600.0) -> dict[str, dict]:
     with tempfile.TemporaryDirectory() as place:
-        return grade.run_checks(key, submission(Path(place), *sources), seed, limit_s)
+        return results_of(key, submission(Path(place), *sources), seed, limit_s)
 
 
 @pytest.mark.ahead(run=lambda key: graded(reference(key), key, seed=3))
@@ -64,9 +72,7 @@ def test_the_reference_gets_every_point(key, ahead):
     assert all(result["ok"] for result in ahead.values()), ahead
 
 
-@pytest.mark.ahead(
-    run=lambda key: grade.run_checks(key, PLACE / catalogue.ASSIGNMENTS[key].folder / "submission.py", 0)
-)
+@pytest.mark.ahead(run=lambda key: results_of(key, PLACE / catalogue.ASSIGNMENTS[key].folder / "submission.py"))
 @pytest.mark.parametrize("key", KEYS)
 def test_an_untouched_stub_gets_nothing(key, ahead):
     assert not any(result["ok"] for result in ahead.values())
@@ -100,38 +106,92 @@ def constant(like, value: float):
     return {str: "", list: [], dict: {}}.get(type(like))
 
 
-@pytest.mark.parametrize("path", [path for key in KEYS for path in catalogue.ASSIGNMENTS[key].functions])
-def test_the_reference_passes_and_constants_and_the_first_argument_fail(path):
-    """In this process: the package's own function first, which also tells what a careless check would let through."""
-    key, graft = key_of(path), child.Graft([path], cut)
-    ours, returned, now = graft.current[path], {}, None
+def outcomes(path: str, function, before=lambda case: None) -> tuple[list, list]:
+    """(the cases of this function, the outcomes of the function in its place): in this process, without an import of torch."""
+    places = Places({path: cut.split(path)})
+    ours = places.current[path]
+    cases, _ = judge.cases_of(key_of(path), path, seed=1)
+    places.put(path, function)
+    try:
+        return cases, [(before(case), base.outcome(function, case))[1] for case in cases]
+    finally:
+        places.put(path, ours)
 
-    def passes(function, exceptions: bool = True) -> bool:
-        """Every case; without `exceptions` those only in which the function must return something."""
+
+def judged(path: str, function, mistakes: list, before=lambda case: None) -> dict:
+    """The grader's judgement of this function, with these known mistakes."""
+    places = Places({path: cut.split(path)})
+    cases, found = outcomes(path, function, before)
+    return judge.check_function(path, cases, found, places.current[path], mistakes, places)
+
+
+def compiled(path: str, text: str):
+    return Places({path: cut.split(path)}).compiled(path, text)
+
+
+@pytest.mark.parametrize("path", [path for key in KEYS for path in catalogue.ASSIGNMENTS[key].functions])
+def test_the_reference_passes_and_constants_and_the_first_argument_get_nothing(path):
+    """The package's own function first, which also tells what a careless check would let through."""
+    ours, returned, now = Places({path: cut.split(path)}).current[path], {}, ""
+
+    def before(case) -> None:
         nonlocal now
-        graft.put(path, function)
-        try:
-            for case in checks_of(key).cases(path, torch.Generator().manual_seed(0)):
-                now = case.about
-                found, wanted = base.outcome(function, case), base.outcome(case.oracle, case, numeric=True)
-                if (exceptions or wanted[0] == "value") and not base.same(found, wanted, case.tolerance):
-                    return False
-        finally:
-            graft.put(path, ours)
-        return True
+        now = case.about
 
     def recorded(*args, **kwargs):
         returned[now] = ours(*args, **kwargs)
         return returned[now]
 
-    assert passes(recorded)
+    assert judged(path, recorded, [], before)["ok"]
+    tried = [lambda *args, **kwargs: None, lambda *args, **kwargs: args[0]]
     if any(x is not None for x in returned.values()):
         some = next(iter(returned.values()))
-        for value in (0.0, 1.0, float("nan")):
-            filled = lambda *args, value=value, **kwargs: constant(returned.get(now, some), value)
-            assert not passes(filled, exceptions=False), value
-    assert not passes(lambda *args, **kwargs: None)
-    assert not passes(lambda *args, **kwargs: args[0])
+        tried += [lambda *args, v=v, **kwargs: constant(returned.get(now, some), v) for v in (0.0, 1.0, float("nan"))]
+    for function in tried:
+        found = judged(path, function, [], before)
+        assert not found["ok"] and outputs.points(100, *found["share"]) == 0, found
+
+
+@pytest.mark.parametrize("name", attempts.RIGHT)
+def test_another_right_function_gets_every_point(name):
+    path, text = attempts.RIGHT[name]
+    found = judged(path, compiled(path, text), [])
+    assert found["ok"], found
+
+
+def first_of_each(names: dict[str, str]) -> list:
+    """Parameters from {name: function}: the first of each function; the others are slow."""
+    seen: set[str] = set()
+    return [pytest.param(n, marks=[pytest.mark.slow] * (f in seen or bool(seen.add(f)))) for n, f in names.items()]
+
+
+@pytest.mark.parametrize("name", first_of_each({name: path for name, (path, *_) in attempts.WRONG.items()}))
+def test_a_wrong_function_does_not_get_every_point(name):
+    path, text = attempts.wrong(name)
+    assert not judged(path, compiled(path, text), [])["ok"]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("GAE: whitened", "do not whiten here"),
+        ("rewards: the KL summed at the end", "each token pays its own"),
+        ("loss: the old policy is the new one", "old = new.detach() makes every ratio 1"),
+        ("mean: nan_to_num", "must come out as NaN"),
+        ("whiten: E[x²] - E[x]²", "take the mean away first"),
+        ("ratio: log clamped at 20", "no limit there"),
+        ("optimum: epsilon in the log", "something small is lost"),
+        ("objective: a largest lam", "neither a least nor a largest value"),
+    ],
+)
+def test_a_mistake_of_a_kind_gets_the_hint_of_its_kind(name, told):
+    path, text = attempts.wrong(name)
+    assert told in judged(path, compiled(path, text), judge.known_mistakes([path])[path])["hint"]
+
+
+def test_points_are_by_case_where_most_are_right():
+    assert [outputs.points(40, right, 12) for right in (12, 11, 9, 8, 0)] == [40, 36, 30, 0, 0]
+    assert outputs.points(14, 0, 1) == 0
 
 
 def test_a_wrong_attempt_gets_its_points_its_counterexample_and_its_hint(tmp_path):
@@ -166,7 +226,7 @@ def test_a_wrong_attempt_gets_its_points_its_counterexample_and_its_hint(tmp_pat
 )
 def test_two_results_of_one_text_are_told_apart(wanted, found, told):
     wanted, found = (("value", [torch.as_tensor(x, dtype=torch.float64)], None) for x in (wanted, found))
-    assert not base.same(found, wanted) and base.difference(found, wanted, 1e-6).endswith(told)
+    assert not compare.same(found, wanted, 1e-6) and compare.difference(found, wanted, 1e-6).endswith(told)
 
 
 def test_a_function_is_replaced_where_others_have_it_as_a_default(monkeypatch):
@@ -186,10 +246,11 @@ def test_a_function_is_replaced_where_others_have_it_as_a_default(monkeypatch):
     module = types.ModuleType("alignpro_mini.takers")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(textwrap.dedent(source), vars(module))
-    graft, new = child.Graft(["generation.generate"], cut), lambda *args, **options: []
-    ours = graft.current["generation.generate"]
+    path = "generation.generate"
+    places, new = Places({path: cut.split(path)}), lambda *args, **options: []
+    ours = places.current[path]
     for function in (new, ours):
-        graft.put("generation.generate", function)
+        places.put(path, function)
         assert module.own is module.plain(1) is module.Holder().method() is function
 
 
@@ -203,6 +264,118 @@ def test_the_fast_sampler_is_no_solution_of_the_readable_one(tmp_path):
     call = "from alignpro_mini.fast import sampling\n\ndef generate(*args, **options):\n    return sampling.generate(*args, **options)\n"
     found = graded(reference("a3", {"generation.generate": call}), "a3")
     assert not found["generation.generate"]["ok"] and found["generation.draw"]["ok"]
+
+
+# What was tried to get points without a solution.
+TAIL = (
+    "\ndef assemble_rewards(*args):\n    return m.assemble_rewards(*args)\ndef gae(*args):\n    return m.gae(*args)\n"
+)
+AT = str(cut.PACKAGE / "rl_math.py")
+FRESH = "import sys, types\nm = types.ModuleType('m')\n"
+CHEATS = {
+    "the grader's own helper": "from cut import source_of\nexec(source_of('rl_math'))",
+    "another comparison": "import sys\nsys.modules['checks.base'].same = sys.modules['checks.compare'].same = lambda *a: True",
+    "the result file": "import json, sys, os\nopen(json.load(open(sys.argv[1]))['out'], 'a').write('{}')\nos._exit(0)",
+    "the package's file": f"{FRESH}exec(open({AT!r}).read(), vars(m)){TAIL}",
+    "the package from elsewhere": f"{FRESH}[sys.modules.pop(n) for n in list(sys.modules) if n.startswith('alignpro_mini')]\n"
+    f"sys.path.insert(0, {str(cut.ROOT)!r})\nimport alignpro_mini.rl_math as m{TAIL}",
+    "a program that reads": f"{FRESH}import subprocess\nexec(subprocess.check_output(['cat', {AT!r}]), vars(m)){TAIL}",
+    "the right function of another check, kept in a file": """
+import marshal, tempfile, types
+from pathlib import Path
+from alignpro_mini import rl_math
+kept = Path(__file__).parent / "kept"
+def assemble_rewards(*args):
+    kept.write_bytes(marshal.dumps(rl_math.gae.__code__))
+def gae(*args):
+    return types.FunctionType(marshal.loads(kept.read_bytes()), vars(rl_math))(*args)
+""",
+    "outcomes of its own": """
+import sys
+def gae(*args):
+    frame = sys._getframe()
+    while frame:
+        for name in {"same", "wanted", "sentences", "outcome", "state"} & set(frame.f_globals):
+            frame.f_globals[name] = lambda *a, **k: True
+        frame = frame.f_back
+assemble_rewards = gae
+""",
+}
+
+
+@pytest.mark.ahead(run=lambda name: graded([CHEATS[name]], "a5"))
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (i > 2)) for i, n in enumerate(CHEATS)])
+def test_a_cheat_gets_nothing(name, ahead):
+    assert not any(result["ok"] or result["share"][0] for result in ahead.values()), ahead
+
+
+def test_the_submissions_process_has_neither_oracles_nor_solutions(tmp_path):
+    judge.furnish(tmp_path, "a6", submission(tmp_path, "", name="empty.py"))
+    names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {"child.py", "submission.py", "checks/a6.py", "alignpro_mini/ppo.py"} <= names
+    assert not {name for name in names if "compare" in name or "mutants" in name or "judge" in name or "spec" in name}
+    for path in catalogue.ASSIGNMENTS["a6"].functions:
+        module, where = cut.split(path)
+        text = (tmp_path / "alignpro_mini" / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+        assert cut.definition(text, where) == cut.definition(cut.without_bodies(cut.source_of(module), [where]), where)
+    for file in (tmp_path / "checks").glob("a*.py"):
+        functions = [n for n in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(n, ast.FunctionDef)]
+        oracles = [n for n in functions if n.name.startswith("oracle")]
+        assert oracles and all(isinstance(n.body[-1], ast.Raise) and len(n.body) <= 2 for n in oracles), file.name
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        True,
+        ("value", [1.0], None),
+        ("value", 1.0, None, []),
+        ("value", [1.0], 2.0, []),
+        ("value", [1.0], None, None),
+        ("raised", "ValueError"),
+        ("raised", "ValueError", torch.zeros(1)),
+        torch.zeros(3),
+    ],
+)
+def test_an_answer_that_is_no_outcome_is_wrong(answer):
+    """A submission may write what it likes to the grader."""
+    assert judge.well_formed(answer) == ("raised", "", "what came back is no outcome")
+    for right in (("value", [1.0], None, []), ("raised", "ValueError", "line 3: no")):
+        assert judge.well_formed(right) is right
+
+
+HELPED = """
+from alignpro_mini import rl_math
+
+class PPOTrainer:
+    def penalised(self, rollout):
+        return rollout.scores - self.config.missing_eos_penalty * (~rollout.finished)
+
+    def assemble_rewards(self, rollout):
+        kl = rl_math.kl_estimate(rollout.logp, rollout.logp_ref, "k1")
+        return rl_math.assemble_rewards(self.penalised(rollout), kl, rollout.action, self.kl_coef)
+"""
+
+
+@pytest.mark.ahead(run=lambda: graded([HELPED], "a6"))
+def test_a_method_may_have_helpers_in_its_class(ahead):
+    assert ahead["ppo.PPOTrainer.assemble_rewards"]["ok"], ahead
+    assert "PPOTrainer.loss is not defined in your file" in ahead["ppo.PPOTrainer.loss"]["message"]
+
+
+FORGETS = "from alignpro_mini import rl_math\n_calls = []\n" + cut.definition(
+    cut.source_of("rl_math"), ["gae"]
+).replace(
+    "    _same_shape(rewards",
+    "    gamma = gamma if rl_math.assemble_rewards.__module__ != __name__ else 0.5\n    _same_shape(rewards",
+)
+
+
+@pytest.mark.ahead(run=lambda: graded(reference("a5", {"rl_math.gae": FORGETS}), "a5"))
+def test_all_together_names_the_function(ahead):
+    """It is right beside the package's own functions, and wrong beside the submission's."""
+    assert ahead["rl_math.gae"]["ok"] and not ahead["whole"]["ok"], ahead
+    assert "with the package's own" in ahead["whole"]["message"], ahead
 
 
 HELPER = cut.definition(cut.source_of("rl_math"), ["_same_shape"])
@@ -238,18 +411,6 @@ def test_what_a_submission_may_do(sources, told, gae_is_right, ahead):
     assert not ahead["rl_math.assemble_rewards"]["ok"] and not ahead["whole"]["ok"]
     assert told in ahead["rl_math.assemble_rewards"]["message"], ahead
     assert ahead["rl_math.gae"]["ok"] == gae_is_right, ahead
-
-
-def judged(path: str, source: str) -> dict:
-    """The grader's judgement of the function in this text of its module: in this process, without the import of torch."""
-    graft = child.Graft([path], cut)
-    ours, wrong = graft.current[path], graft.compiled(path, source)
-    graft.put(path, wrong)
-    try:
-        cases = checks_of(key_of(path)).cases(path, torch.Generator().manual_seed(1))
-        return child.check_function(path, wrong, cases, graft, grade.known_mistakes([path])[path], base)
-    finally:
-        graft.put(path, ours)
 
 
 # (function, a piece of its module, what stands there instead, what the grader says)
@@ -329,7 +490,8 @@ SLIPS = [
 def test_a_slip_without_a_hint_is_caught(path, right, wrong, told):
     source = cut.source_of(cut.split(path)[0])
     assert source.count(right) == 1
-    found = judged(path, source.replace(right, wrong))
+    text = cut.definition(source.replace(right, wrong), cut.split(path)[1])
+    found = judged(path, compiled(path, text), judge.known_mistakes([path])[path])
     assert not found["ok"] and told in found["message"] and found["hint"] == "", found
 
 
@@ -337,7 +499,7 @@ def known() -> list[tuple[str, str, dict]]:
     """(assignment, function, mistake) of every mutant with a hint."""
     found = []
     for key, assignment in catalogue.ASSIGNMENTS.items():
-        for path, mistakes in grade.known_mistakes(list(assignment.functions)).items():
+        for path, mistakes in judge.known_mistakes(list(assignment.functions)).items():
             found += [(key, path, mistake) for mistake in mistakes]
     return found
 
@@ -352,12 +514,12 @@ def one_of_each() -> list:
 
 
 def test_every_hint_is_that_of_a_mutant_inside_an_assigned_function():
-    assert {mistake["name"] for _, _, mistake in known()} == set(HINTS)
+    assert {mistake["name"] for _, _, mistake in known()} == set(HINTS) | set(CLASSICS)
     inside, assigned = set(), [cut.split(path) for each in catalogue.ASSIGNMENTS.values() for path in each.functions]
     for mutant in MUTANTS:
         for module, names in assigned:
             if mutant.file == f"alignpro_mini/{module.replace('.', '/')}.py":
-                if cut.definition(grade.mutated(mutant), names) != cut.definition(cut.source_of(module), names):
+                if cut.definition(judge.mutated(mutant), names) != cut.definition(cut.source_of(module), names):
                     inside.add(mutant.name)
     assert inside == set(HINTS), "a mutant inside an assigned function has a hint"
 
@@ -366,16 +528,17 @@ def test_every_hint_is_that_of_a_mutant_inside_an_assigned_function():
 @pytest.mark.parametrize("path", [path for key in KEYS for path in catalogue.ASSIGNMENTS[key].functions])
 def test_no_known_mistake_only_crashes(path):
     """One that raises in every case is wrong for no reason of its own, and its hint would be that of every crash."""
-    graft = child.Graft([path], cut)
-    cases = checks_of(key_of(path)).cases(path, torch.Generator().manual_seed(1))
-    for mistake in grade.known_mistakes([path])[path]:
-        wrong = graft.compiled(path, mistake["source"])
+    places = Places({path: cut.split(path)})
+    cases, _ = judge.cases_of(key_of(path), path, seed=1)
+    for mistake in judge.known_mistakes([path])[path]:
+        wrong = places.compiled(path, cut.definition(mistake["source"], cut.split(path)[1]))
         assert any(base.outcome(wrong, case)[0] == "value" for case in cases), mistake["name"]
 
 
 @pytest.mark.parametrize(("path", "mistake"), one_of_each())
 def test_a_known_mistake_fails_and_gets_its_own_hint(path, mistake):
-    found = judged(path, mistake["source"])
+    text = cut.definition(mistake["source"], cut.split(path)[1])
+    found = judged(path, compiled(path, text), judge.known_mistakes([path])[path])
     assert not found["ok"] and found["hint"] == mistake["hint"], found
 
 

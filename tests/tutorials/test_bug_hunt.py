@@ -4,6 +4,7 @@ import ast
 import json
 import math
 import random
+import subprocess
 import sys
 from pathlib import Path
 
@@ -214,6 +215,28 @@ def test_the_test_of_the_example_sees_its_bug_within_the_rules(tmp_path):
     for bug in (None, KNOWN[draw.EXAMPLE]):
         found = bug_hunt.run_tests(tmp_path / str(bug is None), bug, path, ["test_bug_1"], seed=0)
         assert found["test_bug_1"]["ok"] == (bug is None), found
+
+
+def test_a_variable_that_takes_asserts_away_changes_nothing(tmp_path, monkeypatch):
+    """PYTHONOPTIMIZE, as some CI has it: a test that asserts must still fail, on the package where it is wrong."""
+    file = tmp_path / "mine.py"
+    file.write_text("def test_bug_1():\n    assert False\n\n\ndef test_bug_2():\n    assert True\n")
+    monkeypatch.setenv("PYTHONOPTIMIZE", "2")
+    found = bug_hunt.run_tests(tmp_path / "right", None, file, ["test_bug_1", "test_bug_2"], 0)
+    assert not found["test_bug_1"]["ok"] and found["test_bug_2"]["ok"], found
+
+
+def test_no_check_is_an_assert_which_python_o_takes_away():
+    for file in PLACE.rglob("*.py"):
+        if file.name != "training.py":  # the bug hunt's program, which is no part of the grader
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)], file
+
+
+def test_the_grader_starts_without_docstrings(tmp_path):
+    command = [sys.executable, "-OO", str(PLACE / "grade.py"), "a9", str(tmp_path / "none.py")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "none.py: no such file" in done.stderr, done.stderr
 
 
 def test_the_handout_says_what_is_needed_and_shows_the_pictures():

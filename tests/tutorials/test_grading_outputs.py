@@ -20,6 +20,7 @@ import catalogue  # noqa: E402
 import cut  # noqa: E402
 import grade  # noqa: E402
 import outputs  # noqa: E402
+import student as copies  # noqa: E402
 from submissions import reference  # noqa: E402
 
 HALF = outputs.Report(
@@ -217,7 +218,7 @@ def student(tmp_path_factory):
     if subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True).returncode:
         pytest.skip("not a git checkout")
     out = tmp_path_factory.mktemp("student") / "copy"
-    return out, outputs.strip(out)
+    return out, copies.strip(out)
 
 
 def squashed(text: str) -> str:
@@ -263,17 +264,27 @@ def test_what_the_student_copy_holds(student):
         assert name in files, name
     for assignment in catalogue.ASSIGNMENTS.values():
         assert {f"tutorials/assignments/{assignment.folder}/{name}" for name in ("README.md", "submission.py")} <= files
-    assert not [name for name in files if name.startswith((".ci", ".git/")) or "checks/" in name]
+    assert not [name for name in files if name.startswith((".ci", ".git/")) or "checks/" in name or "TEACHING" in name]
     assert not files & {"tests/mutants/", "tests/tutorials/test_assignments.py", "tutorials/assignments/hints.py"}
     assert (
         not {"tests/tutorials/test_grading_outputs.py", "tests/tutorials/test_own_run.py", "tests/test_bug_zoo.py"}
         & files
     )
     functions = sum(len(assignment.functions) for assignment in catalogue.ASSIGNMENTS.values())
-    assert f"{functions} functions of alignpro_mini/ without their bodies" in told and "tests/mutants/" in told
+    assert (
+        f"{functions} functions of a1, a2, a3, a4, a5, a6, a7, a8 without their bodies" in told
+        and "tests/mutants/" in told
+    )
     page = (out / "tutorials" / "STUDENT.md").read_text(encoding="utf-8")
     assert all((out / name).exists() for name in re.findall(r"`(tests/[\w/]+\.py)`", page))
     assert max(map(len, page.splitlines())) <= 150
+    assert not [
+        name for name in files if name.endswith(".md") and "TEACHING" in (out / name).read_text(encoding="utf-8")
+    ]
+    for key, assignment in catalogue.ASSIGNMENTS.items():
+        handout = (out / "tutorials" / "assignments" / assignment.folder / "README.md").read_text(encoding="utf-8")
+        assert f"grade.py {key} " not in handout and "grade.py --graft my_work --out try" in handout
+        assert all((out / name.removeprefix("../")).is_file() for name in re.findall(r"\.\./tests/[\w/]+\.py", handout))
     tests = {name: (out / name).read_text(encoding="utf-8") for name in re.findall(r"`(tests/[\w/]+\.py)`", page)}
     assert not [name for name, text in tests.items() if re.search(r"raises\((Value|User)Error, match=", text)]
     assert all(f"def {name}(" in "".join(tests.values()) for name in re.findall(r"`(test_\w+)`", page))
@@ -304,22 +315,99 @@ def test_the_student_copy_cannot_grade_and_says_so(student):
 def test_nothing_is_lost_by_a_copy(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(SystemExit, match="is there and not empty"):
-        outputs.strip(tmp_path)
+        copies.strip(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def in_the_copy(
+    out: Path, *command: str, first: Path | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess:
+    """Run Python there, with the package of `first` (else the copy's) before any other."""
+    environment = os.environ | {"FAST": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(first or out)}
+    return subprocess.run([sys.executable, *command], cwd=cwd or out, env=environment, capture_output=True, text=True)
+
+
+def test_what_is_not_written_is_the_teachers_and_shows_no_body(student):
+    """A function that is written into the package itself stays."""
+    out, _ = student
+    look = (
+        "import inspect; from alignpro_mini import rl_math; print(inspect.getsource(rl_math.entropy)); import torch; "
+    )
+    look += "print(float(rl_math.entropy(torch.zeros(1))), rl_math.masked_sum(1, 2))"
+    file = out / "alignpro_mini" / "rl_math.py"
+    text = file.read_text(encoding="utf-8")
+    empty = cut.definition(text, ["masked_sum"])
+    file.write_text(text.replace(empty, empty.replace("raise NotImplementedError", "return 'mine'")), encoding="utf-8")
+    try:
+        done = in_the_copy(out, "-c", look)
+    finally:
+        file.write_text(text, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert "raise NotImplementedError" in done.stdout and done.stdout.endswith("-0.0 mine\n"), done.stdout
+
+
+def test_only_some_assignments_are_taken_out(tmp_path, student):
+    told = copies.strip(tmp_path / "copy", ["a5"])
+    assert "2 functions of a5 without their bodies" in told
+    here, there = (
+        (place / "alignpro_mini" / "rl_math.py").read_text(encoding="utf-8") for place in (cut.ROOT, tmp_path / "copy")
+    )
+    assert cut.definition(there, ["whiten"]) == cut.definition(here, ["whiten"])
+    assert cut.definition(there, ["gae"]) == cut.definition(cut.without_bodies(here, [["gae"]]), ["gae"])
+
+
+def syllabi() -> list[tuple[str, list[str], list[str]]]:
+    """(about, tutorials of a week, what was handed in before) of both tables of TEACHING.md."""
+    text, found = (ROOT / "tutorials" / "TEACHING.md").read_text(encoding="utf-8"), []
+    for weeks in ("Twelve weeks", "Six weeks"):
+        before: list[str] = []
+        table = text.split(f"## {weeks}")[1].split("\n## ")[0]
+        for row in re.findall(r"^\| (\d+) \|(.*)$", table, flags=re.MULTILINE):
+            read, hand_in = row[1].split("|")[:2]
+            found.append((f"{weeks}, week {row[0]}", re.findall(r"\b\d\d\b", read), list(before)))
+            before += [key for key in re.findall(r"\ba[1-8]\b", hand_in) if key not in before]
+    return found
+
+
 @pytest.mark.slow
-def test_a_student_tries_the_functions_by_the_packages_tests(student, tmp_path):
-    """As STUDENT.md says, with a5 alone: its tests pass, those of a1 do not."""
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "a5.py").write_text("\n".join(reference("a5")))
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    graft = [sys.executable, "tutorials/assignments/grade.py", "--graft", str(tmp_path / "mine"), "--out", "try"]
-    done = subprocess.run(graft, cwd=student[0], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and "empty in this student copy: a1, a2, a3, a4, a6, a7, a8" in done.stdout, done.stderr
-    tests = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "../tests/core/test_rl_math.py", "-k"]
-    status = [
-        subprocess.run([*tests, which], cwd=student[0] / "try", env=environment, capture_output=True).returncode
-        for which in ("gae or assemble", "masked_mean")
-    ]
-    assert status == [0, 1]
+@pytest.mark.parametrize(("about", "tutorials", "before"), [pytest.param(*week, id=week[0]) for week in syllabi()])
+def test_the_tutorials_of_each_week_run_in_the_copy(about, tutorials, before, student, tmp_path):
+    """With none of the former weeks' functions written, and with all of them."""
+    out, places = student[0], [None]
+    if before:
+        (tmp_path / "mine").mkdir()
+        for key in before:
+            (tmp_path / "mine" / f"{key}.py").write_text("\n".join(reference(key)), encoding="utf-8")
+        graft = ("tutorials/assignments/grade.py", "--graft", str(tmp_path / "mine"), "--out", str(tmp_path / "try"))
+        done = in_the_copy(out, *graft)
+        assert done.returncode == 0, done.stderr
+        places.append(tmp_path / "try")
+    for number in tutorials:
+        [tutorial] = (out / "tutorials").glob(f"{number}_*.py")
+        for place in places:
+            done = in_the_copy(out, str(tutorial), first=place, cwd=tmp_path)
+            assert done.returncode == 0, (tutorial.name, place, done.stderr[-2000:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", catalogue.ASSIGNMENTS)
+def test_a_student_tries_the_functions_by_the_packages_tests(key, student, tmp_path):
+    """As the handout says: with nothing written its tests pass, with the right functions too, and not with wrong ones."""
+    out, _ = student
+    tests = [str(out / name) for name in copies.TESTS[key]]
+    run = ("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests)
+    done = in_the_copy(out, *run)
+    assert done.returncode == 0, done.stdout[-3000:]
+    statuses = []
+    for name, change in (("right", {}), ("wrong", {next(iter(catalogue.ASSIGNMENTS[key].functions)): "WRONG"})):
+        mine = tmp_path / name
+        mine.mkdir()
+        for path in change:
+            names = cut.split(path)[1]
+            change[path] = f"def {names[-1]}(*args, **options):\n    return None\n"
+        (mine / f"{key}.py").write_text("\n".join(reference(key, change)), encoding="utf-8")
+        place = tmp_path / f"try-{name}"
+        done = in_the_copy(out, "tutorials/assignments/grade.py", "--graft", str(mine), "--out", str(place))
+        assert done.returncode == 0 and f"functions of {key}" in done.stdout, done.stderr
+        statuses.append(in_the_copy(out, *run, first=place, cwd=place).returncode)
+    assert statuses == [0, 1]

@@ -7,19 +7,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import linecache
 import random
 import sys
-import traceback
 from pathlib import Path
 
-
-def told(error: BaseException, file: str) -> str:
-    """The exception, with the last line of the submission that it went through."""
-    said = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    where = f"line {lines[-1]}, `{linecache.getline(file, lines[-1]).strip()}`: " if lines else ""
-    return (where + said)[:600]
+from graft import told
 
 
 def main(spec: dict) -> None:
@@ -29,7 +21,8 @@ def main(spec: dict) -> None:
 
     import alignpro_mini
 
-    assert Path(alignpro_mini.__file__).is_relative_to(spec["package"]), "another package stands before the copy"
+    if not Path(alignpro_mini.__file__).is_relative_to(spec["package"]):
+        raise RuntimeError("another package stands before the copy")
     torch.set_num_threads(1)
 
     def write(**row) -> None:

@@ -1,143 +1,134 @@
-"""Grade one submission in this process, which the parent may kill. Started by grade.py with a JSON file; see there.
+"""The process that a submission runs in: it makes the calls, and judge.py, in the grader's process, compares.
 
-Each result is one line of JSON in the file `out`: {"start": check}, then {"done": check, "ok", "message", "hint"}.
+judge.py copies this file, and the few that it needs, into a folder of its own. Neither the oracles nor the assigned
+functions are there, and the results are not written here. A job comes in on standard input; each outcome goes out on what
+was standard output. Every check has a process of its own, a fork of this one, so that nothing is left of it when the next
+check begins.
 """
 
 from __future__ import annotations
-import __future__
 
 import importlib
 import importlib.util
-import json
+import io
+import os
+import pickle
 import sys
-from collections.abc import Callable
+import tempfile
 from pathlib import Path
 
-from bug_child import told
-from graft import Places, submitted
+PLACE = Path(__file__).resolve().parent
+SUBMISSION = PLACE / "submission.py"
+# What a submission needs for no assignment: to start a process, to leave something for the process of another check.
+REFUSED = ("os.fork", "os.forkpty", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "socket.")
+REFUSED += ("os.mkdir", "os.rename", "os.link", "os.symlink", "os.truncate", "os.utime", "os.chmod", "os.setxattr")
 
 
-class Graft(Places):
-    """The stripped package in this process, with functions made from the text of the package."""
+def fence(hidden: list[str]):
+    """An audit hook of Python that refuses to write a file, and to read one in the folders `hidden`."""
+    hidden = [Path(folder) for folder in (*hidden, "/proc")]
+    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 
-    def __init__(self, functions: list[str], cut) -> None:
-        super().__init__({path: cut.split(path) for path in functions})
-        self.cut = cut
+    def hook(event: str, args: tuple) -> None:
+        if event.startswith(REFUSED):
+            raise PermissionError(f"a submission may not do this: {event}")
+        if event == "open" and isinstance(args[0], (str, bytes, os.PathLike)):
+            path = Path(os.path.realpath(os.fsdecode(args[0])))
+            writes = isinstance(args[2], int) and args[2] & writing and str(path) != os.devnull
+            if writes or any(path.is_relative_to(folder) for folder in hidden):
+                raise PermissionError(f"a submission may not open this file: {args[0]}")
 
-    def compiled(self, path: str, source: str) -> Callable:
-        """The function of `path` from this text of its module, with the stripped module's globals."""
-        module, names = self.cut.split(path)
-        text = self.cut.definition(source, names)
-        scope = importlib.import_module(f"alignpro_mini.{module}").__dict__
-        found: dict = {}
-        code = compile(text, f"<{path}>", "exec", __future__.annotations.compiler_flag)
-        exec(code, scope, found)
-        return found[names[-1]]
-
-    def reference(self, path: str) -> Callable:
-        return self.compiled(path, self.cut.source_of(self.cut.split(path)[0]))
+    return hook
 
 
-def check_function(path: str, function: Callable, cases: list, graft: Graft, mutants: list, base) -> dict:
-    """Run the cases, the smallest first; the first one that differs is the counterexample."""
-    for case in cases:
-        found, want = base.outcome(function, case), base.outcome(case.oracle, case, numeric=True)
-        if base.same(found, want, case.tolerance):
-            continue
-        if found[0] == "raised" and found[2].endswith("NotImplementedError"):  # PyTorch's own have a text
-            return {"ok": False, "message": "not written yet (NotImplementedError)", "hint": ""}
-        message = f"on {case.about}: {base.difference(found, want, case.tolerance)}"
-        if call := base.call_of(case):
-            message += f"\nthe call: {graft.cut.name_of(path)}{call}"
-        return {"ok": False, "message": message, "hint": hint(path, function, case, cases, graft, mutants, base)}
-    return {"ok": True, "message": f"{len(cases)} cases", "hint": ""}
+def receive(stream) -> dict:
+    """The next job; {} where there is no more."""
+    size = int.from_bytes(stream.read(8), "big")
+    return pickle.loads(stream.read(size)) if size else {}
 
 
-def hint(path: str, function: Callable, case, cases: list, graft: Graft, mutants: list, base) -> str:
-    """The hint of the known mistake that gives the same wrong outcome on this case; "" if none does.
+def send(stream, message) -> None:
+    """As bytes that can be read without running anything: the reader must not trust them."""
+    import torch
 
-    On a row of one token many mistakes look the same: a mistake is left out if it is wrong where the submission is
-    right, and of several the one that agrees with the submission on most cases counts.
-    """
-    tried = [case, *(on for on in cases if on is not case)]
-    same = lambda a, b: [base.same(x, y, on.tolerance) for x, y, on in zip(a, b, tried)]
-    right = [base.outcome(on.oracle, on, numeric=True) for on in tried]
-    mine = [base.outcome(function, on) for on in tried]
-    passed = same(mine, right)
-    best, found = 0, ""
-    for mutant in mutants:
-        known = graft.compiled(path, mutant["source"])
-        if not base.same(base.outcome(known, case), mine[0], case.tolerance):
-            continue
-        agrees = same([base.outcome(known, on) for on in tried], mine)
-        possible = all(a for a, p in zip(agrees, passed) if p)
-        # A submission that draws may be right at this second call: then it agrees with mistakes that are none here.
-        if not passed[0] and possible and sum(agrees) > best:
-            best, found = sum(agrees), mutant["hint"]
-    return found
+    data = io.BytesIO()
+    torch.save(message, data)
+    stream.write(len(data.getvalue()).to_bytes(8, "big") + data.getvalue())
+    stream.flush()
 
 
-def main(spec: dict) -> None:
-    tests = Path(__file__).resolve().parents[2] / "tests"  # doubles.py: tiny models and tokenizers
-    sys.path[:0] = [spec["package"], spec["here"], str(tests)]
+def main() -> None:
+    jobs, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    for descriptor in (0, 1, 2):  # what the submission prints is not shown
+        os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
+    sys.dont_write_bytecode = True
     import torch
 
     torch.set_num_threads(1)
-    cut, base = importlib.import_module("cut"), importlib.import_module("checks.base")
-    checks = importlib.import_module(f"checks.{spec['assignment']}")
-    out = Path(spec["out"])
+    from graft import Places
 
-    def write(**row) -> None:
-        with out.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(row) + "\n")
+    start = receive(jobs)
+    sys.path.insert(0, str(PLACE))
+    checks = importlib.import_module(f"checks.{start['assignment']}")
+    tempfile.tempdir = str(PLACE)  # to look for one is to write files
+    if getattr(checks, "TRAINS", False):  # PyTorch imports much for the first optimiser: once, and not in every fork
+        torch.optim.SGD([torch.zeros(1)])
+    places = Places(start["functions"])
+    send(answers, "ready")
+    while job := receive(jobs):
+        if sys.platform == "linux":  # elsewhere a fork after the import of PyTorch is not safe
+            if worker := os.fork():
+                os.waitpid(worker, 0)
+                send(answers, "ended")
+                continue
+            jobs.close()
+        run(job, checks, places, lambda message: send(answers, message))
+        os._exit(0)  # without a fork the grader starts this process anew
 
-    graft = Graft(spec["functions"], cut)
-    assigned = spec["assigned"]
-    # The functions of other assignments are there when the submission imports them; its own ones are still empty.
-    for path in set(spec["functions"]) - set(assigned):
-        graft.put(path, graft.reference(path))
-    write(start="import")
+
+def run(job: dict, checks, places, answer) -> None:
+    """One check. Answers ("import", why not), ("missing", what), or "begins", the outcome of each case, and "done"."""
+    import torch
+    from checks import base
+    from graft import told
+
+    sys.addaudithook(fence(job["hidden"]))
+    where = importlib.util.spec_from_file_location("submission", SUBMISSION)
+    module = importlib.util.module_from_spec(where)
+    sys.modules["submission"] = module
     try:
-        where = importlib.util.spec_from_file_location("submission", spec["submission"])
-        module = importlib.util.module_from_spec(where)
-        sys.modules["submission"] = module
         where.loader.exec_module(module)
     except BaseException as error:  # sys.exit, too
-        write(done="import", ok=False, message=f"your file does not import: {type(error).__name__}: {error}", hint="")
+        answer(("import", f"your file does not import: {type(error).__name__}: {error}"))
         return
-    write(done="import", ok=True, message="", hint="")
-    for path in assigned:
-        graft.put(path, graft.reference(path))
-    wrong = False
-    for check in spec["only"]:
-        if check == "whole" and wrong:
-            break  # it gets no points then: grade.run_checks says why
-        write(start=check)
-        rng = torch.Generator().manual_seed(spec["seed"])
+    # The other functions of the assignment are the right ones: each is judged alone.
+    for path, text in job["others"].items():
+        places.put(path, places.compiled(path, text))
+        if (name := ".".join(places.names[path])) in vars(module):
+            setattr(module, name, places.current[path])
+    try:
+        mine = {path: places.put_submitted(path, module) for path in job["mine"]}
+    except LookupError as error:
+        answer(("missing", str(error)))
+        return
+    function = mine[job["check"]] if job["check"] in mine else None
+    rng = torch.Generator().manual_seed(job["seed"])
+    base.known.told = True
+    base.known[:] = job["known"]
+    try:
+        cases = checks.whole(rng) if function is None else checks.cases(job["check"], rng)
+    except Exception as error:
+        answer(("import", f"no check can be made beside your file: {told(error, checks.__file__)}"))
+        return
+    answer("begins")
+    for case in cases:
         try:
-            if check == "whole":
-                for path in assigned:
-                    graft.put(path, submitted(module, cut.name_of(path)))
-                checks.whole(rng)
-                result = {"ok": True, "message": "", "hint": ""}
-            else:
-                mine = submitted(module, cut.name_of(check))
-                known = spec["mutants"].get(check, [])
-                others = {n: graft.current[p] for p in assigned if (n := cut.name_of(p)) in vars(module) and p != check}
-                written = {name: vars(module)[name] for name in others}
-                # A function that calls another one of the file gets the right one: each is judged alone.
-                vars(module).update(others)
-                graft.put(check, mine)
-                try:
-                    result = check_function(check, mine, checks.cases(check, rng), graft, known, base)
-                finally:
-                    graft.put(check, graft.reference(check))
-                    vars(module).update(written)
-        except BaseException as error:
-            result = {"ok": False, "message": told(error, spec["submission"]), "hint": ""}
-        wrong = wrong or not result["ok"]
-        write(done=check, **result)
+            found = base.outcome(function, case, str(SUBMISSION))
+        except BaseException as error:  # sys.exit, too
+            found = ("raised", type(error).__name__, told(error, str(SUBMISSION)))
+        answer(found)
+    answer("done")
 
 
 if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    main()

@@ -58,13 +58,40 @@ def definition(source: str, names: list[str]) -> str:
 
 def without_bodies(source: str, wanted: Iterable[list[str]]) -> str:
     """The module with `raise NotImplementedError` for the bodies of these functions; docstrings stay."""
-    tree, lines = parsed(source), source.splitlines()
-    for node in sorted((find(tree, names) for names in wanted), key=lambda n: -n.lineno):
+    tree = parsed(source)
+    return _emptied(source, [find(tree, names) for names in wanted])
+
+
+def without_oracles(source: str) -> str:
+    """The same for every function called oracle..., inside of functions, too."""
+    functions = [node for node in ast.walk(parsed(source)) if isinstance(node, ast.FunctionDef)]
+    return _emptied(source, [node for node in functions if node.name.startswith("oracle")])
+
+
+def _emptied(source: str, functions: list[ast.FunctionDef]) -> str:
+    lines = source.splitlines()
+    for node in sorted(functions, key=lambda n: -n.lineno):
         documented = ast.get_docstring(node) is not None
         first = node.body[0]
         start = first.end_lineno if documented else first.lineno - 1
         lines[start : node.end_lineno] = [" " * first.col_offset + "raise NotImplementedError"]
     return "\n".join(lines) + "\n"
+
+
+def changed(path: str, right: str, wrong: str) -> str:
+    """The text of the function's module, with `wrong` for `right` inside of the function.
+
+    Raises LookupError where the function does not hold `right`.
+    """
+    module, names = split(path)
+    source = source_of(module)
+    node = find(parsed(source), names)
+    first = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
+    lines = source.splitlines(keepends=True)
+    whole = "".join(lines[first : node.end_lineno])
+    if right not in whole:
+        raise LookupError(f"{right!r} is not in {path}")
+    return "".join(lines[:first]) + whole.replace(right, wrong) + "".join(lines[node.end_lineno :])
 
 
 def stubs(functions: Iterable[str], imports: Iterable[str], title: str) -> str:

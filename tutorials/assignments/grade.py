@@ -7,7 +7,7 @@
     python tutorials/assignments/grade.py a9 my_tests.py                  # the bug hunt: see bug_hunt.py
     python tutorials/assignments/grade.py --graft my_work --out my_copy   # a10: a package with your functions
     python tutorials/assignments/grade.py a10 my_copy/runs                # a10: points of its five runs
-    python tutorials/assignments/grade.py --strip student                 # a copy for students; it cannot grade
+    python tutorials/assignments/grade.py --strip student --only a1 a3    # a copy for students; it cannot grade
     python tutorials/assignments/grade.py --stubs                         # write all submission.py anew
 
 How it works: the package is copied without the bodies of *all* assigned functions, and the submission's functions are
@@ -16,16 +16,14 @@ the package's own is a function that calls itself, or an empty one. Every check 
 with an oracle. On the first difference the grader also runs known mistakes (tests/mutants/) on the same input: the
 one that gives the same wrong result provides the hint.
 
-The submission runs in a process of its own with a time limit for each check. Exit status 0 means that the grader
-worked, whatever the score.
+The submission runs in a process of its own (child.py), without oracles and with a time limit for each check; what it
+returns is compared here (judge.py). Exit status 0 means that the grader worked, whatever the score.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -35,60 +33,15 @@ import cut  # noqa: E402
 import outputs  # noqa: E402
 import own_run  # noqa: E402
 from catalogue import ASSIGNMENTS  # noqa: E402
-from watch import watch  # noqa: E402
 
 LIMIT_S = 20.0  # for one check
 
 
-def known_mistakes(functions: list[str]) -> dict[str, list[dict]]:
-    """{function: [{"name", "hint", "source": the module's text with the mistake}]} from tests/mutants/."""
-    from hints import HINTS
-    from mutants import MUTANTS
-
-    found: dict[str, list[dict]] = {path: [] for path in functions}
-    for mutant in MUTANTS:
-        mine = [path for path in functions if mutant.file == f"alignpro_mini/{cut.split(path)[0].replace('.', '/')}.py"]
-        if not mine or mutant.name not in HINTS:
-            continue
-        original, source = cut.source_of(cut.split(mine[0])[0]), mutated(mutant)
-        for path in mine:
-            if cut.definition(source, cut.split(path)[1]) != cut.definition(original, cut.split(path)[1]):
-                found[path].append({"name": mutant.name, "hint": HINTS[mutant.name], "source": source})
-    return found
-
-
-def mutated(mutant) -> str:
-    """The text of the mutant's module, with its mistake."""
-    from mutants import mutate
-
-    return mutate(mutant, (cut.ROOT / mutant.file).read_text(encoding="utf-8"))
-
-
 def run_checks(key: str, submission: Path, seed: int, limit_s: float = LIMIT_S) -> dict[str, dict]:
-    """{check: {"ok", "message", "hint"}} for the import, every function, and all together ("whole")."""
-    wanted = [*ASSIGNMENTS[key].functions, "whole"]
-    everything = [path for each in ASSIGNMENTS.values() for path in each.functions]
-    results: dict[str, dict] = {}
-    with tempfile.TemporaryDirectory(prefix="grade-") as name:
-        place = Path(name)
-        cut.stripped_package(place, [*everything, *ASSIGNMENTS[key].twins])
-        spec = {"package": str(place), "here": str(HERE), "assignment": key, "submission": str(submission.resolve())}
-        spec |= {"seed": seed, "functions": everything, "assigned": list(ASSIGNMENTS[key].functions)}
-        spec |= {"mutants": known_mistakes(list(ASSIGNMENTS[key].functions)), "out": str(place / "results.jsonl")}
-        while missing := [check for check in wanted if check not in results]:
-            file = place / "spec.json"
-            file.write_text(json.dumps(spec | {"only": missing}), encoding="utf-8")
-            (place / "results.jsonl").write_text("", encoding="utf-8")
-            stopped = watch(HERE / "child.py", file, place / "results.jsonl", results, limit_s)
-            if not results.get("import", {"ok": True})["ok"]:
-                return results | {check: results["import"] for check in wanted}
-            if stopped is None:
-                break
-    ended = {"ok": False, "message": "the process ended here", "hint": ""}
-    found = {check: results.get(check, ended) for check in wanted}
-    if not all(found[path]["ok"] for path in ASSIGNMENTS[key].functions):
-        found["whole"] = {"ok": False, "message": "not before every function is right", "hint": ""}
-    return found
+    """{check: result} for every function, and all together ("whole"), see judge.py."""
+    import judge  # it imports torch, which a10 and the copies do without
+
+    return judge.run_checks(key, submission, seed, limit_s)
 
 
 def write_stubs() -> None:
@@ -104,7 +57,12 @@ def graded(key: str, place: Path, seed: int) -> outputs.Report:
         return own_run.graded(place)
     if not (HERE / "checks").is_dir():
         sys.exit("grade.py: error: a student copy has no grader and nothing to compare with; see tutorials/STUDENT.md")
-    told = {"ok": False, "message": f"there is no file {place.name}: hand it in under this name", "hint": ""}
+    told = {
+        "ok": False,
+        "message": f"there is no file {place.name}: hand it in under this name",
+        "hint": "",
+        "share": (0, 1),
+    }
     if key == "a9":
         import bug_hunt  # it reads tests/mutants/, which a student copy has not
 
@@ -117,9 +75,8 @@ def graded(key: str, place: Path, seed: int) -> outputs.Report:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\nHow it works")[0], formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    usage = (__doc__ or "").split("\n\nHow it works")[0]  # python -OO takes it away
+    parser = argparse.ArgumentParser(description=usage, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("assignment", nargs="?", choices=[*ASSIGNMENTS, "a9", "a10"], help="a1, a5, ...")
     parser.add_argument("place", nargs="?", type=Path, help="the submission: a file; for a10 the folder of the runs")
     parser.add_argument("--seed", type=int, default=0, help="of the hidden inputs")
@@ -130,12 +87,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="OUT", help="where --graft writes")
     strip = "write a copy for students without the assigned functions and without the grader: it cannot grade"
     parser.add_argument("--strip", type=Path, metavar="OUT", help=strip)
+    only = "with --strip: only the functions of these assignments are taken out"
+    parser.add_argument("--only", nargs="+", choices=list(ASSIGNMENTS), metavar="KEY", help=only)
     parser.add_argument("--stubs", action="store_true", help="write every submission.py anew, from the package")
     args = parser.parse_args()
     if args.stubs:
         return write_stubs()
     if args.strip:
-        return print(outputs.strip(args.strip))
+        import student  # a student copy has it not
+
+        return print(student.strip(args.strip, args.only or ()))
     if args.graft:
         if args.out is None:
             parser.error("--graft FOLDER needs --out OUT")

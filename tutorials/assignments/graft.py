@@ -2,16 +2,21 @@
 
 child.py does it to grade them. `grade.py --graft` (assignment a10) copies this file into a package as
 alignpro_mini/yours/graft.py; the last line of that package's `__init__` calls `install()`, so that whatever imports the
-package runs the student's functions. Nothing here needs the other files of the grader.
+package runs the student's functions. In a student copy (`grade.py --strip`) it is alignpro_mini/reference/graft.py, and
+`restore()` is called. Nothing here needs the other files of the grader.
 """
 
 from __future__ import annotations
+import __future__
 
+import base64
 import importlib
 import inspect
 import json
+import linecache
 import sys
 import traceback
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
@@ -22,7 +27,7 @@ class Places:
 
     def __init__(self, functions: dict[str, tuple[str, list[str]]]) -> None:
         """`functions`: {"ppo.PPOTrainer.loss": ("ppo", ["PPOTrainer", "loss"])}, as cut.split splits them."""
-        self.places, self.current = {}, {}
+        self.places, self.current, self.names = {}, {}, {path: names for path, (_, names) in functions.items()}
         for path, (module, names) in functions.items():
             owner = importlib.import_module(f"alignpro_mini.{module}")
             for name in names[:-1]:
@@ -42,6 +47,26 @@ class Places:
                     _renew_defaults(taker, old, function)
         setattr(owner, name, function)
 
+    def put_submitted(self, path: str, module) -> Callable:
+        """The same with the student's function of this name. The other methods of its class are its helpers."""
+        owner, _ = self.places[path]
+        function = submitted(module, ".".join(self.names[path]))
+        if isinstance(owner, type):
+            for helper, value in vars(vars(module)[owner.__name__]).items():
+                if not hasattr(owner, helper):
+                    setattr(owner, helper, value)
+        self.put(path, function)
+        return function
+
+    def compiled(self, path: str, text: str, file: str = "", line: int = 1) -> Callable:
+        """The function with this text, made in the module that `path` is in; `file` and `line` are where it says it is."""
+        owner, name = self.places[path]
+        scope = vars(sys.modules[owner.__module__] if isinstance(owner, type) else owner)
+        found: dict = {}
+        code = "\n" * (line - 1) + text
+        exec(compile(code, file or f"<{path}>", "exec", __future__.annotations.compiler_flag), scope, found)
+        return found[name]
+
 
 def _functions(value) -> list[FunctionType]:
     """The function, or the methods of the class, that a module of the package has under a name."""
@@ -58,6 +83,14 @@ def _renew_defaults(taker: FunctionType, old: Callable, new: Callable) -> None:
         taker.__defaults__ = tuple(map(swap, taker.__defaults__))
     if taker.__kwdefaults__:
         taker.__kwdefaults__ = {key: swap(value) for key, value in taker.__kwdefaults__.items()}
+
+
+def told(error: BaseException, file: str) -> str:
+    """The exception, with the last line of the submission that it went through."""
+    said = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    where = f"line {lines[-1]}, `{linecache.getline(file, lines[-1]).strip()}`: " if lines else ""
+    return (where + said)[:600]
 
 
 def submitted(module, name: str) -> Callable:
@@ -92,8 +125,21 @@ def install() -> None:
             where = f", line {lines[-1]}" if lines else ""
             raise ImportError(f"{key}.py does not import{where}: {told}; {mend}") from error
         for path, (_, names) in functions.items():
-            name = ".".join(names)
             try:
-                places.put(path, submitted(module, name))
+                places.put_submitted(path, module)
             except LookupError:
-                raise ImportError(f"{key}.py has no {name}; {mend}") from None
+                raise ImportError(f"{key}.py has no {'.'.join(names)}; {mend}") from None
+
+
+def restore() -> None:
+    """In a student copy: the teacher's function in the place of each one that is not written.
+
+    functions.json beside this file has their texts. A function that was written into the package itself stays.
+    """
+    packed = json.loads((Path(__file__).parent / "functions.json").read_text(encoding="utf-8"))
+    texts = json.loads(zlib.decompress(base64.b85decode(packed["texts"])))
+    places = Places(packed["functions"])
+    for path, text in texts.items():
+        empty = inspect.unwrap(places.current[path]).__code__
+        if empty.co_names == ("NotImplementedError",):  # what shows its source shows the empty one
+            places.put(path, places.compiled(path, text, empty.co_filename, empty.co_firstlineno))

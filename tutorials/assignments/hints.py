@@ -1,4 +1,6 @@
-"""What the grader tells who made a known mistake: {name of the mutant in tests/mutants/: hint}."""
+"""What the grader tells who made a mistake: a known one, or one of a kind that only some cases show."""
+
+# {name of the mutant in tests/mutants/: hint}
 
 HINTS = {
     # a1: masks and KL
@@ -273,4 +275,168 @@ HINTS = {
     "headroom-of-every-request": "only the first config.headroom_inputs requests",
     "icc-of-the-whole-variance": "the ICC leaves the inputs out: between rewrites / (between rewrites + within)",
     "icc-below-zero": "a negative part between rewrites counts as 0 in the ICC",
+}
+
+# {what the first wrong case is about, a regular expression: hint}, where the mistake is none of the known ones
+KINDS = {
+    r"\bNaN\b": "a NaN that is no padding must come out as NaN, so that somebody sees it: do not replace it (nan_to_num)",
+    r"numbers about 1000|10 million": "E[x²] − E[x]² loses its digits where the mean is large: take the mean away first, then "
+    "square",
+    r"1e-20|hardly vary|by a thousandth|almost certain|hardly ever come": "something small is lost: by a small number that is "
+    "added (an epsilon), or by a limit (clamp)",
+    r"some (tens|hundreds|thousands)|of 30 and|log-ratio of|stands out|large rewards|very sure|[0 ]00000\b|V = 100|of 100\b|"
+    r"100 returns": "large numbers are right as they are: the formula has no limit there (clamp, min, max)",
+    r"lam (0\.0001|0\.001|3|50|100)\b|kl_coef 3|coef 1e|temperature (0\.01|50)\b": "this number has neither a least nor a "
+    "largest value",
+}
+
+# {name: (function, a piece of it, what stands there instead, hint)}: mistakes of students that no mutant is
+CLASSICS = {
+    "variance-divided-by-n-less-1": (
+        "rl_math.masked_var",
+        "return masked_mean((x - mean) ** 2, mask)",
+        "return masked_mean((x - mean) ** 2, mask) * mask.sum() / (mask.sum() - 1)",
+        "divide by n, not by n - 1",
+    ),
+    "variance-not-squared": (
+        "rl_math.masked_var",
+        "return masked_mean((x - mean) ** 2, mask)",
+        "return masked_mean((x - mean) ** 2, mask).sqrt()",
+        "that is the standard deviation; the variance is its square",
+    ),
+    "whiten-by-the-variance": (
+        "rl_math.whiten",
+        "torch.rsqrt(var + eps)",
+        "(1 / (var + eps))",
+        "divide by the standard deviation, not by the variance",
+    ),
+    "k2-without-its-half": (
+        "rl_math.kl_estimate",
+        "return d**2 / 2",
+        "return d**2",
+        "k2 is d² / 2: the half is missing",
+    ),
+    "k3-without-the-1": (
+        "rl_math.kl_estimate",
+        "return torch.expm1(-d) + d",
+        "return torch.exp(-d) + d",
+        "k3 = exp(-d) - 1 + d: the 1 is missing, so it is not 0 where both are equal",
+    ),
+    "entropy-without-its-sign": (
+        "rl_math.entropy",
+        "return -(",
+        "return (",
+        "the entropy is never negative: the minus is missing",
+    ),
+    "nucleus-with-one-too-many": (
+        "generation.sampling_logprobs",
+        "better = mass.cumsum(-1) - mass",
+        "better = (mass.cumsum(-1) - mass).roll(1, -1); better[..., 0] = 0",
+        "one token too many: the nucleus ends with the token at which the mass reaches top_p",
+    ),
+    "answers-per-row-are-a-mean": (
+        "generation.sequence_logprobs",
+        "return sums",
+        "return sums.exp()",
+        "these are probabilities; return their logarithms",
+    ),
+    "the-whole-kl-at-the-end": (
+        "rl_math.assemble_rewards",
+        "rewards = torch.where(mask, -lam * kl, 0.0)",
+        "rewards = torch.zeros_like(kl); scores = scores - lam * torch.where(mask, kl, 0.0).sum(1)",
+        "you pay the KL of the whole row at its last token; each token pays its own",
+    ),
+    "the-score-on-every-token": (
+        "rl_math.assemble_rewards",
+        "return rewards.scatter_add(1, last[:, None], scores[:, None].to(rewards.dtype))",
+        "return torch.where(mask, rewards + scores[:, None], 0.0)",
+        "the score is on every token; it belongs to the last sampled one alone",
+    ),
+    "gae-whitened": (
+        "rl_math.gae",
+        "return advantages, advantages + values",
+        "return whiten(advantages, mask), advantages + values",
+        "do not whiten here: the trainer does it, after the returns are made",
+    ),
+    "gae-whitened-returns": (
+        "rl_math.gae",
+        "return advantages, advantages + values",
+        "advantages = whiten(advantages, mask); return advantages, advantages + values",
+        "do not whiten here: the trainer does it, after the returns are made",
+    ),
+    "gae-without-values": (
+        "rl_math.gae",
+        "delta = rewards + gamma * next_value - values",
+        "delta = rewards + gamma * next_value",
+        "delta_t = r_t + gamma V_{t+1} - V_t: the value of t itself is missing",
+    ),
+    "gae-returns-are-rewards-to-go": (
+        "rl_math.gae",
+        "return advantages, advantages + values",
+        "return advantages, rewards.flip(1).cumsum(1).flip(1) * mask",
+        "returns are advantages + values, not the sum of the rewards",
+    ),
+    "ratio-not-exponentiated": (
+        "rl_math.policy_loss",
+        "ratio = log_ratio.exp()",
+        "ratio = log_ratio",
+        "that is the log of the ratio: take its exponential",
+    ),
+    "policy-loss-without-its-sign": (
+        "rl_math.policy_loss",
+        "-torch.minimum(plain, limited)",
+        "torch.minimum(plain, limited)",
+        "a loss falls while the objective rises: the minus is missing",
+    ),
+    "value-loss-without-its-half": (
+        "rl_math.value_loss",
+        "torch.maximum(plain_error, limited_error) / 2",
+        "torch.maximum(plain_error, limited_error)",
+        "half the squared error: the half is missing",
+    ),
+    "the-old-policy-is-the-new-one": (
+        "ppo.PPOTrainer.loss",
+        "new, old = self.ratio_logprobs(logp, part)",
+        "new, old = self.ratio_logprobs(logp, part)[0], self.ratio_logprobs(logp, part)[0].detach()",
+        "old = new.detach() makes every ratio 1: the old log-probs are those that were noted when the tokens were sampled",
+    ),
+    "the-variants-ratio-is-not-asked-for": (
+        "ppo.PPOTrainer.loss",
+        "new, old = self.ratio_logprobs(logp, part)",
+        "new, old = logp, part.logp",
+        "take both log-probs from self.ratio_logprobs(logp, part): a variant of PPO has other ones",
+    ),
+    "update-kl-upside-down": (
+        "ppo.PPOTrainer.loss",
+        'rl_math.kl_estimate(before, chosen.detach(), "k3")',
+        'rl_math.kl_estimate(chosen.detach(), before, "k3")',
+        "approx_kl is from the old to the new policy: kl_estimate(old, new, 'k3')",
+    ),
+    "all-in-turns": (
+        "alignpro.PromptScore.__call__",
+        "for x_prime in self.x_prime for _ in range(self.answers)]  # (B*M)\n        "
+        "self.x = [x for x in requests for _ in range(self.answers)]",
+        "for _ in range(self.answers) for x_prime in self.x_prime]  # (B*M)\n        "
+        "self.x = [x for _ in range(self.answers) for x in requests]",
+        "ask each rewrite M times before the next one, and repeat its request beside it: a a a b b b, not a b a b a b",
+    ),
+    "frozen-again": (
+        "frozen.FrozenLM.assert_unchanged",
+        "        if any(p.requires_grad",
+        "        free = any(p.requires_grad for p in self.model.parameters())\n        "
+        "self.model.requires_grad_(False)\n        if free and any(True",
+        "this check only looks: it leaves the model as it is, its parameters too",
+    ),
+    "wins-of-the-means": (
+        "lab.statistics.win_shares",
+        "    tie = np.isclose(",
+        "    a, b = a.mean(1, keepdims=True), b.mean(1, keepdims=True)\n    tie = np.isclose(",
+        "compare answer by answer, then average; you compare the means of an input",
+    ),
+    "interval-of-a-normal-distribution": (
+        "lab.statistics.bootstrap_interval",
+        "return interval(resampled_moments(per_input[:, None, None], resamples, groups)[0])",
+        "return [float(per_input.mean() + k * 1.96 * per_input.std() / len(per_input) ** 0.5) for k in (-1, 1)]",
+        "the 2.5 % and 97.5 % quantiles of the resampled means, not 1.96 standard errors",
+    ),
 }

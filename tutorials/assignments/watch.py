@@ -6,6 +6,7 @@ The child writes one JSON line an event to a file: {"start": check}, then {"done
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -21,7 +22,8 @@ def watch(program: Path, spec: Path, out: Path, results: dict[str, dict], limit_
     grader's own failure, not the submission's.
     """
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen([sys.executable, str(program), str(spec)], cwd=spec.parent, **quiet)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONOPTIMIZE"}  # it removes asserts
+    process = subprocess.Popen([sys.executable, str(program), str(spec)], cwd=spec.parent, env=environment, **quiet)
     running, since = "import", time.monotonic()
 
     def read() -> str:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from checks.base import WRONG_SHAPES, Case
 
+INF = math.inf
+
 
 def f64(rows) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
@@ -68,22 +70,24 @@ def oracle_estimate(logp: Tensor, logp_ref: Tensor, kind: str = "k1") -> Tensor:
     return f64([formulas[kind](v) for v in d]).view(logp.shape)
 
 
-def _softmax(z: list[float]) -> list[float]:
-    top = max(z)
-    e = [math.exp(v - top) for v in z]
-    return [v / math.fsum(e) for v in e]
+def oracle_logs(z: list[float]) -> list[float]:
+    """Log-probabilities."""
+    top = max(z) if not any(map(math.isnan, z)) else math.nan
+    total = math.log(math.fsum(math.exp(v - top) for v in z))
+    return [v - top - total for v in z]
 
 
 def oracle_kl(logits: Tensor, logits_ref: Tensor) -> Tensor:
     found = []
     for a, b in zip(logits.flatten(0, -2).tolist(), logits_ref.flatten(0, -2).tolist()):
-        p, q = _softmax(a), _softmax(b)
-        found.append(math.fsum(u * math.log(u / v) if v > 0 else math.inf for u, v in zip(p, q) if u > 0))
+        pairs = zip(oracle_logs(a), oracle_logs(b))
+        found.append(math.fsum(math.exp(u) * (u - v) for u, v in pairs if u != -math.inf))
     return f64(found).view(logits.shape[:-1])
 
 
 def oracle_entropy(logits: Tensor) -> Tensor:
-    found = [-math.fsum(p * math.log(p) for p in _softmax(z) if p > 0) for z in logits.flatten(0, -2).tolist()]
+    rows = [oracle_logs(z) for z in logits.flatten(0, -2).tolist()]
+    found = [-math.fsum(math.exp(u) * u for u in row if u != -math.inf) for row in rows]
     return f64(found).view(logits.shape[:-1])
 
 
@@ -116,7 +120,18 @@ def cases(path: str, rng: torch.Generator) -> list[Case]:
             options = tuple(more[0].values())
             found.append(Case(f"three rows, {garbage} in the padding, {more[0]}", (dirty, mask, *options), oracle))
     found.append(Case("a gradient", (torch.where(mask, x, 3.0), mask), oracle, gradient=True))
+    if name in ("masked_var", "whiten"):
+        found += [
+            Case("float32 numbers about 1000", ((1000 + x).float(), mask), oracle, tolerance=1e-3),
+            Case("float64 numbers about 10 million", (1e7 + x, mask), oracle),
+        ]
+    found.append(Case("numbers of some thousands", (1e4 * x, mask), oracle))
+    found.append(Case("a NaN that is not padding", (torch.where(x == x[0, 0], math.nan, x), mask), oracle))
+    if name in ("masked_mean", "masked_sum"):
+        found.append(Case("an infinite number that is not padding", (torch.where(x == x[0, 0], INF, x), mask), oracle))
     if name == "whiten":
+        one_of_500 = f64([[1.0] + [0.0] * 499])
+        found.append(Case("one number of 500 that stands out", (one_of_500, one_of_500 > -1), oracle))
         constant = torch.full_like(small[0], 3.0)
         found += [
             Case("eps 1", (*small, True, 1.0), oracle),
@@ -140,8 +155,11 @@ def _estimate(draw) -> list[Case]:
         Case("the default kind", (logp, ref), oracle_estimate),
         Case("another kind", (logp, ref, "k4"), oracle_estimate),
         Case("a column against a row", (logp[:, :1], ref, "k1"), oracle_estimate),
-        Case("a difference of 1e-9, k1", (*tiny, "k1"), oracle_estimate),
+        Case("a difference of 1e-9, k1", (*tiny, "k1"), oracle_estimate, tolerance=1e-9),
     ]
+    far = f64([[-0.5, -30.5, math.nan]]), f64([[-30.5, -0.5, -1.0]])
+    about = "log-probs that differ by 30 and -30, and NaN"
+    found += [Case(f"{about}, {kind}", (*far, kind), oracle_estimate) for kind in ("k1", "k2", "k3")]
     return found
 
 
@@ -160,6 +178,11 @@ def _vocabulary(name: str, draw) -> list[Case]:
         Case("a token that cannot come (logit -inf)", args(forbidden, f64([[0.0, float("-inf"), 0.0, 1.0]])), oracle),
         Case("its gradient", args(forbidden, f64([[0.0, float("-inf"), 0.0, 1.0]])), oracle, gradient=True),
     ]
+    far, nan = f64([[0.0, 60.0], [60.0, 0.0], [0.0, 800.0]]), f64([[0.0, math.nan, 1.0]])
+    found += [
+        Case("almost certain tokens: logits that differ by 60 and 800", args(far, far.flip(-1)), oracle),
+        Case("a logit that is NaN", args(nan, f64([[0.0, 1.0, 2.0]])), oracle),
+    ]
     if name == "exact_kl":
         found += [
             Case("a logit of -inf in p only", (forbidden, free), oracle, gradient=True),
@@ -168,18 +191,28 @@ def _vocabulary(name: str, draw) -> list[Case]:
     return found
 
 
-def whole(rng: torch.Generator) -> None:
-    """All together, as the trainer's metrics use them."""
+def whole(rng: torch.Generator) -> list[Case]:
+    """All together, as the trainer's metrics use them: the mean of k1 under p is the exact KL."""
+    p, q = (torch.randn(2, 3, 6, generator=rng, dtype=torch.float64) for _ in range(2))
+    return [Case("two rows of three positions", (p, q, bools([[1, 1, 1], [1, 0, 0]])), oracle_metrics, call=_metrics)]
+
+
+def _metrics(_, p: Tensor, q: Tensor, mask: Tensor) -> tuple:
     from alignpro_mini import rl_math
 
-    mask = bools([[1, 1, 1], [1, 0, 0]])
-    p, q = (torch.randn(2, 3, 6, generator=rng, dtype=torch.float64) for _ in range(2))
-    exact = rl_math.masked_sum(rl_math.exact_kl(p, q), mask)
-    torch.testing.assert_close(exact, oracle_sum(oracle_kl(p, q), mask), rtol=1e-6, atol=1e-8)
-    # The mean of k1 under p is the exact KL.
     logp, logq = p.log_softmax(-1), q.log_softmax(-1)
     k1 = (logp.exp() * rl_math.kl_estimate(logp, logq, "k1")).sum(-1)
-    torch.testing.assert_close(rl_math.masked_mean(k1, mask), oracle_mean(oracle_kl(p, q), mask), rtol=1e-6, atol=1e-8)
     white = rl_math.whiten(k1, mask)
-    torch.testing.assert_close(rl_math.masked_var(white, mask), f64(1.0), rtol=1e-5, atol=1e-6)
-    assert (rl_math.entropy(p) > 0).all() and white[~mask].eq(0).all()
+    return (
+        rl_math.masked_sum(rl_math.exact_kl(p, q), mask),
+        rl_math.masked_mean(k1, mask),
+        rl_math.masked_var(white, mask),
+        white,
+        rl_math.entropy(p),
+    )
+
+
+def oracle_metrics(p: Tensor, q: Tensor, mask: Tensor) -> tuple:
+    kl = oracle_kl(p, q)
+    white = oracle_whiten(kl, mask)
+    return oracle_sum(kl, mask), oracle_mean(kl, mask), oracle_var(white, mask), white, oracle_entropy(p)

@@ -1,4 +1,4 @@
-"""Checks of a3: the distribution token by token in Python, padding by lists, and each row alone through the model.
+"""Checks of a3: the oracle_distribution token by token in Python, padding by lists, and each row alone through the model.
 
 Sampled tokens are compared only where no uniform number is near an edge between two tokens (`settled`).
 """
@@ -9,12 +9,13 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from checks.a2 import kind, tiny
-from checks.base import Case, sentences
+from checks.base import Case, known, sentences
 
 INF = math.inf
 
@@ -31,10 +32,10 @@ def logs(p) -> Tensor:
 # ---------------------------------------------------------------- oracles
 
 
-def distribution(logits: list[float], temperature: float, top_p: float) -> list[float]:
+def oracle_distribution(logits: list[float], temperature: float, top_p: float) -> list[float]:
     """The probabilities that sampling draws from: divide, softmax, take the likeliest until top_p is reached."""
     z = [v / (temperature if temperature > 0 else 1.0) for v in logits]
-    e = [math.exp(v - max(z)) for v in z]
+    e = [math.exp(v - max(z)) for v in z] if not any(map(math.isnan, z)) else [math.nan] * len(z)
     p = [v / math.fsum(e) for v in e]
     if temperature == 0 or top_p == 1:
         return p
@@ -50,15 +51,16 @@ def distribution(logits: list[float], temperature: float, top_p: float) -> list[
 def oracle_logprobs(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> tuple[Tensor, str]:
     if temperature < 0 or top_p <= 0 or top_p > 1:
         raise ValueError("impossible settings")
-    rows = [distribution(z, temperature, top_p) for z in logits.double().reshape(-1, logits.shape[-1]).tolist()]
-    return f64([[math.log(p) if p > 0 else -INF for p in row] for row in rows]).view(logits.shape), "torch.float32"
+    rows = [oracle_distribution(z, temperature, top_p) for z in logits.double().reshape(-1, logits.shape[-1]).tolist()]
+    logs = [[math.nan if math.isnan(p) else math.log(p) if p > 0 else -INF for p in row] for row in rows]
+    return f64(logs).view(logits.shape), "torch.float32"
 
 
 def oracle_slope(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     """d/dz_j of sum_i w_i logp_i over the tokens that can come: (w_j - p_j sum_i w_i) / temperature; w = 1, 2, 3 ..."""
     found = []
     for row in logits.tolist():
-        p = distribution(row, temperature, top_p)
+        p = oracle_distribution(row, temperature, top_p)
         total = sum(v + 1 for v in range(len(p)) if p[v] > 0)
         found.append([(v + 1 - p[v] * total) / (temperature or 1.0) if p[v] > 0 else 0.0 for v in range(len(p))])
     return f64(found)
@@ -74,11 +76,11 @@ def oracle_draw(logp: Tensor, uniform: Tensor) -> tuple[Tensor, str]:
 
 
 @torch.no_grad()
-def row_alone(model, prompt, uniforms: list[float], temperature=1.0, top_p=1.0, eos_id=None) -> tuple:
+def oracle_row(model, prompt, uniforms: list[float], temperature=1.0, top_p=1.0, eos_id=None) -> tuple:
     """(tokens, their log-probs, finished, least distance of a number to an edge): no batch, no padding, no cache."""
     tokens, logprobs, distance = [], [], 1.0
     for u in uniforms:
-        p = distribution(model(torch.tensor([[*prompt, *tokens]]))[0, -1].tolist(), temperature, top_p)
+        p = oracle_distribution(model(torch.tensor([[*prompt, *tokens]]))[0, -1].tolist(), temperature, top_p)
         edges = [math.fsum(p[: v + 1]) for v in range(len(p))]
         likeliest, second = sorted(p)[-1], sorted(p)[-2]
         distance = min(distance, likeliest - second if temperature == 0 else min(abs(u - edge) for edge in edges))
@@ -94,11 +96,11 @@ def row_alone(model, prompt, uniforms: list[float], temperature=1.0, top_p=1.0, 
     return tokens, logprobs, False, distance
 
 
-def rows_alone(model, prompts, limit: int, seed: int, options: dict) -> list[tuple]:
+def oracle_rows(model, prompts, limit: int, seed: int, options: dict) -> list[tuple]:
     """Row i of a (N, limit) table of uniform numbers is prompt i's, whatever the batches."""
     uniforms = torch.rand(len(prompts), limit, generator=torch.Generator().manual_seed(seed)).tolist()
     own = {name: value for name, value in options.items() if name != "max_batch"}
-    return [row_alone(model, prompt, u, **own) for prompt, u in zip(prompts, uniforms)]
+    return [oracle_row(model, prompt, u, **own) for prompt, u in zip(prompts, uniforms)]
 
 
 def oracle_generate(model, prompts, limit: int, seed: int, options: dict) -> tuple:
@@ -110,7 +112,7 @@ def oracle_generate(model, prompts, limit: int, seed: int, options: dict) -> tup
         raise UserError("a prompt that leaves too little of the context")
     if options.get("temperature", 1.0) < 0:
         raise ValueError("impossible settings")
-    rows = rows_alone(model, prompts, limit, seed, options)
+    rows = oracle_rows(model, prompts, limit, seed, options)
     logprobs = f64([logp for _, row, _, _ in rows for logp in row])
     finished = [end for _, _, end, _ in rows]
     return "tokens", [row for row, *_ in rows], "log-probabilities", logprobs, "finished", finished, "all is right"
@@ -155,7 +157,7 @@ def oracle_scores(model, prompts, completions, temperature: float = 1.0, top_p: 
         total = 0.0
         for t in range(len(c)):
             logits = model(torch.tensor([[*p, *c[:t]]]))[0, -1].tolist()
-            chance = distribution(logits, temperature, top_p)[c[t]]
+            chance = oracle_distribution(logits, temperature, top_p)[c[t]]
             total += math.log(chance) if chance > 0 else -INF
         found.append(total)
     return f64(found), "torch.float32", "no graph"
@@ -206,6 +208,10 @@ def _logprobs(rng: torch.Generator) -> list[Case]:
         Case("a logit of -inf, top_p 0.6", (f64([[0.5, -INF, -1.0, 0.25]]), 1.0, 0.6)),
         Case("logits about 1000", (f64([[1000.0, 1000.5, 998.25]]), 1.0, 0.95)),
         Case("bfloat16 logits", (torch.tensor([[0.5, -1.0, 2.0]]).bfloat16(), 0.7)),
+        Case("logits (0, ln 3), temperature 0.01", (two, 0.01)),
+        Case("logits (0, ln 3), temperature 50", (two, 50.0)),
+        Case("tokens that hardly ever come: logits (0, -30, -200)", (f64([0.0, -30.0, -200.0]),)),
+        Case("a logit that is NaN", (f64([[0.0, math.nan, 1.0], [0.0, 1.0, 2.0]]),)),
         Case("(2, 3, 7) logits", (x,)),
         Case("(2, 3, 7) logits, temperature 0.6, top_p 0.8", (x, 0.6, 0.8)),
         Case("forty rows, temperature 1.3, top_p 0.5", (rows, 1.3, 0.5)),
@@ -244,6 +250,7 @@ def _draw(rng: torch.Generator) -> list[Case]:
         Case("one certain token, u = 0, .5, 1 - 2**-24", row([0.0, 1.0, 0.0], 0.0, 0.5, 1 - 2**-24)),
         Case("masses (.25, .25), which sum to .5; u = .4, .6, .9", row([0.25, 0.25], 0.4, 0.6, 0.9)),
         Case("masses (.5, .5, .5), which sum to 1.5; u = .3, .6, .9", row([0.5, 0.5, 0.5], 0.3, 0.6, 0.9)),
+        Case("p = (.9995, .0005), u = .999, .9997", row([0.9995, 0.0005], 0.999, 0.9997)),
         Case("64 rows of 9 tokens", (logits.log_softmax(-1), torch.rand(64, generator=rng))),
         Case("64 rows, u at both ends", (logits.log_softmax(-1), edges)),
         Case("p = (.1, .2, .3, .4), u = .0005, .0015, ...", (logs([[0.1, 0.2, 0.3, 0.4]]).expand(1000, 4), grid)),
@@ -253,7 +260,14 @@ def _draw(rng: torch.Generator) -> list[Case]:
     return [Case(c.about, c.args, oracle_draw, call=call) for c in found]
 
 
-def settled(rng: torch.Generator, model, prompts, limit: int, options: dict, wanted: Callable) -> tuple[int, dict]:
+def settled(rng: torch.Generator, *call) -> tuple[int, dict]:
+    """`oracle_settled`, which the submission's process is told."""
+    return known(rng, lambda: oracle_settled(rng, *call))
+
+
+def oracle_settled(
+    rng: torch.Generator, model, prompts, limit: int, options: dict, wanted: Callable
+) -> tuple[int, dict]:
     """(seed, options with an eos_id) of a call that depends on no rounding, and whose lengths are as `wanted` says.
 
     Whoever computes a batch in another shape or on another processor gets numbers that differ in the last place. So no
@@ -262,7 +276,7 @@ def settled(rng: torch.Generator, model, prompts, limit: int, options: dict, wan
     best = None
     for _ in range(20):
         seed = int(torch.randint(0, 2**31, (1,), generator=rng))
-        rows = rows_alone(model, prompts, limit, seed, options | {"eos_id": None})
+        rows = oracle_rows(model, prompts, limit, seed, options | {"eos_id": None})
         if any(distance < 1e-4 for *_, distance in rows):
             continue
         for eos in [options["eos_id"]] if "eos_id" in options else range(model.config.vocab_size):
@@ -274,6 +288,22 @@ def settled(rng: torch.Generator, model, prompts, limit: int, options: dict, wan
     return best or (seed, {"eos_id": None} | options)
 
 
+def completed(generate, model, prompts, limit, seed, options):
+    completions = generate(model, prompts, limit, **options, generator=torch.Generator().manual_seed(seed))
+    return [c.tokens for c in completions], [c.logprobs for c in completions], [c.finished for c in completions]
+
+
+def as_completed(tokens, logprobs, finished):
+    plain = sentences(
+        (all(type(v) is int for row in tokens for v in row), "tokens are a list of Python's int"),
+        (all(type(v) is float for row in logprobs for v in row), "log-probabilities are a list of Python's float"),
+        (all(type(end) is bool for end in finished), "finished is True or False"),
+        (list(map(len, tokens)) == list(map(len, logprobs)), "each token has a log-probability"),
+    )
+    numbers = f64([float(v) for row in logprobs for v in row])
+    return "tokens", tokens, "log-probabilities", numbers, "finished", finished, plain
+
+
 def _generate(rng: torch.Generator) -> list[Case]:
     model, absolute = tiny(rng), tiny(rng, family="gpt2")
     whatever = lambda lengths, ends: True
@@ -283,31 +313,15 @@ def _generate(rng: torch.Generator) -> list[Case]:
     at_the_limit = lambda lengths, ends: ends == [True] and lengths == [3]
     goes_on = lambda lengths, ends: lengths[0] > 2
 
-    def call(generate, model, prompts, limit, seed, options):
-        completions = generate(model, prompts, limit, **options, generator=torch.Generator().manual_seed(seed))
-        tokens, logprobs = [c.tokens for c in completions], [v for c in completions for v in c.logprobs]
-        plain = sentences(
-            (all(type(v) is int for row in tokens for v in row), "tokens are a list of Python's int"),
-            (all(type(v) is float for v in logprobs), "log-probabilities are a list of Python's float"),
-            (all(type(c.finished) is bool for c in completions), "finished is True or False"),
-            (all(len(c.tokens) == len(c.logprobs) for c in completions), "each token has a log-probability"),
-        )
-        return (
-            "tokens",
-            tokens,
-            "log-probabilities",
-            f64(logprobs),
-            "finished",
-            [c.finished for c in completions],
-            plain,
-        )
-
     def case(about: str, prompts, limit: int, wanted=whatever, lm=model, **options) -> Case:
         seed, options = settled(rng, lm, prompts, limit, options, wanted)
-        return Case(about, fresh((lm, prompts, limit, seed, options)), oracle_generate, call=call, tolerance=1e-4)
+        args = fresh((lm, prompts, limit, seed, options))
+        return Case(about, args, oracle_generate, call=completed, view=as_completed, tolerance=1e-4)
 
     def refused(about: str, prompts, limit: int, **options) -> Case:
-        return Case(about, fresh((model, prompts, limit, 0, options)), oracle_generate, call=call)
+        return Case(
+            about, fresh((model, prompts, limit, 0, options)), oracle_generate, call=completed, view=as_completed
+        )
 
     no_eos = {"eos_id": None}
     rows = [[4, 7, 2], [5], [9, 9, 8, 1, 6, 2, 10], [3, 10], [6, 1, 1, 8], [1]]
@@ -348,33 +362,47 @@ def _generate(rng: torch.Generator) -> list[Case]:
     made = lambda: tiny(torch.Generator().manual_seed(again))
     seed, options = settled(rng, made(), longer, 6, {"max_batch": 3}, ragged)
     args = lambda: (made(), copy.deepcopy(longer), 6, seed, options)
+    lengths = known(rng, lambda: [len(row) for row, *_ in oracle_rows(made(), longer, 6, seed, options)])
     return [
         *sampled,
-        Case("six prompts, max_batch 3: what goes through the model", args, fair, call=_passes),
-        Case("a model in training mode", args, fair, call=_mode),
+        Case(
+            "six prompts, max_batch 3: what goes through the model",
+            args,
+            fair,
+            call=_passes,
+            view=partial(few_passes, lengths),
+        ),
+        Case("a model in training mode", args, lambda *args: True, call=_mode),
     ]
 
 
-def _passes(generate, model, prompts, limit: int, seed: int, options: dict) -> str:
-    lengths = [len(row) for row, *_ in rows_alone(model, prompts, limit, seed, options)]
+def _passes(generate, model, prompts, limit: int, seed: int, options: dict) -> list[tuple[int, int]]:
+    """(rows, columns) of each batch of ids that goes through the model."""
     seen, hidden = [], model.hidden
     model.hidden = lambda x, *rest, **named: (seen.append(tuple(x.shape[:2])), hidden(x, *rest, **named))[1]
     generate(model, prompts, limit, **options, generator=torch.Generator().manual_seed(seed))
+    del model.hidden
+    return seen
+
+
+def few_passes(lengths: list[int], seen: list[tuple[int, int]]) -> str:
+    """The verdict on the batches of six prompts whose completions have these lengths."""
     at_once = max((rows for rows, _ in seen), default=0)
     whole = sum(rows for rows, width in seen if width > 1)
     steps, needed = sum(rows for rows, width in seen if width == 1), sum(lengths) - len(lengths)
     return sentences(
-        (at_once <= options["max_batch"], f"{at_once} rows went through the model at once, max_batch is 3"),
-        (whole == len(prompts), f"{whole} rows of more than one token went through the model: 6 prompts, once each"),
+        (at_once <= 3, f"{at_once} rows went through the model at once, max_batch is 3"),
+        (whole == 6, f"{whole} rows of more than one token went through the model: 6 prompts, once each"),
         (steps >= needed, f"{steps} single tokens went through the model: the answers need {needed}"),
         (steps <= needed, f"{steps} single tokens went through the model: rows that are done must leave ({needed} do)"),
     )
 
 
-def _mode(generate, model, prompts, limit: int, seed: int, options: dict) -> str:
+def _mode(generate, model, prompts, limit: int, seed: int, options: dict) -> bool:
+    """Whether it is in training mode afterwards, as before."""
     model.train()
     generate(model, prompts, limit, **options, generator=torch.Generator().manual_seed(seed))
-    return sentences((model.training, "the model was in training mode before: put it back"))
+    return model.training
 
 
 def _kinds(function, *args) -> tuple:
@@ -391,6 +419,7 @@ def _pad(rng: torch.Generator) -> list[Case]:
             Case(f"[[7], [5, 6]], {side}", ([[7], [5, 6]], 0, None, left)),
             Case(f"[[7], [5, 6]], pad_id 9, {side}", ([[7], [5, 6]], 9, None, left)),
             Case(f"[[9], [9, 6, 9]], pad_id 9, {side}", ([[9], [9, 6, 9]], 9, None, left)),
+            Case(f"ids of a large vocabulary, {side}", ([[70000, 32768], [50256]], 49152, None, left)),
             Case(f"an empty row, {side}", ([[], [5, 6], [1]], 0, "cpu", left)),
             Case(f"empty rows only, {side}", ([[], []], 0, None, left)),
             Case(f"no rows, {side}", ([], 0, None, left)),
@@ -427,8 +456,11 @@ COMPLETIONS = [[1, 2], [5, 5, 0, 3, 7, 8], [10], [], [0, 0, 4], [2, 3, 9, 4]]
 def _scores(rng: torch.Generator) -> list[Case]:
     model = tiny(rng, dtype=torch.float32).requires_grad_()
     absolute = tiny(rng, dtype=torch.float32, family="gpt2").requires_grad_()
-    likely = [_greedy(model, p, 1 + i % 3) for i, p in enumerate(PROMPTS)]
+    likely = known(rng, lambda: [oracle_greedy(model, p, 1 + i % 3) for i, p in enumerate(PROMPTS)])
     full = [[5] * 12, [7] * 2, [4] * 9], [[9] * 4, [8] * 14, []]  # max_len is 16
+    sure = copy.deepcopy(model)
+    with torch.no_grad():
+        sure.norm.weight.mul_(20)
     found = [
         Case("prompt [1], completion [2]", (model, [[1]], [[2]])),
         Case("prompt [4, 7], completion [2]", (model, [[4, 7]], [[2]])),
@@ -441,6 +473,7 @@ def _scores(rng: torch.Generator) -> list[Case]:
         Case("other completions, top_p 0.3", (model, PROMPTS, COMPLETIONS, 1.0, 0.3)),
         Case("six rows", (model, PROMPTS, COMPLETIONS)),
         Case("six rows, max_batch 2", (model, PROMPTS, COMPLETIONS, 1.3, 1.0, 2)),
+        Case("six rows, tokens that hardly ever come", (sure, PROMPTS, COMPLETIONS)),
         Case("six rows, max_batch 1", (absolute, PROMPTS, COMPLETIONS, 1.0, 1.0, 1)),
         Case("rows that fill the context", (absolute, *full)),
         Case("no rows", (model, [], [])),
@@ -459,54 +492,78 @@ def _scores(rng: torch.Generator) -> list[Case]:
     args = lambda: (tiny(torch.Generator().manual_seed(1), dtype=torch.float32), *rows())
     return [
         *found,
-        Case("six rows, max_batch 2: how many go through the model at once", args, fair, call=_at_once),
-        Case("a vocabulary of 2**22: how many logits are made at once", args, fair, call=_logits_at_once),
+        Case("six rows, max_batch 2: how many go through the model at once", args, fair, call=_at_once, view=few_rows),
+        Case(
+            "a vocabulary of 2**22: how many logits are made at once", args, fair, call=_logits_at_once, view=few_logits
+        ),
     ]
 
 
 @torch.no_grad()
-def _greedy(model, prompt: list[int], length: int) -> list[int]:
+def oracle_greedy(model, prompt: list[int], length: int) -> list[int]:
     new: list[int] = []
     while len(new) < length:
         new.append(int(model(torch.tensor([[*prompt, *new]]))[0, -1].argmax()))
     return new
 
 
-def _at_once(function, model, *args) -> str:
+def _at_once(function, model, *args) -> list[int]:
+    """Rows of each batch that goes through the model."""
     seen, hidden = [], model.hidden
     model.hidden = lambda ids, *rest, **named: (seen.append(len(ids)), hidden(ids, *rest, **named))[1]
     function(model, *args, max_batch=2)
+    del model.hidden
+    return seen
+
+
+def few_rows(seen: list[int]) -> str:
     return sentences(
         (len(seen) > 0, "the model was never called"),
-        (not seen or max(seen) <= 2, f"{max(seen, default=0)} rows went through the model at once, max_batch is 2"),
+        (max(seen, default=0) <= 2, f"{max(seen, default=0)} rows went through the model at once, max_batch is 2"),
         (len(seen) <= 3, f"{len(seen)} calls of the model for six rows, max_batch is 2"),
     )
 
 
-def _logits_at_once(function, model, *args) -> str:
-    """The model's configuration says 2**22 tokens (the matrix is small): 4 states have 2**24 logits."""
+def _logits_at_once(function, model, *args) -> list[int]:
+    """States of each call of unembed. The configuration says 2**22 tokens (the matrix is small): 4 have 2**24 logits."""
     seen, unembed = [], model.unembed.forward
     model.unembed.forward = lambda states: (seen.append(states.shape[:-1].numel()), unembed(states))[1]
     model.config = replace(model.config, vocab_size=2**22)
     function(model, *args)
+    return seen
+
+
+def few_logits(seen: list[int]) -> str:
     return sentences(
         (len(seen) > 0, "model.unembed was never called"),
         (max(seen, default=0) <= 4, f"{max(seen, default=0)} states went through model.unembed at once, 4 may"),
     )
 
 
-def whole(rng: torch.Generator) -> None:
-    """All together: what `generate` samples, and its log-probs, against one row at a time and against the scorer."""
-    from alignpro_mini.generation import generate, sequence_logprobs
-
-    prompts, limit = PROMPTS * 2, 6
+def whole(rng: torch.Generator) -> list[Case]:
+    """All together: what `generate` samples, and what the scorer says of it, against one row at a time."""
+    prompts, limit, found = PROMPTS * 2, 6, []
     for family, temperature, top_p in (("llama", 1.0, 1.0), ("gpt2", 0.7, 0.8), ("llama", 0.0, 1.0)):
         model = tiny(rng, family=family)
         options = {"temperature": temperature, "top_p": top_p, "max_batch": 5}
-        seed, options = settled(rng, model, prompts, limit, options, lambda lengths, ends: len(set(lengths)) > 2)
-        completions = generate(model, prompts, limit, **options, generator=torch.Generator().manual_seed(seed))
-        for prompt, got, (row, *_) in zip(prompts, completions, rows_alone(model, prompts, limit, seed, options)):
-            assert got.tokens == row, f"prompt {prompt}: sampled {got.tokens}, one row alone gives {row}"
-        total = torch.tensor([math.fsum(c.logprobs) for c in completions])
-        scored = sequence_logprobs(model, prompts, [c.tokens for c in completions], temperature, top_p, 4)
-        torch.testing.assert_close(scored, total, rtol=1e-3, atol=1e-4)
+        call = (model, prompts, limit, options, lambda lengths, ends: len(set(lengths)) > 2)
+        args = (model, prompts, limit, *settled(rng, *call))
+        about = f"twelve prompts, {family}, temperature {temperature}, top_p {top_p}"
+        found.append(Case(about, fresh(args), oracle_both, call=_both, tolerance=1e-3))
+    return found
+
+
+def _both(_, model, prompts, limit: int, seed: int, options: dict) -> tuple:
+    from alignpro_mini.generation import generate, sequence_logprobs
+
+    completions = generate(model, prompts, limit, **options, generator=torch.Generator().manual_seed(seed))
+    tokens, total = [c.tokens for c in completions], [math.fsum(c.logprobs) for c in completions]
+    scored = sequence_logprobs(model, prompts, tokens, options["temperature"], options["top_p"], 4)
+    return "tokens", tokens, "log-probabilities of the rows", f64(total), "as the scorer has them", scored
+
+
+def oracle_both(model, prompts, limit: int, seed: int, options: dict) -> tuple:
+    rows = oracle_rows(model, prompts, limit, seed, options)
+    total = f64([math.fsum(logprobs) for _, logprobs, *_ in rows])
+    tokens = [row for row, *_ in rows]
+    return "tokens", tokens, "log-probabilities of the rows", total, "as the scorer has them", total

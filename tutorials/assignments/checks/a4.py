@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from checks.base import WRONG_SHAPES, Case, number, sentences
 
+TRAINS = True  # some case makes an optimiser
 WEIGHTS = ("blocks.0.norm1.weight", "blocks.1.norm2.weight", "norm.weight")  # their gradients are compared
 
 
@@ -90,6 +92,10 @@ def _answer_loss(rng: torch.Generator) -> list[Case]:
         about = f"three rows, train_layers {train_layers}: the loss and the gradients of three weights"
         args = (llama, ragged, train_layers)
         found.append(Case(about, args, oracle_answer_loss, call=loss_and_gradients, tolerance=1e-3))
+    sure = language_model(rng)
+    with torch.no_grad():
+        sure.norm.weight.mul_(10)
+    found.append(Case("three rows, a model that is very sure", (sure, ragged), first, call=loss_alone, tolerance=1e-4))
     coarse = language_model(rng).bfloat16()
     in_float32 = lambda *args: "torch.float32"
     dtype = lambda function, *args: str(function(*args).dtype)
@@ -105,7 +111,7 @@ def oracle_bradley_terry(chosen: Tensor, rejected: Tensor) -> Tensor:
     if chosen.shape != rejected.shape:
         raise ValueError(WRONG_SHAPES)
     d = [a - b for a, b in zip(chosen.tolist(), rejected.tolist())]
-    return f64([math.log1p(math.exp(-v)) if v > 0 else -v + math.log1p(math.exp(v)) for v in d])
+    return f64([v if math.isnan(v) else math.log1p(math.exp(-v)) if v > 0 else -v + math.log1p(math.exp(v)) for v in d])
 
 
 def _bradley_terry(rng: torch.Generator) -> list[Case]:
@@ -115,6 +121,7 @@ def _bradley_terry(rng: torch.Generator) -> list[Case]:
         ("two pairs", (f64([2.0, -1.0]), f64([0.0, 1.0])), False),
         ("five pairs, with the gradient", (draw(5), draw(5)), True),
         ("rewards far apart", (f64([800.0, -800.0]), f64([-800.0, 800.0])), True),
+        ("a reward that is NaN", (f64([math.nan, 1.0]), f64([0.0, 0.0])), False),
         ("chosen (3, 1) against rejected (3,)", (draw(3, 1), draw(3)), False),
     ]
     return [Case(about, args, oracle_bradley_terry, gradient=gradient) for about, args, gradient in found]
@@ -185,6 +192,12 @@ def _forward(rng: torch.Generator) -> list[Case]:
     add("padding that looks like text, two columns more than any row needs", ragged, 7, columns=2)
     add("three rows, train_layers 1: features, not ids", ragged, 0, train_layers=1)
     add("three rows, train_layers 2 of 2 blocks: ids", ragged, 0, train_layers=2)
+    far = reward_model(rng)
+    with torch.no_grad():
+        far.head.weight.mul_(100)
+    oracle = lambda model, features, mask: oracle_rewards(model, ragged)
+    args = (far, *padded(ragged, 0))
+    found.append(Case("three rows, large rewards", args, oracle, call=rewards_and_gradients, tolerance=1e-3))
     coarse = reward_model(rng).bfloat16()
     in_float32 = lambda *args: "torch.float32"
     dtype = lambda function, *args: str(function(*args).dtype)
@@ -216,8 +229,9 @@ def oracle_preferences(prompts, first, second, gold: Worth, scale: float, genera
 
 
 def preferences(function, *args) -> tuple:
-    torch.manual_seed(2**40)  # who draws from the global generator gets the same numbers each time, and other ones
-    found = function(*args)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2**40)  # who draws from the global generator gets the same numbers each time, and other ones
+        found = function(*args)
     return ([(p.prompt, p.chosen, p.rejected, p.mismatched) for p in found], [p.certainty for p in found])
 
 
@@ -247,36 +261,47 @@ def _draw_preferences(rng: torch.Generator) -> list[Case]:
 # ---------------------------------------------------------------- split_by_prompt
 
 
-def split_is_right(function, pairs: list, share: float, drawn: int) -> str:
-    """What is wrong with the split of these pairs."""
-    before = list(pairs)
+Side = list[tuple[str, str, str, bool]]
+
+
+def sides(function, pairs: list, share: float, drawn: int) -> tuple[Side, ...]:
+    """(train, held out), each pair as (prompt, chosen, rejected, mismatched)."""
     train, heldout = function(pairs, share, torch.Generator().manual_seed(drawn))
-    sides = [{p.prompt for p in side} for side in (train, heldout)]
+    return tuple([(p.prompt, p.chosen, p.rejected, p.mismatched) for p in side] for side in (train, heldout))
+
+
+def split_is_right(pairs: list, share: float, found: tuple[Side, ...]) -> str:
+    """What is wrong with this split of these pairs."""
+    train, heldout = found
+    whole = [(p.prompt, p.chosen, p.rejected, p.mismatched) for p in pairs]
+    out = {prompt for prompt, *_ in heldout}
     prompts = {p.prompt for p in pairs if not p.mismatched}
     count = max(1, round(share * len(prompts)))
-    kept = Counter(p for p in pairs if not (p.mismatched and p.prompt in sides[1]))
+    kept = Counter(pair for pair in whole if not (pair[3] and pair[0] in out))
     return sentences(
-        (not sides[0] & sides[1], "a prompt is on both sides"),
-        (not any(p.mismatched for p in heldout), "a mismatched pair is held out"),
-        (len(sides[1]) == count, f"{len(sides[1])} prompts of {len(prompts)} are held out, not {count}"),
-        (
-            not any(p.mismatched and p.prompt in sides[1] for p in train),
-            "mismatched pairs of a held-out prompt are trained on",
-        ),
+        (not out & {prompt for prompt, *_ in train}, "a prompt is on both sides"),
+        (not any(pair[3] for pair in heldout), "a mismatched pair is held out"),
+        (len(out) == count, f"{len(out)} prompts of {len(prompts)} are held out, not {count}"),
+        (not any(pair[3] and pair[0] in out for pair in train), "mismatched pairs of a held-out prompt are trained on"),
         (not kept - Counter([*train, *heldout]), "pairs are lost"),
-        (not Counter([*train, *heldout]) - Counter(pairs), "pairs were added"),
-        (pairs == before, "the list of pairs was changed"),
+        (not Counter([*train, *heldout]) - Counter(whole), "pairs were added"),
     )
 
 
-def split_follows_the_generator(function, pairs: list, share: float, drawn: int) -> str:
+def many_splits(function, pairs: list, share: float, drawn: int) -> tuple:
+    """One generator twice, and the held-out prompts of 60 others."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        once = sides(function, pairs, share, drawn)
+        torch.manual_seed(1)
+        again = sides(function, pairs, share, drawn)
+    heldout = [[prompt for prompt, *_ in sides(function, pairs, share, drawn + by)[1]] for by in range(60)]
+    return once, again, heldout
+
+
+def splits_follow_the_generator(pairs: list, once: list[Side], again: list[Side], heldout: list[list[str]]) -> str:
     """Whether the split is a function of the generator alone, and every prompt has its chance."""
-    generator = lambda by: torch.Generator().manual_seed(drawn + by)
-    torch.manual_seed(0)
-    once = function(pairs, share, generator(0))
-    torch.manual_seed(1)
-    again = function(pairs, share, generator(0))
-    heldout = [{p.prompt for p in function(pairs, share, generator(by))[1]} for by in range(60)]
+    heldout = [set(prompts) for prompts in heldout]
     return sentences(
         (once == again, "the same generator gave two splits"),
         (any(h != heldout[0] for h in heldout), "60 generators gave the same split"),
@@ -293,14 +318,18 @@ class Hashed(str):
         return hash((self.process, str(self)))
 
 
-def split_is_that_of_every_process(function, pairs: list, share: float, drawn: int) -> str:
-    """Whether the split depends on the order of a set of prompts."""
+def of_ten_processes(function, pairs: list, share: float, drawn: int) -> list[list[str]]:
+    """The prompts that each of them would hold out."""
     found = []
     for Hashed.process in range(10):
         these = [replace(p, prompt=Hashed(p.prompt)) for p in pairs]
-        found.append({str(p.prompt) for p in function(these, share, torch.Generator().manual_seed(drawn))[1]})
+        found.append([str(prompt) for prompt, *_ in sides(function, these, share, drawn)[1]])
+    return found
+
+
+def is_that_of_every_process(found: list[list[str]]) -> str:
     told = "other prompts are held out in another process: a set of texts has another order there, so sort it"
-    return sentences((all(prompts == found[0] for prompts in found), told))
+    return sentences((all(set(prompts) == set(found[0]) for prompts in found), told))
 
 
 def _split(rng: torch.Generator) -> list[Case]:
@@ -316,18 +345,29 @@ def _split(rng: torch.Generator) -> list[Case]:
         ("four pairs of two prompts, share 0.5", [p for p in pairs if p.prompt in ("prompt 0", "prompt 1")][:4], 0.5),
         ("24 pairs of 8 prompts, share 0.25", pairs, 0.25),
         ("24 pairs of 8 prompts, share 0.01", pairs, 0.01),
+        ("24 pairs of 8 prompts, share 0.3, which is 2.4 prompts", pairs, 0.3),
+        ("24 pairs of 8 prompts, share 0.45, which is 3.6 prompts", pairs, 0.45),
         ("8 prompts, one of them with 33 pairs, share 0.5", uneven, 0.5),
         ("8 prompts, each with two mismatched pairs besides, share 0.25", pairs + other, 0.25),
         ("a prompt that has a mismatched pair only, share 0.8", [only, *pairs], 0.8),
         ("a pair that is there twice, share 0.5", [*pairs, *pairs[:4]], 0.5),
     ]
-    found = [Case(about, (list(these), share, drawn), right, call=split_is_right) for about, these, share in told]
-    args = (pairs[:12], 0.5, drawn)
-    found.append(Case("60 splits of 8 prompts in halves", args, right, call=split_follows_the_generator))
-    found.append(Case("the same pairs in ten processes", args, right, call=split_is_that_of_every_process))
-    mixed = [*pairs[:8], *other[:8], only]
-    about = "60 splits with mismatched pairs"
-    return [*found, Case(about, (mixed, 0.5, drawn), right, call=split_follows_the_generator)]
+    found = [
+        Case(
+            about,
+            (list(these), share, drawn),
+            right,
+            call=sides,
+            view=lambda *x, t=these, s=share: split_is_right(t, s, x),
+        )
+        for about, these, share in told
+    ]
+    for about, these in (("in halves", pairs[:12]), ("with mismatched pairs", [*pairs[:8], *other[:8], only])):
+        view = partial(splits_follow_the_generator, these)
+        found.append(Case(f"60 splits {about}", (these, 0.5, drawn), right, call=many_splits, view=view))
+    about, args = "the same pairs in ten processes", (pairs[:12], 0.5, drawn)
+    call = lambda *args: (of_ten_processes(*args),)
+    return [*found, Case(about, args, right, call=call, view=is_that_of_every_process)]
 
 
 # ---------------------------------------------------------------- accuracy
@@ -370,6 +410,7 @@ def _accuracy(rng: torch.Generator) -> list[Case]:
         case("one pair, rewards 1 and 2", [(1.0, 2.0)]),
         case("one pair with equal rewards", [(1.0, 1.0)]),
         case("three pairs: right, wrong by far, right", [(1.0, 0.5), (-90.0, 9.0), (2.0, 1.0)]),
+        case("two pairs, rewards that hardly differ", [(1.0, 1.0005), (2.0, 2.00001)]),
         case("25 pairs", several),
     ]
 
@@ -387,39 +428,77 @@ def cases(path: str, rng: torch.Generator) -> list[Case]:
     return made[path](rng)
 
 
-def whole(rng: torch.Generator) -> None:
+def whole(rng: torch.Generator) -> list[Case]:
     """All together: a language model learns its answers, a reward model the preferences of a labeller."""
-    from doubles import Letters
+    right = lambda *args: "all is right"
+    return [
+        Case(
+            "a language model that learns to answer",
+            (seed(rng),),
+            right,
+            call=_learns_to_answer,
+            view=_learned_to_answer,
+        ),
+        Case(
+            "a reward model that learns preferences", (seed(rng),), right, call=_learns_to_rate, view=_learned_to_rate
+        ),
+    ]
 
-    from alignpro_mini.reward import (
-        RewardConfig,
-        RewardModel,
-        accuracy,
-        draw_preferences,
-        split_by_prompt,
-        train_reward_model,
-    )
-    from alignpro_mini.sft import SFTConfig, answer_loss, train_sft
+
+def _small(rng: torch.Generator):
     from alignpro_mini.transformer import Transformer, TransformerConfig
 
-    shape = TransformerConfig(12, d_model=16, n_layers=1, n_heads=2, max_len=24)
-    letters = lambda k: "".join("abcdefg"[i] for i in torch.randint(7, (k,), generator=rng).tolist())
-    lm = Transformer(shape, rng)
-    examples = [Letters().chat_with_answer(x, x[-1]) for x in (letters(3) for _ in range(200))]
-    before = answer_loss(lm, examples).item()
-    assert abs(before - math.log(12)) < 1.5, "an untrained model knows nothing yet"
-    train_sft(lm, examples, SFTConfig(steps=80, batch_size=32, heldout_examples=20, lr=1e-2), generator=rng)
-    assert answer_loss(lm, examples).item() < before / 2, "the loss on answers falls to less than half"
+    return Transformer(TransformerConfig(12, d_model=16, n_layers=1, n_heads=2, max_len=24), rng)
 
+
+def _letters(rng: torch.Generator, count: int) -> str:
+    return "".join("abcdefg"[i] for i in torch.randint(7, (count,), generator=rng).tolist())
+
+
+def _learns_to_answer(_, number: int) -> tuple[float, float]:
+    """The loss before and after."""
+    from doubles import Letters
+
+    from alignpro_mini.sft import SFTConfig, answer_loss, train_sft
+
+    rng = torch.Generator().manual_seed(number)
+    lm = _small(rng)
+    examples = [Letters().chat_with_answer(x, x[-1]) for x in (_letters(rng, 3) for _ in range(200))]
+    before = answer_loss(lm, examples).item()
+    train_sft(lm, examples, SFTConfig(steps=80, batch_size=32, heldout_examples=20, lr=1e-2), generator=rng)
+    return before, answer_loss(lm, examples).item()
+
+
+def _learned_to_answer(before: float, after: float) -> str:
+    return sentences(
+        (abs(before - math.log(12)) < 1.5, f"an untrained model knows nothing yet, but its loss is {before:.2f}"),
+        (after < before / 2, f"the loss on answers is {before:.2f} before and {after:.2f} after: not less than half"),
+    )
+
+
+def _learns_to_rate(_, number: int) -> tuple:
+    """(accuracy of a head of zeros, pairs after the split, accuracy after, share of pairs labelled by the true reward)."""
+    from doubles import Letters
+
+    from alignpro_mini import reward
+
+    rng = torch.Generator().manual_seed(number)
     gold = lambda prompts, answers: [float(y.count("h")) for y in answers]
-    prompts = [letters(3) for _ in range(200)]
-    plain = [letters(4) for _ in prompts]
-    pairs = draw_preferences(prompts, [y[:2] + "h" + y[2:] for y in plain], plain, gold, 4.0, rng)
-    model = RewardModel(Transformer(shape, rng), Letters())
-    assert accuracy(model, pairs) == 0.5, "a head of zeros prefers nothing"
-    config = RewardConfig(epochs=4, batch_size=16, lr=1e-2)
-    train, heldout = split_by_prompt(pairs, config.heldout_share, rng)
-    assert len(train) + len(heldout) == 200
-    train_reward_model(model, train, heldout, config, generator=rng)
+    prompts = [_letters(rng, 3) for _ in range(200)]
+    plain = [_letters(rng, 4) for _ in prompts]
+    pairs = reward.draw_preferences(prompts, [y[:2] + "h" + y[2:] for y in plain], plain, gold, 4.0, rng)
+    model = reward.RewardModel(_small(rng), Letters())
+    before = reward.accuracy(model, pairs)
+    config = reward.RewardConfig(epochs=4, batch_size=16, lr=1e-2)
+    train, heldout = reward.split_by_prompt(pairs, config.heldout_share, rng)
+    reward.train_reward_model(model, train, heldout, config, generator=rng)
     right = [p.certainty > 0.5 for p in pairs]
-    assert abs(accuracy(model, pairs) - sum(right) / len(right)) < 0.1, "it prefers an answer with an h"
+    return before, len(train) + len(heldout), reward.accuracy(model, pairs), sum(right) / len(right)
+
+
+def _learned_to_rate(before: float, pairs: int, after: float, labelled: float) -> str:
+    return sentences(
+        (before == 0.5, f"a head of zeros prefers nothing, but its accuracy is {before}"),
+        (pairs == 200, f"{pairs} pairs of 200 are left after the split"),
+        (abs(after - labelled) < 0.1, f"an h is better in {labelled:.2f} of the pairs; the accuracy is {after:.2f}"),
+    )

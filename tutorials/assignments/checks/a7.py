@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from alignpro_mini.options import UserError
 from checks.base import WRONG_SHAPES, Case, sentences
+
+TRAINS = True  # some case makes an optimiser
 
 
 def seed(rng: torch.Generator) -> int:
@@ -47,8 +50,12 @@ def nested(draw) -> Box:
 DIFFERENT, SAME = "two different checksums", "the same checksum twice"
 
 
-def compared(function, a: nn.Module, b: nn.Module) -> str:
-    return SAME if bool(function(a) == function(b)) else DIFFERENT
+def compared(function, a: nn.Module, b: nn.Module) -> tuple[str, str]:
+    return function(a), function(b)
+
+
+def same_or_not(a: str, b: str) -> str:
+    return SAME if a == b else DIFFERENT
 
 
 def moved_by_one_ulp(x: Tensor, index: tuple[int, ...]) -> None:
@@ -57,18 +64,12 @@ def moved_by_one_ulp(x: Tensor, index: tuple[int, ...]) -> None:
     x.data.view(integers[x.dtype])[index] += 1
 
 
-def form_is_right(function, model: nn.Module) -> str:
-    """64 hexadecimal digits; the model stays as it is."""
-    before = copy.deepcopy(model)
-    found = function(model)
-    after, want = model.state_dict(), before.state_dict()
-    flags = lambda m: [(p.requires_grad, p.dtype, p.grad is None) for p in m.parameters()]
+def form_is_right(found: str) -> str:
+    """64 hexadecimal digits."""
     text = isinstance(found, str)
     return sentences(
         (text, "it is not a string"),
         (not text or (len(found) == 64 and set(found) <= set("0123456789abcdef")), "it is not 64 hexadecimal digits"),
-        (all(torch.equal(after[name], want[name]) for name in want), "the weights were changed"),
-        (flags(model) == flags(before) and model.training == before.training, "flags of the model were changed"),
     )
 
 
@@ -77,7 +78,7 @@ def _checksum(rng: torch.Generator) -> list[Case]:
     found = []
 
     def add(about: str, a: nn.Module, b: nn.Module, want: str = DIFFERENT) -> None:
-        found.append(Case(about, (a, b), lambda a, b: want, call=compared))
+        found.append(Case(about, (a, b), lambda a, b: want, call=compared, view=same_or_not))
 
     def changed(about: str, model: nn.Module, change) -> None:
         other = copy.deepcopy(model)
@@ -85,8 +86,16 @@ def _checksum(rng: torch.Generator) -> list[Case]:
             change(other)
         add(about, model, other)
 
+    nan = Box(w=torch.tensor([1.0, float("nan"), float("inf")]))
+    changed("a model with a NaN, and a 0 in its place", nan, lambda m: m.w[1].fill_(0.0))
+    changed(
+        "a model with an infinite weight, and the largest number in its place",
+        nan,
+        lambda m: m.w[2].fill_(torch.finfo(torch.float32).max),
+    )
+    smallest = [found.pop(), found.pop()]
     w, one = Box(w=draw(3)), lambda model: model.w
-    found.append(Case("a model of one weight (3,)", (w,), lambda model: "all is right", call=form_is_right))
+    found.append(Case("a model of one weight (3,)", (w,), lambda model: "all is right", view=form_is_right))
     add("a copy of it", w, copy.deepcopy(w), SAME)
     changed("the model and a copy in which a weight is greater by 1", w, lambda m: m.w[2].add_(1.0))
     changed("the model and a copy whose last weight differs in its last bit", w, lambda m: moved_by_one_ulp(m.w, (2,)))
@@ -107,6 +116,7 @@ def _checksum(rng: torch.Generator) -> list[Case]:
     changed("a model of 2000 weights and a copy with one in the middle changed", Box(w=draw(2000)), _middle)
     tall = draw(4, 3)
     add("a weight and its transpose's transpose (not contiguous)", Box(w=tall), Box(w=tall.T.contiguous().T), SAME)
+    found += smallest
     deep = nested(draw)
     add("a model with modules and buffers, and its copy", deep, copy.deepcopy(deep), SAME)
     flipped = copy.deepcopy(deep).eval()
@@ -118,14 +128,15 @@ def _checksum(rng: torch.Generator) -> list[Case]:
             about = f"a model and a copy with one last bit in row {row} of {name}"
             changed(about, deep, lambda m, name=name, row=row: moved_by_one_ulp(m.get_parameter(name), (row, 3)))
 
-    def exchange(m: nn.Module) -> None:
-        m.w.data, m.inside.w.data = m.inside.w.data, m.w.data
-
-    changed("a model and a copy with two weights of one shape exchanged", deep, exchange)
+    changed("a model and a copy with two weights of one shape exchanged", deep, _exchanged)
     changed("a model and a copy with another buffer of numbers", deep, lambda m: m.inside.mean.add_(0.5))
     changed("a model and a copy with another buffer of integers", deep, lambda m: m.steps[1].add_(1))
     changed("a model and a copy with another buffer of booleans", deep, lambda m: m.mask[1].fill_(True))
     return found
+
+
+def _exchanged(model: nn.Module) -> None:
+    model.w.data, model.inside.w.data = model.inside.w.data, model.w.data
 
 
 def _middle(model: nn.Module) -> None:
@@ -144,23 +155,25 @@ class Normed(nn.Module):
         nn.init.normal_(self.linear.weight, generator=rng)
 
 
-def complaint(function, frozen, change, after: str) -> str:
-    """What it raises after the model was changed; the error must hold the name of the stage."""
-    with torch.no_grad():
-        change(frozen.model)
+def complaint(function, frozen, after: str) -> str:
+    """What it raises, or that it returns."""
     try:
         found = function(frozen, after)
     except (NotImplementedError, RecursionError):
         raise  # not written yet, or it calls itself: RuntimeErrors, too
     except RuntimeError as error:
-        return "a RuntimeError that names the stage" if after in str(error) else "a RuntimeError without the stage"
-    return "no error" if found is None else f"it returned {found!r}"
+        return f"RuntimeError: {error}"
+    return "no error" if found is None else "it returned something"
 
 
-def twice(function, frozen, change, after: str) -> str:
-    return " and ".join(
-        [complaint(function, frozen, change, after), complaint(function, frozen, lambda m: None, after)]
-    )
+def named(after: str, *complaints: str) -> str:
+    """What was raised, each time; the error must hold the name of the stage."""
+    kinds = {True: "a RuntimeError that names the stage", False: "a RuntimeError without the stage"}
+    return " and ".join(kinds[after in c] if c.startswith("RuntimeError") else c for c in complaints)
+
+
+def twice(function, frozen, after: str) -> tuple[str, str]:
+    return complaint(function, frozen, after), complaint(function, frozen, after)
 
 
 def _assert_unchanged(rng: torch.Generator) -> list[Case]:
@@ -172,8 +185,13 @@ def _assert_unchanged(rng: torch.Generator) -> list[Case]:
     found, noticed, quiet = [], "a RuntimeError that names the stage", "no error"
 
     def add(about: str, change, want: str, after: str = "ppo", make=lambda: random_lm(seed=number), call=complaint):
-        args = lambda: (FrozenLM(make(), Letters()), change, after)
-        found.append(Case(about, args, lambda *args: want, call=call))
+        def args() -> tuple:
+            frozen = FrozenLM(make(), Letters())
+            with torch.no_grad():
+                change(frozen.model)
+            return frozen, after
+
+        found.append(Case(about, args, lambda *args: want, call=call, view=partial(named, after)))
 
     def back(m) -> None:
         before = m.norm.weight[3].clone()
@@ -325,6 +343,8 @@ def oracle_score(score, *calls) -> tuple:
                 rewards.append(number**2 + 1000.0 * len(x))
                 number += 1
             r.append(rewards)
+        given = [float(x) for x in score.reward.form([x for row in r for x in row])]
+        r = [given[i : i + M] for i in range(0, len(given), M)]
     means = torch.tensor([sum(row) / M for row in r])
     return (means, torch.tensor(r), *shown(x_prime, x_all, texts, fallbacks, asked, seen))
 
@@ -340,6 +360,7 @@ def _score(rng: torch.Generator) -> list[Case]:
     mixed = ["x", "xx", "xxx", "xxxx"], ["", "two", " \n", "much too long"]
     many = [f"x{i}" for i in range(6)], ["abcde"[: k + 1] for k in torch.randint(5, (6,), generator=rng).tolist()]
     in_double = lambda rows: torch.tensor(rows, dtype=torch.float64)
+    with_nan = lambda rows: [float("nan"), *rows[1:]]
     return [
         case("one request, one answer", 1, (["x"], ["new"])),
         case("two requests, one answer each", 1, (["x", "xxx"], ["new", "other"])),
@@ -347,6 +368,13 @@ def _score(rng: torch.Generator) -> list[Case]:
         case("two requests, three answers each", 3, (["x", "xx"], ["new", "other"])),
         case("four requests, three of their rewrites cannot be sent, two answers each", 2, mixed),
         case("a reward that returns a float64 tensor", 2, three, form=in_double),
+        case(
+            "rewards of 200000, and of -200000",
+            1,
+            (["x" * 200, "y" * 200], ["new", "old"]),
+            form=lambda r: [r[0], -r[1]],
+        ),
+        case("a reward that is NaN", 2, three, form=with_nan),
         case("a second call after one with fallbacks", 2, mixed, three),
         case("a reward of shape (M, B)", 2, three, form=lambda rows: torch.tensor(rows).view(2, -1)),
         case("a reward with too few numbers", 2, three, form=lambda rows: rows[:3]),
@@ -366,39 +394,70 @@ def cases(path: str, rng: torch.Generator) -> list[Case]:
     return made[path](rng)
 
 
-def whole(rng: torch.Generator) -> None:
-    """All together: one iteration of Align-Pro around a real frozen model, which does not change."""
+def whole(rng: torch.Generator) -> list[Case]:
+    """All together: a score around a real frozen model, then one iteration of Align-Pro, which does not change it."""
+    return [
+        Case("three requests, two of their rewrites cannot be sent", (seed(rng),), oracle_real_score, call=_real_score),
+        Case("one iteration of Align-Pro", (seed(rng),), lambda *args: "all is right", call=_iteration, view=_iterated),
+    ]
+
+
+def _real(number: int):
+    """(a frozen model, a prompter, a reward that counts the letters of the answer, a generator)."""
     from doubles import Letters, random_lm
 
+    from alignpro_mini.frozen import FrozenLM, SamplingConfig
+
+    frozen = FrozenLM(random_lm(seed=number), Letters(), SamplingConfig(max_new_tokens=4))
+    reward = lambda prompts, completions: torch.tensor(
+        [float(len(y)) + 10 * len(x) for x, y in zip(prompts, completions)]
+    )
+    return frozen, random_lm(seed=number + 1), reward, torch.Generator().manual_seed(number)
+
+
+REAL = ["a", "cd", "bb"], ["ab", "", "c" * 60]
+
+
+def _real_score(_, number: int) -> tuple:
+    from alignpro_mini.alignpro import PromptScore
+
+    frozen, _, reward, rng = _real(number)
+    score = PromptScore(frozen, reward, rng, answers=3)
+    return score(*REAL), score.r, score.x_prime, score.x, [str(a.text) for a in score.y], score.fallbacks
+
+
+def oracle_real_score(number: int) -> tuple:
+    frozen, _, reward, rng = _real(number)
+    sent, x = ["ab", "cd", "bb"], ["a"] * 3 + ["cd"] * 3 + ["bb"] * 3
+    texts = [str(a.text) for a in frozen.answer([x_prime for x_prime in sent for _ in range(3)], rng)]
+    r = reward(x, texts).view(3, 3)
+    return torch.tensor([sum(row) / 3 for row in r.tolist()]), r, sent, x, texts, 2
+
+
+def _iteration(_, number: int) -> tuple:
+    """Checksums before and after of pi_F and rho_sft, that of rho, and whether a change of pi_F is noticed."""
+    from doubles import Letters
+
     from alignpro_mini.alignpro import PromptScore, train_align_pro
-    from alignpro_mini.frozen import FrozenLM, SamplingConfig, checksum
+    from alignpro_mini.frozen import checksum
     from alignpro_mini.ppo import PPOConfig, PPOTrainer
 
-    frozen = FrozenLM(random_lm(seed=seed(rng)), Letters(), SamplingConfig(max_new_tokens=4))
-    rho_sft = random_lm(seed=seed(rng))
+    frozen, rho_sft, reward, rng = _real(number)
     before = checksum(frozen.model), checksum(rho_sft)
-    requests = ["a", "cd", "bb"]
-
-    def reward(prompts, completions) -> Tensor:
-        assert set(prompts) <= set(requests), "the reward is given original requests"
-        return torch.tensor([float(len(y)) for y in completions])
-
-    score = PromptScore(frozen, reward, rng, answers=3)
-    found = score(requests, ["ab", "", "c" * 60])
-    assert score.fallbacks == 2 and score.x_prime == ["ab", "cd", "bb"]
-    lengths = torch.tensor([float(len(a.text)) for a in score.y]).view(3, 3)
-    torch.testing.assert_close(found, lengths.mean(1))
     config = PPOConfig(iterations=1, batch_size=6, max_new_tokens=3, lr=1e-2)
     score = PromptScore(frozen, reward, rng, answers=2)
-    trainer = PPOTrainer(copy.deepcopy(rho_sft), rho_sft, Letters(), score, config, rng)
-    rho = train_align_pro(trainer, requests)
+    rho = train_align_pro(PPOTrainer(copy.deepcopy(rho_sft), rho_sft, Letters(), score, config, rng), REAL[0])
     frozen.assert_unchanged("ppo")
-    assert (checksum(frozen.model), checksum(rho_sft)) == before, "neither the frozen model nor rho_sft has changed"
-    assert checksum(rho) != before[1], "the prompter has"
+    after = checksum(frozen.model), checksum(rho_sft)
     with torch.no_grad():
         frozen.model.norm.weight[0] += 1
-    try:
-        frozen.assert_unchanged("ppo")
-    except RuntimeError:
-        return
-    raise AssertionError("a changed frozen model was not noticed")
+    complaints = complaint(lambda frozen, stage: frozen.assert_unchanged(stage), frozen, "ppo")
+    return list(before), list(after), checksum(rho), complaints
+
+
+def _iterated(before: list[str], after: list[str], rho: str, told: str) -> str:
+    return sentences(
+        (before == after, "the checksum of the frozen model or of rho_sft is another one after training"),
+        (rho != before[1], "the checksum of the trained prompter is that of rho_sft"),
+        (told.startswith("RuntimeError"), "a changed frozen model was not noticed"),
+    )

@@ -40,10 +40,12 @@ def cases(path: str, rng: torch.Generator) -> list[Case]:
 # ---------------------------------------------------------------- the optimum
 
 
-def kl_of(p: list[float], q: list[float]) -> float:
+def oracle_kl_of(p: list[float], q: list[float]) -> float:
     """One KL, term by term."""
     total = 0.0
     for a, b in zip(p, q):
+        if math.isnan(a):
+            return math.nan
         if a > 0:
             total += math.inf if b == 0 else a * math.log(a / b)
     return total
@@ -52,7 +54,7 @@ def kl_of(p: list[float], q: list[float]) -> float:
 def oracle_kl(p, q) -> tuple[Tensor, str]:
     p, q = f64(p) if isinstance(p, list) else p, f64(q) if isinstance(q, list) else q
     rows = zip(p.reshape(-1, p.shape[-1]).tolist(), q.reshape(-1, q.shape[-1]).tolist())
-    return f64([kl_of(*row) for row in rows]).view(p.shape[:-1]), "torch.float64"
+    return f64([oracle_kl_of(*row) for row in rows]).view(p.shape[:-1]), "torch.float64"
 
 
 def _typed(function, *args) -> tuple:
@@ -77,10 +79,31 @@ def _kl(rng: torch.Generator) -> list[Case]:
         case("one row of three", (simplex(rng, 3), simplex(rng, 3))),
         case("2 x 3 rows of four", (simplex(rng, 2, 3, 4), simplex(rng, 2, 3, 4))),
         case("numpy arrays", (simplex(rng, 2, 4).numpy(), simplex(rng, 2, 4).numpy())),
+        case("probabilities of 1e-20 and of 1e-300", (f64([[0.5, 0.5]] * 2), f64([[1e-20, 1.0], [1.0, 1e-300]]))),
+        case("a probability that is NaN", (f64([math.nan, 0.5]), f64([0.5, 0.5]))),
+        *(Case(f"{about}: the gradient by p", (f64(p), f64(q)), oracle_slope, call=_slope) for about, p, q in SLOPES),
     ]
 
 
-def checked(lam: float, R, *tables) -> list[list[list[float]]]:
+SLOPES = [
+    ("p = (0.25, 0.75)", [0.25, 0.75], [0.5, 0.5]),
+    ("p = (1e-15, 1)", [1e-15, 1.0], [0.5, 0.5]),
+    ("a 0 in p", [0.0, 0.25, 0.75], [0.2, 0.4, 0.4]),
+    ("a 0 in both", [0.0, 0.25, 0.75], [0.0, 0.5, 0.5]),
+]
+
+
+def _slope(function, p: Tensor, q: Tensor) -> tuple[Tensor, bool]:
+    """Where p is above 0; where it is 0, whether the gradient is a NaN."""
+    (slope,) = torch.autograd.grad(function(p.requires_grad_(), q), p)
+    return slope[p > 0], bool(slope.isnan().any())
+
+
+def oracle_slope(p: Tensor, q: Tensor) -> tuple[Tensor, bool]:
+    return f64([math.log(a / b) + 1 for a, b in zip(p.tolist(), q.tolist()) if a > 0]), False
+
+
+def oracle_checked(lam: float, R, *tables) -> list[list[list[float]]]:
     """R and tables as lists of rows. Raises ValueError as the docstring says."""
     R, *tables = (torch.as_tensor(x, dtype=torch.float64) for x in (R, *tables))
     if not lam > 0 or R.dim() != 2 or any(t.shape != R.shape for t in tables):
@@ -93,7 +116,7 @@ def checked(lam: float, R, *tables) -> list[list[list[float]]]:
 
 def oracle_optimum(rho_sft, R, lam: float) -> tuple[Tensor, str]:
     rows = []
-    for rewards, start in zip(*checked(lam, R, rho_sft)):
+    for rewards, start in zip(*oracle_checked(lam, R, rho_sft)):
         top = max(r for r, p in zip(rewards, start) if p > 0)  # exp of what may be 1e6 otherwise
         weight = [p * math.exp((r - top) / lam) if p > 0 else 0.0 for r, p in zip(rewards, start)]
         rows.append([w / math.fsum(weight) for w in weight])
@@ -113,6 +136,11 @@ def _optimal_prompter(rng: torch.Generator) -> list[Case]:
         case("two inputs, rewards as integers", ([[0.2, 0.8], [0.5, 0.5]], [[1, 0], [0, 3]], 2.0)),
         case("three inputs of four rewrites", (simplex(rng, 3, 4), R, 0.3)),
         case("numpy arrays", (simplex(rng, 3, 4).numpy(), R.numpy(), 3.0)),
+        case("rewards of 100000, lam 0.5", (half, [[1e5, 1e5 + 1]], 0.5)),
+        case("lam 100", (half, [[0.0, 200.0]], 100.0)),
+        case("lam 0.0001", (half, [[0.0, 0.0001]], 1e-4)),
+        case("a rewrite of probability 1e-20 whose reward is 60", ([[1e-20, 1.0]], [[60.0, 0.0]], 1.0)),
+        case("a far better rewrite that rho_sft never offers", ([[0.0, 0.25, 0.75]], [[1e6, 1.0, 2.0]], 1.0)),
         case("lam 0", (half, [[0.0, 1.0]], 0.0)),
         case("lam -1", (half, [[0.0, 1.0]], -1.0)),
         case("a row of rho_sft that sums to 1.1", ([[0.5, 0.5], [0.5, 0.6]], [[0.0, 1.0]] * 2, 1.0)),
@@ -126,7 +154,7 @@ def _optimal_prompter(rng: torch.Generator) -> list[Case]:
 def oracle_value(rho, rho_sft, R, lam: float) -> Tensor:
     R, rho, rho_sft = (torch.as_tensor(x, dtype=torch.float64).tolist() for x in (R, rho, rho_sft))
     each = [
-        math.fsum(p * r for p, r in zip(ours, rewards)) - lam * kl_of(ours, start)
+        math.fsum(p * r for p, r in zip(ours, rewards)) - lam * oracle_kl_of(ours, start)
         for ours, start, rewards in zip(rho, rho_sft, R)
     ]
     return f64(sum(each) / len(each))
@@ -143,6 +171,9 @@ def _regularised_value(rng: torch.Generator) -> list[Case]:
         case("all on one rewrite", ([[0.0, 1.0]], half, [[0.0, 3.0]], 0.5)),
         case("a rewrite that neither offers", ([[0.0, 0.25, 0.75]], [[0.0, 0.5, 0.5]], [[9.0, 0.0, 1.0]], 0.5)),
         case("a rewrite that rho_sft never offers", (half, [[1.0, 0.0]], [[0.0, 1.0]], 0.5)),
+        case("lam 50", ([[0.25, 0.75]], half, [[0.0, 1.0]], 50.0)),
+        case("lam 0.001", ([[0.25, 0.75]], half, [[0.0, 1.0]], 0.001)),
+        case("a rewrite of probability 1e-20 in rho_sft", (half, [[1e-20, 1.0]], [[0.0, 1.0]], 0.5)),
         case("two inputs", ([[0.25, 0.75], [0.5, 0.5]], half * 2, [[0, 1], [0, 3]], 1.0)),
         case("three inputs of four rewrites", (simplex(rng, 3, 4), simplex(rng, 3, 4), R, 0.3)),
         case("the gradient by rho", (simplex(rng, 3, 4), simplex(rng, 3, 4), R, 0.3), gradient=True),
@@ -202,6 +233,7 @@ def _variance_parts(rng: torch.Generator) -> list[Case]:
         case("rewrites with equal means", noisy),
         case("5 inputs, 3 rewrites, 4 answers", nested(rng, 5, 3, 4, 1.4, 1.0, 0.7)),
         case("4 inputs, 2 rewrites, 3 answers, far from 0", 1000 + nested(rng, 4, 2, 3, 1.0, 2.0, 0.7)),
+        case("4 inputs, 2 rewrites, 3 answers, about 10 million", 1e7 + nested(rng, 4, 2, 3, 1.0, 2.0, 0.7)),
         case("K = 1", nested(rng, 5, 1, 4, 1.4, 1.0, 0.7)),
         case("M = 1", nested(rng, 5, 4, 1, 1.4, 1.0, 0.7)),
         case("one input", nested(rng, 1, 3, 3, 1.0, 1.0, 1.0)),
@@ -220,8 +252,8 @@ def _bootstrap_interval(rng: torch.Generator) -> list[Case]:
         return Case(about, lambda: (np.array(values), RESAMPLES), lambda *_: (f64([low, high]), "list"), call=call)
 
     def properties(about: str, values: np.ndarray, resamples: int, judge) -> Case:
-        call = lambda function, *args: judge(*(float(x) for x in function(*args)))
-        return Case(about, lambda: (values.copy(), resamples), lambda *_: sentences(), call=call)
+        view = lambda found: judge(*map(float, found))
+        return Case(about, lambda: (values.copy(), resamples), lambda *_: sentences(), view=view)
 
     values = torch.randn(100, generator=rng, dtype=torch.float64).numpy() + 5
     deviation = math.sqrt(spread(values)) / len(values)  # of the mean of a resample
@@ -235,9 +267,9 @@ def _bootstrap_interval(rng: torch.Generator) -> list[Case]:
             (b - a < 4.4, "the interval is too wide for 95 %"),
         )
 
-    def twice(function, *args) -> str:
-        once, again = ([float(x) for x in function(*args)] for _ in range(2))
-        return sentences((once == again, "two calls with the same values gave two intervals: draw from a fixed seed"))
+    twice = lambda function, *args: (function(*args), function(*args))
+    told = "two calls with the same values gave two intervals: draw from a fixed seed"
+    steady = lambda once, again: sentences((list(map(float, once)) == list(map(float, again)), told))
 
     return [
         sure([2.5, 2.5, 2.5], 2.5, 2.5),
@@ -247,7 +279,7 @@ def _bootstrap_interval(rng: torch.Generator) -> list[Case]:
         sure([0.0, 0.0, 0.0, 1.0, 1.0, 1.0], 1 / 6, 5 / 6),  # 0 in 1/64 = 1.6 %, at most 1/6 in 11 %
         properties("one resample of 100 values", values, 1, lambda a, b: sentences((a == b, "one mean has no width"))),
         properties(f"100 normal values, {RESAMPLES} resamples", values, RESAMPLES, normal),
-        Case("100 normal values, twice", lambda: (values.copy(), 200), lambda *_: sentences(), call=twice),
+        Case("100 normal values, twice", lambda: (values.copy(), 200), lambda *_: sentences(), call=twice, view=steady),
     ]
 
 
@@ -271,6 +303,7 @@ def _win_shares(rng: torch.Generator) -> list[Case]:
         case("a tie", [[[1.0]]], [[[1.0]]]),
         case("a tie but for 1e-12", [[[1.0, 1.0]]], [[[1.0 + 1e-12, 1.0 - 1e-12]]]),
         case("differences of 0.001 about a million", [[[1e6 + 0.001, 1e6]]], [[[1e6, 1e6 + 0.001]]]),
+        case("differences of 3e-9", [[[1.0, 1.0 + 3e-9]]], [[[1.0 + 3e-9, 1.0]]]),
         case("differences of 1e-6", [[[1.0, 1.0 + 1e-6]]], [[[1.0 + 1e-6, 1.0]]]),
         case("two answers against one", [[[0.0, 2.0]]], [[[1.0]]]),
         case("one answer against two", [[[1.0]]], [[[0.0], [2.0]]]),
@@ -338,6 +371,7 @@ def _headroom(rng: torch.Generator) -> list[Case]:
         case("rewrites with equal means", unlucky, 3, 4),
         case("constant rewards", np.full((2, 2, 2), 1.5), 2, 2),
         case("five inputs of which headroom_inputs are 3", nested(rng, 5, 3, 4, 1.0, 1.0, 0.7), 3, 4, most=3),
+        case("rewards that differ by a thousandth", 1e-3 * nested(rng, 5, 3, 4, 1.0, 1.0, 0.7), 3, 4),
         case("three answers", nested(rng, 5, 3, 3, 1.0, 0.7, 0.7), 3, 3),
         case("K and M left out", nested(rng, 6, 8, 4, 2.0, 1.0, 1.0)),
     ]
@@ -346,24 +380,47 @@ def _headroom(rng: torch.Generator) -> list[Case]:
 # ---------------------------------------------------------------- all together
 
 
-def whole(rng: torch.Generator) -> None:
+def whole(rng: torch.Generator) -> list[Case]:
     """The master identity, the optimum's gain, and headroom with an interval about it."""
-    from alignpro_mini import theory
-    from alignpro_mini.lab import evaluation, statistics
-
-    rho_sft, mu, lam = simplex(rng, 3, 5), simplex(rng, 3, 5), 0.4
     R = torch.randn(3, 5, generator=rng, dtype=torch.float64)
+    tables = (simplex(rng, 3, 5), simplex(rng, 3, 5), R, 0.4)
+    table = nested(rng, 40, 8, 4, 1.0, 1.0, 0.5)
+    return [
+        Case("the optimum of three inputs of five rewrites", tables, oracle_gap, call=_gap),
+        Case("40 requests", lambda: (table.copy(),), lambda *_: sentences(), call=_statistics, view=_plausible),
+    ]
+
+
+def _gap(_, rho_sft: Tensor, mu: Tensor, R: Tensor, lam: float) -> tuple:
+    from alignpro_mini import theory
+
     star = theory.optimal_prompter(rho_sft, R, lam)
     gap = theory.regularised_value(star, rho_sft, R, lam) - theory.regularised_value(mu, rho_sft, R, lam)
-    torch.testing.assert_close(gap, lam * theory.kl(mu, star).mean(), rtol=1e-6, atol=1e-9)
-    assert abs(theory.closeness(star, rho_sft, R, lam)["attainable_gain_share"] - 1) < 1e-9
-    table = nested(rng, 40, 8, 4, 1.0, 1.0, 0.5)
-    config = EvalConfig(inputs=40, rewrites=2, answers=2)
-    given = Given([f"request {i}" for i in range(40)], None, None, None, config, rng, table=table)
+    return gap, lam * theory.kl(mu, star).mean(), theory.closeness(star, rho_sft, R, lam)["attainable_gain_share"]
+
+
+def oracle_gap(rho_sft: Tensor, mu: Tensor, R: Tensor, lam: float) -> tuple:
+    star, _ = oracle_optimum(rho_sft, R, lam)
+    gap = oracle_value(star, rho_sft, R, lam) - oracle_value(mu, rho_sft, R, lam)
+    return gap, lam * oracle_kl(mu, star)[0].mean(), 1.0
+
+
+def _statistics(_, table: np.ndarray) -> tuple:
+    from alignpro_mini.lab import evaluation, statistics
+
+    config, unused = EvalConfig(inputs=40, rewrites=2, answers=2), torch.Generator()
+    given = Given([f"request {i}" for i in range(40)], None, None, None, config, unused, table=table)
     found = evaluation.headroom(given, "rho_sft")
-    assert 0.4 < found["icc"] < 0.95 and found["best_rewrite_gain"] > 0.5
     per_input = table.mean((1, 2))
     low, high = statistics.bootstrap_interval(per_input, 500)
-    assert low < per_input.mean() < high
     wins, ties = statistics.win_shares(table + 1, table)
-    assert wins.min() == 1 and ties.max() == 0
+    return found["icc"], found["best_rewrite_gain"], low, per_input.mean(), high, wins.min(), ties.max()
+
+
+def _plausible(icc, gain, low, middle, high, wins, ties) -> str:
+    return sentences(
+        (0.4 < icc < 0.95, f"headroom: the ICC is {float(icc):.2f}"),
+        (gain > 0.5, f"headroom: the best rewrite gains {float(gain):.2f}"),
+        (low < middle < high, "bootstrap_interval: the mean lies outside of its interval"),
+        (wins == 1 and ties == 0, "win_shares: rewards that are all greater by 1 do not win all"),
+    )

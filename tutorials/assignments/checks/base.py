@@ -1,19 +1,22 @@
-"""What a check is made of: cases with an oracle that shares no code with the package, and how outcomes are compared."""
+"""What a check is made of: cases, and what a function does on one. The process of the submission has this, too.
+
+The oracles are the grader's alone: it copies the modules of this folder for the submission's process without the bodies
+of all functions that are called oracle..., and without compare.py.
+"""
 
 from __future__ import annotations
 
-import inspect
-import math
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
+from types import FunctionType, MethodType
 
 import numpy as np
 import torch
-from bug_child import told
-from torch import Tensor
+from graft import told
+from torch import Tensor, nn
 
 WRONG_SHAPES = "shapes that do not fit"
-GRADIENT_TOLERANCE = 1e-4  # finite differences
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,8 @@ class Case:
     args      the arguments, or a function that makes them anew for each call (for objects that the call changes)
     gradient  compare the derivative by the first argument too, with finite differences of the oracle
     call      call(function, *args) -> outputs, where those are not what the function returns: what it did to an object,
-              the gradient of a weight, or `sentences` about what is wrong
+              the gradient of a weight. It runs beside the submission, so it gives facts and no verdict
+    view      view(*outputs) -> what is compared of them: the verdict on such facts, in the grader's process
     """
 
     about: str
@@ -32,43 +36,74 @@ class Case:
     oracle: Callable | None = None
     gradient: bool = False
     call: Callable | None = None
-    tolerance: float = 1e-6
+    tolerance: float = 1e-5
+    view: Callable | None = None
 
     def made(self) -> list:
         args = self.args() if callable(self.args) else self.args
         return [a.clone() if isinstance(a, Tensor) else a for a in args]
 
 
-def outcome(function: Callable, case: Case, numeric: bool = False) -> tuple:
-    """("value", outputs, gradient or None) or ("raised", the exception's class, what it says and where; "" of the oracle).
+class Known(list):
+    """What the cases need to know of an oracle before a call, such as a seed whose draws are far from every edge.
 
-    `numeric`: the function is the oracle.
+    The grader computes it; the submission's process gets the list, and `told` is True there.
+    """
+
+    told = False
+
+    def __call__(self, rng: torch.Generator, compute: Callable):
+        if self.told:
+            value, state = self.pop(0)
+        else:
+            value, state = compute(), rng.get_state()
+            self.append((value, state))
+        rng.set_state(state)
+        return value
+
+
+known = Known()
+
+
+# ---------------------------------------------------------------- what a function does on a case
+
+
+def outcome(function: Callable | None, case: Case, file: str = "") -> tuple:
+    """("value", outputs, gradient or None, what it changed), or ("raised", the exception's class, its text).
+
+    `file` is the submission's: the text then holds its line. No function: the case calls what stands in the package.
     """
     args = case.made()
-    if case.gradient and not numeric:
-        args[0].requires_grad_()
-    watched = [(name, x, x.detach().clone()) for name, x in _tensors(args)]
-    try:
-        outputs = _outputs(function(*args) if numeric or case.call is None else case.call(function, *args))
-    except Exception as error:
-        code = getattr(inspect.unwrap(function), "__code__", None)
-        return ("raised", type(error).__name__, "" if numeric else told(error, getattr(code, "co_filename", "")))
-    gradient = None
     if case.gradient:
-        gradient = _numeric(case) if numeric else _gradient(outputs, args[0])
+        args[0].requires_grad_()
+    before = state(args)
+    try:
+        found = function(*args) if case.call is None else case.call(function, *args)
+        gradient = _gradient(as_outputs(found), args[0]) if case.gradient else None
+    except Exception as error:
+        return ("raised", type(error).__name__, told(error, file))
     # A result may be right and the caller's own numbers spoiled.
-    outputs += [f"{name} was changed in place" for name, x, was in watched if ((x != was) & (was == was)).any()]
-    return ("value", [x.detach().clone() if isinstance(x, Tensor) else x for x in outputs], gradient)
+    changed = [f"{name} was changed in place" for name, x in state(args).items() if not _equal(x, before.get(name))]
+    return ("value", [plain(x) for x in (found if isinstance(found, tuple) else (found,))], gradient, changed)
 
 
-def _tensors(args: list) -> list[tuple[str, Tensor]]:
-    """The tensors and arrays among the arguments, and those that a dataclass among them holds, such as a Rollout."""
-    found = [(f"argument {i}", x) for i, x in enumerate(args, 1)]
-    found += [(f"{type(a).__name__}.{f.name}", getattr(a, f.name)) for a in args if is_dataclass(a) for f in fields(a)]
-    return [(name, torch.as_tensor(x)) for name, x in found if isinstance(x, (Tensor, np.ndarray))]
+def plain(x):
+    """Tensors and values of Python, without a graph; of anything else the name of its class."""
+    if isinstance(x, (Tensor, np.ndarray, np.generic)):
+        with contextlib.suppress(TypeError, ValueError):
+            return torch.as_tensor(x).detach().cpu().clone()
+    if x is None or type(x) in (bool, int, float):
+        return x
+    if isinstance(x, str):
+        return str(x)
+    if isinstance(x, (list, tuple)):
+        return type(x)(map(plain, x)) if type(x) in (list, tuple) else list(map(plain, x))
+    if isinstance(x, dict):
+        return {str(key): plain(value) for key, value in x.items()}
+    return f"an object of class {type(x).__name__}"
 
 
-def _outputs(found) -> list:
+def as_outputs(found) -> list:
     """A returned value as a list: numbers and arrays as tensors, everything else as it is."""
     return [_as_tensor(x) for x in (found if isinstance(found, tuple) else (found,))]
 
@@ -80,7 +115,7 @@ def _as_tensor(x):
         return x
 
 
-def _weighed(outputs: list) -> Tensor | float:
+def weighed(outputs: list) -> Tensor | float:
     """One number of all outputs, with fixed uneven weights: a gradient that is only summed right does not pass."""
     total = 0.0
     for x in outputs:
@@ -91,91 +126,63 @@ def _weighed(outputs: list) -> Tensor | float:
 
 
 def _gradient(outputs: list, x: Tensor) -> Tensor:
-    total = _weighed(outputs)
+    total = weighed(outputs)
     if not isinstance(total, Tensor) or not total.requires_grad:
         return torch.zeros_like(x)
     (found,) = torch.autograd.grad(total, x, allow_unused=True)
     return torch.zeros_like(x) if found is None else found
 
 
-def _numeric(case: Case, step: float = 1e-5) -> Tensor:
-    x, *others = case.made()
-    found = torch.zeros_like(x)
-    for i in range(x.numel()):
-        if not math.isfinite(float(x.view(-1)[i])):
-            continue  # padding: its derivative is 0
-        values = []
-        for by in (step, -step):
-            moved = x.clone()
-            moved.view(-1)[i] += by
-            values.append(float(_weighed(_outputs(case.oracle(moved, *others)))))
-        found.view(-1)[i] = (values[0] - values[1]) / (2 * step)
+# ---------------------------------------------------------------- side effects
+
+
+def state(args: list) -> dict[str, object]:
+    """What a call may change: {name: a copy}, of the arguments, of what they hold, and of the whole process."""
+    found: dict[str, object] = {
+        "PyTorch's global generator": torch.get_rng_state(),
+        "NumPy's global generator": repr(np.random.get_state()[1:3]),  # what a submission may seed
+        "the default dtype": str(torch.get_default_dtype()),
+        "whether gradients are recorded": torch.is_grad_enabled(),
+    }
+    for i, x in enumerate(args, 1):
+        _add(found, f"argument {i}", x, 0)
     return found
 
 
-def same(a: tuple, b: tuple, tolerance: float = 1e-6) -> bool:
-    """Whether two outcomes agree: kind, number and shapes of the outputs, values, gradients."""
-    if a[0] != b[0] or a[0] != "value":
-        return a[:2] == b[:2]
-    if len(a[1]) != len(b[1]) or not all(_alike(x, y, tolerance) for x, y in zip(a[1], b[1])):
-        return False
-    return a[2] is None or b[2] is None or _alike(a[2], b[2], GRADIENT_TOLERANCE)
+def _add(found: dict, name: str, x, depth: int) -> None:
+    if isinstance(x, (Tensor, np.ndarray)):
+        found[name] = torch.as_tensor(x).detach().clone()
+    elif isinstance(x, torch.Generator):
+        found[name] = x.get_state()
+    elif isinstance(x, nn.Module):
+        name = type(x).__name__
+        found |= {f"{name}.{part}": value.detach().clone() for part, value in x.state_dict().items()}
+        found[f"requires_grad of {name}"] = [p.requires_grad for p in x.parameters()]
+        found[f"the gradients of {name}"] = [p.grad is None for p in x.parameters()]
+        found[f"training mode of {name}"] = [m.training for m in x.modules()]
+    elif x is None or isinstance(x, (bool, int, float, str, list, tuple, dict)):
+        found[name] = _text(x)
+    elif depth < 2 and not isinstance(x, (type, FunctionType, MethodType)):
+        for part in [f.name for f in fields(x)] if is_dataclass(x) else list(getattr(x, "__dict__", ())):
+            _add(found, f"{type(x).__name__}.{part}", getattr(x, part, None), depth + 1)
 
 
-def _alike(x, y, tolerance: float) -> bool:
-    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
-        return type(x) is type(y) and x == y
-    return x.shape == y.shape and bool(_close(x, y, tolerance).all())
+def _text(x) -> str:
+    """Numbers, texts and the lists and dicts that hold them; of tensors in a list only that they are there."""
+    if isinstance(x, dict):
+        return f"{{{', '.join(f'{key!r}: {_text(value)}' for key, value in x.items())}}}"
+    if isinstance(x, (list, tuple)):
+        return f"[{', '.join(map(_text, x))}]"
+    return repr(x) if x is None or isinstance(x, (bool, int, float, str)) or is_dataclass(x) else type(x).__name__
 
 
-def _close(x: Tensor, y: Tensor, tolerance: float) -> Tensor:
-    return torch.isclose(x.double(), y.double(), rtol=tolerance, atol=tolerance / 100, equal_nan=True)
+def _equal(a, b) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all())
+    return type(a) is type(b) and a == b
 
 
-def difference(found: tuple, wanted: tuple, tolerance: float) -> str:
-    """Two outcomes for a person: only the outputs that differ, each with its name where the one before it is a name."""
-    parts = [found[1], wanted[1]]
-    if found[0] == wanted[0] == "value" and len(found[1]) == len(wanted[1]):
-        wrong = {i for i, (x, y) in enumerate(zip(*parts)) if not _alike(x, y, tolerance)}
-        shown = sorted(wrong | {i - 1 for i in wrong if i and isinstance(found[1][i - 1], str)})
-        parts = [[outputs[i] for i in shown] for outputs in parts]
-    got, expected = (_told(kind, part, gradient) for (kind, _, gradient), part in zip((found, wanted), parts))
-    both = f"expected {expected}, got {got}"
-    if got != expected:
-        return both
-    # They differ in what is rounded away, or only their shapes were told: then the first entry that differs.
-    pairs = [(x, y, tolerance) for x, y in zip(*parts)] + [(found[2], wanted[2], GRADIENT_TOLERANCE)]
-    for x, y, close in pairs:
-        if isinstance(x, Tensor) and isinstance(y, Tensor) and not _alike(x, y, close):
-            if x.shape != y.shape:
-                return f"{both}: expected shape {tuple(y.shape)}, got {tuple(x.shape)}"
-            at = tuple((~_close(x, y, close)).nonzero()[0].tolist())
-            return f"{both}: expected {y[at].item()!r}{f' at {list(at)}' if at else ''}, got {x[at].item()!r}"
-    return both
-
-
-def _told(kind: str, outputs, gradient) -> str:
-    if kind == "raised":
-        return f"an exception: {gradient}" if gradient else f"{outputs} was raised"
-    said = ", ".join(map(_short, outputs))
-    return said if gradient is None else f"{said} with gradient {_short(gradient)}".strip()
-
-
-def call_of(case: Case) -> str:
-    """The arguments for a person, "(a, b)"; "" where they are objects, or too many numbers to read."""
-    plain = lambda x: isinstance(x, (Tensor, bool, int, float, str)) and (not isinstance(x, Tensor) or x.numel() <= 24)
-    args = case.made()
-    said = f"({', '.join(map(_short, args))})" if all(map(plain, args)) else ""
-    return said if len(said) <= 240 else ""
-
-
-def _short(x) -> str:
-    if not isinstance(x, Tensor):
-        return str(x)[:200] if isinstance(x, str) else repr(x)[:200]
-    if x.numel() > 24:
-        return f"a tensor of shape {tuple(x.shape)}"
-    rounded = torch.round(x.double(), decimals=4) if x.is_floating_point() else x
-    return str(rounded.tolist())
+# ---------------------------------------------------------------- facts for outputs
 
 
 def number(x, name: str = "the result") -> tuple:
