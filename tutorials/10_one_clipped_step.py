@@ -164,6 +164,7 @@ for lr in (0.05, 0.5):
 # ratio gets far, so the clip hardly acts. At 0.5 the clip is needed: 1.0997 with it, 0.9504 without, and the worst seed then
 # ends at 0.4102, far below ρ_sft (0.754). Without the minimum it is 1.0846: a token that moved the wrong way beyond the clip has
 # no gradient to come back in the later passes. In the next rollout it has one, because every ratio begins at 1 there.
+# Tutorial 10a asks when PPO is needed at all.
 #
 # ## Exercise ★★ (10 minutes): where is the gradient 0?
 #

@@ -28,7 +28,7 @@ def build(source: Path) -> Path:
     from nbclient import NotebookClient
 
     notebook = jupytext.read(source)
-    client = NotebookClient(notebook, timeout=1800, skip_cells_with_tag="skip-execution", record_timing=False)
+    client = NotebookClient(notebook, timeout=900, skip_cells_with_tag="skip-execution", record_timing=False)
     client.execute(cwd=str(HERE))
     for i, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{i}"

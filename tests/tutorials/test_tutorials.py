@@ -51,7 +51,7 @@ def solved(text: str) -> str:
 
 
 def test_they_are_numbered():
-    assert [number(path) for path in SOURCES] == sorted([f"{i:02}" for i in range(1, 15)] + ["07a"])
+    assert [number(path) for path in SOURCES] == sorted([f"{i:02}" for i in range(1, 15)] + ["07a", "10a"])
     ladder = (PLACE / "README.md").read_text(encoding="utf-8")
     assert all(f"({path.stem}.ipynb)" in ladder for path in SOURCES)
 
