@@ -17,7 +17,7 @@
 import math
 
 import torch
-from lesson import BLUE, GREY, ORANGE, axes, show, source
+from lesson import BLUE, GREY, ORANGE, axes, check, show, source
 
 from alignpro_mini import theory
 
@@ -157,23 +157,39 @@ show(figure)
 assert mean_reward(best_prompter(0.03)) > 1.59 > mean_reward(best_prompter(1.0)) > mean_reward(rho_sft) > R[0]
 
 # %% [markdown]
-# ## Exercise
+# ## Exercise ★★ (10 minutes): a budget of KL
 #
-# You may spend half a nat: KL ≤ 0.5. Which λ reaches the largest mean reward? Find it to two digits by halving.
-# <details><summary>Solution</summary>
-#
-# KL falls as λ rises, so halve the interval [0.1, 10] until KL(ρ\*) = 0.5. The next cell does it.
-# </details>
+# You may spend `budget` nats: KL(ρ‖ρ_sft) ≤ budget. Which λ reaches the largest mean reward? Return it to two digits.
+# (Hint: how does KL(ρ\*) change with λ?)
+
+# %% tags=["stub"]
+
+
+def lam_for(budget):
+    return None  # your code
+
 
 # %%
-low, high = 0.1, 10.0
-for _ in range(40):
-    middle = (low + high) / 2
-    low, high = (middle, high) if kl(best_prompter(middle)) > 0.5 else (low, middle)
-print(f"λ = {middle:.2f}: KL {kl(best_prompter(middle)):.2f}, mean reward {mean_reward(best_prompter(middle)):.2f}")
-assert abs(kl(best_prompter(middle)) - 0.5) < 1e-6
+check(lam_for, [0.463, 0.298], (0.5,), (1.0,), within=0.005)
 
 # %% [markdown]
+# <details><summary>Solution</summary>
+#
+# KL(ρ\*) falls as λ rises, and the reward rises with the KL. So spend the whole budget: halve [0.1, 10] until KL(ρ\*) is the
+# budget.
+#
+# ```python
+# def lam_for(budget):
+#     low, high = 0.1, 10.0
+#     for _ in range(40):
+#         middle = (low + high) / 2
+#         low, high = (middle, high) if kl(best_prompter(middle)) > budget else (low, middle)
+#     return middle
+# ```
+#
+# Half a nat: λ = 0.46, mean reward 1.22. A whole nat: λ = 0.30, mean reward 1.41.
+# </details>
+#
 # ## Questions
 #
 # 1. A rewrite has ρ_sft = 0. What is its ρ\*?

@@ -19,7 +19,7 @@ import copy
 import math
 
 import torch
-from lesson import BLUE, GREEN, ORANGE, PINK, axes, show, source
+from lesson import BLUE, GREEN, ORANGE, PINK, axes, check, show, source
 
 from alignpro_mini.generation import pad_left
 from alignpro_mini.transformer import Attention, KVCache, Transformer, TransformerConfig, rope_table, rotate
@@ -157,31 +157,54 @@ with torch.no_grad():
 print("in two halves of the blocks, or in three pieces of the row: the same states")
 
 # %% [markdown]
-# ## Exercise: break the positions
+# ## Exercise ★★ (10 minutes): break the positions
 #
-# Count positions from the left edge of the row, pads included. Which prompts get other logits? Predict, then run.
-# <details><summary>Solution</summary>
-#
-# With RoPE none that you can see: a shift of all positions of a row changes no distance. With GPT-2's learned positions
-# every padded row changes, and the longest prompt, which has no pads, does not. So this bug hides in one family of
-# models and breaks the other.
-# </details>
+# A common bug: positions are counted from the left edge of the row, pads included. Write it, with the arguments of
+# `model._positions`. And predict: how many of the three prompts get other logits, in a model with RoPE ("llama"), and in one
+# with a learned vector for each position that is added to the input ("gpt2")?
+
+# %% tags=["stub"]
+
+
+def broken_positions(x, mask, cache):
+    return None  # integers, of the shape of `mask`
+
+
+changed_prompts = {"llama": None, "gpt2": None}  # your prediction: 0 to 3 each
 
 # %%
-for family in ("llama", "gpt2"):
+check(broken_positions(ids, mask, None), [[0, 1, 2, 3, 4]] * 3)
+for family, predicted in changed_prompts.items():
     shape = TransformerConfig(24, 8, 2, 2, max_len=32, family=family)
     model = Transformer(shape, torch.Generator().manual_seed(1)).eval()
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(4 if p.dim() > 1 else 1)
     broken = copy.deepcopy(model)
-    broken._positions = lambda x, mask, cache: torch.arange(x.shape[1]).expand(x.shape[:2])
+    if broken_positions(ids, mask, None) is None:
+        break  # not solved yet
+    broken._positions = broken_positions
     with torch.no_grad():
         moved = (broken(ids, mask) - model(ids, mask))[:, -1].abs().amax(1)  # (3,) at the last token
     print(family, ["changed" if m > 1e-3 else "the same" for m in moved.tolist()])
-    assert (moved > 1e-3).tolist() == ([False] * 3 if family == "llama" else [True, True, False])
+    check(predicted, int((moved > 1e-3).sum()))
 
 # %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def broken_positions(x, mask, cache):
+#     return torch.arange(mask.shape[1]).expand(mask.shape)
+#
+#
+# changed_prompts = {"llama": 0, "gpt2": 2}
+# ```
+#
+# With RoPE none changes: a shift of all positions of a row changes no distance. With GPT-2's learned positions the two padded
+# rows change, and the longest prompt, which has no pads, does not. So this bug hides in one family of models and breaks the
+# other.
+# </details>
+#
 # ## Questions
 #
 # 1. Why do the logits at t predict token t + 1, and not token t?

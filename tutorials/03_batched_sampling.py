@@ -17,7 +17,7 @@
 import math
 
 import torch
-from lesson import BLUE, GREY, ORANGE, axes, show, source
+from lesson import BLUE, GREY, ORANGE, axes, check, show, source
 
 from alignpro_mini.fast import sampling
 from alignpro_mini.generation import decode, draw, generate, pad_left, prefill, sampling_logprobs, sequence_logprobs
@@ -161,22 +161,38 @@ assert [c.tokens for c in fast] == [c.tokens for c in plain]
 print(f"{sum(len(c.tokens) for c in fast)} tokens of {len(single_tokens)} rows: the same from both samplers")
 
 # %% [markdown]
-# ## Exercise
+# ## Exercise ★★ (15 minutes): the first ratio
 #
-# A token has logits (1, 0), and it was sampled at temperature 0.5. Predict the first ratio of token 1 if it is scored at
-# temperature 1.
-# <details><summary>Solution</summary>
-#
-# Sampled: softmax(2, 0) gives 0.881. Scored: softmax(1, 0) gives 0.731. Ratio 0.731 / 0.881 = 0.83.
-# </details>
+# A token was sampled from `sampled`, a pair (temperature, top_p), and is scored by `scored`, another pair. What is its ratio
+# before any training? Work out the first case on paper: logits (1, 0), token 0, sampled at temperature 0.5, scored at 1.
+# Then write the function. You may use what stands on this page.
+
+# %% tags=["stub"]
+
+
+def first_ratio(logits, token, sampled, scored):
+    return None  # your code
+
 
 # %%
-two = torch.tensor([1.0, 0.0])
-ratio = (sampling_logprobs(two, 1.0) - sampling_logprobs(two, 0.5)).exp()[0]
-print(f"ratio {ratio:.2f}")
-assert abs(ratio - 0.83) < 0.005
+two, four = [1.0, 0.0], [2.0, 1.0, 0.5, -1.0]
+cases = [(two, 0, (0.5, 1.0), (1.0, 1.0)), (four, 1, (1.0, 1.0), (1.0, 1.0)), (four, 1, (1.0, 0.8), (1.0, 1.0))]
+check(first_ratio, [0.8300, 1.0, 0.8337, 0.0], *cases, (four, 3, (2.0, 1.0), (1.0, 0.8)), within=1e-4)
 
 # %% [markdown]
+# <details><summary>Solution</summary>
+#
+# On paper: sampled, softmax(2, 0) gives 0.881; scored, softmax(1, 0) gives 0.731. The ratio is 0.731 / 0.881 = 0.830.
+#
+# ```python
+# def first_ratio(logits, token, sampled, scored):
+#     return naive_distribution(logits, *scored)[token] / naive_distribution(logits, *sampled)[token]
+# ```
+#
+# In the third case the nucleus was used for sampling alone: every ratio is the mass of the nucleus, 0.834 here. In the fourth
+# it was used for scoring alone: the token has probability 0 there, its ratio is 0, and its log-probability −∞.
+# </details>
+#
 # ## Questions
 #
 # 1. Two rows have the same prompt. Do they get the same completion?

@@ -17,7 +17,7 @@
 import random
 
 import torch
-from lesson import BLUE, FAST, ORANGE, Log, axes, show, source
+from lesson import BLUE, FAST, ORANGE, Log, axes, check, show, source
 
 from alignpro_mini.frozen import FrozenLM, SamplingConfig
 from alignpro_mini.sft import SFTConfig, answer_loss, encode_pairs, train_sft
@@ -137,26 +137,44 @@ except RuntimeError as error:
     print("RuntimeError:", error)
 
 # %% [markdown]
-# ## Exercise: put the loss on the prompt too
+# ## Exercise ★★ (15 minutes): put the loss on the prompt too
 #
-# Compute the loss over prompt and answer together for a batch of held-out pairs. Which part has the larger loss, and
-# what would SFT spend its capacity on?
-# <details><summary>Solution</summary>
-#
-# The prompt's tokens were never trained, so their loss is large. Trained on both, the model would learn to write
-# requests, too: which towns people ask about. That is not what it is for.
-# </details>
+# Write the loss over prompt *and* answer: every token of a row but the first is predicted. `examples` are pairs (prompt_ids,
+# answer_ids); use `answer_loss`. Predict: in the trained model, which loss is larger, this one or that of the answer alone?
+
+# %% tags=["stub"]
+
+
+def loss_on_both(model, examples):
+    return None  # your code
+
+
+larger = None  # your prediction: "both" or "answer"
 
 # %%
 with torch.no_grad():
-    answer_only = answer_loss(model, examples[:32]).item()
-    both = answer_loss(
-        model, [((prompt + answer)[:1], (prompt + answer)[1:]) for prompt, answer in examples[:32]]
-    ).item()
-print(f"larger loss: {'prompt and answer together' if both > answer_only else 'answer alone'}")
-assert both > answer_only or FAST
+    (prompt, answer), pair = examples[0], examples[:1]
+    check(loss_on_both(model, pair), naive_loss(model, (prompt + answer)[:1], (prompt + answer)[1:]), within=1e-4)
+    answer_only, both = answer_loss(model, examples[:32]).item(), loss_on_both(model, examples[:32])
+check(larger, None if both is None else "both" if both > answer_only else "answer")
+if both is not None:
+    print(f"prompt and answer {both:.2f} nats a token, answer alone {answer_only:.2f}")
 
 # %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def loss_on_both(model, examples):
+#     return answer_loss(model, [((prompt + answer)[:1], (prompt + answer)[1:]) for prompt, answer in examples])
+#
+#
+# larger = "both"
+# ```
+#
+# The prompt's tokens were never trained, so their loss is large: 3.07 nats a token for both, 0.13 for the answer
+# alone. Trained on both, the model would learn to write requests, too: which towns people ask about. That is not what it is for.
+# </details>
+#
 # ## Questions
 #
 # 1. Why is the mean over all answer tokens of a batch, and not the mean of the rows' means?

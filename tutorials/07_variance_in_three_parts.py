@@ -17,7 +17,7 @@
 # %%
 import numpy as np
 import torch
-from lesson import BLUE, FAST, GREY, ORANGE, PINK, axes, shared_run, show, source
+from lesson import BLUE, FAST, GREY, ORANGE, PINK, axes, check, shared_run, show, source
 
 from alignpro_mini.lab.config import EvalConfig
 from alignpro_mini.lab.evaluation import Evaluator, headroom
@@ -76,7 +76,7 @@ assert (
 #
 #     ICC = between rewrites / (between rewrites + within)
 #
-# says how much there is to choose from. Near 0, RL sees only noise.
+# says how much there is to choose from. Near 0, RL sees only noise; above 0.2 it is worth trying.
 
 # %%
 s = shared_run("reward_model")
@@ -88,7 +88,7 @@ parts = {"no fine-tuning": variance_parts(plain.reward), "SFT prompter": varianc
 icc = parts["SFT prompter"]["between_rewrites"] / (
     parts["SFT prompter"]["between_rewrites"] + parts["SFT prompter"]["within"]
 )
-print("ICC", "above 0.2: worth trying" if icc > 0.2 else "low")
+print(f"ICC {icc:.3f}")
 assert FAST or icc > 0.2
 
 # %% [markdown]
@@ -138,21 +138,47 @@ assert FAST or len({int(np.argmax(of_wish)) for of_wish in by_wish.values()}) >=
 # within requests in this world. It is a property of the world: what a cue fixes cannot vary. In a world whose good cues
 # are gambles the variance rises (tutorial 13).
 #
-# ## Exercise: M = 4
+# ## Exercise ★★ (10 minutes): M answers
 #
-# PPO may let the LM answer each rewrite M times and average. Predict the ICC of that averaged reward for M = 4.
-# <details><summary>Solution</summary>
-#
-# The luck of a mean of four is within / 4: ICC₄ = between / (between + within / 4), so it is larger.
-# </details>
+# PPO may let the LM answer each rewrite M times and average the rewards. Write the ICC of that averaged reward. At which M
+# would half of the variance of a request's rewards come from its rewrites, if ICC is 0.2 for M = 1?
+
+# %% tags=["stub"]
+
+
+def icc_of_mean(between, within, M):
+    return None  # your code
+
+
+half = None  # your M
 
 # %%
+check(icc_of_mean, [0.2, 0.5, 0.8], (1.0, 4.0, 1), (2.0, 4.0, 2), (0.5, 1.0, 8))
+check(half, 4)
 between, within = parts["SFT prompter"]["between_rewrites"], parts["SFT prompter"]["within"]
-print("larger" if between / (between + within / 4) > icc else "not larger")
+for M in (1, 2, 4):
+    print(f"M = {M}: ICC {icc_of_mean(between, within, M) or 'not solved yet'}")
 found = headroom(evaluator, s.rho_sft, K=4, M=2)
-print("`headroom`, which train.py prints before PPO, reports:", ", ".join(found))
+print(
+    "`headroom`, which train.py prints before PPO:", ", ".join(f"{name} {value:.2f}" for name, value in found.items())
+)
 
 # %% [markdown]
+# <details><summary>Solution</summary>
+#
+# The variance of a mean of M answers is within / M:
+#
+# ```python
+# def icc_of_mean(between, within, M):
+#     return between / (between + within / M)
+#
+#
+# half = 4
+# ```
+#
+# ICC 0.2 means within = 4 · between. It is 0.5 where within / M = between.
+# </details>
+#
 # ## Questions
 #
 # 1. The reported "between rewrites" is −0.003. A bug?

@@ -7,7 +7,7 @@
 # * the three estimators k1, k2, k3 from samples: which of them are right on average, and how noisy they are;
 # * why "the value is right" does not mean "its gradient is right": k1 as a loss teaches nothing.
 #
-# Time: 30 minutes. You need: tutorial 01, the derivative of a logarithm.
+# Time: 30 minutes. You need: tutorials 01 and 07a, the derivative of a logarithm.
 
 # %% tags=["skip-execution"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
@@ -17,7 +17,7 @@
 import math
 
 import torch
-from lesson import BLUE, GREEN, GREY, ORANGE, PINK, axes, show, source
+from lesson import BLUE, GREEN, GREY, ORANGE, PINK, axes, check, show, source
 
 from alignpro_mini import rl_math, theory
 
@@ -87,8 +87,8 @@ assert abs(float((p * naive["k2"]).sum()) - kl_by_hand(p, q)) > 0.01
 #
 # There are two places for an estimator:
 #
-# * **in the reward**: each token pays λ·k as a number, without a gradient. The policy gradient Σ p k ∇ln p does the
-#   rest.
+# * **in the reward**: each token pays λ·k as a number, without a gradient. The policy gradient Σ p k ∇ln p
+#   (tutorial 07a) does the rest.
 # * **in the loss**: the estimator itself is differentiated, Σ p ∇k.
 
 # %%
@@ -118,8 +118,8 @@ for (kind, place), gradient in found.items():
 # Read the table slowly:
 #
 # * k1 in the reward is exactly the gradient of the KL. This is what PPO here does.
-# * **k1 in the loss is 0.** The mean of ∇ln p is 0, always. Code that does this trains without any KL penalty, and its
-#   logged KL looks fine for a while.
+# * **k1 in the loss is 0.** The mean of ∇ln p is 0, always (tutorial 07a: the proof for the baseline). Code that does this
+#   trains without any KL penalty, and its logged KL looks fine for a while.
 # * k2 in the loss has the gradient of the KL, although its *value* is wrong.
 # * k3 in the loss has the gradient of the *other* direction, KL(q‖p).
 # * k3 in the reward is neither.
@@ -163,22 +163,38 @@ show(figure)
 # Left: near d = 0 k2 and k3 agree; k1 agrees with them only on average. The dotted line is a bug that is easy to write:
 # exp(d) − 1 − d. Its mean under p is another divergence. Right: the bars of "k1, loss" are missing, because they are 0.
 #
-# ## Exercise: spot the k1 in the loss
+# ## Exercise ★★ (10 minutes): mend the loss
 #
-# `loss = policy_loss + lam * (logp - logp_ref).mean()`: somebody wrote this line. The logged KL rises without end. Why,
-# and what is the smallest fix?
-# <details><summary>Solution</summary>
-#
-# It is k1 in the loss: its expected gradient is 0, so nothing holds the policy back. Fix: put −λ(logp − logp_ref),
-# detached, into the reward of each token; or square it, `lam * ((logp - logp_ref) ** 2 / 2).mean()` (k2).
-# </details>
+# `loss = policy_loss + lam * (logp - logp_ref).mean()`: somebody wrote this line, and the logged KL rises without end. Write
+# what must stand in the place of `logp - logp_ref`, still as a part of the loss, so that the mean over the tokens has the
+# gradient of KL(p‖q). One value a token. (Its value may be wrong: only the gradient trains.)
+
+# %% tags=["stub"]
+
+
+def penalty(logp, logp_ref):
+    return None  # your code
+
 
 # %%
 z = p.log().clone().requires_grad_()
-(p * (z.log_softmax(0) - q.log())).sum().backward()
-print(f"largest entry of the gradient: {z.grad.abs().max():.1f}")
+terms = penalty(z.log_softmax(0), q.log())
+check(None if terms is None else torch.autograd.grad((p * terms).sum(), z)[0], exact)
 
 # %% [markdown]
+# <details><summary>Solution</summary>
+#
+# The line is k1 in the loss: its expected gradient is 0, so nothing holds the policy back. k2 does it:
+#
+# ```python
+# def penalty(logp, logp_ref):
+#     return (logp - logp_ref) ** 2 / 2
+# ```
+#
+# The gradient of k2 is d ∇ln p: what k1 in the *reward* gives. That is the other mend: −λ (logp − logp_ref), detached, in the
+# reward of each token.
+# </details>
+#
 # ## Questions
 #
 # 1. The logged k1 of a batch is negative. Is that a bug?

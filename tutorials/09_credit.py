@@ -15,7 +15,7 @@
 
 # %%
 import torch
-from lesson import axes, show, source
+from lesson import axes, check, show, source
 
 from alignpro_mini import rl_math
 
@@ -154,20 +154,29 @@ for garbage in (0.0, 1e30, float("inf"), float("nan")):
 print("multiplied by the mask:", (torch.tensor([1.0, float("inf")]) * torch.tensor([1.0, 0.0])).tolist())
 
 # %% [markdown]
-# ## Exercise
+# ## Exercise ★ (10 minutes): three tokens by hand
 #
-# Three tokens, rewards (0, 0, 3), values (1, 2, 2), γ = 1. Work out the advantages for λ = 0, 1 and 0.5 on paper.
-# <details><summary>Solution</summary>
-#
-# δ = (0 + 2 − 1, 0 + 2 − 2, 3 + 0 − 2) = (1, 0, 1). λ = 0: (1, 0, 1). λ = 1: (2, 1, 1). λ = 0.5: (1.25, 0.5, 1).
-# </details>
+# Three tokens, rewards (0, 0, 3), values (1, 2, 2), γ = 1. Work out the advantages for λ = 0, 1 and 0.5 on paper: three numbers
+# each.
+
+# %% tags=["stub"]
+on_paper = {0.0: None, 1.0: None, 0.5: None}  # λ: [first, second, third]
 
 # %%
 three = torch.tensor([[0.0, 0.0, 3.0]]), torch.tensor([[1.0, 2.0, 2.0]]), torch.ones(1, 3, dtype=torch.bool)
-for gae_lambda, want in ((0.0, [1.0, 0.0, 1.0]), (1.0, [2.0, 1.0, 1.0]), (0.5, [1.25, 0.5, 1.0])):
-    assert rl_math.gae(*three, 1.0, gae_lambda)[0][0].tolist() == want
+for gae_lambda, mine in on_paper.items():
+    check(mine, rl_math.gae(*three, 1.0, gae_lambda)[0][0])
 
 # %% [markdown]
+# <details><summary>Solution</summary>
+#
+# δ = (0 + 2 − 1, 0 + 2 − 2, 3 + 0 − 2) = (1, 0, 1). Then from the last token to the first, A = δ + λ · (the next A):
+#
+# ```python
+# on_paper = {0.0: [1, 0, 1], 1.0: [2, 1, 1], 0.5: [1.25, 0.5, 1]}
+# ```
+# </details>
+#
 # ## Questions
 #
 # 1. A completion was truncated at the token limit, so it has no EOS. Where does its score go?

@@ -3,11 +3,11 @@
 #
 # At the end you will know
 #
-# * the policy gradient, the probability ratio, and why a sample may be used more than once;
+# * the probability ratio, and why a sample may be used more than once;
 # * what the clip of PPO stops, and what it does not stop;
 # * that PPO with a KL penalty climbs to the closed-form optimum ρ\* of tutorial 01.
 #
-# Time: 30 minutes. You need: tutorials 01, 08 and 09.
+# Time: 30 minutes. You need: tutorials 01, 07a, 08 and 09.
 
 # %% tags=["skip-execution"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
@@ -15,7 +15,7 @@
 
 # %%
 import torch
-from lesson import BLUE, FAST, GREY, ORANGE, PINK, axes, show, source
+from lesson import BLUE, FAST, GREY, ORANGE, PINK, axes, check, show, source
 
 from alignpro_mini import rl_math, theory
 
@@ -27,7 +27,8 @@ from alignpro_mini import rl_math, theory
 #
 #     ratio = π(token) / π_old(token)          E_old[ ratio · A ] = E_π[ A ]
 #
-# At the first step the ratio is 1, and the gradient of ratio · A is A · ∇ln π: the policy gradient.
+# At the first step the ratio is 1, and the gradient of ratio · A is A · ∇ln π: the policy gradient of
+# tutorial 07a.
 #
 # ## The clip
 #
@@ -145,24 +146,59 @@ show(figure)
 # Left and middle: the curve is flat only where the step has already gone far in the *right* direction. The dotted line
 # has no minimum: it is flat on both sides, so a token that moved the wrong way gets no gradient to come back.
 #
-# ## Exercise: drop the minimum
+# ## Drop the minimum, drop the clip
 #
-# Train without the minimum (`minimum=False`), with a large learning rate (0.5) so that ratios leave the clip. Predict
-# first: does it still reach ρ\*?
-# <details><summary>Solution</summary>
-#
-# It comes close, but not as close: J_λ is 1.11 at the optimum, 1.10 with the minimum, 1.08 without (mean of five seeds). A
-# token that moved the wrong way beyond the clip has no gradient without the minimum, so in the later passes over the same
-# rollout it does not correct the step. In the next rollout it does, because every ratio begins at 1 there.
-# </details>
+# Predict first: at learning rate 0.05, does PPO still reach ρ\* without the minimum (`minimum=False`)? Without any clip? And at
+# learning rate 0.5, where ratios leave the clip?
 
 # %%
-with_minimum = [train(lr=0.5, seed=s)[1][-1] for s in range(5)]
-without = [train(lr=0.5, seed=s, minimum=False)[1][-1] for s in range(5)]
-mean = lambda values: sum(values) / len(values)
-print(f"optimum {top:.2f}, with the minimum {mean(with_minimum):.2f}, without {mean(without):.2f}")
+ends = {}
+for lr in (0.05, 0.5):
+    for name, options in {"PPO": {}, "no minimum": {"minimum": False}, "no clip": {"clip": 1e9}}.items():
+        ends[name, lr] = [train(lr=lr, seed=seed, **options)[1][-1] for seed in range(2 if FAST else 10)]
+        mean = sum(ends[name, lr]) / len(ends[name, lr])
+        print(f"lr {lr:4}, {name:10}: J_λ mean {mean:.4f}, worst seed {min(ends[name, lr]):.4f} (optimum {top:.4f})")
 
 # %% [markdown]
+# Ten seeds each. At 0.05 the three are alike: 1.1036 with the clip, 1.1037 without, 1.1036 without the minimum. In small steps no
+# ratio gets far, so the clip hardly acts. At 0.5 the clip is needed: 1.0997 with it, 0.9504 without, and the worst seed then
+# ends at 0.4102, far below ρ_sft (0.754). Without the minimum it is 1.0846: a token that moved the wrong way beyond the clip has
+# no gradient to come back in the later passes. In the next rollout it has one, because every ratio begins at 1 there.
+# Tutorial 10a asks when PPO is needed at all.
+#
+# ## Exercise ★★ (10 minutes): where is the gradient 0?
+#
+# Say for one token, from its ratio, its advantage and ε, whether its loss has gradient 0: True or False. Four cases count:
+# two signs of A, and beyond the clip on either side.
+
+# %% tags=["stub"]
+
+
+def stopped(ratio, advantage, clip):
+    return None  # your code
+
+
+# %%
+cases = [(r, a, 0.2) for r in (0.5, 0.9, 1.1, 1.5) for a in (1.0, -1.0)]
+flat = []
+for r, a, clip in cases:
+    logp = torch.tensor([[r]]).log().requires_grad_()
+    one = torch.ones(1, 1, dtype=torch.bool)
+    loss, _ = rl_math.policy_loss(logp, torch.zeros(1, 1), torch.tensor([[a]]), one, clip)
+    flat.append(bool(torch.autograd.grad(loss.sum(), logp)[0] == 0))
+check(stopped, flat, *cases)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def stopped(ratio, advantage, clip):
+#     return ratio > 1 + clip if advantage > 0 else ratio < 1 - clip
+# ```
+#
+# Without the minimum it would be `abs(ratio - 1) > clip`, whatever the sign of A.
+# </details>
+#
 # ## Questions
 #
 # 1. All advantages of a batch are multiplied by 10. What changes with whitening, and what without?

@@ -2,7 +2,7 @@
 
     pip install -e '.[notebooks]'
     python tutorials/build.py              # all; the first one that needs it trains the shared run (minutes)
-    python tutorials/build.py 08 09        # some
+    python tutorials/build.py 07a 08       # some
 
 The `.py` (jupytext's percent format) is the only source: edit it, never the notebook. What differs from machine to
 machine is left out of the notebook: execution times, the kernel's name, standard error.
@@ -44,9 +44,9 @@ def build(source: Path) -> Path:
 
 
 def main(numbers: list[str]) -> None:
-    sources = sorted(HERE.glob("[0-9][0-9]_*.py"))
+    sources = sorted(HERE.glob("[0-9][0-9]*_*.py"))
     for source in sources:
-        if not numbers or source.name[:2] in numbers:
+        if not numbers or source.name.partition("_")[0] in numbers:
             path = build(source)
             print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB", flush=True)
 

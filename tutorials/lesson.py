@@ -50,6 +50,30 @@ def source(function) -> None:
     print(inspect.getsource(function).rstrip())
 
 
+def check(mine, right, *cases, within: float = 1e-6) -> None:
+    """Print whether an exercise is solved: a value, or a function that is called with each of `cases` (tuples).
+
+    mine    the reader's value or function; None, or a function that returns None, is not solved yet
+    right   the right value, or a list of them, one for each case; None where it waits for another part of the exercise
+    within  numbers and tensors may differ by this much
+    """
+    import torch
+
+    for case, wanted in zip(cases, right) if cases else [(None, right)]:
+        found = mine if case is None else mine(*case)
+        if found is None or wanted is None:
+            return print("not solved yet")
+        if isinstance(wanted, str | bool) or isinstance(found, str):
+            same = found == wanted
+        else:
+            found, wanted = (torch.as_tensor(value, dtype=torch.float64) for value in (found, wanted))
+            same = found.shape == wanted.shape and bool(((found - wanted).abs() <= within).all())
+        if not same:
+            where = "" if case is None else f" for {', '.join(str(each) for each in case)}"
+            return print(f"not right{where if len(where) < 90 else ''}: {found}; it should be {wanted}")
+    print("right")
+
+
 def quietly(function, *args, **kwargs):
     """Call without its printed output: progress lines differ from machine to machine."""
     with redirect_stdout(io.StringIO()):

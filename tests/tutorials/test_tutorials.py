@@ -13,7 +13,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACE = ROOT / "tutorials"
-SOURCES = sorted(PLACE.glob("[0-9][0-9]_*.py"))
+SOURCES = sorted(PLACE.glob("[0-9][0-9]*_*.py"))
+
+
+def number(path: Path) -> str:
+    """07 of 07_slug.py, 07a of 07a_slug.py."""
+    return path.name.partition("_")[0]
 
 
 def module(name: str):
@@ -36,40 +41,81 @@ def cells(text: str) -> list[tuple[str, str]]:
     return found
 
 
-def test_there_are_fourteen():
-    assert [path.name[:2] for path in SOURCES] == [f"{i:02}" for i in range(1, 15)]
+def solved(text: str) -> str:
+    """The script with its folded solutions in the place of its stubs."""
+    solutions = [found for _, source in cells(text) for found in re.findall(r"```python\n(.*?)```", source, re.DOTALL)]
+    stub = r'(^# %% tags=\["stub"\]\n).*?(?=^# %%)'
+    filled, count = re.subn(stub, lambda found: f"{found[1]}{solutions.pop(0)}\n", text, flags=re.DOTALL | re.MULTILINE)
+    assert not solutions, f"{count} stubs, and {len(solutions)} solutions more"
+    return filled
+
+
+def test_they_are_numbered():
+    assert [number(path) for path in SOURCES] == sorted([f"{i:02}" for i in range(1, 15)] + ["07a", "10a"])
     ladder = (PLACE / "README.md").read_text(encoding="utf-8")
     assert all(f"({path.stem}.ipynb)" in ladder for path in SOURCES)
 
 
 def run_it(path: Path) -> subprocess.CompletedProcess:
-    """From another folder, as a script; micro sizes."""
+    """From another folder, as a script, its exercises solved; micro sizes. (The notebooks were built with the stubs.)"""
     with tempfile.TemporaryDirectory() as place:
-        environment = os.environ | {"FAST": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TMPDIR": place}
-        return subprocess.run([sys.executable, str(path)], cwd=place, env=environment, capture_output=True, text=True)
+        script = Path(place) / path.name
+        script.write_text(solved(path.read_text(encoding="utf-8")), encoding="utf-8")
+        paths = f"{ROOT}{os.pathsep}{PLACE}"
+        environment = os.environ | {"FAST": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "TMPDIR": place}
+        return subprocess.run([sys.executable, str(script)], cwd=place, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.ahead(run=run_it)
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
 def test_a_tutorial_runs_in_seconds(path, ahead):
     assert ahead.returncode == 0, ahead.stderr[-3000:]
+    checks = len(re.findall(r"^ *check\(", path.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    assert ahead.stdout.splitlines().count("right") >= checks, "a folded solution does not solve its exercise"
+    assert "not right" not in ahead.stdout and "not solved yet" not in ahead.stdout
     notebook = json.loads(path.with_suffix(".ipynb").read_text(encoding="utf-8"))
     for cell in notebook["cells"]:
         if re.search(r"^source\(", "".join(cell["source"]), flags=re.MULTILINE):
             shown = "".join("".join(output.get("text", [])) for output in cell["outputs"])
             function = re.search(r"^( *)(@|def ).*\n(\1[ )].*\n|\s*\n|\1def .*\n)*", shown, flags=re.MULTILINE)
-            assert function[0].strip() in ahead.stdout, f"the package changed: tutorials/build.py {path.name[:2]}"
+            assert function[0].strip() in ahead.stdout, f"the package changed: tutorials/build.py {number(path)}"
+
+
+@pytest.mark.parametrize(
+    "mine, right, told",
+    [
+        (None, 3, "not solved yet"),
+        (3, None, "not solved yet"),
+        (3 + 1e-9, 3, "right"),
+        (3.1, 3, "not right: 3.1; it should be 3.0"),
+        (float("nan"), 3, "not right: nan; it should be 3.0"),
+        ([1, 2], [1, 2], "right"),
+        (
+            [1, 2],
+            [[1, 2]],
+            "not right: tensor([1., 2.], dtype=torch.float64); it should be tensor([[1., 2.]], dtype=torch.float64)",
+        ),
+        ("both", "answer", "not right: both; it should be answer"),
+        ("both", 3, "not right: both; it should be 3"),
+    ],
+)
+def test_an_exercise_is_checked(mine, right, told, capsys):
+    check = module("lesson").check
+    check(mine, right)
+    check(lambda *_: mine, [right, right], (1,), (2,))
+    alone, of_a_function = capsys.readouterr().out.splitlines()
+    assert alone == told and of_a_function == told.replace("not right:", "not right for 1:")
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.stem)
 def test_a_tutorial_keeps_to_the_form(path):
     text = path.read_text(encoding="utf-8")
     (kind, opening), (_, colab), *rest = cells(text)
-    assert kind == "markdown" and opening.startswith(f"# {path.name[:2]} · ")
+    assert kind == "markdown" and opening.startswith(f"# {number(path)} · ")
     assert "At the end you will know" in opening and "Time:" in opening and "You need:" in opening
     assert all(line[0] in "!%" for line in colab.splitlines()), "the Colab cell holds magics only"
     assert module("build").COLAB in text, "the repository's address stands in build.py"
-    assert 100 <= len(text.splitlines()) <= 200
+    assert 100 <= len(text.splitlines()) <= 300
     assert "## Exercise" in text and text.count("<summary>Answer</summary>") == 3
     code = "\n".join(source for kind, source in rest if kind == "code")
     assert "show(figure)" in code and "source(" in code and "assert " in code
@@ -82,9 +128,7 @@ def test_a_notebook_has_the_sources_of_its_script_and_renders(path):
     file = path.with_suffix(".ipynb")
     notebook = json.loads(file.read_text(encoding="utf-8"))
     found = [(cell["cell_type"], "".join(cell["source"]).strip()) for cell in notebook["cells"]]
-    assert found == cells(path.read_text(encoding="utf-8")), (
-        f"build it again: python tutorials/build.py {path.name[:2]}"
-    )
+    assert found == cells(path.read_text(encoding="utf-8")), f"build it again: python tutorials/build.py {number(path)}"
     assert file.stat().st_size <= 400_000 and "widgets" not in notebook["metadata"]
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     counts = [cell["execution_count"] for cell in code if "skip-execution" not in cell["metadata"].get("tags", [])]
