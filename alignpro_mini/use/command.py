@@ -18,6 +18,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 
 import torch
 
@@ -123,7 +124,9 @@ def rewrite(args: argparse.Namespace) -> None:
     if args.answer:
         _ = trained.reward  # what it needs is missing now, or never
     for batch in batches:
-        for asked, row in zip(batch, rewritten(trained, [asked["prompt"] for asked in batch], args)):
+        with redirect_stdout(sys.stderr):  # what is told of an API is no part of the rewrites
+            rows = rewritten(trained, [asked["prompt"] for asked in batch], args)
+        for asked, row in zip(batch, rows):
             if is_jsonl(args.file):
                 print(json.dumps(asked | row), flush=True)
             else:

@@ -125,9 +125,9 @@ def config_of(saved: dict) -> RunConfig:
 
 
 def _api(api: ApiConfig, base_url: str) -> ApiConfig:
-    """The options of the API at another address. Raises UserError for an address that is none."""
+    """The options of the API with this address for model and judge. Raises UserError for an address that is none."""
     try:
-        return replace(api, base_url=base_url)
+        return replace(api, base_url=base_url, judge_base_url="")
     except UserError as error:  # it begins with the field's name
         raise UserError(f"--api.{error}") from None
 

@@ -11,6 +11,8 @@ import torch
 from api_server import serving
 
 from alignpro_mini.options import UserError
+from alignpro_mini.remote.config import ApiConfig
+from alignpro_mini.use import trained
 from alignpro_mini.use.command import main
 from alignpro_mini.use.trained import Trained, config_of
 
@@ -139,3 +141,10 @@ def test_an_address_that_is_none(untrained):
 def test_the_rewrite_alone_needs_neither(hostile, capsys):
     main(["rewrite", "--run", hostile(reward="payload:f", **REMOTE), "--device", "cpu", X])
     assert capsys.readouterr().out and not Path("RAN").exists()
+
+
+def test_the_users_address_takes_the_place_of_the_folders_addresses():
+    """A judge's address too: else its key would go where only the folder says."""
+    folders = ApiConfig(base_url="http://elsewhere.example/v1", judge_base_url="http://elsewhere.example/v1")
+    found = trained._api(folders, "http://127.0.0.1:1/v1")
+    assert (found.base_url, found.judge_base_url) == ("http://127.0.0.1:1/v1", "")
