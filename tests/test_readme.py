@@ -75,6 +75,7 @@ def test_options_that_the_pages_name_exist():
         "bundle",
         "also",
         "graft",
+        "only",
         "strip",
         "variants",
         "worlds",
