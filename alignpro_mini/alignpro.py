@@ -187,6 +187,6 @@ class Prompter:
             [self.tokenizer.chat(x) for x in requests],
             self.max_new_tokens,
             temperature=self.temperature,
-            eos_id=self.tokenizer.eos_id,
+            eos_id=self.tokenizer.end_ids,
             generator=generator,
         )

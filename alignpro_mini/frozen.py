@@ -108,7 +108,7 @@ class FrozenLM:
             self.sampling.max_new_tokens,
             temperature=self.sampling.temperature,
             top_p=self.sampling.top_p,
-            eos_id=self.tokenizer.eos_id,
+            eos_id=self.tokenizer.end_ids,
             generator=generator,
         )
         return [

@@ -83,19 +83,21 @@ def generate(
     *,
     temperature: float = 1.0,
     top_p: float = 1.0,
-    eos_id: int | None = None,
+    eos_id: int | Sequence[int] | None = None,
     generator: torch.Generator | None = None,
     max_batch: int | None = None,
 ) -> list[Completion]:
     """Sample a continuation of each prompt (lists of token ids), returned in their order.
 
-    A row stops at `eos_id` (kept in its tokens) or after `max_new_tokens`. Temperature 0 is greedy.
+    A row stops at `eos_id`, or any of them (kept in its tokens), or after `max_new_tokens`.
+    Temperature 0 is greedy.
     At most `max_batch` rows run at once (None: 256). Raises UserError for an empty prompt, one that
     leaves too little of the context, a max_batch below 1 and a negative max_new_tokens; ValueError
     as `sampling_logprobs` does.
     """
     check_prompts(model, prompts, max_new_tokens, max_batch)
     uniforms = draw_uniforms(len(prompts), max_new_tokens, generator).to(model.device)  # (N, T)
+    ends = end_ids(eos_id)
     tokens: list[list[int]] = [[] for _ in prompts]
     logprobs: list[list[float]] = [[] for _ in prompts]
     with evaluating(model):
@@ -109,15 +111,22 @@ def generate(
                 for i, token, token_logp in zip(rows, new.tolist(), taken.tolist()):
                     tokens[i].append(token)
                     logprobs[i].append(token_logp)
-                alive = [b for b, i in enumerate(rows) if tokens[i][-1] != eos_id]
+                alive = [b for b, i in enumerate(rows) if tokens[i][-1] not in ends]
                 if not alive or t + 1 == max_new_tokens:
                     break
                 if len(alive) < len(rows):  # rows that are done leave the batch
                     cache.keep(torch.tensor(alive, device=model.device))
                     rows = [rows[b] for b in alive]
                 logits = decode(model, new[alive], cache)  # (B, V)
-    ended = [eos_id is not None and row[-1:] == [eos_id] for row in tokens]
+    ended = [len(row) > 0 and row[-1] in ends for row in tokens]
     return [Completion(*completion) for completion in zip(tokens, logprobs, ended)]
+
+
+def end_ids(eos_id: int | Sequence[int] | None) -> tuple[int, ...]:
+    """The tokens that end a row: one, several or none."""
+    if eos_id is None:
+        return ()
+    return (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
 
 
 def prefill(

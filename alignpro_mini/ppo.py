@@ -201,7 +201,7 @@ class PPOTrainer:
             chats,
             self.config.max_new_tokens,
             temperature=self.config.temperature,
-            eos_id=self.tokenizer.eos_id,
+            eos_id=self.tokenizer.end_ids,
             generator=self.generator,
         )
         pad_id = self.tokenizer.pad_id

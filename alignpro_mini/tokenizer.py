@@ -6,7 +6,7 @@ A conversation of ours:
 
 Control tokens are put there by number, never by writing their names into the text: a user's
 "<|end|>" is encoded as ordinary text and does not end the turn. Published models have other shapes
-of conversation: `weights.chat.PublishedTokenizer`.
+of conversation, and some end an answer in several ways: `weights.chat.PublishedTokenizer`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Tokenizer:
     """A byte-level BPE vocabulary; `encode`, `decode`, and the ids of a conversation.
 
     Make one with `Tokenizer.train(texts, vocab_size)` or `Tokenizer.load("tokenizer.json")`.
-    `eos_id` ends an answer, `pad_id` fills a batch. Raises UserError for a vocabulary without the
-    control tokens.
+    `eos_id` ends an answer as it is taught, any of `end_ids` one that is sampled; `pad_id` fills a
+    batch. Raises UserError for a vocabulary without the control tokens.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
@@ -42,6 +42,7 @@ class Tokenizer:
         backend.encode_special_tokens = True
         self.backend = backend
         self.eos_id, self.pad_id = self._control_ids()
+        self.end_ids: tuple[int, ...] = (self.eos_id,)
 
     def _control_ids(self) -> tuple[int, int]:
         """The ids that end an answer and that fill a batch."""
@@ -130,7 +131,9 @@ def read_backend(path: str | Path) -> tokenizers.Tokenizer:
         )
     try:
         return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception for a file that it cannot parse
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises Exception or, outside of it, its own panic
         raise UserError(
             f"{path}: not a usable tokenizer.json ({one_line(error)}); copy it again"
         ) from None

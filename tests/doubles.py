@@ -31,6 +31,7 @@ class Letters:
         self.letters = letters
         self.pad_id = pad_id
         self.eos_id = eos_id
+        self.end_ids = (eos_id,)
         self.vocab_size = 4 + len(letters)
 
     def encode(self, text: str) -> list[int]:

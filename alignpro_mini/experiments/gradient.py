@@ -47,6 +47,7 @@ class Letters:
 
     pad_id = 0
     eos_id = 3
+    end_ids = (3,)
     vocab_size = 6
 
     def chat(self, prompt: str) -> list[int]:

@@ -34,6 +34,7 @@ from alignpro_mini.generation import (
     check_prompts,
     draw,
     draw_uniforms,
+    end_ids,
     evaluating,
     pad_left,
     sampling_logprobs,
@@ -65,7 +66,7 @@ class FastSampler:
         *,
         temperature: float = 1.0,
         top_p: float = 1.0,
-        eos_id: int | None = None,
+        eos_id: int | Sequence[int] | None = None,
         generator: torch.Generator | None = None,
         max_batch: int | None = None,
     ) -> list[Completion]:
@@ -119,7 +120,7 @@ class Batch:
         uniforms: Tensor,
         temperature: float,
         top_p: float,
-        eos_id: int | None,
+        eos_id: int | Sequence[int] | None,
     ) -> None:
         self.sampler = sampler
         self.model = model
@@ -127,9 +128,9 @@ class Batch:
         self.uniforms = uniforms.to(model.device)  # (N, T)
         self.temperature = temperature
         self.top_p = top_p
-        self.eos_id = eos_id
+        self.ends = end_ids(eos_id)
         N, T = uniforms.shape
-        filler = -1 if eos_id is None else eos_id
+        filler = self.ends[0] if self.ends else -1
         self.tokens = torch.full((N, T), filler, device=model.device)  # what follows a row's EOS is meaningless
         self.logprobs = torch.zeros(N, T, device=model.device)
         self.rows = torch.arange(N, device=model.device)  # (R,) the row of `tokens` that each row writes to
@@ -167,8 +168,8 @@ class Batch:
         """What each prompt got, in their order."""
         found = []
         for row, logprobs in zip(self.tokens.tolist(), self.logprobs.tolist()):
-            ended = self.eos_id in row
-            length = row.index(self.eos_id) + 1 if ended else len(row)
+            length = next((t + 1 for t, token in enumerate(row) if token in self.ends), None)
+            ended = length is not None
             found.append(Completion(row[:length], logprobs[:length], ended))
         return found
 
@@ -219,8 +220,8 @@ class Batch:
             new[part] = logp.argmax(-1) if self.temperature == 0 else draw(logp, uniform)
             self.logprobs[self.rows[part], self.column] = logp.gather(-1, new[part, None])[:, 0]
         self.tokens[self.rows, self.column] = new
-        if self.eos_id is not None:
-            self.done.logical_or_(new == self.eos_id)
+        for end in self.ends:
+            self.done.logical_or_(new == end)
         self.column.add_(1)
         return new
 

@@ -235,5 +235,5 @@ def test_a_prompter_samples_by_the_sampler_that_it_is_given():
     model, generator = random_lm(), rng()
     prompter = Prompter(model, Letters(), 3, 0.7, sampler)
     assert prompter.rewrite(["a", "bb"], generator) == Prompter(model, Letters(), 3, 0.7).rewrite(["a", "bb"], rng())
-    options = {"temperature": 0.7, "eos_id": 3, "generator": generator}
+    options = {"temperature": 0.7, "eos_id": (3,), "generator": generator}
     assert asked == [((model, [[1, 4, 2], [1, 5, 5, 2]], 3), options)]

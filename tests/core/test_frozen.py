@@ -124,7 +124,7 @@ def test_another_sampler_gets_the_same_arguments():
     model, settings, draw = random_lm(), SamplingConfig(0.7, 0.9, 4), rng()
     pi_f = FrozenLM(model, Letters(), settings, sampler)
     assert pi_f.answer(["a", "bb"], draw) == FrozenLM(model, Letters(), settings).answer(["a", "bb"], rng())
-    options = {"temperature": 0.7, "top_p": 0.9, "eos_id": 3, "generator": draw}
+    options = {"temperature": 0.7, "top_p": 0.9, "eos_id": (3,), "generator": draw}
     assert asked == [((model, [[1, 4, 2], [1, 5, 5, 2]], 4), options)]
 
 

@@ -234,6 +234,16 @@ def test_eos_is_kept_as_the_last_token_and_the_limit_cuts(generate):
     assert tokens(generate(model, [[4]], 6, generator=rng()))[0][:4] == [5, 6, 3, 9]  # no eos_id: nothing ends
 
 
+def test_a_row_stops_at_each_of_several_ends(generate):
+    # 4 -> 3 -> 9, 5 -> 10 -> 3, 6 -> 6
+    model = lookup_lm({4: {3: 1.0}, 3: {9: 1.0}, 5: {10: 1.0}, 10: {3: 1.0}, 6: {6: 1.0}})
+    for ends in ((3, 10), [10, 3]):
+        got = generate(model, [[4], [5], [6]], 3, eos_id=ends, generator=rng())
+        assert tokens(got) == [[3], [10], [6, 6, 6]] and [c.finished for c in got] == [True, True, False]
+    got = generate(model, [[4], [5]], 2, eos_id=(), generator=rng())
+    assert tokens(got) == [[3, 9], [10, 3]] and not any(c.finished for c in got)
+
+
 def test_no_prompts_and_no_new_tokens(generate):
     assert generate(random_lm(), [], 5) == []
     assert tokens(generate(random_lm(), [[4], [5, 6]], 0, generator=rng())) == [[], []]

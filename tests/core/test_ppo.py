@@ -257,13 +257,16 @@ def test_eos_is_a_sampled_token_and_carries_the_score(tokenizer):
         assert r.logp[i, n - 1] < 0, "the EOS is an action, with a log-probability"
 
 
-def test_the_missing_eos_penalty_knows_a_custom_stop_token():
-    # after <assistant> (2): stop with "h" (11), or "a" for ever, or the usual <|end|> (3), which here is any token
+@pytest.mark.parametrize("ends", [(11,), (11, 3)])
+def test_the_missing_eos_penalty_knows_a_custom_stop_token(ends):
+    # after <assistant> (2): stop with "h" (11), or "a" for ever, or the usual <|end|> (3), which may be any token here
+    tokenizer = Letters(eos_id=11)
+    tokenizer.end_ids = ends
     lm = lookup_lm({2: {11: 1 / 3, 4: 1 / 3, 3: 1 / 3}, 4: {4: 1.0}, 3: {4: 1.0}})
     t = PPOTrainer(
         lm,
         copy.deepcopy(lm),
-        Letters(eos_id=11),
+        tokenizer,
         lambda xs, ys: torch.full((len(xs),), 5.0),
         replace(SMALL, missing_eos_penalty=2.5, max_new_tokens=3),
         torch.Generator().manual_seed(0),
@@ -271,7 +274,8 @@ def test_the_missing_eos_penalty_knows_a_custom_stop_token():
     t.kl_coef = 0.0
     r = t.rollout(["b"] * 30)
     r.scores = t.scores(r)
-    want = [5.0 if row[0] == 11 else 2.5 for row in r.tokens.tolist()]
+    want = [5.0 if row[0] in ends else 2.5 for row in r.tokens.tolist()]
+    assert [int(n) for n in r.action.sum(1)] == [1 if row[0] in ends else 3 for row in r.tokens.tolist()]
     assert t.assemble_rewards(r).sum(1).tolist() == want and set(want) == {5.0, 2.5}
     assert set(r.scores.tolist()) == {5.0}, "the penalty is no part of the score"
     assert {row[0] for row in r.tokens.tolist()} == {3, 4, 11}

@@ -535,6 +535,7 @@ class Text:
     """A tokenizer whose tokens are characters."""
 
     eos_id = 0
+    end_ids = (0,)
 
     def decode(self, tokens):
         return "".join(chr(t) for t in tokens if t)

@@ -74,10 +74,11 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{IN_ORDER}[fast]",
         f"{GREEDY}[fast-1-llama]",
     ),
+    sampler("fast-eos-dropped-from-the-completion", ("next((t + 1 for t", "next((t for t"), f"{EOS_BY_HAND}[fast]"),
     sampler(
-        "fast-eos-dropped-from-the-completion",
-        ("row.index(self.eos_id) + 1 if", "row.index(self.eos_id) if"),
-        f"{EOS_BY_HAND}[fast]",
+        "fast-one-end-of-several",
+        ("for end in self.ends:", "for end in self.ends[:1]:"),
+        "test_generation.py::test_a_row_stops_at_each_of_several_ends[fast]",
     ),
     sampler("all-rows-drawn-at-once", ("max(1, 2**20 // model.config.vocab_size)", "N"), IN_PARTS),
     sampler(

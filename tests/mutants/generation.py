@@ -151,19 +151,27 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     of(
         "an-eos-at-the-limit-is-truncated",
-        ("eos_id is not None and row[-1:] == [eos_id] for row", "len(row) < max_new_tokens for row"),
+        ("len(row) > 0 and row[-1] in ends for row", "len(row) < max_new_tokens for row"),
         f"{EOS_BY_HAND}[readable]",
+    ),
+    of(
+        "one-end-of-several",
+        (
+            "    return (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)\n",
+            "    return (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)[:1]\n",
+        ),
+        "test_generation.py::test_a_row_stops_at_each_of_several_ends[readable]",
     ),
     # the loop: rows that leave, and the step to the next token
     of(
         "a-living-row-leaves",
-        ("if tokens[i][-1] != eos_id]", "if tokens[i][-1] == eos_id]"),
+        ("if tokens[i][-1] not in ends]", "if tokens[i][-1] in ends]"),
         f"{GREEDY}[readable-1-llama]",
         f"{EOS_BY_HAND}[readable]",
     ),
     of(
         "rows-write-on-after-their-eos",
-        ("[b for b, i in enumerate(rows) if tokens[i][-1] != eos_id]", "list(range(len(rows)))"),
+        ("[b for b, i in enumerate(rows) if tokens[i][-1] not in ends]", "list(range(len(rows)))"),
         f"{GREEDY}[readable-1-llama]",
         f"{EOS_BY_HAND}[readable]",
     ),
@@ -171,7 +179,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "rows-that-are-done-go-through-the-model",
         (
             "                    tokens[i].append(token)\n",
-            "                    if tokens[i] and tokens[i][-1] == eos_id:\n                        continue\n"
+            "                    if tokens[i] and tokens[i][-1] in ends:\n                        continue\n"
             "                    tokens[i].append(token)\n",
         ),
         ("if len(alive) < len(rows):", "if False:"),

@@ -42,13 +42,14 @@ def generate(
     *,
     temperature: float = 1.0,
     top_p: float = 1.0,
-    eos_id: int | None = None,
+    eos_id: int | Sequence[int] | None = None,
     generator: torch.Generator | None = None,
     max_batch: int | None = None,
 ) -> list[Completion]:
     """Sample a continuation of each prompt (lists of token ids), returned in their order.
 
-    A row stops at `eos_id` (kept in its tokens) or after `max_new_tokens`. Temperature 0 is greedy.
+    A row stops at `eos_id`, or any of them (kept in its tokens), or after `max_new_tokens`.
+    Temperature 0 is greedy.
     At most `max_batch` rows run at once (None: 256). Raises UserError for an empty prompt, one that
     leaves too little of the context, a max_batch below 1 and a negative max_new_tokens; ValueError
     as `sampling_logprobs` does.
