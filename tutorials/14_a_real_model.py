@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from lesson import BLUE, GREEN, GREY, ORANGE, PINK, axes, show, source
 
-from alignpro_mini.experiments.listing import optimum
+from alignpro_mini.experiments.listing import Rated, optimum
 from alignpro_mini.lab.glossary import ARMS
 
 try:
@@ -55,7 +55,8 @@ def naive_optimum(r, lam):
 source(optimum)
 for lam in (1.0, 0.3, 0.1):
     by_hand = torch.tensor(naive_optimum(r, lam), dtype=torch.float64)
-    torch.testing.assert_close(optimum(r, lam), by_hand, rtol=1e-4, atol=1e-6)
+    rated = Rated(r, torch.zeros(r.shape), ["…", "… one", "… two"])  # all requests of one kind, named ""
+    torch.testing.assert_close(optimum(rated, lam)[""], by_hand, rtol=1e-4, atol=1e-6)
 
 # %% [markdown]
 # ## What the listing says of five rewards

@@ -95,7 +95,7 @@ def shared_run(until: str):
     """The stages of `train.py` up to `until`, on one run folder that all tutorials share: finished stages are loaded.
 
     Returns an object with config, world, run, tokenizer, pi_f, rho_sft, reward, rho, oracle, rated, listing, arms and
-    results, as far as they exist by then. `until` is one of STAGES. On two cores the whole takes about four minutes.
+    results, as far as they exist by then. `until` is one of STAGES. On two cores the whole takes about ten minutes.
     """
     from dataclasses import replace
     from types import SimpleNamespace

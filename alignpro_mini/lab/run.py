@@ -308,16 +308,15 @@ class RunStage:
         """
         self._last = stop
         self._bar = tqdm(range(start, stop), initial=start, total=stop, desc=self.name, disable=None, leave=False)
-        begun = printed = trimmed = time.perf_counter()
+        begun = trimmed = self._spoke = time.perf_counter()
         for step in self._bar:
             if self._stopped:
                 return
             yield step
             done, now = step + 1, time.perf_counter()
-            if self._bar.disable and (done % math.ceil(stop / 10) == 0 or done == stop or now - printed >= 60):
+            if self._bar.disable and (done % math.ceil(stop / 10) == 0 or done == stop or now - self._spoke >= 60):
                 left = (now - begun) / (done - start) * (stop - done)
                 self._say(f"[{self.name}] step {done} of {stop}, {left:.0f} s left{self._latest}")
-                printed = now
             if now - trimmed >= TRIM_EVERY:
                 return_freed_memory()
                 trimmed = now

@@ -174,7 +174,7 @@ def serve(args: argparse.Namespace) -> None:
     try:
         asyncio.run(proxy.serve())
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        pass  # `one_line_errors` has told of it
     try:
         models.shutdown()  # a thread that computes while the process ends would abort it
     except KeyboardInterrupt:  # once more: now

@@ -14,7 +14,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACE = ROOT / "tutorials" / "assignments"
-sys.path[:0] = [str(PLACE), str(ROOT / "tests"), str(Path(__file__).parent)]
+PATHS = [str(PLACE), str(ROOT / "tests"), str(Path(__file__).parent)]
+sys.path[:0] = PATHS
 
 import attempts  # noqa: E402
 import catalogue  # noqa: E402
@@ -54,7 +55,7 @@ def test_the_stub_is_cut_from_the_package(key):
 
 def results_of(key: str, file: Path, seed: int = 0, limit_s: float = 600.0) -> dict[str, dict]:
     """`grade.run_checks` in a process of its own: other tests put functions into the package of this one."""
-    code = f"import json, sys; sys.path[:0] = {sys.path[:3]!r}; import grade; from pathlib import Path; "
+    code = f"import json, sys; sys.path[:0] = {PATHS!r}; import grade; from pathlib import Path; "
     code += f"print(json.dumps(grade.run_checks({key!r}, Path({str(file)!r}), {seed}, {limit_s})))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -160,4 +160,4 @@ def test_serve_listens_warns_and_ends_with_one_line(untrained):
     finally:
         process.kill()
     assert process.returncode == 0
-    assert told == "warning: 0.0.0.0 can be reached by others, and there is no --token\nstopped\n"
+    assert told == "warning: 0.0.0.0 can be reached by others, and there is no --token\n\nalignpro: stopped\n"
