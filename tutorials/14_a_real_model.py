@@ -16,18 +16,14 @@
 
 # %%
 import json
-from pathlib import Path
 
 import torch
-from lesson import BLUE, GREEN, GREY, ORANGE, PINK, axes, show, source
+from lesson import BLUE, GREEN, GREY, HERE, ORANGE, PINK, axes, show, source
 
 from alignpro_mini.experiments.listing import Rated, optimum
 from alignpro_mini.lab.glossary import ARMS
 
-try:
-    here = Path(__file__).parent / "results" / "real"
-except NameError:  # a notebook
-    here = Path("results/real")
+here = HERE / "results" / "real"
 read = lambda name: json.loads((here / name).read_text(encoding="utf-8"))
 
 # %% [markdown]
