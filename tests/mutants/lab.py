@@ -415,7 +415,7 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "lab/run.py",
         "silent-between-tenths",
-        (" or now - printed >= 60", ""),
+        (" or now - self._spoke >= 60", ""),
         "test_regressions.py::test_without_a_terminal_a_line_is_printed_every_tenth_and_every_minute[40-61.0-40]",
     ),
     mutant(

@@ -121,12 +121,15 @@ LIST = "What you need for bees:\n- a hive\n- a veil\n1. a smoker\n* gloves"
     ],
 )
 def test_ratings_by_hand(kind, answer, rated):
+    if kind == "low":
+        pytest.importorskip("vaderSentiment")
     if "Cats" in answer:  # 55 words are 4.58; off topic is 1 less
         rated = 55 / 12 - 1
     assert rating([asked(kind)], [answer]) == [pytest.approx(rated, abs=2e-3)]
 
 
 def test_the_same_answer_serves_one_wish_and_not_another():
-    table = {kind: [rating([asked(kind)], [y])[0] for y in (TWELVE, LONG, LIST)] for kind in WISHES}
+    kinds = ("hurry", "evening", "list")
+    table = {kind: [rating([asked(kind)], [y])[0] for y in (TWELVE, LONG, LIST)] for kind in kinds}
     best = {kind: max(range(3), key=row.__getitem__) for kind, row in table.items()}
-    assert (best["hurry"], best["evening"], best["list"]) == (0, 1, 2)
+    assert [best[kind] for kind in kinds] == [0, 1, 2]
