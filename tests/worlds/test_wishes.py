@@ -116,15 +116,13 @@ LIST = "What you need for bees:\n- a hive\n- a veil\n1. a smoker\n* gloves"
         ("passing", LONG, 4.0),
         ("passing", f"{LONG} Never do it alone, it is a risk!", 4.0 - 1 - 1),
         ("passing", LIST, 0.0),  # 13 words, and a list
-        ("evening", LONG.replace("Bees", "Cats"), 4.0 - 0.417 - 0.0),
+        ("evening", LONG.replace("Bees", "Cats"), 55 / 12 - 1),  # off topic
         ("hurry", "", 0.0),
     ],
 )
 def test_ratings_by_hand(kind, answer, rated):
     if kind == "low":
         pytest.importorskip("vaderSentiment")
-    if "Cats" in answer:  # 55 words are 4.58; off topic is 1 less
-        rated = 55 / 12 - 1
     assert rating([asked(kind)], [answer]) == [pytest.approx(rated, abs=2e-3)]
 
 
