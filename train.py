@@ -1,6 +1,6 @@
 """Align-Pro from scratch to a trained prompter, in the order of the paper's pipeline.
 
-    python train.py                                     # the embedded world, task quality: about 10 minutes on two cores,
+    python train.py                                     # the embedded world, task quality: 7 minutes on two cores,
                                                         # mean reward about -0.1 -> 0.8; best fixed sentence: 0.3
     python train.py --task all --seed 0-4 --jobs 2      # several runs, two side by side, and one table
     python train.py --preset smollm2 --data.prompts ... # a real chat model and real prompts (see the README)
