@@ -2,12 +2,13 @@
 
     units      each reward is shifted and scaled as PPO does it: mean 0, variance 1 over answers to all endings, equally
                often, which is what SFT teaches the prompter. lambda is in these units
-    optimum    rho*(ending) ~ exp(R(ending) / lam), the same for all requests of a kind (`world.kinds`): R(ending), a mean
-               over them, is known well, R(x, x') of one request is not. A prompter that reads more of x can do better
+    optimum    rho*(ending) ~ exp(R(ending) / lam), the same for all requests of a kind (`world.kinds`): R(ending), a
+               mean over them, is known well, R(x, x') of one request is not. A prompter that reads more of x can do
+               better
     fixed      the ending that is best for all requests together
-    curve      mean and the three variance components under rho* along lambda, and the ratios of the total variance, and of
-               that within requests, to the plain request's. Cross-fitted: chosen on one half of the requests, described
-               on the other, both ways
+    curve      mean and the three variance components under rho* along lambda, and the ratios of the total variance, and
+               of that within requests, to the plain request's. Cross-fitted: chosen on one half of the requests,
+               described on the other, both ways
     intervals  95 %, 500 resamples of topics (requests, where each is a topic of its own) within each half. Prediction
                intervals (pi95) hold the noise of the later evaluation too
 
@@ -28,7 +29,7 @@ from alignpro_mini import theory
 from alignpro_mini.experiments.study import legend_and_save
 from alignpro_mini.experiments.variance import PARTS
 from alignpro_mini.lab.config import EvalConfig
-from alignpro_mini.lab.optimum import cross_fitted, moments
+from alignpro_mini.lab.optimum import cross_fitted, moments, variance_ratios
 from alignpro_mini.lab.plots import new_figure
 from alignpro_mini.lab.statistics import interval, variance_parts, within_requests
 from alignpro_mini.lab.tables import aligned, num
@@ -130,9 +131,7 @@ def alone(rated: Rated, j: int) -> dict[str, float]:
 
 def ratios(values: dict[str, float], start: dict[str, float]) -> dict[str, float | None]:
     """Of the variance, and of that within requests, to the plain request's; None where that has none."""
-    within = lambda parts: parts["between_rewrites"] + parts["within"]
-    pairs = ((values["total"], start["total"]), (within(values), within(start)))
-    return {name: a / b if b > 1e-12 else None for name, (a, b) in zip(RATIOS, pairs)}
+    return dict(zip(RATIOS, variance_ratios(values, start)))
 
 
 def at(halves: Sequence[Halves], lam: float) -> dict[str, float | None]:

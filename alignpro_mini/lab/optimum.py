@@ -90,9 +90,9 @@ def pooled(
     """Rewrites rated by what the same rewrites got at other requests, of the same kind.
 
     r (L, K, M) are rewards at L other requests, whose kinds are `listed`; `kinds` are those of `requests`. The mean
-    rewards of the requests of a kind stand in the place of a request's answers, so R is their mean, and the optimum is one
-    distribution over the K rewrites for each kind. `halves` are every other request. Raises UserError for a kind of which
-    fewer than four requests are listed.
+    rewards of the requests of a kind stand in the place of a request's answers, so R is their mean, and the optimum is
+    one distribution over the K rewrites for each kind. `halves` are every other request. Raises UserError for a kind of
+    which fewer than four requests are listed.
     """
     means = r.mean(2)  # (L, K): answers to one request are not independent
     of_kind = {kind: means[[i for i, other in enumerate(listed) if other == kind]] for kind in dict.fromkeys(kinds)}
@@ -204,9 +204,14 @@ def predicted_ratios(listing: Listing, lam: float) -> dict[str, float | None]:
         return dict.fromkeys(names)
     best = moments_at_optimum(listing.rho_sft, listing.r, lam)
     plain = moments_of_kind(listing.r, 0)
+    return dict(zip(names, variance_ratios(best, plain)))
+
+
+def variance_ratios(values: dict[str, float], start: dict[str, float]) -> tuple[float | None, float | None]:
+    """Of two results of `moments`: the ratio of the whole variances, and of those within requests; None over nothing."""
     within = lambda parts: parts["between_rewrites"] + parts["within"]
-    pairs = ((best["total"], plain["total"]), (within(best), within(plain)))
-    return {name: a / b if b > 1e-12 else None for name, (a, b) in zip(names, pairs)}
+    pairs = ((values["total"], start["total"]), (within(values), within(start)))
+    return tuple(a / b if b > 1e-12 else None for a, b in pairs)
 
 
 def crossed_share(listing: Listing, lam: float) -> float | None:
