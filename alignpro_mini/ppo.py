@@ -58,9 +58,10 @@ class PPOConfig:
     ppo_epochs: int = option(2, "passes over each rollout", least=1)
     num_minibatches: int = option(2, "optimiser steps a pass", least=1)
     micro_batch_size: int = option(32, MICRO_BATCH.format("rows"), least=1)
-    lr: float = option(5e-4, "learning rate; it rises to this, then falls to 0", above=0)
+    lr: float = option(8e-4, "learning rate; it rises to this, then falls to 0", above=0)
     warmup_ratio: float = option(0.2, "share of the iterations over which the rate rises")
     kl_coef: float = option(0.1, "lambda: reward paid per nat of KL to the SFT policy", least=0)
+    kl_start: float = option(5.0, "lambda starts as kl_start x kl_coef, see `kl_schedule`", least=1)
     adaptive_kl_target: float = option(0.0, "nats: adapt kl_coef to this KL (0: do not)", least=0)
     adaptive_kl_horizon: float = option(10_000.0, "episodes over which it adapts", above=0)
     gamma: float = option(1.0, "discount; 1, as the score comes once, after a short text")
@@ -145,7 +146,7 @@ class PPOTrainer:
             *self.policy.value_head.parameters(),
         ]
         self.optimizer = make_optimizer(self.parameters, config.lr, weight_decay=0.0)
-        self.kl_coef = config.kl_coef  # lambda now: `adapt_kl_coef` changes it
+        self.kl_coef = config.kl_coef  # lambda now: `train_ppo` and `adapt_kl_coef` change it
         self.lr = config.lr  # of this iteration: `train_ppo` sets it
         self.last_rollout: Rollout | None = None  # for logging
 
@@ -424,6 +425,16 @@ def learning_rate(config: PPOConfig, step: int) -> float:
     return config.lr * rise * fall
 
 
+def kl_schedule(config: PPOConfig, step: int) -> float:
+    """Lambda of an iteration (from 0): from kl_start x kl_coef, linearly, to kl_coef at half of them.
+
+    A policy finds what is good for all prompts before it reads them. With a small lambda it would
+    give up all else by then, and what it never samples it cannot learn again.
+    """
+    left = max(0.0, 1 - step / (config.iterations / 2))
+    return config.kl_coef * (1 + (config.kl_start - 1) * left)
+
+
 def train_ppo(
     trainer: PPOTrainer,
     prompts: Sequence[str],
@@ -443,6 +454,8 @@ def train_ppo(
     trainer.kl_coef = meta.get("kl_coef", trainer.kl_coef)
     for step in stage.progress(start, c.iterations):
         trainer.lr = learning_rate(c, step)
+        if c.adaptive_kl_target == 0:
+            trainer.kl_coef = kl_schedule(c, step)
         picked = torch.randint(len(prompts), (c.batch_size // K,), generator=trainer.generator)
         metrics = trainer.step([prompts[i] for i in picked.tolist() for _ in range(K)])
         extra, samples = observe(trainer)

@@ -19,7 +19,7 @@ from alignpro_mini.generation import generate
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.run import Run, RunStage
 from alignpro_mini.options import UserError
-from alignpro_mini.ppo import PPOConfig, PPOTrainer, Rollout, learning_rate, train_ppo
+from alignpro_mini.ppo import PPOConfig, PPOTrainer, Rollout, kl_schedule, learning_rate, train_ppo
 from alignpro_mini.transformer import Transformer, TransformerConfig
 
 PROMPTS = ["a", "bcdefgh", "hh", "gabcabcagb", "cd", "e"]
@@ -514,6 +514,20 @@ def test_ppo_learns_to_write_the_rewarded_letter_first():
 def test_learning_rate_by_hand(warmup, want):
     config = PPOConfig(iterations=5, lr=2.0, warmup_ratio=warmup)
     assert [learning_rate(config, step) for step in range(5)] == pytest.approx([2 * share for share in want])
+
+
+@pytest.mark.parametrize(("start", "want"), [(5.0, [1.0, 0.6, 0.2, 0.2]), (1.0, [0.2] * 4)])
+def test_kl_schedule_by_hand(start, want):
+    config = PPOConfig(iterations=4, kl_coef=0.2, kl_start=start)
+    assert [kl_schedule(config, step) for step in range(4)] == pytest.approx(want)
+
+
+def test_training_follows_the_schedule_unless_a_kl_target_leads():
+    for target, want in ((0.0, [0.2, 0.15, 0.1, 0.1]), (5.0, [0.1])):
+        stage = FakeStage()
+        t = trainer(iterations=4, kl_coef=0.1, kl_start=2.0, adaptive_kl_target=target, lr=1e-12)
+        train_ppo(t, PROMPTS, stage)
+        assert [row["kl_coef"] for row in stage.rows][: len(want)] == pytest.approx(want)
 
 
 def test_a_high_price_on_kl_holds_the_policy_at_the_reference():

@@ -328,6 +328,10 @@ def test_values_become_the_type_of_their_field(monkeypatch):
             "--ppo.adaptive_kl_horizon: it is not read without --ppo.adaptive_kl_target",
         ),
         (
+            ["--ppo.adaptive_kl_target", "3", "--ppo.kl_start", "2"],
+            "--ppo.kl_start: it is not read with --ppo.adaptive_kl_target",
+        ),
+        (
             [
                 "--oracle.adaptive_kl_horizon",
                 "100",

@@ -203,6 +203,16 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_learning_rate_by_hand[no-warm-up]",
     ),
     of(
+        "lambda-reaches-its-end-late",
+        ("(config.iterations / 2)", "config.iterations"),
+        "test_kl_schedule_by_hand",
+    ),
+    of(
+        "lambda-follows-no-schedule",
+        ("trainer.kl_coef = kl_schedule(c, step)", "pass"),
+        "test_training_follows_the_schedule",
+    ),
+    of(
         "reference-is-the-policy",
         ("self.reference = reference.eval()", "self.reference = lm.eval()"),
         f"{EACH_ROW}[1.0-llama]",
