@@ -1,10 +1,10 @@
 """What a prompter could do to a reward, read off rated answers to every listed ending; `real.py` makes these.
 
-    units      each reward is shifted and scaled as PPO does it: mean 0, variance 1 over answers to all endings, equally
-               often, which is what SFT teaches the prompter. lambda is in these units
-    optimum    rho*(ending) ~ exp(R(ending) / lam), the same for all requests of a kind (`world.kinds`): R(ending), a
-               mean over them, is known well, R(x, x') of one request is not. A prompter that reads more of x can do
-               better
+    units      each reward is shifted and scaled as PPO does it: mean 0, variance 1 over answers to the endings, each as
+               often as SFT teaches it (`shares`). lambda is in these units
+    optimum    rho*(ending) ~ share(ending) exp(R(ending) / lam), the same for all requests of a kind (`world.kinds`):
+               R(ending), a mean over them, is known well, R(x, x') of one request is not. A prompter that reads more
+               of x can do better
     fixed      the ending that is best for all requests together
     curve      mean and the three variance components under rho* along lambda, and the ratios of the total variance, and
                of that within requests, to the plain request's. Cross-fitted: chosen on one half of the requests,
@@ -50,21 +50,34 @@ class Rated:
     endings: list[str]  # K, "…" for the request
     kinds: list[str] = field(default_factory=list)  # N; empty: all of one kind
     topics: list[str] = field(default_factory=list)  # N; empty: each request is a topic of its own
+    shares: list[float] = field(default_factory=list)  # K, of rho_sft; empty: equal
 
     def __post_init__(self) -> None:
-        N = len(self.r)
+        N, K, _ = self.r.shape
         object.__setattr__(self, "kinds", self.kinds or [""] * N)
         object.__setattr__(self, "topics", self.topics or [str(i) for i in range(N)])
+        object.__setattr__(self, "shares", self.shares or [1 / K] * K)
+
+    @property
+    def rho_sft(self) -> Tensor:
+        return torch.tensor(self.shares, dtype=torch.float64)  # (K,)
 
     def take(self, index: Sequence[int]) -> Rated:
         """Some of the requests, in this order."""
         pick = lambda labels: [labels[i] for i in index]
         rows = torch.as_tensor(index, dtype=torch.long)
-        return Rated(self.r[rows], self.truncated[rows], self.endings, pick(self.kinds), pick(self.topics))
+        labels = (pick(self.kinds), pick(self.topics), self.shares)
+        return Rated(self.r[rows], self.truncated[rows], self.endings, *labels)
+
+    def scale(self) -> dict[str, float]:
+        """Mean and standard deviation under rho_sft. Raises UserError where the rewards do not vary."""
+        scale_of(self.r.flatten())
+        mean = float(self.rho_sft @ self.r.mean((0, 2)))
+        return {"mean": mean, "std": float(self.rho_sft @ (self.r - mean).square().mean((0, 2))) ** 0.5}
 
     def scaled(self) -> Rated:
         """The same in units of this reward. Raises UserError where the rewards do not vary."""
-        scale = scale_of(self.r.flatten())
+        scale = self.scale()
         return replace(self, r=(self.r - scale["mean"]) / scale["std"])
 
     def halves(self) -> Halves:
@@ -92,9 +105,9 @@ def optimum(rated: Rated, lam: float) -> Rho:
     """rho* of each kind, by the mean rewards of its requests; lam 0: all on the best ending."""
     found = {}
     for kind in dict.fromkeys(rated.kinds):
-        R = rated.r[[other == kind for other in rated.kinds]].mean((0, 2))[None]  # (1, K)
-        sft = torch.full_like(R, 1 / R.shape[1])
-        found[kind] = theory.optimal_prompter(sft, R, lam)[0] if lam else _only(int(R.argmax()), R.shape[1])
+        R = rated.r[[other == kind for other in rated.kinds]].mean((0, 2))  # (K,)
+        tilted = lambda: theory.optimal_prompter(rated.rho_sft[None], R[None], lam)[0]
+        found[kind] = tilted() if lam else _only(int(R.argmax()), len(R))
     return found
 
 
@@ -109,9 +122,8 @@ def _only(j: int, count: int) -> Tensor:
 
 
 def by_request(rho: Rho, rated: Rated) -> Tensor:
-    """rho of each request's kind, (N, K). A kind that rho does not know is left to rho_sft: all endings alike."""
-    K = rated.r.shape[1]
-    return torch.stack([rho.get(kind, torch.full((K,), 1 / K, dtype=torch.float64)) for kind in rated.kinds])
+    """rho of each request's kind, (N, K). A kind that rho does not know is left to rho_sft."""
+    return torch.stack([rho.get(kind, rated.rho_sft) for kind in rated.kinds])
 
 
 def under(rho: Rho, rated: Rated) -> dict[str, float]:
@@ -177,7 +189,7 @@ def describe(rated: Rated, lambdas=LAMBDAS, later=EvalConfig(), seeds=1, topics=
     A reward learned anew by each of `seeds` (N / seeds requests each) has an optimum for each of them. Raises UserError
     where the rewards do not vary.
     """
-    scale = scale_of(rated.r.flatten())
+    scale = rated.scale()
     z = rated.scaled()
     parts = [z.take(range(s * len(z.r) // seeds, (s + 1) * len(z.r) // seeds)) for s in range(seeds)]
     halves = [part.halves() for part in parts]

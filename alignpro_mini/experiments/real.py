@@ -92,7 +92,7 @@ def run_listing(config: RunConfig, resume: bool, also: Sequence[str]) -> dict[st
     truncated = torch.tensor([row["truncated"] for row in rows]).view(len(rows), len(endings), -1)
     requests = [row["x"] for row in rows]
     kinds, topics = world.kinds(requests), world.groups(requests)
-    return {name: Rated(r, truncated, endings, kinds, topics) for name, r in ratings.items()}
+    return {name: Rated(r, truncated, endings, kinds, topics, world.shares) for name, r in ratings.items()}
 
 
 def pooled(listings: Sequence[dict[str, Rated]]) -> dict[str, Rated]:
@@ -104,7 +104,7 @@ def pooled(listings: Sequence[dict[str, Rated]]) -> dict[str, Rated]:
         seeds = [ratings[name].scaled() for ratings in listings]
         r, truncated = (torch.cat([getattr(ratings, key) for ratings in seeds]) for key in ("r", "truncated"))
         kinds, topics = ([label for ratings in seeds for label in getattr(ratings, key)] for key in ("kinds", "topics"))
-        together[name] = Rated(r, truncated, seeds[0].endings, kinds, topics)
+        together[name] = Rated(r, truncated, seeds[0].endings, kinds, topics, seeds[0].shares)
     return together
 
 

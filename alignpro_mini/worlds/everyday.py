@@ -68,6 +68,7 @@ class EverydayRequests:
 
     task = "chat"
     endings: Sequence[str] = ENDINGS
+    left_alone = 1 / len(ENDINGS)  # share of the requests that SFT teaches the prompter to leave as they are
 
     def __init__(self, config: DataConfig, eval_inputs: int, seed: int, gold: Gold | None = None) -> None:
         """Raises UserError for more `eval_inputs` than there are held-out requests."""
@@ -89,7 +90,13 @@ class EverydayRequests:
     def rewrite_pairs(self, count: int, rng: random.Random) -> list[tuple[str, str]]:
         """SFT data for the prompter: requests, each with one of its listed rewrites."""
         requests = [rng.choice(self.train_requests) for _ in range(count)]
-        return [(x, rng.choice(self.rewrites(x))) for x in requests]
+        return [(x, rng.choices(self.rewrites(x), self.shares)[0]) for x in requests]
+
+    @property
+    def shares(self) -> list[float]:
+        """How often SFT teaches each of the `endings`, the plain request first: all others equally often."""
+        others = len(self.endings) - 1
+        return [self.left_alone, *[(1 - self.left_alone) / others] * others]
 
     def rewrites(self, request: str) -> list[str]:
         """The request with each of the endings, the plain request first."""

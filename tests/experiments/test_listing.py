@@ -47,6 +47,16 @@ def test_the_half_that_chose_does_not_describe():
     assert listing.at([of(r).halves()], 0.01)["gain"] == pytest.approx(-1)
 
 
+def test_what_sft_teaches_more_often_has_more_weight():
+    """rho* ~ share x exp(R / lam), and the units are those of answers to what SFT teaches."""
+    r = of(two_endings(), shares=[0.8, 0.2])
+    good = 0.2 * torch.e / (0.8 + 0.2 * torch.e)  # R is 1 or 3
+    assert listing.optimum(r, 2.0)[""].tolist() == pytest.approx([1 - good, good])
+    assert r.scale()["mean"] == pytest.approx(0.8 * 1 + 0.2 * 3)
+    assert r.scale()["std"] ** 2 == pytest.approx(0.8 * 1 + 4 * 0.8 * 0.2)  # V of the first, and between the two
+    assert listing.by_request({}, r.take([1, 0]))[0].tolist() == [0.8, 0.2]
+
+
 def two_kinds(N: int = 8) -> Rated:
     """Requests of two kinds in turn: each likes its own ending, by 2, and suffers from the other's, by 1."""
     r = torch.zeros(N, 3, 4, dtype=torch.float64)
@@ -103,7 +113,7 @@ def test_what_is_told_of_a_reward():
     truncated = torch.zeros(60, 3, 8)
     truncated[:, 2] = 1
     found = listing.describe(Rated(5 + 2 * r, truncated, ["plain", "good", "bad"]))
-    sd = float(r.std())
+    sd = float(r.std(unbiased=False))
     assert found["mean"] == pytest.approx(float(5 + 2 * r.mean())) and found["sd"] == pytest.approx(2 * sd)
     assert [e["ending"] for e in found["endings"]] == ["good", "plain", "bad"]
     assert [e["truncated"] for e in found["endings"]] == [0, 0, 1]
