@@ -61,7 +61,7 @@ class PPOConfig:
     lr: float = option(8e-4, "learning rate; it rises to this, then falls to 0", above=0)
     warmup_ratio: float = option(0.2, "share of the iterations over which the rate rises")
     kl_coef: float = option(0.1, "lambda: reward paid per nat of KL to the SFT policy", least=0)
-    kl_start: float = option(5.0, "lambda starts as kl_start x kl_coef, see `kl_schedule`", least=1)
+    kl_start: float = option(1.0, "lambda falls from kl_start x kl_coef to kl_coef", least=1)
     adaptive_kl_target: float = option(0.0, "nats: adapt kl_coef to this KL (0: do not)", least=0)
     adaptive_kl_horizon: float = option(10_000.0, "episodes over which it adapts", above=0)
     gamma: float = option(1.0, "discount; 1, as the score comes once, after a short text")
@@ -426,7 +426,7 @@ def learning_rate(config: PPOConfig, step: int) -> float:
 
 
 def kl_schedule(config: PPOConfig, step: int) -> float:
-    """Lambda of an iteration (from 0): from kl_start x kl_coef, linearly, to kl_coef at half of them.
+    """Lambda of an iteration (from 0): kl_start x kl_coef falls linearly to kl_coef at half of them.
 
     A policy finds what is good for all prompts before it reads them. With a small lambda it would
     give up all else by then, and what it never samples it cannot learn again.
