@@ -42,6 +42,8 @@ OF_MADE_PAIRS = ("pairs", "mismatched", "answers_per_request", "scale")
 OF_A_REMOTE_LM = tuple(f"api.{name}" for name in ("system", "extra", "strip_thinking", "max_prompt_chars"))
 NO_WISHES = "nobody knows of requests with another wish here: not read"
 AROUND_A_REQUEST = 24  # tokens: the longest opening and ending of `worlds.files`, and EOS
+# Seven optima instead of one: more rewrites, and ten listed requests of each kind.
+OF_WISHES = {"ppo.iterations": 100, "ppo.batch_size": 64, "ppo.answers": 1, "ppo.kl_start": 5.0, "theory.inputs": 70}
 FEW_ANSWERS = {"theory.inputs": 0, "eval.untrained_arms": False}  # where every answer costs
 
 
@@ -91,7 +93,8 @@ class RealModels:
         """A judge's answers cost: only those that PPO and the arms need are asked for. A rewrite holds its request."""
         c = self.config
         longest = {"ppo.max_new_tokens": c.data.max_prompt_tokens + AROUND_A_REQUEST} if c.data.prompts else {}
-        return longest | ({"eval.oracle": False, **FEW_ANSWERS} if c.judge else {})
+        wishes = OF_WISHES if c.task == "wishes" else {}
+        return longest | wishes | ({"eval.oracle": False, **FEW_ANSWERS} if c.judge else {})
 
     # ------------------------------------------------------------ requests and models
 

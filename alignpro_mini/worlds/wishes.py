@@ -4,7 +4,7 @@
     rewrite = the request word for word + one of 29 endings
 
 A small model answers the question and ignores the wish. So one ending does not serve all requests: which is best depends
-on what was said. Each kind of wish is said in ten ways, never by the words of the ending that serves it. Held out are
+on what was said. SFT teaches the prompter to leave half of the requests as they are, whatever their wish. Each kind of wish is said in ten ways, never by the words of the ending that serves it. Held out are
 topics and two ways of each kind: evaluation is on neither.
 
     kind       what is wanted, `rating` 0 to 4 before `off topic`
@@ -14,7 +14,9 @@ topics and two ways of each kind: evaluation is on neither.
     low        warm sentences               4 x the share of sentences with VADER's compound sentiment above 0.4
     child      short sentences, plain words 4 - (words a sentence - 8) / 4 - 10 x the share of words with 9 letters or more
     worried    warnings                     4/3 x the sentences with a word of WARNINGS
-    passing    an ordinary answer           words / 10 - 2 for a list - 1 for each "!" and each warning
+    passing    an ordinary answer           4 min(1, words / 30) - |words a sentence - 14| / 4 - 2 for a list
+                                            - 2 x the share of sentences that VADER finds glad or sad (beyond +-0.6)
+                                            - 1 for each "!" and each warning
                                             (nothing needs to be done: people say many things that ask for nothing)
 
     off topic  1 less where the answer takes up no content word of the question (by its first five letters)
@@ -128,8 +130,9 @@ def _plain(parts: Sequence[str], said: Sequence[str]) -> float:
 
 
 def _ordinary(answer: str, parts: Sequence[str], said: Sequence[str]) -> float:
-    is_list = bool(ITEM.search(answer))
-    return min(4.0, len(said) / 10) - 2 * is_list - answer.count("!") - _warnings(parts)
+    shape = 4 * min(1.0, len(said) / 30) - abs(len(said) / len(parts) - 14) / 4 - 2 * bool(ITEM.search(answer))
+    moved = sum(abs(_sentiment(part)) > 0.6 for part in parts) / len(parts)
+    return shape - 2 * moved - answer.count("!") - _warnings(parts)
 
 
 SERVED = {
@@ -151,6 +154,7 @@ class WishRequests(EverydayRequests):
 
     task = "wishes"
     endings = (*ENDINGS, *MORE_ENDINGS)
+    left_alone = 0.5  # a prompter should leave most requests of the kind `passing` as they are
 
     def _compose(self, seed: int) -> tuple[list[str], list[str]]:
         """Requests to train on; held out are other topics, with wishes in other words."""

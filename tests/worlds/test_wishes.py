@@ -92,6 +92,7 @@ def test_the_share_of_requests_that_need_nothing_and_are_left_alone():
 
 TWELVE = "Buy one hive, read about bees and ask a keeper near you."
 LONG = " ".join(["Bees are kept in hives near flowers and water all year."] * 5)  # 55 words
+FOURTEEN = "Bees are kept in hives near flowers and water all year in the north."
 LIST = "What you need for bees:\n- a hive\n- a veil\n1. a smoker\n* gloves"
 
 
@@ -113,15 +114,21 @@ LIST = "What you need for bees:\n- a hive\n- a veil\n1. a smoker\n* gloves"
         ("child", "Beekeeping necessitates considerable preparation.", 0.0),
         ("worried", "Avoid cold days with bees. Wear a veil. A sting is a risk.", 8 / 3),
         ("worried", "Buy a hive for bees.", 0.0),
-        ("passing", LONG, 4.0),
-        ("passing", f"{LONG} Never do it alone, it is a risk!", 4.0 - 1 - 1),
+        ("passing", LONG, 4 - 3 / 4),  # 11 words a sentence
+        ("passing", f"{LONG} Never do it alone, it is a risk!", 4 - 3.5 / 4 - 1 - 1),  # 63 words, 6 sentences
         ("passing", LIST, 0.0),  # 13 words, and a list
+        ("passing", f"{FOURTEEN} {FOURTEEN}", 4 * 28 / 30),
+        (
+            "passing",
+            f"{FOURTEEN} I love this wonderful and great and happy life with bees so very much.",
+            4 * 28 / 30 - 1,
+        ),
         ("evening", LONG.replace("Bees", "Cats"), 55 / 12 - 1),  # off topic
         ("hurry", "", 0.0),
     ],
 )
 def test_ratings_by_hand(kind, answer, rated):
-    if kind == "low":
+    if kind in ("low", "passing"):
         pytest.importorskip("vaderSentiment")
     assert rating([asked(kind)], [answer]) == [pytest.approx(rated, abs=2e-3)]
 
