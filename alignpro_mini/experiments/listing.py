@@ -106,8 +106,10 @@ def optimum(rated: Rated, lam: float) -> Rho:
     found = {}
     for kind in dict.fromkeys(rated.kinds):
         R = rated.r[[other == kind for other in rated.kinds]].mean((0, 2))  # (K,)
-        tilted = lambda: theory.optimal_prompter(rated.rho_sft[None], R[None], lam)[0]
-        found[kind] = tilted() if lam else _only(int(R.argmax()), len(R))
+        if lam:
+            found[kind] = theory.optimal_prompter(rated.rho_sft[None], R[None], lam)[0]
+        else:
+            found[kind] = _only(int(R.argmax()), len(R))
     return found
 
 
