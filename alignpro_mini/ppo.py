@@ -58,7 +58,7 @@ class PPOConfig:
     ppo_epochs: int = option(2, "passes over each rollout", least=1)
     num_minibatches: int = option(2, "optimiser steps a pass", least=1)
     micro_batch_size: int = option(32, MICRO_BATCH.format("rows"), least=1)
-    lr: float = option(8e-4, "learning rate; it rises to this, then falls to 0", above=0)
+    lr: float = option(5e-4, "learning rate; it rises to this, then falls to 0", above=0)
     warmup_ratio: float = option(0.2, "share of the iterations over which the rate rises")
     kl_coef: float = option(0.1, "lambda: reward paid per nat of KL to the SFT policy", least=0)
     kl_start: float = option(1.0, "lambda falls from kl_start x kl_coef to kl_coef", least=1)
@@ -426,12 +426,12 @@ def learning_rate(config: PPOConfig, step: int) -> float:
 
 
 def kl_schedule(config: PPOConfig, step: int) -> float:
-    """Lambda of an iteration (from 0): kl_start x kl_coef falls linearly to kl_coef at half of them.
+    """Lambda of an iteration (from 0): kl_start x kl_coef falls linearly, to kl_coef at 3/4 of them.
 
     A policy finds what is good for all prompts before it reads them. With a small lambda it would
     give up all else by then, and what it never samples it cannot learn again.
     """
-    left = max(0.0, 1 - step / (config.iterations / 2))
+    left = max(0.0, 1 - step / (0.75 * config.iterations))
     return config.kl_coef * (1 + (config.kl_start - 1) * left)
 
 

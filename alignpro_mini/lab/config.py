@@ -147,10 +147,10 @@ class RunConfig:
     preferences: PreferenceConfig = PreferenceConfig()
     reward_model: RewardConfig = RewardConfig()
     sampling: SamplingConfig = SamplingConfig()
-    ppo: PPOConfig = PPOConfig(kl_start=5.0)
+    ppo: PPOConfig = PPOConfig(kl_start=5.0, warmup_ratio=0.05)
     # Fewer iterations, which are enough for it: an answer is longer than a rewrite. All else is as in ppo, and
     # `with_options` keeps it so.
-    oracle: PPOConfig = PPOConfig(iterations=200, kl_start=5.0, max_new_tokens=SamplingConfig().max_new_tokens)
+    oracle: PPOConfig = replace(ppo, iterations=200, max_new_tokens=SamplingConfig().max_new_tokens)
     eval: EvalConfig = EvalConfig()
     theory: TheoryConfig = TheoryConfig()
     api: ApiConfig = ApiConfig()

@@ -516,16 +516,16 @@ def test_learning_rate_by_hand(warmup, want):
     assert [learning_rate(config, step) for step in range(5)] == pytest.approx([2 * share for share in want])
 
 
-@pytest.mark.parametrize(("start", "want"), [(5.0, [1.0, 0.6, 0.2, 0.2]), (1.0, [0.2] * 4)])
+@pytest.mark.parametrize(("start", "want"), [(4.0, [0.8, 0.6, 0.4, 0.2]), (1.0, [0.2] * 4)])
 def test_kl_schedule_by_hand(start, want):
     config = PPOConfig(iterations=4, kl_coef=0.2, kl_start=start)
     assert [kl_schedule(config, step) for step in range(4)] == pytest.approx(want)
 
 
 def test_training_follows_the_schedule_unless_a_kl_target_leads():
-    for target, want in ((0.0, [0.2, 0.15, 0.1, 0.1]), (5.0, [0.1])):
+    for target, want in ((0.0, [0.4, 0.3, 0.2, 0.1]), (5.0, [0.1])):
         stage = FakeStage()
-        t = trainer(iterations=4, kl_coef=0.1, kl_start=2.0, adaptive_kl_target=target, lr=1e-12)
+        t = trainer(iterations=4, kl_coef=0.1, kl_start=4.0, adaptive_kl_target=target, lr=1e-12)
         train_ppo(t, PROMPTS, stage)
         assert [row["kl_coef"] for row in stage.rows][: len(want)] == pytest.approx(want)
 

@@ -202,7 +202,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("return config.lr * rise * fall", "return config.lr * rise"),
         "test_learning_rate_by_hand[no-warm-up]",
     ),
-    of("lambda-reaches-its-end-late", ("(config.iterations / 2)", "config.iterations"), "test_kl_schedule_by_hand"),
+    of("lambda-reaches-its-end-late", ("(0.75 * config.iterations)", "config.iterations"), "test_kl_schedule_by_hand"),
     of(
         "lambda-follows-no-schedule",
         ("trainer.kl_coef = kl_schedule(c, step)", "pass"),
