@@ -178,13 +178,6 @@ def positive_numbers(text: str, option: str) -> list[float]:
     return numbers
 
 
-def whole_numbers(text: str, option: str) -> list[int]:
-    """'250,500' -> [250, 500]. Raises UserError for anything but whole numbers."""
-    good = all(part.isdecimal() for part in text.split(","))
-    require(good, f"--{option}: {text!r} is not a list of whole numbers, such as 1,2")
-    return list(dict.fromkeys(int(part) for part in text.split(",")))
-
-
 def whole_number(text: str, option: str) -> int:
     """'25' -> 25. Raises UserError for anything but a whole number."""
     require(text.isdecimal(), f"--{option}: {text!r} is not a whole number")
@@ -244,30 +237,23 @@ class Stages:
 
     @cached_property
     def reward(self) -> Reward:
-        return self.learn_reward(self.run)
-
-    def learn_reward(self, run: Run) -> Reward:
-        """The reward of another run, which has options of its own for it."""
-        return pipeline.reward_model(run, setup_of(run.config), self.world, self.pi_f, self.rho_sft)
+        return pipeline.reward_model(self.run, self.setup, self.world, self.pi_f, self.rho_sft)
 
     @cached_property
     def rated(self) -> RatedRewrites:
         """All enumerated rewrites, and the rewards of many answers to each."""
         return assess.rate_rewrites(self.run, self.setup, self.world, self.pi_f, self.reward)
 
-    def align_pro(self, run: Run, reward: Reward | None = None) -> Prompter:
-        return pipeline.align_pro(run, self.world, self.pi_f, self.rho_sft, reward or self.reward)
+    def align_pro(self, run: Run) -> Prompter:
+        return pipeline.align_pro(run, self.world, self.pi_f, self.rho_sft, self.reward)
 
     def oracle(self, run: Run) -> FrozenLM | None:
         return pipeline.rlhf_oracle(run, self.world, self.pi_f, self.reward)
 
-    def evaluator(
-        self, run: Run, purpose: str, requests: Sequence[str], counts: EvalConfig, reward: Reward | None = None
-    ) -> Evaluator:
+    def evaluator(self, run: Run, purpose: str, requests: Sequence[str], counts: EvalConfig) -> Evaluator:
         """The arms on these requests, in the units that PPO sees; `purpose` names its stream of random numbers."""
-        score = (reward or self.reward).train
-        draws = run.generator(purpose)
-        return Evaluator(list(requests), self.pi_f, score, self.world.gold, counts, draws, run.config.guard)
+        score, gold = self.reward.train, self.world.gold
+        return Evaluator(list(requests), self.pi_f, score, gold, counts, run.generator(purpose), run.config.guard)
 
 
 def seed_table(

@@ -15,13 +15,13 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "experiments/study.py",
         "not-what-the-guard-would-send",
-        ("draws, run.config.guard)", "draws)"),
+        ("run.generator(purpose), run.config.guard)", "run.generator(purpose))"),
         "test_what_is_measured_is_what_the_guard_would_send",
     ),
     mutant(
         "experiments/study.py",
         "measured-in-other-units",
-        ("(reward or self.reward).train", "(reward or self.reward).report"),
+        ("self.reward.train, self.world.gold", "self.reward.report, self.world.gold"),
         "test_frontier.py::test_a_callable_is_drawn_in_the_units_of_lambda",
     ),
     mutant(
