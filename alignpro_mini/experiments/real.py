@@ -34,11 +34,10 @@ import torch
 
 from alignpro_mini.experiments import listing, study
 from alignpro_mini.experiments.listing import Rated
-from alignpro_mini.experiments.variance import PARTS
 from alignpro_mini.lab import assess, evaluation
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.evaluation import Arm, against_fixed
-from alignpro_mini.lab.glossary import ARMS
+from alignpro_mini.lab.glossary import ARMS, PARTS
 from alignpro_mini.lab.listed import asked_and_answered, rated
 from alignpro_mini.lab.models import make_frozen_lm, with_weights
 from alignpro_mini.lab.plots import new_figure

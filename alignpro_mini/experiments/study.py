@@ -86,8 +86,7 @@ class Study:
         """The configuration of a cell: its folder has the study's name."""
         if self.in_runs:
             return config
-        without_task = config.name or f"{config.preset}-seed{config.seed}"
-        return replace(config, name=f"{self.name}-{without_task if 'task' in self.varies else config.run_name}")
+        return replace(config, name=f"{self.name}-{config.run_name}")
 
     def stem(self, configs: Sequence[RunConfig]) -> Path:
         """Where JSON and figures of the named cells go: the name of the files without their ends."""
@@ -128,8 +127,6 @@ def main(*studies: Study, module: str = "") -> None:
     configs, given = parse_command_line(prog=prog, add=add, unread=unread)
     with one_line_errors(prog, resumes=True):
         own = {option.name: option.read(getattr(given, option.name), option.name) for option in study.options}
-        usual_task = "task" not in study.varies or {c.task for c in configs} == {RunConfig().task}
-        require(usual_task, "--task: it is varied here; leave it out")
         require(given.jobs == 1 or not study.in_runs, "--jobs: here the seeds come one after the other; leave it out")
         study.check(configs, **own)
         configs = [study.named(config) for config in configs]

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 from cells import cell_config, refused, started
 
-from alignpro_mini.experiments import budget, estimators, frontier, grid, plane, real, study, variance
+from alignpro_mini.experiments import budget, estimators, frontier, grid, plane, real, study
 from alignpro_mini.lab.cli import chosen
 from alignpro_mini.options import UserError
 
-STUDIES = [module.STUDY for module in (budget, estimators, frontier, grid, plane, variance)]
+STUDIES = [module.STUDY for module in (budget, estimators, frontier, grid, plane)]
 HUNDREDS = study.Study(
     "hundreds",
     cell=lambda config, resume, numbers: {
@@ -127,11 +127,6 @@ def test_a_wrong_command_ends_in_one_line_before_any_work(argv, told, monkeypatc
         (estimators, ["--variants", "RLOO, K 3"], "'RLOO, K 3' is not one of"),
         (estimators, ["--task", "all"], "one task at a time"),
         (estimators, ["--theory.inputs", "0"], "the optimum is known"),
-        (variance, ["--eval.answers", "1"], "this study does not read it"),
-        (variance, ["--world.follow", "1"], "it is varied here"),
-        (variance, ["--task", "attributes"], "--task: it is varied here; leave it out"),
-        (variance, ["--worlds", "quality-plain-0.8"], "'quality-plain-0.8' is not one of"),
-        (variance, ["--theory.answers", "2"], "--theory.answers is 2; each half of the answers needs a variance"),
     ],
 )
 def test_what_a_study_cannot_do_is_told_in_one_line(one, argv, told, monkeypatch, capsys):
@@ -166,8 +161,6 @@ def test_options_and_names_of_a_command(monkeypatch):
     _, names, resume, own = started(monkeypatch, frontier.STUDY, argv=["--seed", "0,1", "--resume", "--jobs", "2"])
     assert names == [f"frontier-tiny-quality-seed{i}" for i in (0, 1)] and resume
     assert own == {"lambdas": [0.02, 0.05, 0.1, 0.2, 0.5]}
-    _, names, _, own = started(monkeypatch, variance.STUDY, argv=["--seed", "2"])
-    assert names == ["variance-tiny-seed2"] and own["worlds"] == list(variance.WORLDS), "a seed has worlds of two tasks"
     _, names, _, own = started(monkeypatch, grid.STUDY, argv=["--cells", "P1-F1,P2-F2"])
     assert names == ["grid-tiny-quality-seed0"] and own == {"cells": ["P1-F1", "P2-F2"]}
     steps = (real.LISTING, real.SUMMARY, real.TEMPERATURE)
