@@ -97,12 +97,6 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_variants_end_to_end_and_one_more",
     ),
     mutant(
-        "experiments/gradient.py",
-        "every-variant-is-ppo",
-        ("VARIANTS[config.variant](policy", "PPOTrainer(policy"),
-        "test_a_kl_in_the_loss_has_the_gradient_of_the_other_kl",
-    ),
-    mutant(
         "experiments/listing.py",
         "described-by-the-half-that-chose",
         ("under(optimum(chose, lam), rates)", "under(optimum(rates, lam), rates)"),
