@@ -142,13 +142,10 @@ def test_what_a_study_cannot_do_is_told_in_one_line(one, argv, told, monkeypatch
         (["--also", "nonsense"], "--also: ['nonsense'] is no module:function"),
         (["--reward", "judge:m", "--theory.inputs", "4"], "--reward judge:MODEL is not listed: each answer would be"),
         (["--seed", "0,1", "--jobs", "2"], "--jobs: here the seeds come one after the other; leave it out"),
-        (["--step", "temperature", "--seed", "0,1"], "one run at a time"),
-        (["--step", "temperature", "--requests", "513"], "--requests is 513; it takes 2 to 512"),
-        (["--step", "temperature", "--temperatures", "0,1"], "--temperatures: '0,1' is not a list of numbers above 0"),
     ],
 )
 def test_what_a_step_of_the_real_model_cannot_do_is_told_in_one_line(argv, told, monkeypatch, capsys):
-    steps = (real.LISTING, real.SUMMARY, real.TEMPERATURE)
+    steps = (real.LISTING, real.SUMMARY)
     line = refused(monkeypatch, capsys, *steps, argv=["--preset", "smollm2", *argv], module="real")
     assert line.startswith("alignpro_mini.experiments.real: error: ") and told in line
 
@@ -163,7 +160,7 @@ def test_options_and_names_of_a_command(monkeypatch):
     assert own == {"lambdas": [0.02, 0.05, 0.1, 0.2, 0.5]}
     _, names, _, own = started(monkeypatch, grid.STUDY, argv=["--cells", "P1-F1,P2-F2"])
     assert names == ["grid-tiny-quality-seed0"] and own == {"cells": ["P1-F1", "P2-F2"]}
-    steps = (real.LISTING, real.SUMMARY, real.TEMPERATURE)
+    steps = (real.LISTING, real.SUMMARY)
     _, names, _, own = started(monkeypatch, *steps, argv=["--preset", "smollm2"], module="real")
     assert names == ["smollm2-chat-seed0"] and own == {"also": []}, "in the folder of train.py's run"
 
