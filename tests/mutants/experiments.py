@@ -50,12 +50,6 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     mutant(
         "experiments/frontier.py",
-        "best-of-n-rated-by-what-chose-it",
-        ("rating = listing.r[:, :, half:]", "rating = listing.r[:, :, :half]"),
-        "test_picks_are_rated_by_answers_that_did_not_choose_them",
-    ),
-    mutant(
-        "experiments/frontier.py",
         "held-out-curve-rated-by-what-chose-it",
         ("theory.value(star, rates.nanmean(2))", "theory.value(star, chose.nanmean(2))"),
         "test_the_two_curves_lie_on_either_side_of_the_truth",
