@@ -176,7 +176,7 @@ def test_the_exact_gradient_equals_finite_differences():
     values = []
     for step in (1e-3, -1e-3):
         torch.nn.utils.vector_to_parameters(weights + step * direction, policy.parameters())
-        values.append(float(theory.regularised_value(enumerated_logprobs(policy).exp(), rho_sft, rewards(), 0.2)))
+        values.append(theory.regularised_value(enumerated_logprobs(policy).exp(), rho_sft, rewards(), 0.2).item())
     slope = float(direction @ gradient)
     assert abs(slope) > 0.1 and (values[0] - values[1]) / 2e-3 == pytest.approx(slope, rel=0.02)
 
