@@ -64,6 +64,8 @@ def test_options_that_the_pages_name_exist():
         "resume",
         "jobs",
         "lambdas",
+        "shares",
+        "plain_answers",
         "rounds",
         "size",
         "json",
