@@ -146,8 +146,8 @@ assert curves["good rewrites are steady"][-1] < steady[0, 0] and curves["good re
 # ## Exercise: predict `--world.spread cue`
 #
 # In the world `--world.spread cue` plain requests get average answers, and cues are the gambles. Predict mean and variance
-# ratio, then run it (four minutes): `python train.py --world.spread cue --name cue`. [Twelve worlds](results/variance.md) are a study of their own:
-# `python -m alignpro_mini.experiments.variance`.
+# ratio, then run it (four minutes): `python train.py --world.spread cue --name cue`. [Twelve such worlds](results/earlier-world.md) were
+# measured.
 # <details><summary>Solution</summary>
 #
 # The mean rises, and the variance rises too: its ratio is above 1.

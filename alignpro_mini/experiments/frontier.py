@@ -5,7 +5,6 @@
     closed form    (KL, J) of rho* as lambda runs from large to small, twice: rated by the answers that chose it, which
                    makes it too high, and by other answers, which makes it too low; the truth lies between
     Align-Pro      (KL, J) of prompters trained at some lambda, on the same enumerated rewrites: exact
-    best-of-n      the same for the distribution of its picks: chosen by one half of the answers, rated by the other
     RLHF           the oracle trained at the same coefficient: mean reward on the same requests, against the KL of
                    *answers*, another quantity. The figure of all runs has Align-Pro's KL of answers too
 
@@ -22,7 +21,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from alignpro_mini import theory
@@ -37,8 +35,6 @@ from alignpro_mini.lab.run import Run, RunStage
 from alignpro_mini.lab.statistics import bootstrap_interval, t_interval
 from alignpro_mini.lab.sweep import by_task
 
-BEST_OF = (2, 4, 8, 16, 32)
-
 
 def run_frontier(config: RunConfig, resume: bool, lambdas: Sequence[float]) -> dict:
     """Train at each KL coefficient, measure, draw; returns {"task", "seed", "closed_form", ...}."""
@@ -52,7 +48,6 @@ def run_frontier(config: RunConfig, resume: bool, lambdas: Sequence[float]) -> d
     results["no_finetuning"] = float(untrained.R[:, 0].mean())
     results["closed_form"] = closed_form_curve(untrained, lambdas)
     results["align_pro"] = points
-    results["best_of_n"] = best_of_n(untrained, config.seed)
     run_figure(results, study.folder(config) / "frontier.png")
     return results
 
@@ -126,45 +121,16 @@ def closed_form_curve(listing: Listing, lambdas: Sequence[float], points: int = 
     return curve
 
 
-def best_of_n(listing: Listing, seed: int, draws: int = 4000) -> list[dict[str, float]]:
-    """Best-of-n's picks, simulated: n rewrites of rho_sft, one answer each, the best answer's rewrite.
-
-    The picks of `draws` tries an input give a distribution over rewrites, whose KL and J are then exact, but for a KL
-    that is too high by about (K - 1) / (2 draws) nats. Picks are made by the first half of the answers and rated by the
-    second: an answer chosen for its reward is biased. Raises ValueError for a single answer a rewrite.
-    """
-    g = torch.Generator().manual_seed(seed)
-    N, K, _ = listing.r.shape
-    half = int(listing.answers.min()) // 2  # the best rewrites have more answers
-    if half == 0:
-        raise ValueError("best-of-n needs two answers a rewrite at least: one to choose by, one to rate")
-    choosing = listing.r[:, :, :half]  # (N, K, M/2)
-    rating = listing.r[:, :, half:].nanmean(2)  # (N, K)
-    points = []
-    for n in BEST_OF:
-        picked = torch.zeros(N, K, dtype=torch.float64)
-        for i in range(N):
-            rewrite = torch.multinomial(listing.rho_sft[i], draws * n, replacement=True, generator=g).view(draws, n)
-            answer = torch.randint(half, (draws, n), generator=g)  # (draws, n)
-            best = choosing[i][rewrite, answer].argmax(1, keepdim=True)  # (draws, 1)
-            picked[i] = rewrite.gather(1, best)[:, 0].bincount(minlength=K).double() / draws
-        point = {"n": n, "kl_bound": float(np.log(n) - (n - 1) / n)}
-        point["kl"] = float(theory.kl(picked, listing.rho_sft).mean())
-        point["mean"] = float(theory.value(picked, rating))
-        points.append(point)
-    return points
-
-
 # ---------------------------------------------------------------- table
 
 
-def by_point(runs: list[dict], arm: str, key: str) -> dict[tuple, list[dict]]:
-    """{(task, value of `key`): its points of this arm, one a seed}, each with its run's reward without fine-tuning."""
+def by_point(runs: list[dict]) -> dict[tuple, list[dict]]:
+    """{(task, KL coefficient): its points, one a seed}, each with its run's reward without fine-tuning."""
     rows: dict[tuple, list[dict]] = {}
     for run in (run for of_task in by_task(runs).values() for run in of_task):
-        for point in run[arm]:
+        for point in run["align_pro"]:
             point = {"start": run["no_finetuning"], "matched": at_matched_kl(run, point)} | point
-            rows.setdefault((run["task"], point[key]), []).append(point)
+            rows.setdefault((run["task"], point["lam"]), []).append(point)
     return rows
 
 
@@ -218,15 +184,12 @@ OBJECTIVE = {
     "optimum, at least": lambda p: p.get("rlhf_optimum"),
     "oracle's share": oracle_share,
 }
-BEST_OF_N = {"KL": lambda p: p["kl"], "its bound": lambda p: p["kl_bound"], "reward": lambda p: p["mean"]}
 
 
 def table(content: dict) -> str:
-    """Align-Pro and the oracle, what RLHF maximises, and best-of-n; means over the seeds."""
-    points = by_point(content["runs"], "align_pro", "lam")
-    tables = [study.seed_table(("task", "λ = β"), points, columns) for columns in (AT_EQUAL_KL, OBJECTIVE)]
-    best = by_point(content["runs"], "best_of_n", "n")
-    return "\n\n".join([*tables, study.seed_table(("task", "best of n"), best, BEST_OF_N)])
+    """Align-Pro and the oracle, and what RLHF maximises; means over the seeds."""
+    points = by_point(content["runs"])
+    return "\n\n".join(study.seed_table(("task", "λ = β"), points, columns) for columns in (AT_EQUAL_KL, OBJECTIVE))
 
 
 # ---------------------------------------------------------------- figures
@@ -249,7 +212,6 @@ def run_figure(results: dict, path: Path) -> None:
         ax.plot(along[f"kl{end}"], along[f"mean{end}"], style, color=colour, lw=2, label=f"{name}, {label}")
     for arm, points, kl, mean in (
         ("align_pro", results["align_pro"], "kl", "mean"),
-        ("best_of_n", results["best_of_n"], "kl", "mean"),
         ("rlhf_oracle", [p for p in results["align_pro"] if "rlhf_kl" in p], "rlhf_kl", "rlhf_mean"),
     ):
         name, colour = ARMS[arm]

@@ -30,7 +30,7 @@ from alignpro_mini.experiments import study
 from alignpro_mini.frozen import FrozenLM
 from alignpro_mini.lab import assess, pipeline, sweep
 from alignpro_mini.lab.config import RunConfig, ShapeConfig
-from alignpro_mini.lab.glossary import ARMS, TRIO
+from alignpro_mini.lab.glossary import ARMS, PARTS, TRIO
 from alignpro_mini.lab.paper import CELLS, PAPER_CELLS
 from alignpro_mini.lab.plots import new_figure
 from alignpro_mini.lab.run import Run
@@ -47,7 +47,6 @@ SECOND = {
 }
 SHOWN = ("no_finetuning", "fixed_rewrite", "align_pro", "rlhf_oracle")
 HEADINGS = ("No-FT", "Align-Pro", "Oracle")
-PARTS = {"between_inputs": "#e69f00", "between_rewrites": "#cc79a7", "within": "#56b4e9"}
 
 
 def grid_part(config: RunConfig, name: str) -> RunConfig:
@@ -206,7 +205,7 @@ def variance_figure(content: dict, path: Path) -> None:
         for i, arm in enumerate(TRIO):
             places = np.arange(len(of_task)) + 0.27 * (i - 1)
             base = np.zeros(len(of_task))
-            for name, colour in PARTS.items():
+            for name, colour in list(PARTS.items())[:3]:
                 keys = ("arms", arm, "variance_parts", name)
                 height = [sweep.seed_mean(runs, *keys)[0] or 0.0 for runs in of_task.values()]
                 height = np.maximum(height, 0.0)  # an unbiased part near 0 may come out a little below it

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from alignpro_mini import theory
 from alignpro_mini.experiments.study import legend_and_save
-from alignpro_mini.experiments.variance import PARTS
 from alignpro_mini.lab.config import EvalConfig
+from alignpro_mini.lab.glossary import PARTS
 from alignpro_mini.lab.optimum import cross_fitted, moments, variance_ratios
 from alignpro_mini.lab.plots import new_figure
 from alignpro_mini.lab.statistics import interval, variance_parts, within_requests

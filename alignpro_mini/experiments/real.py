@@ -1,9 +1,8 @@
-"""A real model's runs: what is to be expected before any PPO, what came out, and other temperatures. Three steps.
+"""A real model's runs: what is to be expected before any PPO, and what came out. Two steps.
 
-    python -m alignpro_mini.experiments.real --step listing     --preset smollm2 --seed 0-2 [--also mine:second]
-    python train.py                                             --preset smollm2 --seed 0-2 --resume
-    python -m alignpro_mini.experiments.real --step summary     --preset smollm2 --seed 0-2
-    python -m alignpro_mini.experiments.real --step temperature --preset smollm2 --seed 0
+    python -m alignpro_mini.experiments.real --step listing --preset smollm2 --seed 0-2 [--also mine:second]
+    python train.py                                         --preset smollm2 --seed 0-2 --resume
+    python -m alignpro_mini.experiments.real --step summary --preset smollm2 --seed 0-2
 
 Give every step the options of the runs: they name the folders.
 
@@ -15,11 +14,9 @@ Give every step the options of the runs: they name the folders.
     summary       all requests of all seeds together, each seed's rewards less their mean: the ratio is that of the mean
                   variances. Intervals (95 %) resample topics, as the seeds share requests and topics (requests of
                   files: whole requests), paired between arms. Beside it, what the listing predicted
-    temperature   one finished run, evaluated again: at each temperature of the frozen model the arms without
-                  fine-tuning, with the SFT prompter and with the trained one answer the same held-out requests anew
 
     <out>/listing-<preset>-<task>-seed<k>/answers.jsonl
-    <run>/listing.json, .png, summary.json, temperature.json, .png     of several seeds: <run without seed>-listing/
+    <run>/listing.json, .png, summary.json     of several seeds: <run without seed>-listing/
 """
 
 from __future__ import annotations
@@ -34,19 +31,15 @@ import torch
 
 from alignpro_mini.experiments import listing, study
 from alignpro_mini.experiments.listing import Rated
-from alignpro_mini.experiments.variance import PARTS
-from alignpro_mini.lab import assess, evaluation
+from alignpro_mini.lab import evaluation
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.evaluation import Arm, against_fixed
-from alignpro_mini.lab.glossary import ARMS
+from alignpro_mini.lab.glossary import ARMS, PARTS
 from alignpro_mini.lab.listed import asked_and_answered, rated
-from alignpro_mini.lab.models import make_frozen_lm, with_weights
-from alignpro_mini.lab.plots import new_figure
-from alignpro_mini.lab.run import Run
 from alignpro_mini.lab.setup import setup_of
 from alignpro_mini.lab.statistics import bootstrap_interval, interval, resampled_moments, t_interval
 from alignpro_mini.lab.sweep import coefficients
-from alignpro_mini.lab.tables import aligned, get, num
+from alignpro_mini.lab.tables import get, num
 from alignpro_mini.options import UserError, require
 from alignpro_mini.weights.tensors import load_state
 from alignpro_mini.worlds.callables import load_callable
@@ -251,69 +244,6 @@ def summary_table(summary: dict) -> str:
     return "\n".join(lines)
 
 
-# ---------------------------------------------------------------- temperature
-
-
-def run_temperatures(config: RunConfig, resume: bool, temperatures: Sequence[float], requests: int) -> dict:
-    """temperature.json of one finished run: its arms at each temperature; finished ones are loaded again."""
-    read(study.folder(config) / "results.json", "run train.py with the same options first")
-    stages = study.Stages(config, True, "")
-    world = stages.world
-    rho = stages.align_pro(stages.run)
-    makers: dict[str, assess.MakeArm] = {
-        "no_finetuning": lambda e: e.plain(),
-        "untrained_prompter": lambda e: e.prompter(stages.rho_sft, None),  # its KL to itself is 0
-        "align_pro": lambda e: e.prompter(rho, stages.rho_sft),
-    }
-    lm = with_weights(stages.pi_f, "another temperature")
-    counts = replace(config.eval, inputs=requests)
-    points = []
-    for T in temperatures:
-        sampling = replace(config.sampling, temperature=T)
-        place = replace(config, out=str(stages.run.path), name=f"temperature-{T:g}", sampling=sampling, eval=counts)
-        warm = make_frozen_lm(lm.model, lm.tokenizer, sampling)
-        evaluated = assess.evaluate(Run(place, resume=True), "arms", world, warm, stages.reward, makers)
-        summary = evaluation.summarise(evaluated, counts, world.groups(world.eval_requests[:requests]))
-        points.append({"temperature": T} | summary)
-    return {"trained_at": config.sampling.temperature, "requests": requests, "temperatures": points}
-
-
-def temperature_table(content: dict) -> str:
-    """A row a temperature."""
-    rows = [["temperature", "no fine-tuning", "Align-Pro", "gain", "95% CI", "variance ratio", "95% CI", "truncated"]]
-    for point in content["temperatures"]:
-        plain, ours = (point["arms"][arm] for arm in ("no_finetuning", "align_pro"))
-        name = f"{point['temperature']:g}" + " (trained)" * (point["temperature"] == content["trained_at"])
-        cells = [num(value) for value in (plain["mean"], ours["mean"], *ours["difference"].values())]
-        cells += [num(point["variance_ratio"], 2), num(point["variance_ratio_ci95"], 2)]
-        rows.append([name, *cells, f"{num(plain['truncated'], 2)} to {num(ours['truncated'], 2)}"])
-    return aligned(rows)
-
-
-def temperature_figure(content: dict, path: Path) -> None:
-    """Variance ratio and gain against temperature, with their intervals."""
-    picture, axes = new_figure(path, 1, 2, (8, 3.4))
-    points = content["temperatures"]
-    ratio = [(p["temperature"], p["variance_ratio"], p["variance_ratio_ci95"]) for p in points]
-    gain = [(p["temperature"], *p["arms"]["align_pro"]["difference"].values()) for p in points]
-    labels = ("variance, Align-Pro / no fine-tuning", "mean reward, Align-Pro - no fine-tuning")
-    for ax, rows, label, level in zip(axes.flat, (ratio, gain), labels, (1, 0)):
-        for T, value, ci95 in rows:
-            if value is not None:
-                ax.errorbar(T, value, [[value - ci95[0]], [ci95[1] - value]], fmt="o", capsize=3, color="#0072b2")
-        ax.axhline(level, color="#999999", linestyle="--")
-        ax.set(xlabel="temperature of the frozen model", ylabel=label)
-    picture.savefig(path)
-
-
-def check_temperature(configs: Sequence[RunConfig], temperatures: Sequence[float], requests: int) -> None:
-    """Raises UserError for several runs, or another number of requests than the run has."""
-    check_real(configs)
-    require(len(configs) == 1, "one run at a time: give one seed")
-    most = configs[0].eval.inputs
-    require(2 <= requests <= most, f"--requests is {requests}; it takes 2 to {most}, those of --eval.inputs")
-
-
 # ---------------------------------------------------------------- the command
 
 LISTING = study.Study(
@@ -329,20 +259,6 @@ LISTING = study.Study(
 SUMMARY = study.Study(
     "summary", cell=finished, together=summarised, table=summary_table, check=check_real, in_runs=True
 )
-TEMPERATURE = study.Study(
-    "temperature",
-    cell=run_temperatures,
-    together=lambda configs, results, **own: results[0],
-    table=temperature_table,
-    figures={"": temperature_figure},
-    options=(
-        # Above 0: a greedy answer has no variance.
-        study.Option("temperatures", "0.4,0.7,1", "temperatures of the frozen model", study.positive_numbers),
-        study.Option("requests", "256", "held-out requests", study.whole_number),
-    ),
-    check=check_temperature,
-    in_runs=True,
-)
 
 if __name__ == "__main__":
-    study.main(LISTING, SUMMARY, TEMPERATURE, module="real")
+    study.main(LISTING, SUMMARY, module="real")

@@ -86,8 +86,7 @@ class Study:
         """The configuration of a cell: its folder has the study's name."""
         if self.in_runs:
             return config
-        without_task = config.name or f"{config.preset}-seed{config.seed}"
-        return replace(config, name=f"{self.name}-{without_task if 'task' in self.varies else config.run_name}")
+        return replace(config, name=f"{self.name}-{config.run_name}")
 
     def stem(self, configs: Sequence[RunConfig]) -> Path:
         """Where JSON and figures of the named cells go: the name of the files without their ends."""
@@ -128,8 +127,6 @@ def main(*studies: Study, module: str = "") -> None:
     configs, given = parse_command_line(prog=prog, add=add, unread=unread)
     with one_line_errors(prog, resumes=True):
         own = {option.name: option.read(getattr(given, option.name), option.name) for option in study.options}
-        usual_task = "task" not in study.varies or {c.task for c in configs} == {RunConfig().task}
-        require(usual_task, "--task: it is varied here; leave it out")
         require(given.jobs == 1 or not study.in_runs, "--jobs: here the seeds come one after the other; leave it out")
         study.check(configs, **own)
         configs = [study.named(config) for config in configs]
@@ -176,13 +173,6 @@ def positive_numbers(text: str, option: str) -> list[float]:
     good = all(0 < number < math.inf for number in numbers)
     require(good, f"--{option}: {text!r} is not a list of numbers above 0, such as 0.05,0.1,0.2")
     return numbers
-
-
-def whole_numbers(text: str, option: str) -> list[int]:
-    """'250,500' -> [250, 500]. Raises UserError for anything but whole numbers."""
-    good = all(part.isdecimal() for part in text.split(","))
-    require(good, f"--{option}: {text!r} is not a list of whole numbers, such as 1,2")
-    return list(dict.fromkeys(int(part) for part in text.split(",")))
 
 
 def whole_number(text: str, option: str) -> int:
@@ -244,30 +234,23 @@ class Stages:
 
     @cached_property
     def reward(self) -> Reward:
-        return self.learn_reward(self.run)
-
-    def learn_reward(self, run: Run) -> Reward:
-        """The reward of another run, which has options of its own for it."""
-        return pipeline.reward_model(run, setup_of(run.config), self.world, self.pi_f, self.rho_sft)
+        return pipeline.reward_model(self.run, self.setup, self.world, self.pi_f, self.rho_sft)
 
     @cached_property
     def rated(self) -> RatedRewrites:
         """All enumerated rewrites, and the rewards of many answers to each."""
         return assess.rate_rewrites(self.run, self.setup, self.world, self.pi_f, self.reward)
 
-    def align_pro(self, run: Run, reward: Reward | None = None) -> Prompter:
-        return pipeline.align_pro(run, self.world, self.pi_f, self.rho_sft, reward or self.reward)
+    def align_pro(self, run: Run) -> Prompter:
+        return pipeline.align_pro(run, self.world, self.pi_f, self.rho_sft, self.reward)
 
     def oracle(self, run: Run) -> FrozenLM | None:
         return pipeline.rlhf_oracle(run, self.world, self.pi_f, self.reward)
 
-    def evaluator(
-        self, run: Run, purpose: str, requests: Sequence[str], counts: EvalConfig, reward: Reward | None = None
-    ) -> Evaluator:
+    def evaluator(self, run: Run, purpose: str, requests: Sequence[str], counts: EvalConfig) -> Evaluator:
         """The arms on these requests, in the units that PPO sees; `purpose` names its stream of random numbers."""
-        score = (reward or self.reward).train
-        draws = run.generator(purpose)
-        return Evaluator(list(requests), self.pi_f, score, self.world.gold, counts, draws, run.config.guard)
+        score, gold = self.reward.train, self.world.gold
+        return Evaluator(list(requests), self.pi_f, score, gold, counts, run.generator(purpose), run.config.guard)
 
 
 def seed_table(

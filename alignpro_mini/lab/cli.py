@@ -18,7 +18,7 @@ from dataclasses import replace
 from functools import reduce
 
 from alignpro_mini.jsonl import NO_TEXT
-from alignpro_mini.lab.config import PRESETS, REAL_TASKS, RunConfig, preset
+from alignpro_mini.lab.config import PRESETS, REAL_WORLDS, RunConfig, preset
 from alignpro_mini.lab.setup import setup_of
 from alignpro_mini.options import UserError, require
 from alignpro_mini.variants import VARIANTS
@@ -183,7 +183,7 @@ def _runs(
     """A checked configuration for each task and seed."""
     tasks = {None: [base.task], "all": list(TASKS)}.get(given.task) or list(dict.fromkeys(given.task.split(",")))
     for task in tasks:
-        if task not in (*TASKS, *REAL_TASKS):
+        if task not in (*TASKS, *REAL_WORLDS):
             raise UserError(f"--task: {task!r} is not one of {', '.join(TASKS)}, all{nearest(task, TASKS)}")
     seeds = _span(given.seed) if given.seed is not None else [base.seed]
     if given.jobs < 1:

@@ -16,11 +16,13 @@ from alignpro_mini.reward import RewardConfig
 from alignpro_mini.sft import SFTConfig
 from alignpro_mini.transformer import TransformerConfig
 from alignpro_mini.variants import REWARD_MODELS, VARIANTS
+from alignpro_mini.worlds.everyday import EverydayRequests
 from alignpro_mini.worlds.files import DataConfig
 from alignpro_mini.worlds.toy import TASKS
+from alignpro_mini.worlds.wishes import WishRequests
 from alignpro_mini.worlds.world import WorldConfig
 
-REAL_TASKS = ("chat", "wishes")
+REAL_WORLDS = {"chat": EverydayRequests, "wishes": WishRequests}  # those of the preset smollm2, by task
 PRESETS = ("micro", "tiny", "small", "gpt2", "smollm2")
 DTYPES = ("auto", "float32", "bfloat16")
 
@@ -106,7 +108,7 @@ class RunConfig:
         "micro: seconds, learns nothing; tiny: minutes on two cores; small; gpt2: for a GPU; smollm2: a chat model",
         PRESETS,
     )
-    task: str = option("quality", "the embedded world's task; of a real model: chat, or wishes", (*TASKS, *REAL_TASKS))
+    task: str = option("quality", "the embedded world's task; of a real model: chat, or wishes", (*TASKS, *REAL_WORLDS))
     seed: int = option(0, "seed of everything: data, weights, sampling")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 ...; auto takes a GPU when there is one")
     dtype: str = option(

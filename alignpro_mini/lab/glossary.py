@@ -12,6 +12,7 @@ ARMS = {  # arm: its name, and its one colour in every plot (Okabe-Ito: safe for
     "rlhf_oracle": ("oracle", "#009e73"),
     "closed_form": ("closed form", "#56b4e9"),
 }
+PARTS = {"between_inputs": "#e69f00", "between_rewrites": "#cc79a7", "within": "#56b4e9", "total": "black"}
 TRIO = ("no_finetuning", "align_pro", "rlhf_oracle")  # the arms that the paper compares
 GLOSSARY = """\
 loss heldout_loss | cross-entropy, nats per token (reward: per pair) | falls, flattens | held-out rises: overfitting

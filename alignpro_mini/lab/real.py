@@ -12,7 +12,7 @@ from alignpro_mini.alignpro import Gold
 from alignpro_mini.frozen import FrozenModel
 from alignpro_mini.jsonl import append_jsonl, read_jsonl
 from alignpro_mini.lab import listed, optimum
-from alignpro_mini.lab.config import RunConfig
+from alignpro_mini.lab.config import REAL_WORLDS, RunConfig
 from alignpro_mini.lab.device import DTYPES, dtype_line, resolve_device
 from alignpro_mini.lab.models import make_frozen_lm, published_model, with_weights
 from alignpro_mini.lab.optimum import RatedRewrites
@@ -27,13 +27,10 @@ from alignpro_mini.training import Score
 from alignpro_mini.transformer import Transformer
 from alignpro_mini.weights.hub import load_tokenizer
 from alignpro_mini.worlds.callables import load_callable
-from alignpro_mini.worlds.everyday import EverydayRequests
 from alignpro_mini.worlds.files import FileTask
 from alignpro_mini.worlds.sentences import low_reward, whole_sentences
-from alignpro_mini.worlds.wishes import WishRequests
 from alignpro_mini.worlds.world import World
 
-WORLDS = {"chat": EverydayRequests, "wishes": WishRequests}
 DEFAULT_GOLD = {"chat": "alignpro_mini.worlds.gold:friendly", "wishes": "alignpro_mini.worlds.wishes:rating"}
 PLAIN_FILE = "judge_plain.jsonl"  # in a run's folder: the answers that a judge compares with
 PROMPTER_SYSTEM = "Rewrite the user's request."  # tells the prompter not to answer
@@ -62,8 +59,8 @@ class RealModels:
         c.check()
         resolve_device(c.device)
         require(
-            c.task in WORLDS,
-            f"--preset {c.preset} works on everyday requests: its task is chat or wishes, not {c.task}",
+            c.task in REAL_WORLDS,
+            f"--preset {c.preset} works on everyday requests: its task is {' or '.join(REAL_WORLDS)}, not {c.task}",
         )
         files = c.data.prompts or c.data.preferences
         require(c.task == "chat" or not files, "--task wishes composes its requests and pairs itself: leave out --data")
@@ -112,7 +109,7 @@ class RealModels:
             longest = c.data.max_prompt_tokens
             about = f"{world.left_out} left out (several turns, duplicates, or over {longest} tokens)"
         else:
-            world = WORLDS[c.task](c.data, c.eval.inputs, c.seed, gold)
+            world = REAL_WORLDS[c.task](c.data, c.eval.inputs, c.seed, gold)
             about = "about topics that training never sees"
         if gold:  # a package that is missing is told now, and not after the first stage
             few = world.train_requests[:8]

@@ -67,9 +67,9 @@ class Client:
         keys = [question.key() for question in questions]
         missing = {key: question for key, question in zip(keys, questions) if key not in self._known}
         todo, done, stop = queue.SimpleQueue(), queue.SimpleQueue(), threading.Event()
-        for item in missing.items():
-            todo.put(item)
         count = min(self.config.concurrency, len(missing))
+        for item in (*missing.items(), *[None] * count):  # None ends a thread
+            todo.put(item)
         # Daemons: the end of the process does not wait for them.
         threads = [threading.Thread(target=self._work, args=(todo, done, stop), daemon=True) for _ in range(count)]
         try:
@@ -90,11 +90,7 @@ class Client:
 
     def _work(self, todo: queue.SimpleQueue, done: queue.SimpleQueue, stop: threading.Event) -> None:
         """One thread: takes questions, and puts None or an exception for each."""
-        while not todo.empty():
-            try:
-                key, question = todo.get_nowait()
-            except queue.Empty:  # another thread took it
-                return
+        for key, question in iter(todo.get, None):
             try:
                 if stop.is_set():
                     raise _NotSent("not sent")

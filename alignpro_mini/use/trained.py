@@ -69,7 +69,7 @@ class Trained:
         self.generator = torch.Generator()
         self.generator.seed() if seed is None else self.generator.manual_seed(seed)
 
-    def rewrite(self, requests: Sequence[str], greedy: bool = False, guard: bool = True) -> list[Rewrite]:
+    def rewrite(self, requests: Sequence[str], greedy: bool = False) -> list[Rewrite]:
         """A rewrite of each request; one to which the guards object, or a request that is too long, stays as it is.
 
         Sampled as in training; `greedy` takes the likeliest token each time. Raises UserError for an empty request.
@@ -85,8 +85,7 @@ class Trained:
         rewrites = []
         for x in requests:
             x_prime = next(written) if len(prompter.tokenizer.chat(x)) <= limit else ""
-            empty = None if x_prime.strip() else "empty"
-            rewrites.append(Rewrite(x, x_prime, guards.objection(x, x_prime) if guard else empty))
+            rewrites.append(Rewrite(x, x_prime, guards.objection(x, x_prime)))
         return rewrites
 
     @cached_property

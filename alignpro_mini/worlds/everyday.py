@@ -13,8 +13,7 @@ from collections.abc import Sequence
 
 from alignpro_mini.alignpro import Gold
 from alignpro_mini.options import UserError
-from alignpro_mini.worlds.files import DataConfig, read_preferences
-from alignpro_mini.worlds.world import answers_of_others
+from alignpro_mini.worlds.files import DataConfig, RealRequests, read_preferences
 
 TOPICS = (
     "baking bread|growing tomatoes|learning to swim|saving money|running a first race|choosing a bicycle"
@@ -63,7 +62,7 @@ def requests_about(topics: Sequence[str]) -> list[str]:
     ]
 
 
-class EverydayRequests:
+class EverydayRequests(RealRequests):
     """A `World` of composed requests. Preferences come from a file if one is given."""
 
     task = "chat"
@@ -101,18 +100,6 @@ class EverydayRequests:
     def rewrites(self, request: str) -> list[str]:
         """The request with each of the endings, the plain request first."""
         return [f"{request} {ending}".strip() for ending in self.endings]
-
-    def preferences(self) -> list[tuple[str, str, str]] | None:
-        """(prompt, chosen, rejected) of a file; None without one: then `gold` judges the frozen model's own answers."""
-        return self.preference_pairs and self.preference_pairs.pairs
-
-    def swapped(self, requests: Sequence[str], answers: Sequence[str], rng: random.Random) -> list[str]:
-        """For each answer that of another request."""
-        return answers_of_others(answers, rng)
-
-    def with_other_wish(self, requests: Sequence[str], rng: random.Random) -> list[str]:
-        """Nobody knows of any."""
-        return []
 
     def kinds(self, requests: Sequence[str]) -> list[str]:
         """All of one kind: no ending is known to suit some of them better."""

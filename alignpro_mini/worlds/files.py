@@ -142,7 +142,25 @@ def read_rewrites(config: DataConfig) -> list[tuple[str, str]]:
     return [(x, x_prime) for x, x_prime in found if x]
 
 
-class FileTask:
+class RealRequests:
+    """What a `World` of real requests can say of them: nobody knows what else could be wanted."""
+
+    preference_pairs: PreferencePairs | None
+
+    def preferences(self) -> list[tuple[str, str, str]] | None:
+        """(prompt, chosen, rejected) of a file; None without one: then `gold` judges the frozen model's own answers."""
+        return self.preference_pairs and self.preference_pairs.pairs
+
+    def swapped(self, requests: Sequence[str], answers: Sequence[str], rng: random.Random) -> list[str]:
+        """For each answer that of another request."""
+        return answers_of_others(answers, rng)
+
+    def with_other_wish(self, requests: Sequence[str], rng: random.Random) -> list[str]:
+        """Nobody knows of any."""
+        return []
+
+
+class FileTask(RealRequests):
     """A `World` of real requests from files. Rewrites cannot be enumerated.
 
     `length(text)` counts tokens; requests longer than `config.max_prompt_tokens`, multi-turn dialogues and duplicates
@@ -184,21 +202,9 @@ class FileTask:
     def rewrites(self, request: str) -> list[str]:
         return []
 
-    def swapped(self, requests: Sequence[str], answers: Sequence[str], rng: random.Random) -> list[str]:
-        """For each answer that of another request."""
-        return answers_of_others(answers, rng)
-
-    def with_other_wish(self, requests: Sequence[str], rng: random.Random) -> list[str]:
-        """Nobody knows of any."""
-        return []
-
     def groups(self, requests: Sequence[str]) -> list[str]:
         """Each request is alone."""
         return list(requests)
 
     def describe(self, requests: Sequence[str], rewrites: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
         return {}
-
-    def preferences(self) -> list[tuple[str, str, str]] | None:
-        """(prompt, chosen, rejected) of a file (`read_preferences`); None without one."""
-        return self.preference_pairs and self.preference_pairs.pairs

@@ -1,4 +1,4 @@
-"""The frontier: nothing lies above the closed form, best-of-n against its exact law, and one whole run in small."""
+"""The frontier: nothing lies above the closed form, and one whole run in small."""
 
 import json
 import math
@@ -24,32 +24,6 @@ def listing(N: int = 3, K: int = 6, M: int = 2, seed: int = 0, noise: float = 1.
     log_p = torch.from_numpy(rng.dirichlet(np.ones(K), N)).log()
     r = rng.normal(size=(N, K, 1)) + noise * rng.normal(size=(N, K, M))
     return Listing(["x"] * N, [["x'"] * K] * N, torch.from_numpy(r), log_p, log_p)
-
-
-def test_best_of_n_follows_the_law_of_the_largest_of_n():
-    """Without noise P(pick = k) = F(k)^n - F(k-)^n, F the cumulative mass in the order of the rewards."""
-    found = listing(noise=0.0)
-    for point in frontier.best_of_n(found, seed=0, draws=20_000):
-        law = np.zeros((3, 6))
-        for i in range(3):
-            order = np.argsort(found.R[i].numpy())
-            mass = np.concatenate(([0.0], np.cumsum(found.rho_sft[i].numpy()[order])))
-            law[i, order] = mass[1:] ** point["n"] - mass[:-1] ** point["n"]
-        assert point["mean"] == pytest.approx((law * found.R.numpy()).sum(1).mean(), abs=0.02)
-        kl = np.where(law > 0, law * np.log(np.maximum(law, 1e-300) / found.rho_sft.numpy()), 0).sum(1).mean()
-        assert point["kl"] == pytest.approx(kl, abs=0.01)
-        assert point["kl"] <= point["kl_bound"] + 0.01
-
-
-def test_picks_are_rated_by_answers_that_did_not_choose_them():
-    """All rewrites are equally good and the answers are noise: the pick won by chance, and gains nothing."""
-    same = listing(N=200, M=4)
-    same = Listing(same.requests, same.rewrites, same.r - same.r.mean((1, 2), keepdim=True), same.log_sft, same.log_rho)
-    same.r.copy_(torch.from_numpy(np.random.default_rng(3).normal(size=same.r.shape)))
-    for point in frontier.best_of_n(same, seed=0, draws=200):
-        assert abs(point["mean"]) < 0.15
-    with pytest.raises(ValueError, match="two answers"):
-        frontier.best_of_n(listing(M=1), seed=0)
 
 
 def test_no_prompter_lies_above_the_closed_form():
@@ -98,7 +72,7 @@ def test_a_frontier_end_to_end_and_again_with_resume(tmp_path):
     folder = tmp_path / "f"
     assert json.loads(json.dumps(results)) == results, "it can be written"
     assert (folder / "frontier.png").stat().st_size > 1000
-    assert [p["lam"] for p in results["align_pro"]] == [0.1, 1.0] and len(results["best_of_n"]) == len(frontier.BEST_OF)
+    assert [p["lam"] for p in results["align_pro"]] == [0.1, 1.0]
     saved = load_state(folder / "base" / "checkpoints" / "listing.safetensors")[0]
     assert results["no_finetuning"] == pytest.approx(float(saved["r"][:, 0].nanmean(1).mean()))
     requests = ToyWorld("quality", config.world).eval_requests[: config.theory.inputs]
@@ -124,7 +98,7 @@ def test_a_frontier_end_to_end_and_again_with_resume(tmp_path):
     assert again["align_pro"][:2] == results["align_pro"] and again["align_pro"][2]["lam"] == 0.3
     assert all(p["answer_kl"] is not None for p in again["align_pro"])
     text = frontier.table({"runs": [again]})
-    assert "oracle's share" in text and "best of n" in text and len(re.findall(r"\nquality +0.3 ", text)) == 2
+    assert "oracle's share" in text and len(re.findall(r"\nquality +0.3 ", text)) == 2
     bare = [{k: v for k, v in p.items() if "rlhf" not in k} for p in again["align_pro"]]
     frontier.run_figure({**again, "align_pro": bare}, tmp_path / "p.png")
 
@@ -151,7 +125,7 @@ def by_hand(task="quality", seed=0, shift=0.0):
             "rlhf_gain_ci95": [1.9, 2.1],
         },
     ]
-    return {"task": task, "seed": seed, "no_finetuning": 0.0, "align_pro": points, "best_of_n": []}
+    return {"task": task, "seed": seed, "no_finetuning": 0.0, "align_pro": points}
 
 
 def test_the_oracle_is_met_at_equal_coefficient_and_at_equal_kl_of_answers(tmp_path):
@@ -194,10 +168,7 @@ def test_a_callable_is_drawn_in_the_units_of_lambda(tmp_path, monkeypatch):
     config = cell_config(tmp_path, **{"name": "f", "reward": "hundred:reward"})
     results = frontier.run_frontier(config, resume=False, lambdas=[0.3])
     point = results["align_pro"][0]
-    assert all(
-        abs(v) < 5
-        for v in (results["no_finetuning"], point["mean"], point["rlhf_mean"], results["best_of_n"][0]["mean"])
-    )
+    assert all(abs(v) < 5 for v in (results["no_finetuning"], point["mean"], point["rlhf_mean"]))
 
 
 def test_the_value_of_the_best_policy_is_that_of_its_weights_and_never_above_the_true_one():

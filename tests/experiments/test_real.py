@@ -8,8 +8,8 @@ import torch
 
 from alignpro_mini.experiments import real
 from alignpro_mini.experiments.listing import Rated
-from alignpro_mini.experiments.variance import PARTS
 from alignpro_mini.lab.config import preset
+from alignpro_mini.lab.glossary import PARTS
 from alignpro_mini.lab.listed import asked_and_answered, rated
 from alignpro_mini.lab.setup import setup_of
 from alignpro_mini.options import UserError

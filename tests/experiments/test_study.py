@@ -8,24 +8,24 @@ from types import SimpleNamespace
 import pytest
 from cells import cell_config, refused, started
 
-from alignpro_mini.experiments import budget, estimators, frontier, grid, overoptimisation, plane, real, study, variance
+from alignpro_mini.experiments import budget, estimators, frontier, grid, plane, real, study
 from alignpro_mini.lab.cli import chosen
 from alignpro_mini.options import UserError
 
-STUDIES = [module.STUDY for module in (budget, estimators, frontier, grid, overoptimisation, plane, variance)]
+STUDIES = [module.STUDY for module in (budget, estimators, frontier, grid, plane)]
 HUNDREDS = study.Study(
     "hundreds",
     cell=lambda config, resume, numbers: {
         "task": config.task,
         "seed": config.seed,
-        "value": config.seed + sum(numbers),
+        "value": config.seed + round(sum(numbers)),
     },
     table=lambda content: " ".join(str(run["value"]) for run in content["runs"]),
     figures={"": lambda content, path: path.write_text(f"{len(content['runs'])} runs")},
-    options=(study.Option("numbers", "100", "numbers", study.whole_numbers),),
+    options=(study.Option("numbers", "100", "numbers", study.positive_numbers),),
     varies=("ppo.kl_coef",),
     ignores=("oracle",),
-    check=lambda configs, numbers: study.require(min(numbers) >= 5, f"--numbers: {min(numbers)} is too few"),
+    check=lambda configs, numbers: study.require(min(numbers) >= 5, f"--numbers: {min(numbers):g} is too few"),
 )
 
 
@@ -83,7 +83,7 @@ def test_of_several_steps_one_is_named(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["--numbers", "a"], "--numbers: 'a' is not a list of whole numbers"),
+        (["--numbers", "a"], "--numbers: 'a' is not a list of numbers above 0"),
         (["--numbers", "7,3"], "--numbers: 3 is too few"),
         (["--ppo.kl_coef", "0.2"], "--ppo.kl_coef: it is varied here; leave it out"),
         (["--oracle.lr", "1"], "--oracle.lr: this study does not read it; leave it out"),
@@ -127,16 +127,6 @@ def test_a_wrong_command_ends_in_one_line_before_any_work(argv, told, monkeypatc
         (estimators, ["--variants", "RLOO, K 3"], "'RLOO, K 3' is not one of"),
         (estimators, ["--task", "all"], "one task at a time"),
         (estimators, ["--theory.inputs", "0"], "the optimum is known"),
-        (variance, ["--eval.answers", "1"], "this study does not read it"),
-        (variance, ["--world.follow", "1"], "it is varied here"),
-        (variance, ["--task", "attributes"], "--task: it is varied here; leave it out"),
-        (variance, ["--worlds", "quality-plain-0.8"], "'quality-plain-0.8' is not one of"),
-        (variance, ["--theory.answers", "2"], "--theory.answers is 2; each half of the answers needs a variance"),
-        (overoptimisation, ["--theory.answers", "4"], "this study does not read it"),
-        (overoptimisation, ["--ppo.adaptive_kl_target", "1"], "it is varied here"),
-        (overoptimisation, ["--pairs", "10,"], "--pairs: '10,' is not a list of whole numbers"),
-        (overoptimisation, ["--pairs", "3"], "--pairs: 3 is too few; give at least 48"),
-        (overoptimisation, ["--mismatched", "0,3"], "--mismatched: 3 is too many"),
     ],
 )
 def test_what_a_study_cannot_do_is_told_in_one_line(one, argv, told, monkeypatch, capsys):
@@ -152,13 +142,10 @@ def test_what_a_study_cannot_do_is_told_in_one_line(one, argv, told, monkeypatch
         (["--also", "nonsense"], "--also: ['nonsense'] is no module:function"),
         (["--reward", "judge:m", "--theory.inputs", "4"], "--reward judge:MODEL is not listed: each answer would be"),
         (["--seed", "0,1", "--jobs", "2"], "--jobs: here the seeds come one after the other; leave it out"),
-        (["--step", "temperature", "--seed", "0,1"], "one run at a time"),
-        (["--step", "temperature", "--requests", "513"], "--requests is 513; it takes 2 to 512"),
-        (["--step", "temperature", "--temperatures", "0,1"], "--temperatures: '0,1' is not a list of numbers above 0"),
     ],
 )
 def test_what_a_step_of_the_real_model_cannot_do_is_told_in_one_line(argv, told, monkeypatch, capsys):
-    steps = (real.LISTING, real.SUMMARY, real.TEMPERATURE)
+    steps = (real.LISTING, real.SUMMARY)
     line = refused(monkeypatch, capsys, *steps, argv=["--preset", "smollm2", *argv], module="real")
     assert line.startswith("alignpro_mini.experiments.real: error: ") and told in line
 
@@ -171,11 +158,9 @@ def test_options_and_names_of_a_command(monkeypatch):
     _, names, resume, own = started(monkeypatch, frontier.STUDY, argv=["--seed", "0,1", "--resume", "--jobs", "2"])
     assert names == [f"frontier-tiny-quality-seed{i}" for i in (0, 1)] and resume
     assert own == {"lambdas": [0.02, 0.05, 0.1, 0.2, 0.5]}
-    _, names, _, own = started(monkeypatch, variance.STUDY, argv=["--seed", "2"])
-    assert names == ["variance-tiny-seed2"] and own["worlds"] == list(variance.WORLDS), "a seed has worlds of two tasks"
     _, names, _, own = started(monkeypatch, grid.STUDY, argv=["--cells", "P1-F1,P2-F2"])
     assert names == ["grid-tiny-quality-seed0"] and own == {"cells": ["P1-F1", "P2-F2"]}
-    steps = (real.LISTING, real.SUMMARY, real.TEMPERATURE)
+    steps = (real.LISTING, real.SUMMARY)
     _, names, _, own = started(monkeypatch, *steps, argv=["--preset", "smollm2"], module="real")
     assert names == ["smollm2-chat-seed0"] and own == {"also": []}, "in the folder of train.py's run"
 
@@ -191,14 +176,13 @@ def test_every_option_that_a_study_leaves_out_is_one(one):
 
 
 def test_numbers_and_names_are_read_or_refused():
-    assert study.positive_numbers("0.1,0.2,0.1", "o") == [0.1, 0.2] and study.whole_numbers("8,16,8", "o") == [8, 16]
+    assert study.positive_numbers("0.1,0.2,0.1", "o") == [0.1, 0.2]
     assert study.whole_number("25", "o") == 25
     for text in ("nan", "0.1,inf", "a", "0.1,", "-1"):
         with pytest.raises(UserError, match="--o: .* is not a list of numbers above 0"):
             study.positive_numbers(text, "o")
-    for read in (study.whole_numbers, study.whole_number):
-        with pytest.raises(UserError, match="--o: '1.5' is not a"):
-            read("1.5", "o")
+    with pytest.raises(UserError, match="--o: '1.5' is not a whole number"):
+        study.whole_number("1.5", "o")
     assert study.names_of(("a", "b"))("all", "o") == ["a", "b"]
     assert chosen("RLOO, K 4; clip 0.1", estimators.NAMES, "variants", ";") == ["RLOO, K 4", "clip 0.1"]
 
@@ -223,8 +207,8 @@ def test_a_table_of_seeds_by_hand():
 def test_what_is_measured_is_what_the_guard_would_send(guarded, tmp_path):
     """Align-Pro was trained with it, and train.py evaluates with it; the arms see the reward that PPO sees."""
     shared = study.Stages(cell_config(tmp_path, guard=guarded), False)
-    reward = SimpleNamespace(train=lambda x, y: [1.0] * len(y), report=None)
+    reward = shared.reward = SimpleNamespace(train=lambda x, y: [1.0] * len(y), report=None)
     shared._frozen_lm = None, "the frozen model"
-    evaluator = shared.evaluator(shared.run, "any", ("a", "b"), shared.run.config.eval, reward)
+    evaluator = shared.evaluator(shared.run, "any", ("a", "b"), shared.run.config.eval)
     assert (evaluator.guard, evaluator.requests, evaluator.frozen) == (guarded, ["a", "b"], "the frozen model")
     assert evaluator.reward is reward.train and evaluator.gold == shared.world.gold

@@ -15,13 +15,13 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "experiments/study.py",
         "not-what-the-guard-would-send",
-        ("draws, run.config.guard)", "draws)"),
+        ("run.generator(purpose), run.config.guard)", "run.generator(purpose))"),
         "test_what_is_measured_is_what_the_guard_would_send",
     ),
     mutant(
         "experiments/study.py",
         "measured-in-other-units",
-        ("(reward or self.reward).train", "(reward or self.reward).report"),
+        ("self.reward.train, self.world.gold", "self.reward.report, self.world.gold"),
         "test_frontier.py::test_a_callable_is_drawn_in_the_units_of_lambda",
     ),
     mutant(
@@ -47,12 +47,6 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     mutant(
         "experiments/frontier.py", "oracle-against-another-rewrite", ("- rated.R[:, 0]", "- rated.R[:, 1]"), FRONTIER
-    ),
-    mutant(
-        "experiments/frontier.py",
-        "best-of-n-rated-by-what-chose-it",
-        ("rating = listing.r[:, :, half:]", "rating = listing.r[:, :, :half]"),
-        "test_picks_are_rated_by_answers_that_did_not_choose_them",
     ),
     mutant(
         "experiments/frontier.py",
@@ -95,12 +89,6 @@ MUTANTS: tuple[Mutant, ...] = (
         "other-draws-from-the-same-seed",
         ("OTHER_SEED = 1_000_000", "OTHER_SEED = 0"),
         "test_variants_end_to_end_and_one_more",
-    ),
-    mutant(
-        "experiments/gradient.py",
-        "every-variant-is-ppo",
-        ("VARIANTS[config.variant](policy", "PPOTrainer(policy"),
-        "test_a_kl_in_the_loss_has_the_gradient_of_the_other_kl",
     ),
     mutant(
         "experiments/listing.py",

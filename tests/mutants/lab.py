@@ -112,7 +112,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "noise-of-R-passes-for-variance",
         (".mean() - noise)", ".mean())"),
         "test_moments_of_the_reward_by_hand",
-        "test_variance.py::test_noise_in_R_does_not_pass_for_variance",
+        "test_optimum.py::test_noise_in_R_does_not_pass_for_variance",
     ),
     mutant(
         "lab/optimum.py",

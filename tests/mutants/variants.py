@@ -150,4 +150,9 @@ MUTANTS: tuple[Mutant, ...] = (
         ("(hidden * mask[..., None]).float().sum(1)", "hidden.float().sum(1)"),
         "test_reward.py::test_the_mean_of_the_rows_states_whoever_shares_the_batch[1]",
     ),
+    of(
+        "k3-in-the-loss-is-k2",
+        ('variant = "kl-loss-k3"\n    kind = "k3"', 'variant = "kl-loss-k3"\n    kind = "k2"'),
+        "test_policy_gradient.py::test_k3_in_the_loss_has_the_gradient_of_the_other_kl",
+    ),
 )

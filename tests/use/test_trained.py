@@ -33,7 +33,6 @@ def test_a_rewrite_is_what_the_prompter_writes_or_the_request(run):
     assert again == found
     greedy = trained.rewrite([X] * 3, greedy=True)
     assert len({one.written for one in greedy}) == 1
-    assert all(one.objection in (None, "empty") for one in trained.rewrite([X] * 20, guard=False))
 
 
 def test_requests_that_are_too_long_or_empty(run):

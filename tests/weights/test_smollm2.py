@@ -9,8 +9,8 @@ import torch
 from alignpro_mini.transformer import Transformer, TransformerConfig
 from alignpro_mini.weights import smollm2
 from alignpro_mini.weights.hub import load_model, load_tokenizer
-from alignpro_mini.weights.pretrained import from_published, to_published
-from alignpro_mini.weights.smollm2 import default_directory, extract, published_name, unpermute
+from alignpro_mini.weights.pretrained import from_published, pairs_moved, to_published
+from alignpro_mini.weights.smollm2 import default_directory, extract, published_name
 
 PARAGRAPH = (
     "London is the capital and largest city of England and the United Kingdom. It stands on the River Thames in "
@@ -19,9 +19,14 @@ PARAGRAPH = (
 )
 
 
-def test_unpermute_by_hand():
+Q, K = (f"model.layers.0.self_attn.{part}_proj.weight" for part in "qk")
+
+
+def test_pairs_move_by_hand():
     stored = torch.tensor([0, 3, 1, 4, 2, 5, 10, 13, 11, 14, 12, 15])[:, None].float()  # two heads of width 6
-    assert unpermute(stored, heads=2)[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15]
+    config = TransformerConfig(9, d_model=12, n_layers=1, n_heads=2)
+    assert pairs_moved(config, Q, stored, (-1, 2))[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15]
+    assert pairs_moved(config, Q.replace("q_proj", "v_proj"), stored, (-1, 2)) is stored
 
 
 def test_a_files_rows_become_the_models_rows():
@@ -31,8 +36,8 @@ def test_a_files_rows_become_the_models_rows():
     )
     q, k, _ = model.blocks[0].attn.qkv.weight.detach().split([24, 12, 12])
     published = to_published(model)
-    assert torch.equal(unpermute(q, 4), published["model.layers.0.self_attn.q_proj.weight"])
-    assert torch.equal(unpermute(k, 2), published["model.layers.0.self_attn.k_proj.weight"])
+    assert torch.equal(pairs_moved(model.config, Q, q, (-1, 2)), published[Q])
+    assert torch.equal(pairs_moved(model.config, K, k, (-1, 2)), published[K])
     # Heads of width 6: at 4 the permutation is its own inverse, so a wrong direction would pass.
     again = from_published(model.config, published)
     assert torch.equal(again.blocks[0].attn.qkv.weight, model.blocks[0].attn.qkv.weight)

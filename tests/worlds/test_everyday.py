@@ -97,7 +97,7 @@ def a_learned_reward(tmp_path):
     assert results["judge"] == "gold" and results["gold_variance_ratio_ci95"] is not None
     assert {"truncated", "gold_mean", "kept_word_for_word"} <= results["arms"]["rlhf_oracle"].keys()
     assert "trun-" in told and "x in" in told
-    # What comes after the run: the measurement beside the prediction, and other temperatures.
+    # What comes after the run: the measurement beside the prediction.
     told = command(tmp_path, [*real, "--step", "summary"], OPTIONS | LEARNED)
     found = json.loads((place / "summary.json").read_text())
     assert found["variance_ratio"] == pytest.approx(results["variance_ratio"])
@@ -111,18 +111,6 @@ def a_learned_reward(tmp_path):
     assert "[reward_model] already done" in told and "mine:length: mean" in told
     assert answers.read_text() == kept
     assert list(json.loads((place / "listing.json").read_text())["rewards"]) == ["learned", "mine:length", "gold"]
-    other = [*real, "--step", "temperature", "--temperatures", "0.5,0.7", "--requests", "3"]
-    told = command(tmp_path, other, OPTIONS | LEARNED)
-    assert "0.7 (trained)" in told and (place / "temperature.png").stat().st_size > 1000
-    points = json.loads((place / "temperature.json").read_text())["temperatures"]
-    assert [p["temperature"] for p in points] == [0.5, 0.7]
-    texts = [
-        [json.loads(line)["y"] for line in (place / f"temperature-{T}" / "samples.jsonl").read_text().splitlines()]
-        for T in (0.5, 0.7)
-    ]
-    assert len(texts[0]) == len(texts[1]) == 9 and texts[0] != texts[1]  # 3 requests, 3 arms, the same random numbers
-    assert "[align_pro] already done" in told and "[arms] done" in told
-    assert "[arms] already done" in command(tmp_path, other, OPTIONS | LEARNED)
 
 
 def test_a_model_that_is_not_fetched_is_told_before_the_runs_folder_is_made(tmp_path):
