@@ -133,6 +133,7 @@ def _received(line: Connection) -> str:
 def _second(until: str, config: RunConfig, printed: Connection, failure: Connection) -> None:
     """Its whole life. A bug's traceback goes to stderr; what a user can correct goes to the first process."""
     threading.Thread(target=_end_with_the_first, daemon=True).start()
+    tqdm.set_lock(threading.RLock())  # tqdm's own is a semaphore, of which Python complains when its process is killed
     out = open(printed.fileno(), "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
     with out, redirect_stdout(out):
         try:
