@@ -25,7 +25,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
 # slower. A short busy-wait costs about 10 % when the machine is otherwise free. Must be set before torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
-from alignpro_mini.lab import assess, pipeline, processes, sweep, tables
+from alignpro_mini.lab import assess, beside, pipeline, processes, sweep, tables
 from alignpro_mini.lab.cli import one_line_errors, parse_command_line
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.run import Run
@@ -37,11 +37,14 @@ def main(config: RunConfig, resume: bool) -> dict:
     setup = setup_of(config)  # the embedded world, or real models
     world = setup.make_world()  # requests, rewrites, and the true reward where it is known
     run = processes.leader_first(lambda: Run(config, resume))  # torchrun: the first process writes
-    tokenizer, pi_f = pipeline.frozen_lm(run, setup, world)  # its weights stay fixed from here on
-    rho_sft = pipeline.prompter_sft(run, setup, world, tokenizer, pi_f)  # supervised: x -> x'
+    tokenizer = setup.tokenizer(run, world)
+    with beside.meanwhile(run, "prompter_sft"):  # where it pays, a second process goes on up to this stage meanwhile
+        pi_f = pipeline.frozen_lm(run, setup, world, tokenizer)  # its weights stay fixed from here on
+    rho_sft = pipeline.prompter_sft(run, setup, world, tokenizer)  # supervised: x -> x'
     reward = pipeline.reward_model(run, setup, world, pi_f, rho_sft)  # Bradley-Terry on preferences, or a callable
     pipeline.print_headroom(run, world, pi_f, rho_sft, reward)  # can rewriting change this reward at all?
-    rho = pipeline.align_pro(run, world, pi_f, rho_sft, reward)  # PPO on the prompter
+    with beside.meanwhile(run, "evaluation_plain"):  # meanwhile all that needs no trained prompter
+        rho = pipeline.align_pro(run, world, pi_f, rho_sft, reward)  # PPO on the prompter
     fixed = pipeline.fixed_rewrite(run, world, pi_f, reward)  # its competitor: one rewrite for all requests
     oracle = pipeline.rlhf_oracle(run, world, pi_f, reward)  # the same PPO on a copy of the LM
     rated = assess.rate_rewrites(run, setup, world, pi_f, reward)  # every enumerated rewrite, answered many times

@@ -12,12 +12,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def in_a_folder(check):
-    """For `ahead(run=...)`: check(folder) in a temporary folder; gives its exception, for the test to raise, or None."""
+    """For `ahead(run=...)`: check(folder) in a temporary folder; gives its result, or its exception, for the test to raise."""
 
     def run():
         with tempfile.TemporaryDirectory() as place:
             try:
-                check(Path(place))
+                return check(Path(place))
             except Exception as error:
                 return error
 

@@ -14,11 +14,22 @@ OPTIONS = {"oracle.adaptive_kl_target": 1.0}  # of one of the two PPOs
 CONFIG = with_options(preset("micro"), OPTIONS)
 
 
-def command(out: Path, *more: str) -> list[str]:
+# train.py for which a second process pays also where a run takes seconds
+FORCED = """
+import runpy, sys
+from alignpro_mini.lab import device
+device.LEAST_ANSWERS = 0
+sys.argv[0] = {!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def command(out: Path, *more: str, cores: int = 1) -> list[str]:
+    train = str(ROOT / "train.py")
     options = [word for name, value in OPTIONS.items() for word in (f"--{name}", str(value))]
     return [
         sys.executable,
-        str(ROOT / "train.py"),
+        *([train] if cores == 1 else ["-c", FORCED.format(train)]),
         "--preset",
         "micro",
         "--device",
@@ -30,16 +41,22 @@ def command(out: Path, *more: str) -> list[str]:
     ]
 
 
-def start(out: Path, *more: str, **kwargs) -> subprocess.Popen:
-    # One thread: another order of summation is another rounding. PYTHONPATH: the package of this checkout.
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+def start(out: Path, *more: str, cores: int = 1, **kwargs) -> subprocess.Popen:
+    # PYTHONPATH: the package of this checkout.
+    env = os.environ | {"OMP_NUM_THREADS": str(cores), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
-        command(out, *more), cwd=out, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs
+        command(out, *more, cores=cores),
+        cwd=out,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        **kwargs,
     )
 
 
-def finish(out: Path, *more: str) -> str:
-    process = start(out, *more)
+def finish(out: Path, *more: str, cores: int = 1) -> str:
+    process = start(out, *more, cores=cores)
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed[-3000:]
     return printed

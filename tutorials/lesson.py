@@ -117,9 +117,10 @@ def shared_run(until: str):
     if missing and not FAST:
         # To standard error: a notebook must not depend on what was trained before it.
         print(f"training first: {', '.join(missing)} (minutes)", file=sys.stderr)
-    s.tokenizer, s.pi_f = quietly(pipeline.frozen_lm, s.run, s.setup, s.world)
+    s.tokenizer = quietly(s.setup.tokenizer, s.run, s.world)
+    s.pi_f = quietly(pipeline.frozen_lm, s.run, s.setup, s.world, s.tokenizer)
     if "prompter_sft" in wanted:
-        s.rho_sft = quietly(pipeline.prompter_sft, s.run, s.setup, s.world, s.tokenizer, s.pi_f)
+        s.rho_sft = quietly(pipeline.prompter_sft, s.run, s.setup, s.world, s.tokenizer)
     if "reward_model" in wanted:
         s.reward = quietly(pipeline.reward_model, s.run, s.setup, s.world, s.pi_f, s.rho_sft)
     if "align_pro" in wanted:

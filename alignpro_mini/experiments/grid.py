@@ -76,8 +76,9 @@ def run_group(config: RunConfig, resume: bool, cells: Sequence[str]) -> dict:
 
     frozen: dict[str, FrozenLM] = {}
     for F in models:
-        tokenizer, frozen[F] = pipeline.frozen_lm(*of(F))
-    rho_sft = {P: pipeline.prompter_sft(*of(P), tokenizer, frozen["F1"]) for P in prompters}
+        tokenizer = of(F)[1].tokenizer(run_of(F), world)
+        frozen[F] = pipeline.frozen_lm(*of(F), tokenizer)
+    rho_sft = {P: pipeline.prompter_sft(*of(P), tokenizer) for P in prompters}
     reward = pipeline.reward_model(*of("reward"), frozen["F1"], rho_sft["P1"])
     plain, fixed, rated, samples = {}, {}, {}, {}
     for F in dict.fromkeys(cell.split("-")[1] for cell in cells):

@@ -221,16 +221,16 @@ class Stages:
         self.run = part(config, resume, name, {}) if name else Run(config, resume)
 
     @cached_property
-    def _frozen_lm(self) -> tuple[Tokenizer, FrozenModel]:
-        return pipeline.frozen_lm(self.run, self.setup, self.world)
+    def tokenizer(self) -> Tokenizer:
+        return self.setup.tokenizer(self.run, self.world)
 
-    @property
+    @cached_property
     def pi_f(self) -> FrozenModel:
-        return self._frozen_lm[1]
+        return pipeline.frozen_lm(self.run, self.setup, self.world, self.tokenizer)
 
     @cached_property
     def rho_sft(self) -> Prompter:
-        return pipeline.prompter_sft(self.run, self.setup, self.world, *self._frozen_lm)
+        return pipeline.prompter_sft(self.run, self.setup, self.world, self.tokenizer)
 
     @cached_property
     def reward(self) -> Reward:

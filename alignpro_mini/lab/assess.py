@@ -172,6 +172,7 @@ def _described(world: World, arm: Arm) -> dict[str, float]:
 def conclude(run: Run, world: World, arms: dict[str, Arm]) -> dict:
     """`results.json`, from the arms and from what the stages before them saved: writes it and returns it."""
     c = run.config
+    run.in_order()
     arms = {name: arms[name] for name in ARMS if name in arms}
     results = {"task": c.task, "preset": c.preset, "seed": c.seed, "n_eval": len(arms["no_finetuning"].reward)}
     results["kl_coef"] = {"ppo": c.ppo.kl_coef, "oracle": c.oracle.kl_coef}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -19,6 +21,7 @@ class Claim:
 
     def __init__(self, path: Path, wait: bool) -> None:
         self.fd = os.open(path, os.O_RDONLY)
+        self.held = True
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -27,7 +30,7 @@ class Claim:
             print(f"waiting for the process that works in {path}", flush=True)
             fcntl.flock(self.fd, fcntl.LOCK_EX)
         except OSError:  # a file system without locks
-            pass
+            self.held = False
 
     def __del__(self) -> None:
         os.close(self.fd)
@@ -47,3 +50,13 @@ def claim(path: Path, wait: bool = False) -> Claim | None:
     if held:
         CLAIMS[key] = held
     return held
+
+
+@contextmanager
+def turn(path: Path) -> Iterator[None]:
+    """While the block runs, no other process is in such a block on this file."""
+    with path.open() as file:
+        with suppress(OSError):  # a file system without locks
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,4 +1,4 @@
-"""What `--device` and `--dtype` mean on this machine.
+"""What `--device` and `--dtype` mean on this machine, and which of its cores a run uses.
 
 `--dtype auto` is bfloat16 where the processor has instructions for it; elsewhere float32 is many times faster.
 """
@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.options import UserError
@@ -17,6 +18,9 @@ from alignpro_mini.weights.tensors import read_json
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CPUINFO = Path("/proc/cpuinfo")
 SLOW = "this processor has no instructions for it: --dtype float32 is faster"
+CORES = torch.get_num_threads()  # that a run may use: OMP_NUM_THREADS, or those of the machine
+SMALL = 128  # width of a model, up to which a second thread does not pay
+LEAST_ANSWERS = 2000  # of PPO, from which a second process pays: it takes seconds to start
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86, ARM
 
 
@@ -81,3 +85,25 @@ def _cpu_flags() -> set[str]:
     lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines() if CPUINFO.exists() else []
     parts = (line.partition(":") for line in lines)
     return {flag for name, _, flags in parts if name.strip() in ("flags", "Features") for flag in flags.split()}
+
+
+def shares(c: RunConfig) -> tuple[int, int]:
+    """How a run on a CPU uses the cores: (threads of a process, processes); (0, 1): PyTorch decides.
+
+    A small model's step is hundreds of small operations. A second thread is of little use to them; a second process
+    is (measured: tutorials/results/speed.md, "Which cores?"). With one thread results are also the same on any number
+    of cores. So a small model gets one thread, and where there is a second core and enough to do, some stages go to a
+    second process (lab/beside.py). OMP_NUM_THREADS=1 leaves it out, and so do runs side by side that have a core each.
+    """
+    width = max(c.frozen_model.d_model, c.prompter_model.d_model)
+    if c.real_model or width > SMALL or resolve_device(c.device).type != "cpu":
+        return 0, 1
+    long = c.ppo.iterations * c.ppo.batch_size * c.ppo.answers >= LEAST_ANSWERS
+    return 1, 2 if CORES > 1 and not dist.is_initialized() and long else 1
+
+
+def use_threads(c: RunConfig) -> None:
+    """Let this process compute with as many threads as `shares` says."""
+    threads, _ = shares(c)
+    if threads:
+        torch.set_num_threads(threads)

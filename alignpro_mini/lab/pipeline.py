@@ -1,6 +1,6 @@
 """The training stages of `train.py`, each done once per run: what it needs, what it leaves in the run's folder.
 
-After every stage a checksum asserts that the frozen LM's weights did not change.
+A checksum asserts after every stage that meets the frozen LM that its weights did not change.
 """
 
 from __future__ import annotations
@@ -42,15 +42,12 @@ def _trained(
     return model.to(resolve_device(run.config.device), dtype)
 
 
-def frozen_lm(run: Run, setup: Setup, world: World) -> tuple[Tokenizer, FrozenModel]:
-    """Stage 1: the frozen LM, trained on the world's corpus, loaded, or behind an API; fixed from here on.
-
-    With it comes the prompter's tokenizer.
-    """
-    return setup.frozen_lm(run, world)
+def frozen_lm(run: Run, setup: Setup, world: World, tokenizer: Tokenizer) -> FrozenModel:
+    """Stage 1: the frozen LM, trained on the world's corpus, loaded, or behind an API; fixed from here on."""
+    return setup.frozen_lm(run, world, tokenizer)
 
 
-def prompter_sft(run: Run, setup: Setup, world: World, tokenizer: Tokenizer, pi_f: FrozenModel) -> Prompter:
+def prompter_sft(run: Run, setup: Setup, world: World, tokenizer: Tokenizer) -> Prompter:
     """Stage 2: rho_sft, a model that has learned what rewrites look like: a small one, or the real model again."""
     c = run.config
     pairs = rewrite_pairs(c, world)
@@ -62,7 +59,6 @@ def prompter_sft(run: Run, setup: Setup, world: World, tokenizer: Tokenizer, pi_
         return train_sft(model, examples, c.prompter_sft, stage, run.generator("prompter_sft"))
 
     model = _trained(run, "prompter_sft", make, tokenizer, setup.dtype)
-    assert_frozen(pi_f, "prompter_sft")
     return make_prompter(model.requires_grad_(False), tokenizer, c.ppo)
 
 

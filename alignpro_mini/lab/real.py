@@ -139,13 +139,16 @@ class RealModels:
         score = load_callable(spec, "gold")
         return lambda x, y: score(x, [self.as_rated(text) for text in y]).tolist()
 
-    def frozen_lm(self, run: Run, world: World) -> tuple[Tokenizer, FrozenModel]:
-        """A published model; the prompter has a tokenizer of its own, with a system prompt."""
-        tokenizer = load_tokenizer(self.config.prompter).with_system(PROMPTER_SYSTEM)
+    def tokenizer(self, run: Run, world: World) -> Tokenizer:
+        """That of the published model, with a system prompt."""
+        return load_tokenizer(self.config.prompter).with_system(PROMPTER_SYSTEM)
+
+    def frozen_lm(self, run: Run, world: World, tokenizer: Tokenizer) -> FrozenModel:
+        """A published model, which has a tokenizer of its own."""
         pi_f = self.saved_frozen_lm(run.path, API_FILE)
         score = self.given_reward(run.path, API_FILE, pi_f) if self.config.reward else None
         ask_once(run, world, pi_f, score and (lambda x, y: score(x, [self.as_rated(text) for text in y])))
-        return tokenizer, pi_f
+        return pi_f
 
     def saved_frozen_lm(self, folder: Path, api_file: str) -> FrozenModel:
         """The published model: a run does not change it."""

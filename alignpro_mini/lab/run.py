@@ -25,7 +25,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -35,9 +35,9 @@ from tqdm import tqdm
 from alignpro_mini.fast.transformer import FastTransformer
 from alignpro_mini.jsonl import append_jsonl, jsonl, read_jsonl
 from alignpro_mini.lab import processes
-from alignpro_mini.lab.claim import claim
+from alignpro_mini.lab.claim import Claim, claim, turn
 from alignpro_mini.lab.config import RunConfig
-from alignpro_mini.lab.device import with_dtype
+from alignpro_mini.lab.device import use_threads, with_dtype
 from alignpro_mini.lab.guards import runaway
 from alignpro_mini.options import UserError
 from alignpro_mini.remote.config import ApiConfig
@@ -47,6 +47,7 @@ from alignpro_mini.transformer import Transformer
 from alignpro_mini.weights.pretrained import load_pretrained, save_pretrained
 from alignpro_mini.weights.tensors import load_state, read_json, replacing, save_state, write_json
 
+LOGS = ("metrics.jsonl", "samples.jsonl")
 API_FILE = "api.jsonl"  # in a run's folder: every answer of an API
 SILENCE = 20.0  # seconds: a stage says at least so often that it is at work
 TRIM_EVERY = 20.0  # seconds at least between two calls of `return_freed_memory`
@@ -72,17 +73,35 @@ class Run:
 
     Raises FileExistsError when the folder holds a run and `resume` is False, UserError when it holds one with
     other options or another process works in it (with `wait`: waits for its end), OSError when it cannot be written.
+    This process then uses as many threads as `device.shares` says.
+
+    `second`: the folder belongs to another process, which started this one to make some of its stages (lab/beside.py).
     """
 
-    def __init__(self, config: RunConfig, resume: bool = False, wait: bool = False) -> None:
+    def __init__(self, config: RunConfig, resume: bool = False, wait: bool = False, second: bool = False) -> None:
         self.config = with_dtype(config)  # before the folder's config.json is written
         self.path = Path(config.out) / config.run_name
         self.leads = processes.rank() == 0
-        self.stages: dict[str, dict] = {}
-        if self.leads:
+        self.second = second
+        self._claim: Claim | None = None
+        self.met: dict[str, None] = {}  # the stages that this process came to, in this order
+        self.told: set[str] = set()  # finished stages of which nothing more is printed
+        use_threads(self.config)
+        if second:
+            self._claim = claim(self.path / "checkpoints", wait=True)
+        elif self.leads:
             self._prepare(resume, wait)
-        if (self.path / "stages.json").exists():
-            self.stages = read_json(self.path / "stages.json")
+        self.stages = self.finished()
+
+    @property
+    def may_share(self) -> bool:
+        """Whether two processes can work in this folder in turn: not where the file system has no locks."""
+        return bool(self._claim and self._claim.held)
+
+    def finished(self) -> dict[str, dict]:
+        """The finished stages of all processes, with their seconds."""
+        file = self.path / "stages.json"
+        return read_json(file) if file.exists() else {}
 
     def _prepare(self, resume: bool, wait: bool) -> None:
         """Check that the folder is new, or holds a run with the same options, and make it."""
@@ -91,6 +110,7 @@ class Run:
         try:
             kept.mkdir(parents=True, exist_ok=True)
             self._claim = claim(self.path, wait)
+            claim(kept, wait=True)  # until the second process of a run that was killed has ended
             begun = [self.path / "stages.json", self.path / "metrics.jsonl", *kept.glob("*")] if saved.exists() else []
             if not resume and any(path.exists() for path in begun):
                 mend = "already holds a run: add --resume to go on with it, or --name NAME to start another"
@@ -133,8 +153,10 @@ class Run:
 
         Of several processes the first one makes it, or all of them `together`; the first one saves it.
         """
+        self.met[name] = None
         if name in self.stages:
-            print(f"[{name}] already done in {self.stages[name]['seconds']:.0f} s, loaded")
+            if name not in self.told:
+                print(f"[{name}] already done in {self.stages[name]['seconds']:.0f} s, loaded")
             return load()
         if not self.leads:
             result = make(RunStage(self, name)) if together else None
@@ -148,8 +170,9 @@ class Run:
         with stage.signs_of_life():
             result = make(stage)
         save(result)
-        self.stages[name] = {"seconds": round(stage.seconds(), 2)}
-        write_json(self.path / "stages.json", self.stages)
+        with self._turn():
+            self.stages = self.finished() | {name: {"seconds": round(stage.seconds(), 2)}}
+            write_json(self.path / "stages.json", self.stages)
         stage.state_path.unlink(missing_ok=True)
         print(f"[{name}] done in {self.stages[name]['seconds']:.0f} s")
         processes.wait()
@@ -188,20 +211,34 @@ class Run:
 
     def append(self, file: str, rows: list[dict]) -> None:
         if self.leads:
-            append_jsonl(self.path / file, rows)
+            with self._turn():
+                append_jsonl(self.path / file, rows)
 
     def rows(self, file: str) -> list[dict]:
         return read_jsonl(self.path / file)
 
     def forget_after(self, stage: str, step: int) -> None:
         """Drop the log lines of a stage that lie after the state it goes on from."""
-        if not self.leads:
-            return
-        for file in ("metrics.jsonl", "samples.jsonl"):
-            if (self.path / file).exists():
-                kept = [r for r in self.rows(file) if r["stage"] != stage or r["step"] <= step]
-                with replacing(self.path / file) as beside:
-                    beside.write_text(jsonl(kept), encoding="utf-8")
+        if self.leads:
+            self._rewrite(lambda rows: [r for r in rows if r["stage"] != stage or r["step"] <= step])
+
+    def in_order(self) -> None:
+        """Bring log lines and finished stages into the order of the stages: a second process mixed them."""
+        place = {name: i for i, name in enumerate(self.met)}.get
+        self.stages = dict(sorted(self.stages.items(), key=lambda item: place(item[0], len(self.met))))
+        write_json(self.path / "stages.json", self.stages)
+        self._rewrite(lambda rows: sorted(rows, key=lambda r: place(r["stage"], len(self.met))))
+
+    def _rewrite(self, changed: Callable[[list[dict]], list[dict]]) -> None:
+        with self._turn():
+            for path in (self.path / file for file in LOGS):
+                if path.exists():
+                    with replacing(path) as beside:
+                        beside.write_text(jsonl(changed(read_jsonl(path))), encoding="utf-8")
+
+    def _turn(self) -> AbstractContextManager[None]:
+        """For a change of a file that both processes of a run write."""
+        return turn(self.path / "config.json")
 
 
 class RunStage:
@@ -307,7 +344,9 @@ class RunStage:
         Elsewhere a line is printed every tenth of the stage, and at least once a minute, with the time left.
         """
         self._last = stop
-        self._bar = tqdm(range(start, stop), initial=start, total=stop, desc=self.name, disable=None, leave=False)
+        self._bar = tqdm(
+            range(start, stop), initial=start, total=stop, desc=self.name, disable=self.run.second or None, leave=False
+        )
         begun = trimmed = self._spoke = time.perf_counter()
         for step in self._bar:
             if self._stopped:

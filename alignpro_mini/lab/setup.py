@@ -43,8 +43,11 @@ class Setup(Protocol):
     def make_world(self) -> World:
         """The requests. Raises UserError or OSError for what cannot be read: before the run's folder is made."""
 
-    def frozen_lm(self, run: Run, world: World) -> tuple[Tokenizer, FrozenModel]:
-        """The prompter's tokenizer, and the frozen model."""
+    def tokenizer(self, run: Run, world: World) -> Tokenizer:
+        """The prompter's tokenizer."""
+
+    def frozen_lm(self, run: Run, world: World, tokenizer: Tokenizer) -> FrozenModel:
+        """The frozen model; one that is trained here shares the prompter's tokenizer."""
 
     def saved_frozen_lm(self, folder: Path, api_file: str) -> FrozenModel:
         """The frozen model of the finished run in `folder`."""

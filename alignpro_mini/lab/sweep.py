@@ -129,7 +129,7 @@ RATIOS = (
     ("reward model", "of ceiling", ("accuracy_share",), 3, ()),
     ("swap", "subject", ("reward_model", "swap_accuracy", "subject"), 3, ()),
     ("swap", "wish", ("reward_model", "swap_accuracy", "wish"), 3, ()),
-    ("wall", "s", ("seconds",), 1, ()),
+    ("stages", "s", ("seconds",), 1, ()),
 )
 BETWEEN = "between no fine-tuning and oracle"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from alignpro_mini.frozen import FrozenModel
-from alignpro_mini.lab import optimum, processes
+from alignpro_mini.lab import optimum
 from alignpro_mini.lab.config import RunConfig
 from alignpro_mini.lab.device import DTYPES, resolve_device
 from alignpro_mini.lab.models import make_frozen_lm, new_model, saved_model, with_weights
@@ -100,26 +100,35 @@ class EmbeddedWorld:
             try_reward(reward, world.train_requests)
         return world
 
-    def frozen_lm(self, run: Run, world: World) -> tuple[Tokenizer, FrozenModel]:
-        """A tokenizer for both models and the LM, trained on the world's corpus."""
+    def tokenizer(self, run: Run, world: World) -> Tokenizer:
+        """The stage "tokenizer": one for both models, trained on the beginning of the LM's corpus."""
+        file = run.path / "tokenizer.json"
+
+        def make(stage: RunStage) -> Tokenizer:
+            corpus = self._corpus(world, min(5000, self.config.frozen_lm.examples))
+            return Tokenizer.train([text for pair in corpus for text in pair], self.config.vocab_size)
+
+        def save(tokenizer: Tokenizer) -> None:
+            with replacing(file) as draft:
+                tokenizer.save(draft)
+
+        return run.once("tokenizer", make, lambda: Tokenizer.load(file), save)
+
+    def _corpus(self, world: World, count: int) -> list[tuple[str, str]]:
+        return world.corpus(count, random.Random(f"corpus {self.config.seed}"))
+
+    def frozen_lm(self, run: Run, world: World, tokenizer: Tokenizer) -> FrozenModel:
+        """The stage "frozen_lm": an LM trained on the world's corpus."""
         c = self.config
         device = resolve_device(c.device)
-        corpus = world.corpus(c.frozen_lm.examples, random.Random(f"corpus {c.seed}"))
-        file = run.path / "tokenizer.json"
-        # Not "if there is no file": a failed start may have left another's.
-        if run.leads and "frozen_lm" not in run.stages:
-            with replacing(file) as draft:
-                Tokenizer.train([text for pair in corpus[:5000] for text in pair], c.vocab_size).save(draft)
-        processes.wait()
-        tokenizer = Tokenizer.load(file)
 
         def make(stage: RunStage) -> Transformer:
             model = new_model(c.frozen_model, tokenizer.vocab_size, run.generator("frozen_lm weights"), device)
-            examples = encode_pairs(corpus, tokenizer, c.frozen_model.max_len)
+            examples = encode_pairs(self._corpus(world, c.frozen_lm.examples), tokenizer, c.frozen_model.max_len)
             return train_sft(model, examples, c.frozen_lm, stage, run.generator("frozen_lm"))
 
         model = run.model("frozen_lm", make, tokenizer).to(device, DTYPES[c.dtype])
-        return tokenizer, make_frozen_lm(model, tokenizer, c.sampling)
+        return make_frozen_lm(model, tokenizer, c.sampling)
 
     def saved_frozen_lm(self, folder: Path, api_file: str) -> FrozenModel:
         """The LM that the run trained first."""

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import random
 import re
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from doubles import in_a_folder
 from micro import CONFIG, finish, start
 
 from alignpro_mini.alignpro import Prompter
@@ -41,6 +43,7 @@ ARMS = {
 }
 MODELS = ("frozen_lm", "prompter_sft", "align_pro", "rlhf_oracle")
 STAGES = (
+    "tokenizer",
     "frozen_lm",
     "prompter_sft",
     "reward_model",
@@ -298,17 +301,38 @@ def state(folder: Path) -> dict:
     }
 
 
-def kill_when(out: Path, moment, *more: str, by: signal.Signals = signal.SIGKILL, status: int = -9) -> str:
-    """Start train.py, kill it as soon as `moment(folder)` holds; returns what it had printed."""
-    folder, process = out / "micro-quality-seed0", start(out, *more)
+def first(pid: int) -> int:
+    """The process that was started."""
+    return pid
+
+
+def second(pid: int) -> int:
+    """Its second process; where it has none at the moment, itself."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return next((int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()), pid)
+
+
+def both(pid: int) -> int:
+    """As a terminal's Ctrl-C."""
+    return -pid
+
+
+def kill_when(
+    out: Path, moment, *more: str, by: signal.Signals = signal.SIGKILL, status: int = -9, cores: int = 1, whom=first
+) -> str:
+    """Start train.py, kill it, or one of its processes, as soon as `moment(folder)` holds; returns what it had printed."""
+    folder, process = out / "micro-quality-seed0", start(out, *more, cores=cores, start_new_session=True)
     deadline = time.monotonic() + 240
     try:
         while process.poll() is None and not moment(folder):
             assert time.monotonic() < deadline
             time.sleep(0.002)
     finally:
-        process.send_signal(by)
-        printed, _ = process.communicate()
+        victim = whom(process.pid)
+        os.kill(victim, by)
+        printed, _ = process.communicate()  # of both processes: until the last one has ended
+    if victim not in (process.pid, -process.pid):
+        status = 1
     assert process.returncode == status, f"it ended before it could be killed:\n{printed[-2000:]}"
     return printed
 
@@ -346,6 +370,24 @@ def test_a_run_killed_in_ppo_ends_as_if_nothing_had_happened(run, tmp_path):
     assert state(tmp_path / "micro-quality-seed0") == state(run[0])
 
 
+def beside_and_killed(folder: Path) -> tuple[str, str, dict]:
+    """A run in two processes whose second one is killed, and which goes on: what it said each time, what it left."""
+    printed = kill_when(folder, logged("rlhf_oracle", 2), cores=2, whom=second)
+    return printed, finish(folder, "--resume", cores=2), state(folder / "micro-quality-seed0")
+
+
+@pytest.mark.ahead(run=in_a_folder(beside_and_killed))
+def test_a_run_in_two_processes_ends_as_one_in_order_also_when_the_second_was_killed(run, ahead):
+    if isinstance(ahead, Exception):
+        raise ahead
+    printed, again, left = ahead
+    told = "train.py: error: the second process of this run ended (-9); to go on, give the same command with --resume"
+    assert printed.splitlines()[-1] == told and "Traceback" not in printed
+    assert "[align_pro] already done" in again and "[rlhf_oracle] goes on from step" in again
+    assert "[evaluation_plain] already done" not in again
+    assert left == state(run[0])
+
+
 MOMENTS = {
     "folder made": exists("config.json"),
     "tokenizer made": exists("tokenizer.json"),
@@ -377,8 +419,9 @@ def test_a_run_killed_at_every_turn_ends_as_if_nothing_had_happened(run, tmp_pat
 @pytest.mark.parametrize(
     "moment", ["frozen LM half trained", "headroom done", "PPO's fourth round", "evaluation begun"]
 )
-def test_ctrl_c_ends_a_run_with_one_line_that_names_resume(run, tmp_path, moment):
-    printed = kill_when(tmp_path, MOMENTS[moment], by=signal.SIGINT, status=130)
+@pytest.mark.parametrize("cores", [1, 2])
+def test_ctrl_c_ends_a_run_with_one_line_that_names_resume(run, tmp_path, moment, cores):
+    printed = kill_when(tmp_path, MOMENTS[moment], by=signal.SIGINT, status=130, cores=cores, whom=both)
     assert printed.endswith("\ntrain.py: stopped; to go on, give the same command with --resume\n"), printed[-500:]
     assert "Traceback" not in printed
     finish(tmp_path, "--resume")
@@ -388,16 +431,18 @@ def test_ctrl_c_ends_a_run_with_one_line_that_names_resume(run, tmp_path, moment
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(50))
 def test_a_run_killed_at_a_random_moment_ends_as_if_nothing_had_happened(run, tmp_path, seed):
-    after = ((run[0] / "results.json").stat().st_mtime - began(run[0])) * random.Random(seed).random()
+    """One of two processes, as chance will have it. It goes on in one process or in two."""
+    draw = random.Random(seed)
+    after = ((run[0] / "results.json").stat().st_mtime - began(run[0])) * draw.random()
     for attempt in range(20):
         out = tmp_path / str(attempt)
         out.mkdir()
         try:
-            kill_when(out, running_for(after))
+            kill_when(out, running_for(after), cores=2, whom=draw.choice((first, second)))
             break
         except AssertionError:  # this run was faster and had ended
             after *= 0.9
-    finish(out, "--resume")
+    finish(out, "--resume", cores=draw.choice((1, 2)))
     assert state(out / "micro-quality-seed0") == state(run[0])
 
 

@@ -87,7 +87,8 @@ def test_a_vocabulary_that_a_failed_start_left_behind_is_not_used(tmp_path):
     (run.path / "tokenizer.json").write_text(json.dumps("of another run"))
     setup = setup_of(config)
     world = setup.make_world()
-    tokenizer, lm = pipeline.frozen_lm(run, setup, world)
+    tokenizer = setup.tokenizer(run, world)
+    lm = pipeline.frozen_lm(run, setup, world, tokenizer)
     assert lm.model.config.vocab_size == tokenizer.vocab_size == config.vocab_size
     again = Run(dataclasses.replace(config), resume=True)
-    assert pipeline.frozen_lm(again, setup, world)[0].encode("Tell me") == tokenizer.encode("Tell me")
+    assert setup.tokenizer(again, world).encode("Tell me") == tokenizer.encode("Tell me")

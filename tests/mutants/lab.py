@@ -177,7 +177,7 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "lab/toy.py",
         "vocabulary-of-a-failed-start",
-        ('if run.leads and "frozen_lm" not in run.stages:', "if not file.exists():"),
+        ("return run.once(", "return Tokenizer.load(file) if file.exists() else run.once("),
         "test_setup.py::test_a_vocabulary_that_a_failed_start_left_behind_is_not_used",
     ),
     mutant(
@@ -334,6 +334,48 @@ MUTANTS: tuple[Mutant, ...] = (
         "answers-for-one-reward-only",
         ("place = Run(replace(shared, name", "place = Run(replace(config, name"),
         "test_listed.py::test_the_answers_of_a_real_model_serve_every_reward_but_no_other_sampling",
+    ),
+    mutant(
+        "lab/beside.py",
+        "a-second-process-outlives-the-first",
+        ("parent_process().join()\n    os._exit(1)", "parent_process().join()"),
+        "test_a_second_process_does_not_outlive_a_first_that_is_killed",
+    ),
+    mutant(
+        "lab/beside.py",
+        "an-error-leaves-the-second-process",
+        ("        second.kill()\n", ""),
+        "test_what_ends_the_first_ends_the_second[KeyboardInterrupt]",
+    ),
+    mutant(
+        "lab/beside.py",
+        "a-killed-second-process-is-not-told",
+        ("if second.exitcode:", "if second.exitcode == 1:"),
+        "test_a_second_process_that_was_killed_is_told_in_one_line",
+    ),
+    mutant(
+        "lab/beside.py",
+        "ctrl-c-is-for-both",
+        ("signal.SIG_BLOCK, {signal.SIGINT}", "signal.SIG_BLOCK, []"),
+        "test_ctrl_c_is_for_the_first_process",
+    ),
+    mutant(
+        "lab/claim.py",
+        "two-write-a-file-at-once",
+        ("if fcntl:\n                fcntl.flock(file", "if False:\n                fcntl.flock(file"),
+        "test_beside.py::test_both_write_one_log_and_nothing_is_lost",
+    ),
+    mutant(
+        "lab/run.py",
+        "a-second-process-is-not-waited-for",
+        ("            claim(kept, wait=True)", "            # claim(kept, wait=True)"),
+        "test_beside.py::test_a_run_waits_for_the_second_process_of_one_that_was_killed",
+    ),
+    mutant(
+        "lab/device.py",
+        "a-second-process-for-seconds-of-work",
+        (" and long else 1", " else 1"),
+        "test_beside.py::test_small_models_get_one_thread_and_where_it_pays_a_second_process[tiny-options3-2-wanted3]",
     ),
     mutant(
         "lab/listed.py",
