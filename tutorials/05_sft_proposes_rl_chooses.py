@@ -8,8 +8,10 @@
 # * why a rewrite that SFT never offers is out of RL's reach.
 #
 # Time: 30 minutes. You need: tutorials 01 and 04. If run first, it trains the LM and the prompter (one to two minutes).
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/05_sft_proposes_rl_chooses.ipynb)
 
-# %% tags=["skip-execution"]
+# %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 
