@@ -208,5 +208,6 @@ check(lam_for, [0.463, 0.298], (0.5,), (1.0,), within=0.005)
 #
 # 3. The LM never changes, yet its users get other answers. What has been aligned?
 # <details><summary>Answer</summary>
+#
 # The *induced* policy Σ_x′ ρ(x′|x) π_F(y|x′): prompter and LM together.
 # </details>

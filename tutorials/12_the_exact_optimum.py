@@ -178,6 +178,7 @@ assert abs(swapped - facts["regularised_gap"]) > 1e-9
 #
 # 2. λ → 0: what is ρ\*, and why is the identity useless there?
 # <details><summary>Answer</summary>
+#
 # All probability on the best rewrite. λ KL(ρ‖ρ\*) is 0 · ∞.
 # </details>
 #

@@ -157,6 +157,7 @@ assert abs(sum(v for v in parts.values() if v is not None) - run["arms"]["no_fin
 #
 # 1. Why does VADER's variance fall?
 # <details><summary>Answer</summary>
+#
 # Because it has a ceiling. Under $s$, the same score without the ceiling, the same answers vary 1.71 times as much as
 # the plain ones, not 0.53 times. The mean over sentences also varies more under its best endings; but these ask for one
 # sentence, so its mean is over fewer.

@@ -13,6 +13,7 @@ highlight_language = "none"  # of a block that names no language
 html_theme = "pydata_sphinx_theme"
 html_theme_options = {
     "logo": {"text": html_title},
+    "header_links_before_dropdown": 4,
     "secondary_sidebar_items": {"README": ["page-toc"], "**/[!0-9]*": ["page-toc"]},  # a notebook needs the width
 }
 html_copy_source = False

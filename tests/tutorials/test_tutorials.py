@@ -119,6 +119,9 @@ def test_a_tutorial_keeps_to_the_form(path):
     assert f"{building.BUTTON}({building.NOTEBOOKS}/{path.stem}.ipynb)" in opening, "the Colab button"
     assert 100 <= len(text.splitlines()) <= 300
     assert "## Exercise" in text and text.count("<summary>Answer</summary>") == 3
+    for _, prose in rest:
+        for folded in re.findall(r"</summary>\n(?!\n)(.*?)</details>", prose, flags=re.DOTALL):
+            assert not re.search(r"[*`$\\]", folded), f"Markdown after a blank line only, else its signs show: {folded}"
     code = "\n".join(source for kind, source in rest if kind == "code")
     assert "show(figure)" in code and "source(" in code and "assert " in code
     if "shared_run(" in code:
