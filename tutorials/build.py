@@ -54,7 +54,7 @@ def build(source: Path) -> Path:
 
 
 def slides(source: Path) -> Path:
-    """Write the slides of a tutorial's notebook: down through the cells, right to the next heading."""
+    """Write the slides of a tutorial's notebook: down through the cells, right to the next heading; a figure has no code."""
     import nbformat
     from nbconvert import SlidesExporter
 
@@ -62,9 +62,12 @@ def slides(source: Path) -> Path:
     for cell in notebook.cells:
         kind = "slide" if cell.source.startswith("#") and cell.cell_type == "markdown" else "subslide"
         cell.metadata["slideshow"] = {"slide_type": "skip" if "remove-cell" in cell.metadata.get("tags", []) else kind}
+        cell.metadata["transient"] = {"remove_source": "show(figure)" in cell.source}
+    shape = {"reveal_width": "1400", "reveal_height": "800", "reveal_scroll": True}
+    exporter = SlidesExporter(**shape, exclude_input_prompt=True, exclude_output_prompt=True)
     path = SITE / "slides" / f"{source.stem}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(SlidesExporter(reveal_scroll=True).from_notebook_node(notebook)[0], encoding="utf-8")
+    path.write_text(exporter.from_notebook_node(notebook)[0], encoding="utf-8")
     return path
 
 

@@ -9,6 +9,7 @@ extensions = ["myst_nb"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4  # a link to a heading, as on GitHub
 nb_execution_mode = "off"  # the notebooks hold their outputs
+nb_merge_streams = True
 highlight_language = "none"  # of a block that names no language
 html_theme = "pydata_sphinx_theme"
 html_theme_options = {
