@@ -1,5 +1,16 @@
 """Sphinx's settings for the site of the course, `python tutorials/build.py site`: which pages, in which order."""
 
+# Page: the pages below it. A student copy (grade.py --strip) has STUDENT in the place of TEACHING.
+ALONE = ["options", "your-model", "library"]
+HANDOUTS = ["assignments/a?_*/README", "assignments/a??_*/README"]
+NAVIGATION = {
+    "README": [f"tutorials/{page}" for page in ["README", "[ST]*", "results/README", *ALONE]],
+    "tutorials/README": ["[0-9]*"],
+    "tutorials/TEACHING": HANDOUTS,
+    "tutorials/STUDENT": HANDOUTS,
+    "tutorials/results/README": ["*"],
+}
+
 project = "alignpro_mini"
 html_title = "alignpro_mini"
 root_doc = "README"
@@ -12,24 +23,16 @@ nb_execution_mode = "off"  # the notebooks hold their outputs
 nb_merge_streams = True
 highlight_language = "none"  # of a block that names no language
 html_theme = "pydata_sphinx_theme"
+html_sidebars = {f"tutorials/{page}": [] for page in ALONE}  # left: the pages of the section
 html_theme_options = {
     "logo": {"text": html_title},
     "header_links_before_dropdown": 4,
-    "secondary_sidebar_items": {"README": ["page-toc"], "**/[!0-9]*": ["page-toc"]},  # a notebook needs the width
+    "secondary_sidebar_items": {  # right: the page's headings; elsewhere code and tables need the width
+        page: ["page-toc"] for page in ["README", "tutorials/TEACHING", *html_sidebars]
+    },
 }
 html_copy_source = False
 html_use_index = False
-
-# Page: the pages below it. A student copy (grade.py --strip) has STUDENT in the place of TEACHING.
-PAGES = ["README", "[ST]*", "results/README", "options", "your-model", "library"]
-HANDOUTS = ["assignments/a?_*/README", "assignments/a??_*/README"]
-NAVIGATION = {
-    "README": [f"tutorials/{page}" for page in PAGES],
-    "tutorials/README": ["[0-9]*"],
-    "tutorials/TEACHING": HANDOUTS,
-    "tutorials/STUDENT": HANDOUTS,
-    "tutorials/results/README": ["*"],
-}
 
 
 def add_navigation(app, page, source):

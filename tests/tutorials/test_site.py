@@ -73,4 +73,4 @@ def test_the_site_builds_without_a_warning():
     assert (site / "index.html").read_text(encoding="utf-8") == (site / "README.html").read_text(encoding="utf-8")
     slides = (site / "slides" / "01_reward_without_touching_the_lm.html").read_text(encoding="utf-8")
     assert slides.count("<section") > 20 and "test -d /content" not in slides
-    assert slides.count("data:image/png") == 1 and ">figure<" not in slides, "the figure, without its code"
+    assert slides.count('src="data:image/png') == 1 and ">figure<" not in slides, "the figure, without its code"
