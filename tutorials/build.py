@@ -79,15 +79,21 @@ def site() -> int:
     status = sphinx([*strict, "-c", str(HERE), "-d", str(SITE.parent / "doctrees"), str(HERE.parent), str(SITE)])
     if not status:
         shutil.copy(SITE / "README.html", SITE / "index.html")
+        print(SITE / "index.html")
     return status
 
 
 def main(words: list[str]) -> int:
     if words == ["site"]:
         return site()
-    make = slides if words[:1] == ["slides"] else build
-    numbers = words[make is slides :]
-    for source in sorted(HERE.glob("[0-9][0-9]*_*.py")):
+    presented = words[:1] == ["slides"]
+    make = slides if presented else build
+    numbers = words[1:] if presented else words
+    sources = sorted(HERE.glob("[0-9][0-9]*_*.py"))
+    unknown = set(numbers) - {path.name.partition("_")[0] for path in sources}
+    if unknown:
+        sys.exit(f"build.py: error: no tutorial {', '.join(sorted(unknown))}; say site, slides 07a, or 07a 08")
+    for source in sources:
         if not numbers or source.name.partition("_")[0] in numbers:
             path = make(source)
             print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB", flush=True)

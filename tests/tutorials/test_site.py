@@ -56,6 +56,12 @@ def test_the_workflow_publishes_what_is_built():
     assert "/build/" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines(), "what is built is not committed"
 
 
+@pytest.mark.parametrize("words", [["sites"], ["slides", "7b"], ["01", "sites"]])
+def test_a_wrong_word_gets_one_line(words):
+    with pytest.raises(SystemExit, match=rf"^build.py: error: no tutorial {words[-1]}; say [^\n]+$"):
+        runpy.run_path(str(BUILD))["main"](words)
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning():
     for package in ("sphinx", "myst_nb", "pydata_sphinx_theme", "nbconvert"):
