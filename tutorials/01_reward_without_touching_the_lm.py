@@ -1,6 +1,8 @@
 # %% [markdown]
 # # 01 · The reward rises, and the LM stays as it is
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/01_reward_without_touching_the_lm.ipynb)
+#
 # At the end you will know
 #
 # * what a *prompter* is, and why it can raise the reward of a language model whose weights are frozen;
@@ -8,8 +10,6 @@
 # * what the KL coefficient λ does.
 #
 # Time: 20 minutes. You need: expectations, the logarithm, a little Python.
-#
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/01_reward_without_touching_the_lm.ipynb)
 
 # %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini

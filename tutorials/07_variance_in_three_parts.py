@@ -1,6 +1,8 @@
 # %% [markdown]
 # # 07 · Variance in three parts, before any RL
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/07_variance_in_three_parts.ipynb)
+#
 # At the end you will know
 #
 # * where the variance of a reward comes from: requests, rewrites, or the LM's own sampling;
@@ -9,8 +11,6 @@
 #
 # Time: 30 minutes. You need: variance, tutorials 05 and 06. If run first, it trains the LM, the prompter and the reward model
 # (two to three minutes).
-#
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/07_variance_in_three_parts.ipynb)
 
 # %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini

@@ -1,6 +1,8 @@
 # %% [markdown]
 # # 07a · Why ∇ ln π?
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/07a_why_grad_ln_pi.ipynb)
+#
 # At the end you will know
 #
 # * how to climb a reward that has no derivative: the policy gradient, derived on six rewrites;
@@ -8,8 +10,6 @@
 # * what a baseline is, why it changes no mean, and how much variance it removes.
 #
 # Time: 45 minutes. You need: tutorial 01, the derivatives of exp and ln.
-#
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/07a_why_grad_ln_pi.ipynb)
 
 # %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini

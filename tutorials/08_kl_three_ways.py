@@ -1,6 +1,8 @@
 # %% [markdown]
 # # 08 · KL three ways
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/08_kl_three_ways.ipynb)
+#
 # At the end you will know
 #
 # * what KL(ρ‖ρ_sft) measures, and why its two sides are not the same;
@@ -8,8 +10,6 @@
 # * why "the value is right" does not mean "its gradient is right": k1 as a loss teaches nothing.
 #
 # Time: 30 minutes. You need: tutorials 01 and 07a, the derivative of a logarithm.
-#
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/08_kl_three_ways.ipynb)
 
 # %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini

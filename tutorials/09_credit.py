@@ -1,6 +1,8 @@
 # %% [markdown]
 # # 09 · Credit: which token earned the reward?
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/09_credit.ipynb)
+#
 # At the end you will know
 #
 # * where the score and the KL penalty of a completion go, and why EOS is a token like any other;
@@ -8,8 +10,6 @@
 # * why no padded number may ever reach a result.
 #
 # Time: 30 minutes. You need: tutorial 08 (KL), sums.
-#
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/09_credit.ipynb)
 
 # %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini

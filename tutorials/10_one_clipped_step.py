@@ -1,6 +1,8 @@
 # %% [markdown]
 # # 10 · One clipped step
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/10_one_clipped_step.ipynb)
+#
 # At the end you will know
 #
 # * the probability ratio, and why a sample may be used more than once;
@@ -8,8 +10,6 @@
 # * that PPO with a KL penalty climbs to the closed-form optimum ρ\* of tutorial 01.
 #
 # Time: 30 minutes. You need: tutorials 01, 07a, 08 and 09.
-#
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/10_one_clipped_step.ipynb)
 
 # %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini

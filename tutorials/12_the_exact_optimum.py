@@ -1,6 +1,8 @@
 # %% [markdown]
 # # 12 · How far is PPO from the exact optimum?
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/12_the_exact_optimum.ipynb)
+#
 # At the end you will know
 #
 # * the identity behind this package's strictest check: gap = λ · KL(ρ ‖ ρ\*);
@@ -9,8 +11,6 @@
 # * when a prompter is worth it: what the best fixed sentence achieves, without any training.
 #
 # Time: 40 minutes. You need: tutorials 01 and 11. If run first, it trains everything (four minutes).
-#
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/12_the_exact_optimum.ipynb)
 
 # %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini

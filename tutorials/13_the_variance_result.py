@@ -1,6 +1,8 @@
 # %% [markdown]
 # # 13 · The variance result, and the world where it fails
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/13_the_variance_result.ipynb)
+#
 # At the end you will know
 #
 # * Align-Pro's two claims, mean and variance, with intervals, against the baselines that a referee asks for;
@@ -8,8 +10,6 @@
 # * that "prompt optimisation lowers the variance" is a property of a world, not a theorem.
 #
 # Time: 40 minutes. You need: tutorials 07, 11 and 12. If run first, it trains everything (four minutes).
-#
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/13_the_variance_result.ipynb)
 
 # %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini

@@ -1,6 +1,8 @@
 # %% [markdown]
 # # 14 · A real model: predicted, then measured
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/14_a_real_model.ipynb)
+#
 # At the end you will know
 #
 # * how to learn what a prompter could do to a real model's rewards before any training;
@@ -9,8 +11,6 @@
 #
 # Time: 30 minutes. You need: tutorials 12 and 13. Nothing is trained here: it reads the results of finished runs, which
 # lie in `tutorials/results/real`. [results/real-model.md](results/real-model.md) has the commands that made them.
-#
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/14_a_real_model.ipynb)
 
 # %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
