@@ -40,5 +40,11 @@ def add_navigation(app, page, source):
         source[0] += "\n".join(["\n\n```{toctree}", ":hidden:", ":glob:", "", *NAVIGATION[page], "```\n"])
 
 
+def open_pages(app, page, template, context, doctree):
+    """A link to an HTML file of ours opens it. Sphinx would save it, like a link to any other file."""
+    context["body"] = context.get("body", "").replace(' download="" href="', ' href="')
+
+
 def setup(app):
     app.connect("source-read", add_navigation)
+    app.connect("html-page-context", open_pages)

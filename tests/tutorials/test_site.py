@@ -74,6 +74,7 @@ def test_the_site_builds_without_a_warning():
         html = (site / page.relative_to(ROOT).with_suffix(".html")).read_text(encoding="utf-8")
         assert ("$" in markdown(page)) == ('class="math' in html), f"{page}: formulas"
         assert "test -d /content" not in html, "a cell for Colab only"
+        assert 'download=""' not in html, "a linked file opens in the browser"
         for link in re.findall(r'(?:href|src)="([^"#:?]+)[#?"]', html):
             assert (site / page.relative_to(ROOT)).parent.joinpath(unquote(link)).exists(), f"{page}: {link}"
     assert (site / "index.html").read_text(encoding="utf-8") == (site / "README.html").read_text(encoding="utf-8")
