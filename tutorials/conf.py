@@ -41,7 +41,7 @@ def add_navigation(app, page, source):
 
 
 def open_pages(app, page, template, context, doctree):
-    """A link to an HTML file of ours opens it. Sphinx would save it, like a link to any other file."""
+    """A link to a file, such as a page that moves, opens it. Sphinx would save it."""
     context["body"] = context.get("body", "").replace(' download="" href="', ' href="')
 
 
