@@ -40,8 +40,6 @@ def test_the_library_example_runs_and_raises_its_score():
 def test_files_and_modules_that_the_pages_name_exist():
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
-            assert (page.parent / link).exists(), f"{page.name}: {link}"
         for file in set(re.findall(r"`([\w./]+/\w+\.py)`", text)):
             assert any((place / file).exists() for place in PLACES), f"{page.name}: {file}"
         for module in set(re.findall(r"python -m (alignpro_mini[\w.]*)|(alignpro_mini[\w.]*):[a-z]", text)):

@@ -1,6 +1,8 @@
 # %% [markdown]
 # # 01 · The reward rises, and the LM stays as it is
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/01_reward_without_touching_the_lm.ipynb)
+#
 # At the end you will know
 #
 # * what a *prompter* is, and why it can raise the reward of a language model whose weights are frozen;
@@ -9,7 +11,7 @@
 #
 # Time: 20 minutes. You need: expectations, the logarithm, a little Python.
 
-# %% tags=["skip-execution"]
+# %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 
@@ -73,7 +75,9 @@ print(f"always the best rewrite:   {max(R):.3f}")
 # preferences, so its largest value is often an error. And a prompter that may write anything soon writes text that no
 # person would. So Align-Pro charges for the distance to ρ_sft:
 #
-#     J_λ(ρ) = J(ρ) − λ KL(ρ ‖ ρ_sft),        KL(ρ ‖ ρ_sft) = Σ_x′ ρ(x′|x) ln( ρ(x′|x) / ρ_sft(x′|x) )
+# $$J_\lambda(\rho) = J(\rho) - \lambda \thinspace \mathrm{KL}(\rho \Vert \rho_\mathrm{sft})$$
+#
+# $$\mathrm{KL}(\rho \Vert \rho_\mathrm{sft}) = \sum_{x'} \rho(x'|x) \ln \frac{\rho(x'|x)}{\rho_\mathrm{sft}(x'|x)}$$
 #
 # λ is the KL coefficient: so much reward is given up for one nat of KL.
 
@@ -94,7 +98,7 @@ def objective(rho, lam):
 # Which ρ is best? Set the derivative of J_λ with respect to ρ(x′|x) to a constant (the probabilities must sum to 1):
 # R − λ ln(ρ/ρ_sft) − λ = const. So ln(ρ/ρ_sft) = R/λ + const, and
 #
-#     ρ*(x′|x) = ρ_sft(x′|x) · exp( R(x, x′) / λ ) / Z(x)
+# $$\rho^*(x'|x) = \frac{\rho_\mathrm{sft}(x'|x) \thinspace e^{R(x, x') / \lambda}}{Z(x)}$$
 #
 # In words: tilt ρ_sft towards good rewrites, the more the smaller λ is. In code it is three lines.
 
@@ -204,5 +208,6 @@ check(lam_for, [0.463, 0.298], (0.5,), (1.0,), within=0.005)
 #
 # 3. The LM never changes, yet its users get other answers. What has been aligned?
 # <details><summary>Answer</summary>
+#
 # The *induced* policy Σ_x′ ρ(x′|x) π_F(y|x′): prompter and LM together.
 # </details>

@@ -1,6 +1,8 @@
 # %% [markdown]
 # # 02 · The transformer: a padded row equals the row alone
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/02_transformer.ipynb)
+#
 # At the end you will know
 #
 # * what attention computes, on three tokens, in ten lines;
@@ -10,7 +12,7 @@
 #
 # Time: 50 minutes. You need: matrix products, softmax, complex numbers (a little).
 
-# %% tags=["skip-execution"]
+# %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 

@@ -1,6 +1,8 @@
 # %% [markdown]
 # # 03 · Batched sampling: log the distribution you drew from
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/03_batched_sampling.ipynb)
+#
 # At the end you will know
 #
 # * temperature and nucleus (top-p): which distribution is sampled;
@@ -9,7 +11,7 @@
 #
 # Time: 45 minutes. You need: tutorial 02, softmax.
 
-# %% tags=["skip-execution"]
+# %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 

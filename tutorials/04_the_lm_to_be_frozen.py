@@ -1,6 +1,8 @@
 # %% [markdown]
 # # 04 · The LM to be frozen: loss on answers only
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/04_the_lm_to_be_frozen.ipynb)
+#
 # At the end you will know
 #
 # * the next-token loss, and why supervised fine-tuning (SFT) puts it on the answer alone;
@@ -9,7 +11,7 @@
 #
 # Time: 30 minutes. You need: tutorial 02, cross-entropy.
 
-# %% tags=["skip-execution"]
+# %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 

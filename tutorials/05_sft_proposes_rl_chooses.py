@@ -1,6 +1,8 @@
 # %% [markdown]
 # # 05 · SFT proposes, RL chooses
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/05_sft_proposes_rl_chooses.ipynb)
+#
 # At the end you will know
 #
 # * what the SFT prompter ρ_sft is, and that it does *not* know which rewrite is good;
@@ -9,7 +11,7 @@
 #
 # Time: 30 minutes. You need: tutorials 01 and 04. If run first, it trains the LM and the prompter (one to two minutes).
 
-# %% tags=["skip-execution"]
+# %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 

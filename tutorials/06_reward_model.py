@@ -1,6 +1,8 @@
 # %% [markdown]
 # # 06 · The reward model
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/06_reward_model.ipynb)
+#
 # At the end you will know
 #
 # * how a reward is learned from comparisons (Bradley–Terry), and how good it can be at best;
@@ -10,7 +12,7 @@
 # Time: 40 minutes. You need: tutorial 04, the logistic function. If run first, it trains the LM, the prompter and the
 # reward model (two to three minutes).
 
-# %% tags=["skip-execution"]
+# %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 

@@ -1,6 +1,8 @@
 # %% [markdown]
 # # 07 · Variance in three parts, before any RL
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/07_variance_in_three_parts.ipynb)
+#
 # At the end you will know
 #
 # * where the variance of a reward comes from: requests, rewrites, or the LM's own sampling;
@@ -10,7 +12,7 @@
 # Time: 30 minutes. You need: variance, tutorials 05 and 06. If run first, it trains the LM, the prompter and the reward model
 # (two to three minutes).
 
-# %% tags=["skip-execution"]
+# %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 
@@ -28,7 +30,7 @@ from alignpro_mini.lab.statistics import variance_parts
 #
 # Ask N requests, write K rewrites of each, let the LM answer each rewrite M times: an array of rewards (N, K, M).
 #
-#     r(i, j, m) = request i is easy or hard  +  rewrite j is good or bad  +  the LM's luck in answer m
+# $$r(i, j, m) = \text{request } i \text{ is easy or hard} + \text{rewrite } j \text{ is good or bad} + \text{the LM's luck in answer } m$$
 #
 # The variance of r is the sum of the three variances. The tempting estimate of the second part is the variance of the
 # rewrites' mean rewards. It is too large: a mean of M answers still has luck in it, within / M. An example with numbers
@@ -74,7 +76,7 @@ assert (
 # RL on the prompter can change which rewrites are written. It cannot change the LM's luck within a rewrite, except by
 # choosing rewrites under which the LM is steadier. So the share
 #
-#     ICC = between rewrites / (between rewrites + within)
+# $$\mathrm{ICC} = \frac{\text{between rewrites}}{\text{between rewrites} + \text{within}}$$
 #
 # says how much there is to choose from. Near 0, RL sees only noise; above 0.2 it is worth trying.
 

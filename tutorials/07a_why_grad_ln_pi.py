@@ -1,6 +1,8 @@
 # %% [markdown]
 # # 07a · Why ∇ ln π?
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/07a_why_grad_ln_pi.ipynb)
+#
 # At the end you will know
 #
 # * how to climb a reward that has no derivative: the policy gradient, derived on six rewrites;
@@ -9,7 +11,7 @@
 #
 # Time: 45 minutes. You need: tutorial 01, the derivatives of exp and ln.
 
-# %% tags=["skip-execution"]
+# %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 
@@ -31,9 +33,11 @@ torch.set_default_dtype(torch.float64)  # so that "exact" means twelve digits
 #
 # Training means: change z so that J = Σ ρ_i R_i rises. First the derivatives of one probability, then that of J:
 #
-#     ∂ ln ρ_i/∂z_j = 1[i = j] − ρ_j                       1[i = j] is 1 if i = j, else 0
-#     ∂ρ_i/∂z_j     = ρ_i (1[i = j] − ρ_j)                 because ∂ ln ρ = ∂ρ / ρ
-#     ∂J/∂z_j       = Σ_i R_i ρ_i (1[i = j] − ρ_j) = ρ_j (R_j − J)
+# $$\frac{\partial \ln \rho_i}{\partial z_j} = 1[i = j] - \rho_j \qquad (1[i = j] \text{ is 1 if } i = j \text{, else 0})$$
+#
+# $$\frac{\partial \rho_i}{\partial z_j} = \rho_i (1[i = j] - \rho_j) \qquad (\text{because } \partial \ln \rho = \partial \rho / \rho)$$
+#
+# $$\frac{\partial J}{\partial z_j} = \sum_i R_i \thinspace \rho_i (1[i = j] - \rho_j) = \rho_j (R_j - J)$$
 #
 # In words: a rewrite that is better than the mean gets a larger logit.
 
@@ -74,7 +78,7 @@ except RuntimeError as error:
 #
 # Read ∂ ln ρ = ∂ρ / ρ the other way round: ∇ρ = ρ ∇ln ρ. (∇ is the vector of the six derivatives.) So
 #
-#     ∇J = Σ R(x′) ∇ρ(x′) = Σ ρ(x′) R(x′) ∇ln ρ(x′) = E[ R(x′) ∇ln ρ(x′) ] = E[ r(x, y) ∇ln ρ(x′) ]
+# $$\nabla J = \sum R(x') \nabla \rho(x') = \sum \rho(x') R(x') \nabla \ln \rho(x') = E[R(x') \nabla \ln \rho(x')] = E[r(x, y) \nabla \ln \rho(x')]$$
 #
 # The sum over all rewrites has become a *mean over what the prompter writes*, and a mean can be estimated from samples.
 # The last step holds because R is the mean of r over the answers to x′: one answer is enough. Nobody differentiates the
@@ -152,7 +156,7 @@ for name, advantage in table.items():
 # The third row subtracts a number b from the reward, a *baseline*. The difference r − b is called the *advantage*. Why is
 # the mean still right? Because b drops out, for every b that does not depend on the drawn rewrite or its answer:
 #
-#     E[ b ∇ln ρ ] = b Σ ρ ∇ln ρ = b Σ ∇ρ = b ∇ Σ ρ = b ∇1 = 0
+# $$E[b \nabla \ln \rho] = b \sum \rho \nabla \ln \rho = b \sum \nabla \rho = b \nabla \sum \rho = b \nabla 1 = 0$$
 #
 # J is not known either, so b is the mean of other rewards of the batch. *Other* matters: with n rewards the mean of all
 # of them holds a share 1/n of the drawn one, and the gradient comes out too short, by (n − 1)/n. The package leaves the

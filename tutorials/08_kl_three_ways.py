@@ -1,6 +1,8 @@
 # %% [markdown]
 # # 08 · KL three ways
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/08_kl_three_ways.ipynb)
+#
 # At the end you will know
 #
 # * what KL(ρ‖ρ_sft) measures, and why its two sides are not the same;
@@ -9,7 +11,7 @@
 #
 # Time: 30 minutes. You need: tutorials 01 and 07a, the derivative of a logarithm.
 
-# %% tags=["skip-execution"]
+# %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 
@@ -51,7 +53,7 @@ assert abs(kl_by_hand(p, q) - kl_by_hand(q, p)) > 0.05
 # With a vocabulary of 50,000 tokens one sees only the tokens that were sampled. For a sampled token let
 # d = ln p − ln q. Three estimators are in use (named k1, k2, k3 after a note by J. Schulman):
 #
-#     k1 = d        k2 = d²/2        k3 = exp(−d) − 1 + d
+# $$\mathrm{k1} = d \qquad \mathrm{k2} = \frac{d^2}{2} \qquad \mathrm{k3} = e^{-d} - 1 + d$$
 
 # %%
 source(rl_math.kl_estimate)

@@ -1,6 +1,8 @@
 # %% [markdown]
 # # 09 · Credit: which token earned the reward?
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/09_credit.ipynb)
+#
 # At the end you will know
 #
 # * where the score and the KL penalty of a completion go, and why EOS is a token like any other;
@@ -9,7 +11,7 @@
 #
 # Time: 30 minutes. You need: tutorial 08 (KL), sums.
 
-# %% tags=["skip-execution"]
+# %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 
@@ -62,11 +64,11 @@ torch.testing.assert_close(rl_math.assemble_rewards(scores, log_ratio, mask, lam
 # The value V_t is a guess, made before token t, of the sum of all rewards from t on. How surprising was token t? Its
 # *TD error* says: the reward that came, plus the next guess, minus the guess before.
 #
-#     δ_t = r_t + γ V_{t+1} − V_t            (V after the last token is 0: the episode is over)
+# $$\delta_t = r_t + \gamma V_{t+1} - V_t \qquad (V \text{ after the last token is 0: the episode is over})$$
 #
 # GAE adds up the surprises from t on, each further one weighing γλ times as much:
 #
-#     A_t = δ_t + γλ A_{t+1}
+# $$A_t = \delta_t + \gamma \lambda A_{t+1}$$
 #
 # So it is computed from the last token to the first. (This λ is GAE's. It has nothing to do with the KL coefficient.)
 

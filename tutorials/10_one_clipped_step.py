@@ -1,6 +1,8 @@
 # %% [markdown]
 # # 10 · One clipped step
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/10_one_clipped_step.ipynb)
+#
 # At the end you will know
 #
 # * the probability ratio, and why a sample may be used more than once;
@@ -9,7 +11,7 @@
 #
 # Time: 30 minutes. You need: tutorials 01, 07a, 08 and 09.
 
-# %% tags=["skip-execution"]
+# %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 
@@ -25,7 +27,7 @@ from alignpro_mini import rl_math, theory
 # A rollout was sampled by the policy as it was, π_old. After the first optimiser step the policy is another one, but the
 # samples are still the old ones. The probability ratio puts this right:
 #
-#     ratio = π(token) / π_old(token)          E_old[ ratio · A ] = E_π[ A ]
+# $$\mathrm{ratio} = \frac{\pi(\text{token})}{\pi_\mathrm{old}(\text{token})} \qquad E_\mathrm{old}[\mathrm{ratio} \cdot A] = E_\pi[A]$$
 #
 # At the first step the ratio is 1, and the gradient of ratio · A is A · ∇ln π: the policy gradient of
 # tutorial 07a.
@@ -34,7 +36,7 @@ from alignpro_mini import rl_math, theory
 #
 # A large ratio is a large claim from few samples. PPO gives no credit beyond 1 ± ε:
 #
-#     loss = −min( ratio · A,  clip(ratio, 1 − ε, 1 + ε) · A )
+# $$\mathrm{loss} = -\min(\mathrm{ratio} \cdot A, \mathrm{clip}(\mathrm{ratio}, 1 - \epsilon, 1 + \epsilon) \cdot A)$$
 #
 # The minimum is pessimistic. Three tokens by hand, ε = 0.2:
 

@@ -1,6 +1,8 @@
 # %% [markdown]
 # # 10a · Do we need PPO?
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/10a_do_we_need_ppo.ipynb)
+#
 # At the end you will know
 #
 # * how REINFORCE, RLOO, GRPO and PPO differ: in the baseline, and in how often a sample is used;
@@ -10,7 +12,7 @@
 # Time: 60 minutes. You need: tutorials 07a, 09 and 10. If run first, it trains everything up to the prompter, and rates 24
 # rewrites of 64 requests (four minutes).
 
-# %% tags=["skip-execution"]
+# %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 

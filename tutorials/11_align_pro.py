@@ -1,6 +1,8 @@
 # %% [markdown]
 # # 11 · Align-Pro, end to end
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/11_align_pro.ipynb)
+#
 # At the end you will know
 #
 # * how rewrite, answer and score become one number that PPO can maximise;
@@ -10,7 +12,7 @@
 # Time: 30 minutes. You need: tutorials 05 to 10. If run first, it trains everything up to the prompter (three
 # minutes).
 
-# %% tags=["skip-execution"]
+# %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 

@@ -1,6 +1,8 @@
 # %% [markdown]
 # # 12 · How far is PPO from the exact optimum?
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/12_the_exact_optimum.ipynb)
+#
 # At the end you will know
 #
 # * the identity behind this package's strictest check: gap = λ · KL(ρ ‖ ρ\*);
@@ -10,7 +12,7 @@
 #
 # Time: 40 minutes. You need: tutorials 01 and 11. If run first, it trains everything (four minutes).
 
-# %% tags=["skip-execution"]
+# %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 
@@ -26,11 +28,11 @@ from alignpro_mini.lab import optimum
 #
 # J_λ(ρ) = J(ρ) − λ KL(ρ‖ρ_sft) has the maximiser ρ\* ∝ ρ_sft exp(R/λ). Put R = λ ln(ρ\*/ρ_sft) + λ ln Z into J_λ:
 #
-#     J_λ(μ) = Σ μ (λ ln(ρ*/ρ_sft) + λ ln Z) − λ Σ μ ln(μ/ρ_sft) = λ ln Z − λ KL(μ ‖ ρ*)        for every prompter μ
+# $$J_\lambda(\mu) = \sum \mu \left(\lambda \ln \frac{\rho^*}{\rho_\mathrm{sft}} + \lambda \ln Z\right) - \lambda \sum \mu \ln \frac{\mu}{\rho_\mathrm{sft}} = \lambda \ln Z - \lambda \thinspace \mathrm{KL}(\mu \Vert \rho^*) \quad \text{for every prompter } \mu$$
 #
 # At μ = ρ\* the KL is 0, so J_λ(ρ\*) = λ ln Z, and the distance of any prompter to the best one is exactly
 #
-#     J_λ(ρ*) − J_λ(μ) = λ KL(μ ‖ ρ*)
+# $$J_\lambda(\rho^*) - J_\lambda(\mu) = \lambda \thinspace \mathrm{KL}(\mu \Vert \rho^*)$$
 #
 # The two sides can be computed by different routes. If they differ, there is a bug. Three rewrites, by hand:
 
@@ -176,6 +178,7 @@ assert abs(swapped - facts["regularised_gap"]) > 1e-9
 #
 # 2. λ → 0: what is ρ\*, and why is the identity useless there?
 # <details><summary>Answer</summary>
+#
 # All probability on the best rewrite. λ KL(ρ‖ρ\*) is 0 · ∞.
 # </details>
 #

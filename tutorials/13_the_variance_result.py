@@ -1,6 +1,8 @@
 # %% [markdown]
 # # 13 · The variance result, and the world where it fails
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/13_the_variance_result.ipynb)
+#
 # At the end you will know
 #
 # * Align-Pro's two claims, mean and variance, with intervals, against the baselines that a referee asks for;
@@ -9,7 +11,7 @@
 #
 # Time: 40 minutes. You need: tutorials 07, 11 and 12. If run first, it trains everything (four minutes).
 
-# %% tags=["skip-execution"]
+# %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 
@@ -111,7 +113,7 @@ print("gold variance:", "falls too" if gold[1] < 1 else "no clear fall")
 # Let V be the variance of the answers to one rewrite, and κ₃ the third cumulant. Along the optima ρ_η ∝ ρ_sft exp(ηR),
 # η = 1/λ:
 #
-#     d E[R]/dη = Var(R) ≥ 0        d Var(R)/dη = κ₃(R)        d E[V]/dη = Cov(V, R)
+# $$\frac{d E[R]}{d\eta} = \mathrm{Var}(R) \ge 0 \qquad \frac{d \mathrm{Var}(R)}{d\eta} = \kappa_3(R) \qquad \frac{d E[V]}{d\eta} = \mathrm{Cov}(V, R)$$
 #
 # The mean can only rise. The spread *between* rewrites rises first where good rewrites are rare. The spread *within* falls
 # only if better rewrites are also steadier: Cov(V, R) < 0. Two worlds with the same means:

@@ -1,6 +1,8 @@
 # %% [markdown]
 # # 14 · A real model: predicted, then measured
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/14_a_real_model.ipynb)
+#
 # At the end you will know
 #
 # * how to learn what a prompter could do to a real model's rewards before any training;
@@ -10,7 +12,7 @@
 # Time: 30 minutes. You need: tutorials 12 and 13. Nothing is trained here: it reads the results of finished runs, which
 # lie in `tutorials/results/real`. [results/real-model.md](results/real-model.md) has the commands that made them.
 
-# %% tags=["skip-execution"]
+# %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 
@@ -155,6 +157,7 @@ assert abs(sum(v for v in parts.values() if v is not None) - run["arms"]["no_fin
 #
 # 1. Why does VADER's variance fall?
 # <details><summary>Answer</summary>
+#
 # Because it has a ceiling. Under $s$, the same score without the ceiling, the same answers vary 1.71 times as much as
 # the plain ones, not 0.53 times. The mean over sentences also varies more under its best endings; but these ask for one
 # sentence, so its mean is over fewer.

@@ -6,17 +6,27 @@
 
 The `.py` (jupytext's percent format) is the only source: edit it, never the notebook. What differs from machine to
 machine is left out of the notebook: execution times, the kernel's name, standard error.
+
+From the notebooks and the pages beside them, without executing anything:
+
+    pip install -e '.[site]'
+    python tutorials/build.py site         # build/site/index.html; conf.py has the settings. One warning: it fails
+    python tutorials/build.py slides 07a   # build/site/slides/07a_slug.html, one slide a cell; without a number: all
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+SITE = HERE.parent / "build" / "site"
 URL = "https://github.com/alignpro-mini/alignpro_mini"  # the one place of the repository's address
+BUTTON = "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+NOTEBOOKS = URL.replace("github.com", "colab.research.google.com/github") + "/blob/main/tutorials"  # where it leads
 COLAB = f"""\
-# %% tags=["skip-execution"]
+# %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q {URL} /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
 # %cd -q /content/alignpro_mini/tutorials
 """
@@ -43,13 +53,52 @@ def build(source: Path) -> Path:
     return path
 
 
-def main(numbers: list[str]) -> None:
+def slides(source: Path) -> Path:
+    """Write the slides of a tutorial's notebook: down through the cells, right to the next heading; a figure has no code."""
+    import nbformat
+    from nbconvert import SlidesExporter
+
+    notebook = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
+    for cell in notebook.cells:
+        kind = "slide" if cell.source.startswith("#") and cell.cell_type == "markdown" else "subslide"
+        cell.metadata["slideshow"] = {"slide_type": "skip" if "remove-cell" in cell.metadata.get("tags", []) else kind}
+        cell.metadata["transient"] = {"remove_source": "show(figure)" in cell.source}
+    shape = {"reveal_width": "1400", "reveal_height": "800", "reveal_scroll": True}
+    exporter = SlidesExporter(**shape, exclude_input_prompt=True, exclude_output_prompt=True)
+    path = SITE / "slides" / f"{source.stem}.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(exporter.from_notebook_node(notebook)[0], encoding="utf-8")
+    return path
+
+
+def site() -> int:
+    """Write the site to build/site. Returns 0, or Sphinx's exit status after a warning."""
+    from sphinx.cmd.build import main as sphinx
+
+    strict = ["-E", "-W", "--keep-going", "-q", "-D", f"html_theme_options.github_url={URL}"]
+    status = sphinx([*strict, "-c", str(HERE), "-d", str(SITE.parent / "doctrees"), str(HERE.parent), str(SITE)])
+    if not status:
+        shutil.copy(SITE / "README.html", SITE / "index.html")
+        print(SITE / "index.html")
+    return status
+
+
+def main(words: list[str]) -> int:
+    if words == ["site"]:
+        return site()
+    presented = words[:1] == ["slides"]
+    make = slides if presented else build
+    numbers = words[1:] if presented else words
     sources = sorted(HERE.glob("[0-9][0-9]*_*.py"))
+    unknown = set(numbers) - {path.name.partition("_")[0] for path in sources}
+    if unknown:
+        sys.exit(f"build.py: error: no tutorial {', '.join(sorted(unknown))}; say site, slides 07a, or 07a 08")
     for source in sources:
         if not numbers or source.name.partition("_")[0] in numbers:
-            path = build(source)
+            path = make(source)
             print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB", flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

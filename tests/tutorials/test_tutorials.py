@@ -114,9 +114,14 @@ def test_a_tutorial_keeps_to_the_form(path):
     assert kind == "markdown" and opening.startswith(f"# {number(path)} · ")
     assert "At the end you will know" in opening and "Time:" in opening and "You need:" in opening
     assert all(line[0] in "!%" for line in colab.splitlines()), "the Colab cell holds magics only"
-    assert module("build").COLAB in text, "the repository's address stands in build.py"
-    assert 100 <= len(text.splitlines()) <= 300
+    building = module("build")
+    assert building.COLAB in text, "the repository's address stands in build.py"
+    assert f"{building.BUTTON}({building.NOTEBOOKS}/{path.stem}.ipynb)" in opening, "the Colab button"
+    assert 100 <= len(text.splitlines()) <= 310
     assert "## Exercise" in text and text.count("<summary>Answer</summary>") == 3
+    for _, prose in rest:
+        for folded in re.findall(r"</summary>\n(?!\n)(.*?)</details>", prose, flags=re.DOTALL):
+            assert not re.search(r"[*`$\\]", folded), f"Markdown after a blank line only, else its signs show: {folded}"
     code = "\n".join(source for kind, source in rest if kind == "code")
     assert "show(figure)" in code and "source(" in code and "assert " in code
     if "shared_run(" in code:
