@@ -110,6 +110,33 @@ def optimal_prompter(rho_sft, R, lam: float) -> Tensor:
     return _log_optimum(rho_sft, R, lam).exp()
 
 
+def reverse_kl_optimum(rho_sft, R, lam: float, steps: int = 200) -> Tensor:
+    """The prompter that maximises J(rho) - lam E_x KL(rho_sft || rho): (N, K), (N, K) -> (N, K).
+
+        rho(x'|x) = lam rho_sft(x'|x) / (mu(x) - R(x, x')),   mu(x) such that the row sums to 1
+
+    Over the rewrites that rho_sft offers; float64. It is where a KL penalty of the other direction
+    leads: k3 as a loss, for completions of one token. (Of longer ones a loss per token sees each
+    token's own KL, not what it does to the tokens after it.) mu is found by bisection. Raises
+    ValueError as `optimal_prompter` does.
+    """
+    R, rho_sft = _tables(lam, R, rho_sft=rho_sft)
+    best = torch.where(rho_sft > 0, R, -torch.inf).max(-1, keepdim=True)  # (N, 1)
+    # How far a rewrite is behind the best one on offer.
+    behind = torch.where(rho_sft > 0, best.values - R, torch.inf)  # (N, K)
+    # Bounds of mu - best. At the lower one the best rewrite alone has probability 1, at the upper
+    # one the row's sum is at most 1.
+    low = lam * rho_sft.gather(-1, best.indices)  # (N, 1)
+    high = torch.full_like(best.values, lam)  # (N, 1)
+    for _ in range(steps):
+        middle = low.sqrt() * high.sqrt()  # by orders of magnitude: rho_sft may be 1e-300
+        above = (lam * rho_sft / (middle + behind)).sum(-1, keepdim=True) > 1  # (N, 1)
+        low = torch.where(above, middle, low)
+        high = torch.where(above, high, middle)
+    rho = lam * rho_sft / (high + behind)  # (N, K)
+    return rho / rho.sum(-1, keepdim=True)
+
+
 def value(rho, R) -> Tensor:
     """J(rho) = E_x sum_x' rho(x'|x) R(x, x'): (N, K), (N, K) -> scalar.
 

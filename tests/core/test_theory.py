@@ -281,3 +281,22 @@ def test_arrays_and_tensors_are_the_same_to_it():
     rho_sft, R = np.array([[0.5, 0.5]]), np.array([[0.0, 1.0]], dtype=np.float32)
     a, b = (theory.optimal_prompter(f(rho_sft), f(R), 0.5) for f in (np.asarray, torch.from_numpy))
     assert a.dtype == torch.float64 and torch.equal(a, b)
+
+
+# ---------------------------------------------------------------- the optimum of the reverse KL
+
+
+def test_the_reverse_optimum_beats_its_neighbours():
+    g = torch.Generator().manual_seed(0)
+    R, ref = torch.randn(3, 5, generator=g).double(), torch.rand(3, 5, generator=g).double()
+    ref[0, 2] = 0.0
+    ref /= ref.sum(1, keepdim=True)
+    value = lambda q: float(theory.value(q, R) - 0.3 * theory.kl(ref, q).mean())
+    best = theory.reverse_kl_optimum(ref, R, 0.3)
+    torch.testing.assert_close(best.sum(1), torch.ones(3, dtype=torch.float64))
+    assert best[0, 2] == 0 and value(best) > value(theory.optimal_prompter(ref, R, 0.3)) + 1e-3
+    for _ in range(300):
+        other = best * (0.2 * torch.randn(3, 5, generator=g)).exp()
+        assert value(other / other.sum(1, keepdim=True)) <= value(best) + 1e-12
+    flat = theory.reverse_kl_optimum(ref, torch.zeros(3, 5), 0.3)
+    torch.testing.assert_close(flat, ref, rtol=0, atol=1e-9)

@@ -106,4 +106,9 @@ MUTANTS: tuple[Mutant, ...] = (
         ('"d_between_rewrites": expected(off**3)', '"d_between_rewrites": expected(off**2)'),
         "test_derivatives_along_eta_equal_finite_differences",
     ),
+    of(
+        "the-reverse-optimum-is-the-forward-one",
+        ("rho = lam * rho_sft / (high + behind)", "rho = rho_sft * (-behind / lam).exp()"),
+        "test_the_reverse_optimum_beats_its_neighbours",
+    ),
 )
