@@ -461,6 +461,18 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_report.py::test_the_settings_of_a_user_do_not_reach_the_plots",
     ),
     mutant(
+        "lab/plots.py",
+        "a-spike-squeezes-a-plot",
+        ("high + room)", "high + 99 * room)"),
+        "test_report.py::test_a_spike_does_not_squeeze_a_plot",
+    ),
+    mutant(
+        "lab/report.py",
+        "the-luckiest-request-opens-the-report",
+        ("both[(len(both) - 1) // 2]", "both[-1]"),
+        "test_report.py::test_the_request_of_the_opening_is_not_the_luckiest_one",
+    ),
+    mutant(
         "lab/processes.py",
         "a-variable-alone-makes-several-processes",
         ("alone = int(size) == 1 or not lacking", "alone = True"),
