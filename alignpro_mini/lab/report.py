@@ -164,6 +164,8 @@ def write_report(run_dir: Path, results: dict, metrics: list[dict], samples: lis
         f"<title>{title}</title><style>{_CSS}</style><h1>{title}</h1>",
         _opening(samples),
         f"<p class=lead>{escape(headline(results))}",
+        '<p>Beside this file, <a href="explore.html">explore.html</a> has the exact optimum as λ moves, and what the '
+        "prompter wrote while it was trained.",
         "<h2>Arms</h2>",
         _images(arms),
         f"<p>{variance_sentence(results)}",

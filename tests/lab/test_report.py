@@ -342,6 +342,7 @@ def test_the_page_is_one_file_that_loads_nothing(page):
     links = [
         value for _, attrs in parsed.tags for name, value in attrs.items() if name in ("src", "href", "action", "data")
     ]
+    assert links.pop(0) == "explore.html", "a link, which nothing follows by itself"
     assert len(links) == 14 and all(link.startswith("data:image/png;base64,iVBORw0KGgo") for link in links)
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in parsed.tags}
     policy = next(attrs["content"] for tag, attrs in parsed.tags if attrs.get("http-equiv"))

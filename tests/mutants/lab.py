@@ -467,6 +467,18 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_report.py::test_a_spike_does_not_squeeze_a_plot",
     ),
     mutant(
+        "lab/snapshots.py",
+        "snapshots-draw-from-the-trainings-generator",
+        ('trainer.generator = self.stage.run.generator(f"snapshot {step}")', "pass"),
+        "test_snapshots.py::test_training_is_the_same_to_the_bit_with_and_without_snapshots",
+    ),
+    mutant(
+        "lab/explore.py",
+        "a-models-text-ends-the-data",
+        ('.replace("<", "\\u003c")', ""),
+        "test_explore.py::test_no_text_of_a_model_ends_the_data_and_only_the_templates_script_may_run",
+    ),
+    mutant(
         "lab/report.py",
         "the-luckiest-request-opens-the-report",
         ("both[(len(both) - 1) // 2]", "both[-1]"),
