@@ -308,6 +308,7 @@ def state(folder: Path) -> dict:
         "results": results,
         "metrics": metrics,
         "samples": rows(folder, "samples.jsonl"),
+        "snapshots": rows(folder, "snapshots.jsonl"),
         "weights": weights,
         "stages": list(read(folder, "stages.json")),
     }

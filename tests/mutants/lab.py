@@ -467,6 +467,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_report.py::test_a_spike_does_not_squeeze_a_plot",
     ),
     mutant(
+        "lab/run.py",
+        "a-resumed-run-keeps-snapshots-of-lost-steps",
+        ('"samples.jsonl", SNAPSHOTS)', '"samples.jsonl")'),
+        "test_run.py::test_forget_after_drops_only_later_rows_of_that_stage",
+    ),
+    mutant(
         "lab/snapshots.py",
         "snapshots-draw-from-the-trainings-generator",
         ('trainer.generator = self.stage.run.generator(f"snapshot {step}")', "pass"),
