@@ -56,7 +56,7 @@ def main(config: RunConfig, resume: bool) -> dict:
         return {}
     results = assess.conclude(run, world, arms)
     print(tables.final_table(results))
-    print(f"\nreport: {assess.write_report(run, results, arms)}")
+    print(f"\nreport: {assess.write_report(run, results, arms, listing)}")
     return results
 
 

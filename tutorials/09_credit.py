@@ -10,6 +10,8 @@
 # * why no padded number may ever reach a result.
 #
 # Time: 30 minutes. You need: tutorial 08 (KL), sums.
+#
+# Open [pages/gae.html](pages/gae.html) in a browser to move γ and λ.
 
 # %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini

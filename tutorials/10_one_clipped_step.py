@@ -10,6 +10,8 @@
 # * that PPO with a KL penalty climbs to the closed-form optimum ρ\* of tutorial 01.
 #
 # Time: 30 minutes. You need: tutorials 01, 07a, 08 and 09.
+#
+# Open [pages/clip.html](pages/clip.html) in a browser to move the ratio and the clip.
 
 # %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini

@@ -14,14 +14,14 @@ import torch
 
 from alignpro_mini.alignpro import Prompter
 from alignpro_mini.frozen import FrozenLM, FrozenModel
-from alignpro_mini.lab import evaluation, optimum, report
+from alignpro_mini.lab import evaluation, explore, optimum, report
 from alignpro_mini.lab.evaluation import Arm, Evaluator
 from alignpro_mini.lab.glossary import ARMS
 from alignpro_mini.lab.models import assert_frozen, with_weights
 from alignpro_mini.lab.optimum import Listing, OracleSamples, RatedRewrites
 from alignpro_mini.lab.recompute import save_rewards
 from alignpro_mini.lab.rewards import Reward
-from alignpro_mini.lab.run import API_FILE, Run, RunStage
+from alignpro_mini.lab.run import API_FILE, SNAPSHOTS, Run, RunStage
 from alignpro_mini.lab.setup import Setup
 from alignpro_mini.remote.client import spent
 from alignpro_mini.remote.lm import unclear
@@ -192,8 +192,11 @@ def conclude(run: Run, world: World, arms: dict[str, Arm]) -> dict:
     return results
 
 
-def write_report(run: Run, results: dict, arms: dict[str, Arm]) -> Path:
-    """The plots and report.html from what the run left behind."""
+def write_report(run: Run, results: dict, arms: dict[str, Arm], listing: Listing | None) -> Path:
+    """The plots, report.html and explore.html from what the run left behind; returns the report's path."""
+    kind = (results["fixed_rewrite"] or {}).get("kind")
+    data = explore.page_data(listing, kind, run.config.ppo.kl_coef, run.rows(SNAPSHOTS))
+    explore.write_page(run.path / "explore.html", data)
     config = read_json(run.path / "config.json")
     rewards = {name: arms[name].reward for name in results["arms"]}
     logs = run.rows("metrics.jsonl"), run.rows("samples.jsonl")

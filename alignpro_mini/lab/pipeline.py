@@ -23,6 +23,7 @@ from alignpro_mini.lab.preflight import answers_of, rewrite_pairs
 from alignpro_mini.lab.rewards import Reward
 from alignpro_mini.lab.run import Run, RunStage
 from alignpro_mini.lab.setup import Setup
+from alignpro_mini.lab.snapshots import Snapshots
 from alignpro_mini.sft import encode_pairs, train_sft
 from alignpro_mini.tokenizer import Tokenizer
 from alignpro_mini.transformer import Transformer
@@ -101,7 +102,8 @@ def align_pro(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter, rewa
         score = GuardedScore(pi_f, reward.train, draw, c.answers, run.config.guard)
         start = copy.deepcopy(reference)
         trainer = processes.trainer_class(c)(start, reference, tokenizer, score, c, draw, generate)
-        return train_align_pro(trainer, world.train_requests, stage, world.gold)
+        watched = Snapshots(stage, trainer, world.eval_requests)
+        return train_align_pro(trainer, world.train_requests, watched, world.gold)
 
     model = _trained(run, "align_pro", make, tokenizer, reference.embed.weight.dtype, together=True)
     assert_frozen(pi_f, "align_pro")

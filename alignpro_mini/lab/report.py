@@ -57,16 +57,21 @@ def variance_sentence(results: dict) -> str:
 
 
 _CSS = """:root{color-scheme:light dark} body{max-width:74rem;margin:auto;padding:1rem;font:16px/1.5 sans-serif}
-div,pre{overflow-x:auto} table{border-collapse:collapse;font-size:.85rem} h2+div td{white-space:nowrap}
+.wide{overflow-x:auto} table{border-collapse:collapse;font-size:.85rem} .wide td{min-width:2.5rem} .arms td{white-space:nowrap}
 td,th{padding:.35rem .6rem;border-bottom:1px solid #8886;text-align:left;vertical-align:top} details{margin:1rem 0}
-.lead{font-size:1.15rem;border-left:4px solid #0072b2;padding-left:1rem} img{display:block;max-width:100%;margin:1em}"""
+.wide :is(td,th):first-child{position:sticky;left:0;background:Canvas} pre{white-space:pre-wrap;font:inherit}
+.side{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(20rem,100%),1fr));gap:1rem}
+.side section{border:1px solid #8886;border-radius:.5rem;padding:0 1rem} .side .after{border-color:#0072b2}
+.lead{font-size:1.15rem;border-left:4px solid #0072b2;padding-left:1rem} .label{font-size:.85rem;opacity:.8}
+.plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(22rem,100%),1fr));gap:1rem;align-items:start}
+img{width:100%}"""
 
 
 def _table(heads, rows) -> str:
     """An HTML table. The models' outputs are untrusted: every cell is escaped here."""
     lines = [("th", heads), *(("td", row) for row in rows)]
     cells = ("".join(f"<{tag}>{escape(str(cell))}" for cell in line) for tag, line in lines)
-    return f"<div><table><tr>{'<tr>'.join(cells)}</table></div>"
+    return f"<div class=wide><table><tr>{'<tr>'.join(cells)}</table></div>"
 
 
 def _side_by_side(samples: list[dict]) -> list[dict]:
@@ -91,42 +96,89 @@ def _drawn(folder: Path, **pictures: Callable[[Path], None]) -> list[Path]:
     return drawn
 
 
-def write_report(run_dir: Path, results: dict, metrics: list[dict], samples: list[dict], rewards: dict) -> Path:
-    """Write run_dir/plots/*.png and run_dir/report.html, one file without links to anything; returns its path."""
-    pictures = _drawn(
-        Path(run_dir, "plots"),
-        reward_vs_kl=lambda path: plots.reward_vs_kl(results, metrics, path),
-        reward_histograms=lambda path: plots.reward_histograms(rewards, path),
-        learning_curves=lambda path: plots.learning_curves(metrics, path),
-        losses=lambda path: plots.learning_curves(metrics, path, plots.LOSS_PANELS),
+def before_after(samples: list[dict]) -> tuple[dict, dict] | None:
+    """One request as two samples: sent as it is, and rewritten by the trained prompter.
+
+    Of the logged requests it is the one whose reward rose by the median; None where no request has both rewards.
+    """
+    by_arm = {arm: {s.get("x"): s for s in samples if s.get("arm") == arm} for arm in TRIO[:2]}
+    plain, ours = by_arm.values()
+    both = [(plain[x], ours[x]) for x in plain if x in ours]
+    gain = lambda pair: pair[1]["reward"] - pair[0]["reward"]
+    both = sorted((pair for pair in both if None not in [get(s, "reward") for s in pair]), key=gain)
+    return both[(len(both) - 1) // 2] if both else None
+
+
+def _opening(samples: list[dict]) -> str:
+    """The request of `before_after`, its two answers side by side."""
+    if (found := before_after(samples)) is None:
+        return ""
+    titles = (
+        ("Before: the request as it is", "request x"),
+        ("After: rewritten by the trained prompter", "rewrite x\u2032"),
     )
-    steps = [(row["stage"], row["step"]) for row in samples if row["stage"] == "align_pro"]
-    kept = [s for s in samples if (s["stage"], s.get("step")) in steps[:1] + steps[-1:]] + _side_by_side(samples)
+    parts = []
+    for kind, (title, sent), sample in zip(("before", "after"), titles, found):
+        lines = (sent, sample.get("x_prime")), ("answer y", sample.get("y")), ("reward", num(sample["reward"], 2))
+        told = "".join(f"<p><span class=label>{name}</span><br>{escape(str(text))}" for name, text in lines)
+        parts.append(f"<section class={kind}><h3>{title}</h3>{told}</section>")
+    chosen = "<p class=label>Of the logged evaluation requests, the one whose reward rose by the median."
+    return f"<div class=side>{''.join(parts)}</div>{chosen} The frozen LM is the same on both sides."
+
+
+def _images(paths: list[Path]) -> str:
+    """The pictures side by side, as many as the width holds."""
+    data = {p.stem: base64.b64encode(p.read_bytes()).decode() for p in paths}
+    tags = (f'<img alt="{name}" src="data:image/png;base64,{png}">' for name, png in data.items())
+    return f"<div class=plots>{''.join(tags)}</div>"
+
+
+def _curves(folder: Path, metrics: list[dict]) -> str:
+    """The learning curves. A panel in which nothing changes is named, not drawn."""
+    moving = [panel for panel in plots.PANELS if not plots.is_flat(metrics, panel[0], panel[2])]
+    draw = lambda panel: lambda path: plots.panel(metrics, path, *panel)
+    paths = _drawn(folder, **{f"{panel[0][0]}_{panel[2].split()[0]}": draw(panel) for panel in moving})
+    flat = [title for _, title, _ in plots.PANELS if title not in [panel[1] for panel in moving]]
+    told = f"<p class=label>Not drawn, because they never changed: {escape('; '.join(flat))}." if flat else ""
+    return _images(paths) + told
+
+
+def write_report(run_dir: Path, results: dict, metrics: list[dict], samples: list[dict], rewards: dict) -> Path:
+    """Write run_dir/plots/*.png and run_dir/report.html, one file that loads nothing; returns its path."""
+    folder = Path(run_dir, "plots")
+    arms = _drawn(
+        folder,
+        arms_reward=lambda path: plots.arms_reward(results, path),
+        arms_variance=lambda path: plots.arms_variance(results, path),
+        reward_histograms=lambda path: plots.reward_histograms(rewards, path),
+    )
     texts = []
-    for row in kept:
-        by = ARMS.get(row.get("arm"), [f"step {row.get('step')}"])[0]
+    for row in _side_by_side(samples):
         numbers = num(row.get("reward"), 2), num(row.get("kl"), 2)
-        texts.append([row.get("x"), by, row.get("x_prime"), row.get("y"), *numbers])
+        texts.append([ARMS.get(row.get("arm"), ["–"])[0], row.get("x"), row.get("x_prime"), row.get("y"), *numbers])
     title = escape(f"Align-Pro: task {results.get('task')}, preset {results.get('preset')}, seed {results.get('seed')}")
     about = json.dumps({key: results.get(key) for key in ("n_eval", "wall_s", "config")}, indent=2, default=str)
     page = [  # its Content-Security-Policy: should any text ever slip past escape(), nothing may load or run
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
         "<meta http-equiv=Content-Security-Policy content=\"default-src 'none';img-src data:;style-src 'unsafe-inline'\">",
-        f"<title>{title}</title><style>{_CSS}</style><h1>{title}</h1><p class=lead>{escape(headline(results))}",
+        f"<title>{title}</title><style>{_CSS}</style><h1>{title}</h1>",
+        _opening(samples),
+        f"<p class=lead>{escape(headline(results))}",
+        '<p>Beside this file, <a href="explore.html">explore.html</a> has the exact optimum as λ moves, and what the '
+        "prompter wrote while it was trained.",
         "<h2>Arms</h2>",
+        _images(arms),
+        f"<p>{variance_sentence(results)}",
+        "<div class=arms>",
         _table(*arm_table(results, MEANS)),
-        "<p>",
-        *(f"{escape(note)}<br>" for note in notes(results)),
-        "<h2>Where the variance went</h2>",
+        "<h3>Variance</h3>",
         _table(*arm_table(results, VARIANCES)),
-        f"<p>{variance_sentence(results)}<h2>Plots</h2>",
-        *(
-            f'<img alt="{p.stem}" src="data:image/png;base64,{base64.b64encode(p.read_bytes()).decode()}">'
-            for p in pictures
-        ),
-        "<h2>Before and after</h2><p>The first and the last logged step of Align-Pro, then the evaluation.",
-        _table(["request x", "by", "rewrite x\u2032", "answer y", "reward", "KL"], texts),
-        f"<details><summary>Configuration and time</summary><pre>{escape(about)}</pre></details>",
+        f"</div><h3>Comparisons</h3><pre>{escape(chr(10).join(notes(results)))}</pre>",
+        "<h2>Training</h2>",
+        _curves(folder, metrics),
+        "<details><summary>More requests: every arm's rewrite and answer</summary>",
+        _table(["arm", "request x", "rewrite x\u2032", "answer y", "reward", "KL"], texts),
+        f"</details><details><summary>Configuration and time</summary><pre>{escape(about)}</pre></details>",
         "<details><summary>Glossary of the metrics</summary>",
         _table(
             ["metric", "meaning", "healthy", "a bad value means"], [row.split(" | ") for row in GLOSSARY.splitlines()]

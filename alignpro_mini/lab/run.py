@@ -4,9 +4,10 @@
                 stages.json         finished stages and their seconds
                 metrics.jsonl       one line per log step of each stage
                 samples.jsonl       x, x', y, reward, KL at intervals
+                snapshots.jsonl     rewrites of a few requests, always the same, at intervals of PPO on the prompter
                 api.jsonl           the answers of models behind an API (api_failed.jsonl: replies without one)
                 checkpoints/        a folder or file per finished stage; <stage>.state.safetensors while it runs
-                plots/, report.html, results.json
+                plots/, report.html, explore.html, results.json
 
 A finished stage is loaded, not done again. A stage that was killed goes on from its last saved state, and the log lines
 after that state are dropped, so the files end up as if the run had not been interrupted. Every file is written beside
@@ -47,8 +48,9 @@ from alignpro_mini.transformer import Transformer
 from alignpro_mini.weights.pretrained import load_pretrained, save_pretrained
 from alignpro_mini.weights.tensors import load_state, read_json, replacing, save_state, write_json
 
-LOGS = ("metrics.jsonl", "samples.jsonl")
 API_FILE = "api.jsonl"  # in a run's folder: every answer of an API
+SNAPSHOTS = "snapshots.jsonl"  # written by snapshots.py
+LOGS = ("metrics.jsonl", "samples.jsonl", SNAPSHOTS)
 SILENCE = 20.0  # seconds: a stage says at least so often that it is at work
 TRIM_EVERY = 20.0  # seconds at least between two calls of `return_freed_memory`
 # Options that a run may go on with changed: where it lies, how an API is asked, and what ends it.

@@ -201,7 +201,9 @@ def test_the_folder_holds_every_file_and_no_leftover(run):
         "tokenizer.json",
         "results.json",
         "report.html",
+        "explore.html",
         "rewards.npz",
+        "snapshots.jsonl",
     }
     wanted |= {f"checkpoints/{m}/{f}" for m in MODELS for f in ("config.json", "model.safetensors", "tokenizer.json")}
     wanted |= {f"checkpoints/{f}" for f in ("reward_model.safetensors", "reward_model.json", "headroom.json")}
@@ -265,6 +267,19 @@ def test_the_report_opens_offline(run):
     assert not re.search(r"""(src|href)=["']?https?:""", page)
 
 
+def test_explore_html_holds_the_listing_and_the_snapshots(run):
+    page = (run[0] / "explore.html").read_text(encoding="utf-8")
+    data = json.loads(re.search('id="data">(.*?)</script>', page)[1])
+    kept = rows(run[0], "snapshots.jsonl")
+    assert [row["x_prime"] for row in data["snapshots"]] == [row["x_prime"] for row in kept]
+    assert {row["step"] for row in kept} == set(range(6)) and {row["stage"] for row in kept} == {"align_pro"}
+    assert set(data["listing"]["requests"]) < {row["x"] for row in kept}, "the same requests, so rewards are known"
+    assert (
+        data["lam"] == CONFIG.ppo.kl_coef
+        and data["listing"]["fixed"] == read(run[0], "checkpoints/fixed_rewrite.json")["kind"]
+    )
+
+
 def test_a_finished_run_is_not_overwritten_and_resuming_it_does_nothing_again(run):
     before = state(run[0])
     process = start(run[0].parent)
@@ -296,6 +311,7 @@ def state(folder: Path) -> dict:
         "results": results,
         "metrics": metrics,
         "samples": rows(folder, "samples.jsonl"),
+        "snapshots": rows(folder, "snapshots.jsonl"),
         "weights": weights,
         "stages": list(read(folder, "stages.json")),
     }

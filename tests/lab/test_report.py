@@ -55,6 +55,13 @@ def make_metrics(steps: int = 3) -> list[dict]:
     return rows
 
 
+def evaluated(x: str, y: str, gain: float) -> list[dict]:
+    """A request of the evaluation, as it is and rewritten."""
+    plain = {"stage": "evaluation_plain", "step": 0, "arm": "no_finetuning", "x": x, "x_prime": x, "y": y}
+    ours = plain | {"stage": "evaluation", "arm": "align_pro", "x_prime": f"{x} kindly", "y": f"{y} better"}
+    return [plain | {"reward": 0.25, "kl": 0.0}, ours | {"reward": 0.25 + gain, "kl": 0.5}]
+
+
 def make_samples() -> list[dict]:
     def row(step, x, y, **more):
         return {
@@ -68,19 +75,11 @@ def make_samples() -> list[dict]:
         } | more
 
     return [
-        row(1, "FIRST <script>alert('x')</script>", "<img src=http://evil.example/a.png onerror=alert(1)>"),
-        row(5, "MIDDLE", "m"),
-        row(9, "LAST", "lone surrogate \udc80"),
-        row(9, "OTHER", "y", stage="rlhf_oracle"),
-        {
-            "stage": "evaluation",
-            "arm": "align_pro",
-            "x": "EVALUATED",
-            "x_prime": None,
-            "y": "e",
-            "reward": 2.0,
-            "kl": None,
-        },
+        row(1, "TRAINED ON", "t"),
+        *evaluated("SCRIPT <script>alert('x')</script>", "<img src=http://evil.example/a.png onerror=alert(1)>", 1.0),
+        *evaluated("MEDIAN", "lone surrogate \udc80", 0.5),
+        *evaluated("WORSE", "w", -0.5),
+        {"stage": "evaluation", "arm": "align_pro", "x": "ALONE", "x_prime": None, "y": "e", "reward": 2.0, "kl": None},
     ]
 
 
@@ -343,7 +342,8 @@ def test_the_page_is_one_file_that_loads_nothing(page):
     links = [
         value for _, attrs in parsed.tags for name, value in attrs.items() if name in ("src", "href", "action", "data")
     ]
-    assert len(links) == 4 and all(link.startswith("data:image/png;base64,iVBORw0KGgo") for link in links)
+    assert links.pop(0) == "explore.html", "a link, which nothing follows by itself"
+    assert len(links) == 14 and all(link.startswith("data:image/png;base64,iVBORw0KGgo") for link in links)
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in parsed.tags}
     policy = next(attrs["content"] for tag, attrs in parsed.tags if attrs.get("http-equiv"))
     assert "default-src 'none'" in policy and "@import" not in path.read_text(encoding="utf-8")
@@ -356,21 +356,34 @@ def test_untrusted_text_is_shown_and_not_run(page):
     assert not any(name.startswith("on") for _, attrs in parsed.tags for name in attrs)
 
 
-def test_the_page_holds_the_first_and_last_step_the_evaluation_and_the_numbers(page):
+def test_the_page_opens_with_one_request_before_and_after_then_the_arms_then_the_tables(page):
+    html = page[0].read_text(encoding="utf-8")
+    order = (
+        "Before: the request",
+        "<br>MEDIAN<p>",
+        "<br>0.25<",
+        "After: rewritten",
+        "<br>MEDIAN kindly<p>",
+        "<br>0.75<",
+    )
+    places = [html.index(text) for text in (*order, "raised the reward", "<img", "<table>", "Training", "ALONE")]
+    assert places == sorted(places)
+    assert "TRAINED ON" not in html
+
+
+def test_the_request_of_the_opening_is_not_the_luckiest_one():
+    plain, ours = report.before_after(make_samples())
+    assert (plain["x_prime"], ours["x_prime"]) == ("MEDIAN", "MEDIAN kindly")
+    four = make_samples() + evaluated("BEST", "b", 3.0)
+    assert report.before_after(four)[0]["x"] == "MEDIAN"  # of an even number the lower one of the middle two
+    assert report.before_after(evaluated("x", "y", float("nan"))) is None
+    assert report.before_after(make_samples()[-1:]) is None
+
+
+def test_the_page_holds_the_evaluation_and_the_numbers(page):
     _, parsed = page
-    for text in (
-        "FIRST",
-        "LAST",
-        "EVALUATED",
-        "step 1",
-        "step 9",
-        "[1.750, 1.850]",
-        "1.200 to 0.600",
-        '"lr": 0.0001',
-        *METRICS,
-    ):
+    for text in ("SCRIPT", "WORSE", "ALONE", "[1.750, 1.850]", "1.200 to 0.600", '"lr": 0.0001', *METRICS):
         assert text in parsed.text, text
-    assert "MIDDLE" not in parsed.text and "OTHER" not in parsed.text
     assert report.headline(make_results()) in parsed.text
 
 
@@ -383,18 +396,53 @@ def test_the_task_name_is_escaped_everywhere(tmp_path):
 
 def test_plots_are_pngs(page, tmp_path):
     made = sorted((page[0].parent / "plots").iterdir())
-    assert [p.name for p in made] == ["learning_curves.png", "losses.png", "reward_histograms.png", "reward_vs_kl.png"]
-    plots.reward_vs_kl(make_results(), make_metrics(), tmp_path / "new" / "folder" / "plot.png")
+    assert len(made) == 14 and {"arms_reward.png", "align_pro_kl_k1.png", "frozen_lm_loss.png"} <= {
+        p.name for p in made
+    }
+    plots.arms_variance(make_results(), tmp_path / "new" / "folder" / "plot.png")
     for path in (*made, tmp_path / "new" / "folder" / "plot.png"):
         assert path.read_bytes().startswith(PNG) and path.stat().st_size > 5000
+
+
+def test_a_panel_in_which_nothing_changes_is_named_and_not_drawn(page):
+    path, parsed = page
+    assert "never changed: reward model: loss, nats per pair; reward model: accuracy, share of pairs." in parsed.text
+    assert not (path.parent / "plots" / "reward_model_loss.png").exists()
+    rows = [{"stage": "a", "step": s, "flat": 0.5, "moves": 0.5 + s} for s in range(3)]
+    assert plots.is_flat(rows, ("a", "b"), "flat missing") and not plots.is_flat(rows, ("b", "a"), "flat moves")
+
+
+@pytest.mark.parametrize(
+    ("values", "low", "high"),
+    [
+        ([*range(101), 5000], 0, 187),  # quantiles 5.05 and 95.95 of 0 to 100 and the spike: up to 96 + 91
+        ([*range(101), -5000], -87, 100),
+        ([0, 1, 2, 3], 0, 3),
+        ([0.0] * 99 + [1.0], 0, 1),  # the quantiles are equal: nothing says what is far
+        ([7.0], 7, 7),
+    ],
+)
+def test_a_spike_does_not_squeeze_a_plot(values, low, high):
+    assert plots.robust_limits(values) == pytest.approx((low, high), abs=1)
+
+
+def test_a_spike_is_marked_at_the_edge_with_its_value(tmp_path):
+    _, ((ax,),) = plots.new_figure(tmp_path / "plot.png", 1, 1, plots.PICTURE)
+    curve = {step: step / 100 for step in range(101)}
+    plots._cut(ax, [curve | {50: 35.65, 60: 9.0}, {1: -70.0}])
+    low, high = ax.get_ylim()
+    assert -1.5 < low < 0 and 1 < high < 2.5
+    assert [text.get_text() for text in ax.texts] == ["-70.00", "35.65"]
+    marks = [(*line.get_xdata(), *line.get_ydata(), line.get_marker()) for line in ax.lines]
+    assert marks == [(1, low, "v"), (50, high, "^"), (60, high, "^")]
 
 
 SURROUNDED = """
 import sys
 from pathlib import Path
-from test_report import make_metrics, make_results
+from test_report import make_results
 from alignpro_mini.lab import plots
-plots.reward_vs_kl(make_results(), make_metrics(), Path("plot.png"))
+plots.arms_reward(make_results(), Path("plot.png"))
 """
 
 
@@ -404,14 +452,14 @@ def test_the_settings_of_a_user_do_not_reach_the_plots(page, tmp_path):
     path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent)))
     environment = os.environ | {"MPLBACKEND": "no_such_backend", "PYTHONPATH": path}
     subprocess.run([sys.executable, "-c", SURROUNDED], cwd=tmp_path, env=environment, check=True)
-    assert (tmp_path / "plot.png").read_bytes() == (page[0].parent / "plots" / "reward_vs_kl.png").read_bytes()
+    assert (tmp_path / "plot.png").read_bytes() == (page[0].parent / "plots" / "arms_reward.png").read_bytes()
 
 
 def test_settings_of_a_user_are_back_after_a_plot(tmp_path):
     import matplotlib
 
     with matplotlib.rc_context({"font.size": 40, "text.usetex": True}):
-        plots.reward_vs_kl(make_results(), make_metrics(), tmp_path / "plot.png")
+        plots.arms_reward(make_results(), tmp_path / "plot.png")
         assert (matplotlib.rcParams["font.size"], matplotlib.rcParams["text.usetex"]) == (40, True)
 
 
@@ -421,7 +469,7 @@ def test_a_picture_that_cannot_be_drawn_is_told_and_the_report_is_written_withou
 
     monkeypatch.setattr(plots, "reward_histograms", fails)
     html = report.write_report(tmp_path, make_results(), make_metrics(), [], make_rewards()).read_text(encoding="utf-8")
-    assert html.count("<img") == 3 and "reward_histograms" not in html
+    assert html.count("<img") == 13 and "reward_histograms" not in html
     assert capsys.readouterr().err == "warning: the report has no reward_histograms: RuntimeError: no room\n"
 
 
@@ -442,7 +490,7 @@ def test_missing_parts_do_not_crash(tmp_path):
 
 def test_a_step_logged_twice_keeps_its_last_value_in_the_order_of_steps():
     rows = [{"stage": "a", "step": s, "v": v} for s, v in ((2, 1.0), (1, 5.0), (2, 7.0), (3, None), (4, float("nan")))]
-    assert list(plots._series(rows + [{"stage": "b", "step": 9, "v": 0.0}], "a", "v").items()) == [(1, 5.0), (2, 7.0)]
+    assert list(plots.series(rows + [{"stage": "b", "step": 9, "v": 0.0}], "a", "v").items()) == [(1, 5.0), (2, 7.0)]
 
 
 THEORY = {

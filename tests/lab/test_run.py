@@ -199,11 +199,11 @@ def test_a_text_with_odd_line_breaks_is_one_row(run, text):
 
 def test_forget_after_drops_only_later_rows_of_that_stage(run):
     rows = [{"stage": s, "step": i, "v": 10 * i} for s in ("a", "b") for i in (1, 2, 3)]
-    for file in ("metrics.jsonl", "samples.jsonl"):
+    for file in ("metrics.jsonl", "samples.jsonl", "snapshots.jsonl"):
         run.append(file, rows)
         (run.path / file).open("a").write('{"stage": "b", "st')  # and a line that a kill cut
     run.forget_after("b", 1)
-    for file in ("metrics.jsonl", "samples.jsonl"):
+    for file in ("metrics.jsonl", "samples.jsonl", "snapshots.jsonl"):
         assert [(r["stage"], r["step"]) for r in run.rows(file)] == [("a", 1), ("a", 2), ("a", 3), ("b", 1)]
         run.append(file, [{"stage": "b", "step": 2, "v": 0}])
         assert len(run.rows(file)) == 5  # the cut line is gone from the file: what follows it is readable

@@ -503,6 +503,36 @@ MUTANTS: tuple[Mutant, ...] = (
         "test_report.py::test_the_settings_of_a_user_do_not_reach_the_plots",
     ),
     mutant(
+        "lab/plots.py",
+        "a-spike-squeezes-a-plot",
+        ("high + room)", "high + 99 * room)"),
+        "test_report.py::test_a_spike_does_not_squeeze_a_plot",
+    ),
+    mutant(
+        "lab/run.py",
+        "a-resumed-run-keeps-snapshots-of-lost-steps",
+        ('"samples.jsonl", SNAPSHOTS)', '"samples.jsonl")'),
+        "test_run.py::test_forget_after_drops_only_later_rows_of_that_stage",
+    ),
+    mutant(
+        "lab/snapshots.py",
+        "snapshots-draw-from-the-trainings-generator",
+        ('trainer.generator = self.stage.run.generator(f"snapshot {step}")', "pass"),
+        "test_snapshots.py::test_training_is_the_same_to_the_bit_with_and_without_snapshots",
+    ),
+    mutant(
+        "lab/explore.py",
+        "a-models-text-ends-the-data",
+        ('.replace("<", "\\u003c")', ""),
+        "test_explore.py::test_no_text_of_a_model_ends_the_data_and_only_the_templates_script_may_run",
+    ),
+    mutant(
+        "lab/report.py",
+        "the-luckiest-request-opens-the-report",
+        ("both[(len(both) - 1) // 2]", "both[-1]"),
+        "test_report.py::test_the_request_of_the_opening_is_not_the_luckiest_one",
+    ),
+    mutant(
         "lab/processes.py",
         "a-variable-alone-makes-several-processes",
         ("alone = int(size) == 1 or not lacking", "alone = True"),
