@@ -8,6 +8,8 @@
 # * why no padded number may ever reach a result.
 #
 # Time: 30 minutes. You need: tutorial 08 (KL), sums.
+#
+# Builds on: [GAE (Schulman et al. 2016)](https://arxiv.org/abs/1506.02438).
 
 # %% tags=["skip-execution"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini

@@ -8,6 +8,8 @@
 # * that PPO with a KL penalty climbs to the closed-form optimum ρ\* of tutorial 01.
 #
 # Time: 30 minutes. You need: tutorials 01, 07a, 08 and 09.
+#
+# Builds on: [PPO (Schulman et al. 2017)](https://arxiv.org/abs/1707.06347).
 
 # %% tags=["skip-execution"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
