@@ -85,7 +85,7 @@ def mean_of(rows, key):
 rows = short_run()
 few = max(1, len(rows) // 6)
 first, last = mean_of(rows[:few], "score_mean"), mean_of(rows[-few:], "score_mean")
-print(f"score: {first:.2f} in the first iterations, {last:.2f} in the last")
+print("score rises" if last > first else "score does not rise")
 assert FAST or last > first + 0.1
 s.pi_f.assert_unchanged("align_pro")
 print("and not one weight of the LM has changed")
@@ -154,9 +154,11 @@ def noise(between, within, answers):
 
 # %%
 check(noise, [(0.75, 1.5), (0.5645, 2.2581)], (1.0, 1.0, 2), (0.39, 0.54, 4), within=1e-4)
+
+# %%
 twice = short_run(answers=2)
-print(f"one answer: score {first:.2f} → {last:.2f}")
-print(f"two answers: score {mean_of(twice[:few], 'score_mean'):.2f} → {mean_of(twice[-few:], 'score_mean'):.2f}")
+better = "higher" if mean_of(twice[-few:], "score_mean") > last else "not higher"
+print("after as many iterations, with two answers a rewrite, the score is", better)
 
 # %% [markdown]
 # <details><summary>Solution</summary>

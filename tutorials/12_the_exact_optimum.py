@@ -61,7 +61,7 @@ s = shared_run("listing")
 listing, lam = s.listing, s.config.ppo.kl_coef
 facts = optimum.describe(listing, lam)
 assert abs(facts["regularised_gap"] - facts["lambda_kl_to_optimum"]) < 1e-6
-print("the two routes agree")
+print(f"gap {facts['regularised_gap']:.6f} = λ KL {facts['lambda_kl_to_optimum']:.6f}")
 share = facts["attainable_gain_share"]
 print(f"share of the attainable gain: {share:.2f}")
 assert FAST or share > 0.8

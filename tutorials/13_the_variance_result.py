@@ -86,8 +86,9 @@ for ax, title in zip(grid[0], ("mean of the learned reward", "its variance", "th
 grid[0, 2].legend(frameon=False, fontsize=8)
 show(figure)
 gain, over = results["arms"]["align_pro"]["difference"]["ci95"], results["over_fixed_ci95"]
-print("mean:    ", "rises, interval above 0" if gain[0] > 0 else "no clear gain")
-print("         ", "above the fixed rewrite" if over[0] > 0 else "not shown to be above the fixed rewrite")
+print(
+    f"mean: gain over no fine-tuning [{gain[0]:.2f}, {gain[1]:.2f}], over the fixed rewrite [{over[0]:.2f}, {over[1]:.2f}]"
+)
 ratios = {"variance": "variance_ratio_ci95", "variance within requests": "variance_ratio_within_requests_ci95"}
 for name, key in ratios.items():
     low, high = results[key]
@@ -106,7 +107,7 @@ assert FAST or (gain[0] > 0 and over[0] > 0 and results["variance_ratio_within_r
 
 # %%
 gold = results["gold_variance_ratio_ci95"]
-print("gold variance:", "falls too" if gold[1] < 1 else "no clear fall")
+print(f"gold variance: ratio [{gold[0]:.2f}, {gold[1]:.2f}]:", "falls too" if gold[1] < 1 else "no clear fall")
 
 # %% [markdown]
 # ## When does it fall, and when not?
