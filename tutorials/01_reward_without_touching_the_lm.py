@@ -3,6 +3,16 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/01_reward_without_touching_the_lm.ipynb)
 #
+# One of the eight requests that `python train.py` shows before and after training (`samples.jsonl`, `report.html`). The LM is the
+# same in both lines. Only what it is asked has changed. The reward is in standard deviations.
+#
+# | | | reward |
+# |---|---|---|
+# | request x | Could you help me with Brookside for our guests? | |
+# | the LM answers x | Look it up yourself. Brookside is a town. It lies by the moor. Go there in summer. | −1.17 |
+# | rewrite x′ of the prompter | Please describe Brookside for our guests. Answer like a friendly guide. | |
+# | the LM answers x′ | Happy to help! Brookside is a town. It lies by the moor. People there make glass. Go there in winter. You can see the market. Enjoy your visit! | 1.71 |
+#
 # At the end you will know
 #
 # * what a *prompter* is, and why it can raise the reward of a language model whose weights are frozen;
@@ -10,6 +20,9 @@
 # * what the KL coefficient λ does.
 #
 # Time: 20 minutes. You need: expectations, the logarithm, a little Python.
+#
+# Builds on: [Align-Pro (Trivedi et al. 2025)](https://arxiv.org/abs/2501.03486); the optimum as a posterior: [Korbak et
+# al. 2022](https://arxiv.org/abs/2205.11275).
 
 # %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini

@@ -11,6 +11,9 @@
 # * how one method serves training, a frozen trunk and sampling with a cache.
 #
 # Time: 50 minutes. You need: matrix products, softmax, complex numbers (a little).
+#
+# Builds on: [attention (Vaswani et al. 2017)](https://arxiv.org/abs/1706.03762), [RoPE (Su et al.
+# 2021)](https://arxiv.org/abs/2104.09864).
 
 # %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini

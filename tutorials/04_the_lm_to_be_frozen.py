@@ -10,6 +10,8 @@
 # * what "frozen" means in code, and how to check it.
 #
 # Time: 30 minutes. You need: tutorial 02, cross-entropy.
+#
+# Builds on: [SFT, the first stage of RLHF (Ouyang et al. 2022)](https://arxiv.org/abs/2203.02155).
 
 # %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini

@@ -10,6 +10,9 @@
 # * why a rewrite that SFT never offers is out of RL's reach.
 #
 # Time: 30 minutes. You need: tutorials 01 and 04. If run first, it trains the LM and the prompter (one to two minutes).
+#
+# Builds on: [Align-Pro (Trivedi et al. 2025)](https://arxiv.org/abs/2501.03486); SFT before RL: [Ouyang et al.
+# 2022](https://arxiv.org/abs/2203.02155).
 
 # %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini

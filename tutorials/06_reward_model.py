@@ -11,6 +11,9 @@
 #
 # Time: 40 minutes. You need: tutorial 04, the logistic function. If run first, it trains the LM, the prompter and the
 # reward model (two to three minutes).
+#
+# Builds on: [rewards from comparisons (Christiano et al. 2017)](https://arxiv.org/abs/1706.03741), [Stiennon et al.
+# 2020](https://arxiv.org/abs/2009.01325).
 
 # %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini

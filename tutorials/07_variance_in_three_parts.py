@@ -11,6 +11,8 @@
 #
 # Time: 30 minutes. You need: variance, tutorials 05 and 06. If run first, it trains the LM, the prompter and the reward model
 # (two to three minutes).
+#
+# Builds on: [intraclass correlation (Shrout and Fleiss 1979)](https://doi.org/10.1037/0033-2909.86.2.420).
 
 # %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini

@@ -10,6 +10,8 @@
 # * what a baseline is, why it changes no mean, and how much variance it removes.
 #
 # Time: 45 minutes. You need: tutorial 01, the derivatives of exp and ln.
+#
+# Builds on: [REINFORCE (Williams 1992)](https://doi.org/10.1007/BF00992696).
 
 # %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini

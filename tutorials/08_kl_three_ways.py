@@ -10,6 +10,8 @@
 # * why "the value is right" does not mean "its gradient is right": k1 as a loss teaches nothing.
 #
 # Time: 30 minutes. You need: tutorials 01 and 07a, the derivative of a logarithm.
+#
+# Builds on: [approximating KL divergence (Schulman 2020)](http://joschu.net/blog/kl-approx.html).
 
 # %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini

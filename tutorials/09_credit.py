@@ -11,6 +11,8 @@
 #
 # Time: 30 minutes. You need: tutorial 08 (KL), sums.
 #
+# Builds on: [GAE (Schulman et al. 2016)](https://arxiv.org/abs/1506.02438).
+#
 # Open [pages/gae.html](pages/gae.html) in a browser to move γ and λ.
 
 # %% tags=["skip-execution", "remove-cell"]
@@ -42,19 +44,20 @@ scores = torch.tensor([1.0, -0.5])
 lam = 0.1
 
 
-def naive_rewards(scores, log_ratio, mask, lam):
-    rows = []
-    for score, ratios, real in zip(scores.tolist(), log_ratio.tolist(), mask.tolist()):
-        row = [-lam * k if is_real else 0.0 for k, is_real in zip(ratios, real)]
-        row[sum(real) - 1] += score  # the last sampled token: its place is the number of sampled tokens less one
-        rows.append(row)
-    return torch.tensor(rows)
+def naive_rewards(score, ratios):
+    """Of one completion, without its padding: a list."""
+    row = [-lam * k for k in ratios]
+    row[-1] += score  # the last sampled token
+    return row
 
 
-rewards = naive_rewards(scores, log_ratio, mask, lam)
-print(rewards)
+lengths = mask.sum(1).tolist()
 source(rl_math.assemble_rewards)
-torch.testing.assert_close(rl_math.assemble_rewards(scores, log_ratio, mask, lam), rewards)
+rewards = rl_math.assemble_rewards(scores, log_ratio, mask, lam)
+print(rewards)
+for b, n in enumerate(lengths):
+    by_hand = naive_rewards(float(scores[b]), log_ratio[b, :n].tolist())
+    torch.testing.assert_close(rewards[b], torch.tensor([*by_hand, *[0.0] * (4 - n)]))
 
 # %% [markdown]
 # The mistake that many implementations have made: to leave EOS out of the mask, so that the score lands one token too
@@ -78,23 +81,23 @@ torch.testing.assert_close(rl_math.assemble_rewards(scores, log_ratio, mask, lam
 values = torch.tensor([[0.5, 0.6, 0.7, 0.8], [0.0, -0.2, 7.0, 7.0]])
 
 
-def naive_gae(rewards, values, mask, gamma, gae_lambda):
-    advantages = torch.zeros_like(rewards)
-    for b in range(len(rewards)):
-        following, next_value = 0.0, 0.0
-        for t in reversed(range(int(mask[b].sum()))):
-            delta = rewards[b, t] + gamma * next_value - values[b, t]
-            following = delta + gamma * gae_lambda * following
-            advantages[b, t], next_value = following, values[b, t]
+def naive_gae(rewards, values, gae_lambda):
+    """Of one completion, γ = 1: a list."""
+    advantages, following, next_value = [], 0.0, 0.0
+    for reward, value in zip(reversed(rewards), reversed(values)):
+        following = reward + next_value - value + gae_lambda * following
+        next_value = value
+        advantages.insert(0, following)
     return advantages
 
 
 source(rl_math.gae)
 for gae_lambda in (0.0, 0.95, 1.0):
-    ours = naive_gae(rewards, values, mask, 1.0, gae_lambda)
-    theirs, returns = rl_math.gae(rewards, values, mask, 1.0, gae_lambda)
-    torch.testing.assert_close(theirs, ours)
-    torch.testing.assert_close(returns, torch.where(mask, ours + values, 0.0))
+    ours, returns = rl_math.gae(rewards, values, mask, 1.0, gae_lambda)
+    for b, n in enumerate(lengths):
+        by_hand = torch.tensor(naive_gae(rewards[b, :n].tolist(), values[b, :n].tolist(), gae_lambda))
+        torch.testing.assert_close(ours[b, :n], by_hand)
+        torch.testing.assert_close(returns[b, :n], by_hand + values[b, :n])
 print(ours)
 
 # %% [markdown]

@@ -11,6 +11,8 @@
 #
 # Time: 30 minutes. You need: tutorials 01, 07a, 08 and 09.
 #
+# Builds on: [PPO (Schulman et al. 2017)](https://arxiv.org/abs/1707.06347).
+#
 # Open [pages/clip.html](pages/clip.html) in a browser to move the ratio and the clip.
 
 # %% tags=["skip-execution", "remove-cell"]

@@ -11,6 +11,8 @@
 #
 # Time: 60 minutes. You need: tutorials 07a, 09 and 10. If run first, it trains everything up to the prompter, and rates 24
 # rewrites of 64 requests (four minutes).
+#
+# Builds on: [RLOO (Ahmadian et al. 2024)](https://arxiv.org/abs/2402.14740), [GRPO (Shao et al. 2024)](https://arxiv.org/abs/2402.03300).
 
 # %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini

@@ -11,6 +11,9 @@
 #
 # Time: 30 minutes. You need: tutorials 05 to 10. If run first, it trains everything up to the prompter (three
 # minutes).
+#
+# Builds on: [Align-Pro (Trivedi et al. 2025)](https://arxiv.org/abs/2501.03486); RL on a prompter before it: [Promptist
+# (Hao et al. 2022)](https://arxiv.org/abs/2212.09611).
 
 # %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
@@ -21,7 +24,7 @@ import copy
 from dataclasses import replace
 
 import torch
-from lesson import BLUE, FAST, GREEN, ORANGE, Log, axes, shared_run, show, source
+from lesson import BLUE, FAST, GREEN, ORANGE, Log, axes, check, shared_run, show, source
 
 from alignpro_mini.alignpro import PromptScore, train_align_pro
 from alignpro_mini.ppo import PPOTrainer
@@ -137,15 +140,22 @@ for name, prompter in (("ρ_sft", s.rho_sft), ("ρ", s.rho)):
         print(f"{name:5}  {request}  →  {text}")
 
 # %% [markdown]
-# ## Exercise: two answers a rewrite
+# ## Exercise ★★ (15 minutes): two answers a rewrite
 #
-# `answers=2` lets the LM answer each rewrite twice and averages the rewards. The score has less noise, at twice the price
-# in answers. Predict: does it learn faster per iteration? Per answer?
-# <details><summary>Solution</summary>
-#
-# Per iteration a little at best, per answer no. Most of the noise of a batch comes from *which rewrites* were drawn, and
-# more answers do not change that.
-# </details>
+# `answers=2` lets the LM answer each rewrite twice; the score is the mean of both rewards. Scores of one request vary for two
+# reasons (tutorial 07): `between` is the variance between its rewrites, `within` the variance of the answers to one of them.
+# PPO learns from the mean over a batch. How large is the variance of this mean with `answers` answers to each rewrite,
+# divided by that with one? Return two numbers: for as many rewrites in the batch, and for as many *answers* in the batch.
+
+# %% tags=["stub"]
+
+
+def noise(between, within, answers):
+    return None  # your code
+
+
+# %%
+check(noise, [(0.75, 1.5), (0.5645, 2.2581)], (1.0, 1.0, 2), (0.39, 0.54, 4), within=1e-4)
 
 # %%
 twice = short_run(answers=2)
@@ -153,6 +163,22 @@ better = "higher" if mean_of(twice[-few:], "score_mean") > last else "not higher
 print("after as many iterations, with two answers a rewrite, the score is", better)
 
 # %% [markdown]
+# <details><summary>Solution</summary>
+#
+# A score has the variance between + within / answers. With as many rewrites this is divided by between + within. With as many
+# answers there are fewer rewrites, `answers` times fewer, and the variance of the mean is as many times larger.
+#
+# ```python
+# def noise(between, within, answers):
+#     few = (between + within / answers) / (between + within)
+#     return few, answers * few
+# ```
+#
+# With ρ_sft's parts, about 0.4 and 0.5, a second answer takes away a quarter of the variance. For the price of that answer
+# another rewrite takes away half of it: at an equal number of answers one answer each is best, whatever the two parts are. The
+# two runs under the stub are one each; they show no small difference.
+# </details>
+#
 # ## Questions
 #
 # 1. The prompter writes an empty rewrite. What is sent to the LM?

@@ -11,6 +11,9 @@
 # * when a prompter is worth it: what the best fixed sentence achieves, without any training.
 #
 # Time: 40 minutes. You need: tutorials 01 and 11. If run first, it trains everything (four minutes).
+#
+# Builds on: [Align-Pro (Trivedi et al. 2025)](https://arxiv.org/abs/2501.03486); the closed form of the optimum:
+# [Rafailov et al. 2023](https://arxiv.org/abs/2305.18290), appendix A.1.
 
 # %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
@@ -18,7 +21,7 @@
 
 # %%
 import numpy as np
-from lesson import BLUE, FAST, GREEN, GREY, ORANGE, axes, shared_run, show, source
+from lesson import BLUE, FAST, GREEN, GREY, ORANGE, axes, check, shared_run, show, source
 
 from alignpro_mini import theory
 from alignpro_mini.lab import optimum
@@ -60,7 +63,7 @@ s = shared_run("listing")
 listing, lam = s.listing, s.config.ppo.kl_coef
 facts = optimum.describe(listing, lam)
 assert abs(facts["regularised_gap"] - facts["lambda_kl_to_optimum"]) < 1e-6
-print("the two routes agree")
+print(f"gap {facts['regularised_gap']:.6f} = λ KL {facts['lambda_kl_to_optimum']:.6f}")
 share = facts["attainable_gain_share"]
 print(f"share of the attainable gain: {share:.2f}")
 assert FAST or share > 0.8
@@ -125,50 +128,94 @@ for name in names:
 #
 # ## When is a prompter worth it?
 #
-# A fixed sentence after every request needs no training and no prompter. Before you read on: write the best one that you can
-# think of. These requests are about towns: for a school report, a holiday, a birthday card, a headline.
+# A fixed sentence after every request needs no training and no prompter. Before you read on, write the best one that you can
+# think of. The requests are about towns: for a school report, for a holiday, for a birthday card, for a headline.
+#
+# ## Exercise ★ (5 minutes): your own sentence
+
+# %% tags=["stub"]
+
+own = None  # your sentence, in quotes
 
 # %%
-own = ""  # for example "Be kind and tell me everything."
-others = {"nothing": "", "your sentence": own} | {f"the cue {cue!r}": cue for cue in s.world.cues if cue}
 requests = listing.requests[: 8 if FAST else 64]
 
 
-def reward_of(sentence, answers=4 if FAST else 16):
-    """Mean reward of the requests with this sentence at their ends."""
+def reward_of(prompter, answers=4 if FAST else 16):
+    """Mean reward of the answers to prompter(x), and half of its 95 % interval over the requests."""
     asked = [x for x in requests for _ in range(answers)]
-    texts = [answer.text for answer in s.pi_f.answer([f"{x} {sentence}".strip() for x in asked])]
-    return float(s.reward.train(asked, texts).mean())
+    texts = [answer.text for answer in s.pi_f.answer([prompter(x) for x in asked])]
+    each = s.reward.train(asked, texts).view(len(requests), answers).mean(1)
+    return float(each.mean()), 1.96 * float(each.std()) / len(requests) ** 0.5
 
 
-for name, sentence in others.items():
-    if name != "your sentence" or sentence:
-        print(f"{reward_of(sentence):6.2f}  {name}")
+plain, about = reward_of(lambda x: x)
+print(f"{plain:6.2f} ± {about:.2f}  nothing added")
+mine = None
+if own is not None:
+    mine, about = reward_of(lambda x: f"{x} {own}")
+    print(f"{mine:6.2f} ± {about:.2f}  your sentence")
+check(mine and (FAST or mine > plain + 0.2), True)
 R = listing.R
 fixed, ours, best = R.mean(0).max(), theory.value(listing.rho, R), theory.value(star, R)
-print(f"{float(fixed):6.2f}  the best of all 24 fixed rewrites\n{float(ours):6.2f}  PPO\n{float(best):6.2f}  ρ*")
+print(f"{float(fixed):6.2f}  the best of the 24 fixed rewrites: {listing.rewrites[0][int(R.mean(0).argmax())]}")
+print(f"{float(ours):6.2f}  PPO\n{float(best):6.2f}  ρ*")
 print(f"request share, (PPO - fixed) / (ρ* - fixed): {float((ours - fixed) / (best - fixed)):.2f}")
 assert FAST or ours > fixed + 0.1
 
 # %% [markdown]
-# A prompter is worth its training where the best rewrite depends on the request. The distance between the best fixed
-# rewrite and ρ\* says how much there is to gain by reading; the request share says how much of it PPO took. In the world
-# `--world.wishes false` the purpose decides nothing, and one sentence is enough: measure it before you train anything.
-#
-# ## Exercise: swap the sides of the KL
-#
-# Compute λ KL(ρ\*‖ρ) instead of λ KL(ρ‖ρ\*) and compare it with the gap. Is it equal? What does it punish?
 # <details><summary>Solution</summary>
 #
-# It is not equal. KL(ρ\*‖ρ) punishes ρ for giving up what ρ\* does; it is infinite if ρ gives such a rewrite 0.
+# Of ten sentences that we tried, this one is the best:
+#
+# ```python
+# own = "Just the facts."
+# ```
+#
+# It has 0.32; "Just the facts. Be kind." has 0.30, "Be kind and tell me everything." 0.17. No sentence suits a headline (one
+# fact, no warmth) *and* a holiday (all facts, much warmth).
 # </details>
+#
+# The distance between the best fixed rewrite and ρ\* is what can be gained by reading the request, and the request share says
+# how much of it PPO took. In the world `--world.wishes false` the purpose decides nothing, and one sentence is enough: measure
+# it before you train anything.
+#
+# ## Exercise ★★ (15 minutes): a rule of your own
+#
+# A prompter may also be written by hand. Return what is sent to the LM for the request x, such as f"{x} Be kind." Each purpose
+# is named in the request: `print("\n".join(requests))`. The cues that the LM knows are in `s.world.cues`.
+
+# %% tags=["stub"]
+
+
+def rule(x):
+    return None  # your code
+
 
 # %%
-swapped = lam * float(theory.kl(star, listing.rho).mean())
-print("equal" if abs(swapped - facts["regularised_gap"]) < 1e-6 else "not equal")
-assert abs(swapped - facts["regularised_gap"]) > 1e-9
+mine = None
+if rule(requests[0]) is not None:
+    mine, about = reward_of(rule)
+    print(f"{mine:6.2f} ± {about:.2f}  your rule; PPO {float(ours):.2f}")
+check(mine and (FAST or mine > float(fixed) + 0.3), True)
 
 # %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def rule(x):
+#     warm = any(word in x for word in ("holiday", "guests", "family", "card", "friend", "sister"))
+#     long = any(word in x for word in ("report", "boss", "quiz", "holiday", "guests", "family"))
+#     if warm:
+#         return f"{x} Answer like a friendly guide." if long else f"{x} Be kind."
+#     return f"{x} Give every detail." if long else f"{x} Just the facts."
+# ```
+#
+# It has 1.01 ± 0.11: as much as ρ\* with 1.00, and not less than PPO with 0.94. So a prompter is worth its training where the
+# best rewrite depends on the request *and* nobody can write the rule down. Here you could, because you were told what people
+# want, and you knew the LM's cues. PPO was told nothing: it found the rule from the reward.
+# </details>
+#
 # ## Questions
 #
 # 1. The share is 1.02 in the cross-fitted form. Is PPO better than the optimum?
@@ -176,10 +223,11 @@ assert abs(swapped - facts["regularised_gap"]) > 1e-9
 # No: the cross-fitted optimum is a little worse than the true one, because half of the answers chose it.
 # </details>
 #
-# 2. λ → 0: what is ρ\*, and why is the identity useless there?
+# 2. Is λ KL(ρ\*‖ρ) the gap, too? What does it punish?
 # <details><summary>Answer</summary>
 #
-# All probability on the best rewrite. λ KL(ρ‖ρ\*) is 0 · ∞.
+# It is not. It punishes ρ for giving up what ρ\* does, and is infinite where ρ gives such a rewrite 0. Try it on the three
+# rewrites of the beginning.
 # </details>
 #
 # 3. Why average R over answers, and not exp(r/λ)?

@@ -10,6 +10,9 @@
 # * that "prompt optimisation lowers the variance" is a property of a world, not a theorem.
 #
 # Time: 40 minutes. You need: tutorials 07, 11 and 12. If run first, it trains everything (four minutes).
+#
+# Builds on: [Align-Pro (Trivedi et al. 2025)](https://arxiv.org/abs/2501.03486); [the bootstrap (Efron
+# 1979)](https://doi.org/10.1214/aos/1176344552).
 
 # %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
@@ -17,7 +20,7 @@
 
 # %%
 import numpy as np
-from lesson import BLUE, FAST, ORANGE, PINK, axes, shared_run, show, source
+from lesson import BLUE, FAST, ORANGE, PINK, axes, check, shared_run, show, source
 
 from alignpro_mini import theory
 from alignpro_mini.lab.glossary import ARMS
@@ -85,8 +88,9 @@ for ax, title in zip(grid[0], ("mean of the learned reward", "its variance", "th
 grid[0, 2].legend(frameon=False, fontsize=8)
 show(figure)
 gain, over = results["arms"]["align_pro"]["difference"]["ci95"], results["over_fixed_ci95"]
-print("mean:    ", "rises, interval above 0" if gain[0] > 0 else "no clear gain")
-print("         ", "above the fixed rewrite" if over[0] > 0 else "not shown to be above the fixed rewrite")
+print(
+    f"mean: gain over no fine-tuning [{gain[0]:.2f}, {gain[1]:.2f}], over the fixed rewrite [{over[0]:.2f}, {over[1]:.2f}]"
+)
 ratios = {"variance": "variance_ratio_ci95", "variance within requests": "variance_ratio_within_requests_ci95"}
 for name, key in ratios.items():
     low, high = results[key]
@@ -105,7 +109,7 @@ assert FAST or (gain[0] > 0 and over[0] > 0 and results["variance_ratio_within_r
 
 # %%
 gold = results["gold_variance_ratio_ci95"]
-print("gold variance:", "falls too" if gold[1] < 1 else "no clear fall")
+print(f"gold variance: ratio [{gold[0]:.2f}, {gold[1]:.2f}]:", "falls too" if gold[1] < 1 else "no clear fall")
 
 # %% [markdown]
 # ## When does it fall, and when not?
@@ -145,14 +149,59 @@ assert curves["good rewrites are steady"][-1] < steady[0, 0] and curves["good re
 # %% [markdown]
 # Both worlds gain the same mean. In one the variance falls, in the other it rises, by a factor of 4.5 each.
 #
-# ## Exercise: predict `--world.spread cue`
+# ## Exercise ★★ (15 minutes): which way, before any RL
 #
-# In the world `--world.spread cue` plain requests get average answers, and cues are the gambles. Predict mean and variance
-# ratio, then run it (four minutes): `python train.py --world.spread cue --name cue`. [Twelve such worlds](results/earlier-world.md) were
-# measured.
+# Cov(V, R) can be computed from rewrites that are rated once, before anything is trained. Write it: rho, R and V are tables
+# (N requests, K rewrites); take the covariance under ρ(·|x) for each request, then the mean over requests.
+
+# %% tags=["stub"]
+
+
+def slope(rho, R, V):
+    return None  # your code
+
+
+# %%
+h = 1e-4
+within = lambda V, eta: theory.along_eta(even, R, V, eta)["within"]
+check(slope, [(within(V, h) - within(V, -h)) / (2 * h) for V in (steady, gamble)], (even, R, steady), (even, R, gamble))
+tables = [table.numpy() for table in (s.listing.rho_sft, s.listing.R, s.listing.V)]
+if slope(*tables) is not None:
+    print(f"24 listed rewrites of the shared run, under ρ_sft: slope {slope(*tables):.3f}")
+
+# %% [markdown]
 # <details><summary>Solution</summary>
 #
-# The mean rises, and the variance rises too: its ratio is above 1.
+# ```python
+# def slope(rho, R, V):
+#     mean = (rho * R).sum(1, keepdims=True)
+#     return (rho * (R - mean) * V).sum(1).mean()
+# ```
+#
+# −0.096 and 0.094; on the shared run −0.052: better rewrites are steadier, so the spread within will fall, and it did.
+# </details>
+#
+# ## Exercise ★ (5 minutes): another world
+#
+# In the world `--world.spread cue` plain requests get average answers, all of one kind, and an answer to a cue is of random
+# style where the cue leaves it open. There, does the variance fall or rise?
+
+# %% tags=["stub"]
+
+prediction = None  # "falls" or "rises"
+
+# %%
+check(prediction, "rises")
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# prediction = "rises"
+# ```
+#
+# Here good rewrites are gambles. [Twelve worlds](results/earlier-world.md) were measured, three seeds and three λ each: with
+# `--world.spread cue` the variance rose in 52 of 54 prompters. `python train.py --world.spread cue --name cue` is one of them.
 # </details>
 #
 # ## Questions

@@ -11,6 +11,9 @@
 #
 # Time: 30 minutes. You need: tutorials 12 and 13. Nothing is trained here: it reads the results of finished runs, which
 # lie in `tutorials/results/real`. [results/real-model.md](results/real-model.md) has the commands that made them.
+#
+# Builds on: [SmolLM2 (Allal et al. 2025)](https://arxiv.org/abs/2502.02737), [VADER (Hutto and Gilbert
+# 2014)](https://doi.org/10.1609/icwsm.v8i1.14550).
 
 # %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
@@ -19,8 +22,9 @@
 # %%
 import json
 
+import numpy as np
 import torch
-from lesson import BLUE, GREEN, GREY, HERE, ORANGE, PINK, axes, show, source
+from lesson import BLUE, GREEN, GREY, HERE, ORANGE, PINK, axes, check, show, source
 
 from alignpro_mini.experiments.listing import Rated, optimum
 from alignpro_mini.lab.glossary import ARMS
@@ -139,19 +143,53 @@ parts = run["arms"]["no_finetuning"]["variance_parts"]
 assert abs(sum(v for v in parts.values() if v is not None) - run["arms"]["no_finetuning"]["variance"]) < 0.02
 
 # %% [markdown]
-# ## Exercise: your own reward
+# ## Exercise ★★ (15 minutes): a scale of your own
 #
-# Think of a reward of an English answer (its number of questions? of digits? its length?). Guess: will its variance
-# fall? Then write `mine.py` beside `train.py`, with `def reward(prompts, completions): return [...]`, and list it
-# there: `python -m alignpro_mini.experiments.real --step listing --preset smollm2 --reward mine:reward`. The first one
-# answers all endings (some 13 minutes on two cores; SmolLM2 must be installed). The answers are kept: a second reward
-# costs seconds.
+# Take the mean and the variance of $s$ that were measured for two arms, and pretend that $s$ is normal. On VADER's scale the
+# ratio of the variances is below 1, on $s$ it is above. Write an increasing function of $s$ (any two answers stay in their
+# order) on which it rises to more than 20 times.
+
+# %%
+arms = read("valence-seed0.json")["arms"]
+z = np.random.default_rng(0).normal(size=100_000)
+plain, trained = (arms[a]["mean"] + arms[a]["variance"] ** 0.5 * z for a in ("no_finetuning", "align_pro"))
+ratio = lambda f: float(f(trained).var() / f(plain).var())
+increasing = lambda f: bool((np.diff(f(np.linspace(-40, 60, 1001))) > 0).all())
+print(f"s {ratio(lambda s: s):.2f}, VADER {ratio(lambda s: s / np.sqrt(s**2 + 15)):.2f}")
+
+# %% tags=["stub"]
+
+
+def scale(s):
+    return None  # your code
+
+
+# %%
+mine = None
+if scale(z) is not None:
+    mine = increasing(scale) and ratio(scale) > 20
+    print(f"ratio {ratio(scale):.2f}, increasing: {increasing(scale)}")
+check(mine, True)
+
+# %% [markdown]
 # <details><summary>Solution</summary>
 #
-# Let R be the mean reward of an ending, and V the variance of its answers. It depends on Cov(V, R) (tutorial 13): if
-# endings with a high R have a low V, the variance falls. A count such as "number of digits" usually varies
-# more where it is high.
+# Let the scale be steep where only trained answers are.
+#
+# ```python
+# def scale(s):
+#     return np.exp(s / 5)
+# ```
+#
+# The ratio is 24; with `np.exp(s / 4)` it is 71. Downwards there is a limit here: of all steps (0 below a value of s, 1 above it)
+# the one at −1.25 gives the smallest ratio, 0.51. The answers are the same on every scale. So a fall of the variance is worth
+# something only on a scale that was chosen before, for a reason: a probability, euros, minutes.
 # </details>
+#
+# With SmolLM2 installed you can rate its answers by a reward of your own. Write `mine.py` beside `train.py`, with
+# `def reward(prompts, completions): return [...]`, and guess its ratio first:
+# `python -m alignpro_mini.experiments.real --step listing --preset smollm2 --reward mine:reward`. The first time it answers all
+# endings (some 13 minutes on two cores). The answers are kept: another reward costs seconds.
 #
 # ## Questions
 #

@@ -2,6 +2,8 @@
 
 RIGHT   {name: (function, its text)}
 WRONG   {name: (function, a piece of its module, what stands there instead)}; a piece of None: the text of the function
+
+Those that need one line are in RIGHT_LINES and WRONG_LINES.
 """
 
 from __future__ import annotations
@@ -560,9 +562,173 @@ WRONG = {
 }
 
 
+# One line each: the function, a piece of it, what stands there instead. First right ones.
+RIGHT_LINES = """
+rl_math.masked_mean: kept = torch.where(mask, x, 0.0) => kept = x.masked_fill(~mask, 0.0)
+rl_math.masked_sum: torch.where(mask, x, 0.0).sum(-1) => torch.stack([row[real].sum() for row, real in zip(x, mask)])
+rl_math.whiten: torch.rsqrt(var + eps) => 1 / (var + eps).sqrt()
+rl_math.kl_estimate: d**2 / 2 => 0.5 * d * d
+rl_math.exact_kl: (logp.exp() * log_ratio).sum(-1) => torch.einsum("...v,...v->...", logp.exp(), log_ratio)
+rl_math.entropy: -(logp.exp() * logp => torch.zeros(logits.shape[:-1]) - (logits.softmax(-1) * logp
+transformer.rotate: pairs * rope => pairs * (rope / rope.abs())
+transformer.Transformer._positions: return (mask.cumsum(1) - 1).clamp(min=0) => return torch.relu(mask.long().cumsum(1) - 1)
+transformer.Transformer._allowed: | (key == query) => | ((key == query) & ~real)
+transformer.KVCache.append: self.k[layer, :, :, self.length : end] = k => self.k[layer].narrow(2, self.length, k.shape[2]).copy_(k)
+transformer.Attention.forward: y.transpose(1, 2).reshape(B, T, H * E) => y.permute(0, 2, 1, 3).flatten(2)
+transformer.Attention.forward: cache.append(layer, k, v) => cache.append(layer, k.clone(), v.clone())
+generation.sampling_logprobs: return logits.log_softmax(-1) => return logits - logits.logsumexp(-1, keepdim=True)
+generation.draw: torch.searchsorted(cdf, u, right=True)[:, 0] => (cdf <= u).sum(-1)
+generation.generate: max_batch or 256 => max_batch or 64
+generation._pad: if left else column < lengths => if left else ~(column >= lengths)
+generation.pad_pairs: mask[:, : prompt.shape[1]] &= ~prompt => mask &= torch.arange(mask.shape[1], device=mask.device) >= prompt.sum(1, keepdim=True)
+generation.sequence_logprobs: logp.sum(1).cpu() => torch.stack([row.sum() for row in logp]).cpu()
+sft.answer_loss: F.cross_entropy(logits.float(), ids[:, 1:][is_answer[:, 1:]]) => -logits.float().log_softmax(-1).gather(1, ids[:, 1:][is_answer[:, 1:]][:, None]).mean()
+rl_math.bradley_terry_loss: -torch.nn.functional.logsigmoid(chosen - rejected) => torch.nn.functional.softplus(rejected - chosen)
+rl_math.bradley_terry_loss: -torch.nn.functional.logsigmoid(chosen - rejected) => torch.logaddexp(torch.zeros_like(chosen), rejected - chosen)
+reward.RewardModel.forward: mask.sum(1) - 1 => mask.long().cumsum(1).argmax(1)
+reward.RewardModel.forward: self.lm.hidden(features, start=frozen) => self.lm.hidden(features, mask, start=frozen)
+reward.split_by_prompt: {prompts[i] for i in order[:count]} => [prompts[i] for i in order][:count]
+reward.accuracy: (chosen > rejected).float() + 0.5 * (chosen == rejected).float() => torch.where(chosen == rejected, 0.5, (chosen > rejected).float())
+rl_math.assemble_rewards: torch.where(mask, column, -1).amax(dim=1) => mask.sum(1) - 1
+rl_math.gae: delta[:, t] + gamma * lam * running => torch.add(delta[:, t], running, alpha=gamma * lam)
+rl_math.policy_loss: -torch.minimum(plain, limited) => torch.maximum(-plain, -limited)
+rl_math.value_loss: torch.maximum(plain_error, limited_error) / 2 => 0.5 * torch.where(limited_error > plain_error, limited_error, plain_error)
+rl_math.explained_variance: masked_var(returns - values, mask) => masked_var(values - returns, mask)
+rl_math.adaptive_kl_coef: min(max(kl / target - 1, -0.2), 0.2) => sorted((-0.2, kl / target - 1, 0.2))[1]
+rollout.Policy.states: [:, -T - 1 : -1] => [:, mask.shape[1] - T - 1 : mask.shape[1] - 1]
+ppo.PPOTrainer.assemble_rewards: self.config.missing_eos_penalty * (~rollout.finished) => torch.where(rollout.finished, 0.0, self.config.missing_eos_penalty)
+ppo.PPOTrainer.extra_loss: self.config.vf_coef * loss.sum() => (self.config.vf_coef * loss).sum()
+ppo.PPOTrainer.loss: .gather(1, taken)[:, 0]  # => .take_along_dim(taken, 1).squeeze(1)  #
+frozen.checksum: sorted(model.state_dict().items()) => sorted(model.state_dict().items(), reverse=True)
+alignpro.usable_rewrites: x_prime.strip() and fits(x_prime) => len(x_prime.split()) and fits(x_prime)
+alignpro.PromptScore.__call__: return self.r.mean(1) => return self.r.sum(1) / self.answers
+theory.optimal_prompter: _log_optimum(rho_sft, R, lam).exp() => (rho_sft.log() + R / lam).softmax(-1)
+theory.regularised_value: (rho * R).sum(-1).mean() => (rho * R).sum() / len(R)
+lab.statistics.variance_parts: ((per_input - rewards.mean()) ** 2).sum() => N * per_input.var()
+lab.statistics.win_shares: np.isclose(a, b, rtol=0, atol=1e-9) => (np.abs(a - b) <= 1e-9)
+lab.evaluation.headroom: rewards[np.arange(len(few)), picked, M // 2 :].mean(1) => np.array([rewards[i, k, M // 2 :].mean() for i, k in enumerate(picked)])
+"""
+WRONG_LINES = """
+rl_math.masked_mean: count.clamp(min=1) => (count + 1e-3)
+rl_math.masked_mean: mask.sum(dim) => (kept != 0).sum(dim)
+rl_math.masked_sum: torch.where(mask, x, 0.0) => torch.where(mask & (x > 0), x, 0.0)
+rl_math.masked_var: mean = masked_mean(x, mask) => mean = masked_mean(x, mask).round(decimals=2)
+rl_math.whiten: torch.rsqrt(var + eps) => torch.rsqrt(var + eps).clamp(max=100)
+rl_math.whiten: white + mean, 0.0) => white - mean, 0.0)
+rl_math.kl_estimate: return d**2 / 2 => return (d**2 / 2).clamp(max=50)
+rl_math.kl_estimate: torch.expm1(-d) + d => d**2 / 2 - d**3 / 6
+rl_math.kl_estimate: _same_shape(logp=logp, logp_ref=logp_ref) => logp, logp_ref = torch.broadcast_tensors(logp, logp_ref)
+rl_math.exact_kl: logp == -torch.inf => logp < -10
+rl_math.entropy: logp == -torch.inf => logp < -5
+rl_math.entropy: logits.log_softmax(-1) => logits.half().float().log_softmax(-1)
+rl_math.entropy: return -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1) => return torch.special.entr(logp.exp()).sum(-1)
+transformer.rotate: x.float().unflatten => x.detach().float().unflatten
+transformer.rotate: pairs * rope => pairs * rope[:1]
+transformer.Transformer._positions: return (mask.cumsum(1) - 1).clamp(min=0) => return (mask.cumsum(1) - 1).clamp(min=0, max=7)
+transformer.Transformer._positions: return (mask.cumsum(1) - 1).clamp(min=0) => return torch.where(mask, mask.cumsum(1) - 1, 0)
+transformer.Transformer._allowed: (real & (key <= query)) => (real & (key <= query) & (query - key < 8))
+transformer.Transformer._allowed: mask[:, None, None, :]  # => mask[:, None, :, None]  #
+transformer.KVCache.append: end = self.length + k.shape[2] => end = self.length + k.shape[2]; self.mask[:, self.length : end] = True
+transformer.Attention.attend: enable_gqa=self.kv_heads != self.heads => enable_gqa=False
+transformer.Attention.attend: attn_mask=allowed => attn_mask=allowed, scale=0.25
+transformer.Attention.forward: B, T, D = x.shape => B, T, D = x.shape; x = x.detach()
+transformer.Attention.forward: if rope is not None: => if rope is not None and cache is None:
+transformer.Attention.forward: self.out(y.transpose(1, 2).reshape(B, T, H * E)) => F.linear(y.transpose(1, 2).reshape(B, T, H * E), self.out.weight)
+generation.sampling_logprobs: temperature not in (0.0, 1.0) => temperature > 1.0
+generation.sampling_logprobs: not 0 < top_p <= 1 => not 0 < top_p
+generation.sampling_logprobs: logits = logits.float() => logits = logits.float(); logits -= logits.max()
+generation.sampling_logprobs: ordered.softmax(-1) => ordered.softmax(-1).round(decimals=1)
+generation.draw: logp.exp().cumsum(-1) => logp.exp().half().float().cumsum(-1)
+generation.generate: greedy = temperature == 0 => greedy = temperature < 0.6
+generation.generate: with evaluating(model): => if model.eval():
+generation.generate: len(row) > 0 and row[-1] in ends for => True for
+generation.generate: ends = end_ids(eos_id) => ends = {min(end_ids(eos_id), default=-1)}
+generation._pad: default=0 => default=1
+generation._pad: mask.to(device) => mask.long().to(device)
+generation.pad_pairs: mask[:, : prompt.shape[1]] &= ~prompt => mask[:, : prompt.shape[1]] = False
+generation.sequence_logprobs: torch.empty(len(prompts)) => torch.empty(len(prompts), dtype=torch.float16)
+sft.answer_loss: model.unembed(predicting) => model.unembed(predicting.detach())
+sft.answer_loss: logits.float() => logits.float() / 1.01
+sft.answer_loss: model, ids, None, => model, ids, ids != 0,
+rl_math.bradley_terry_loss: (chosen - rejected) => (chosen - rejected - 0.01)
+reward.RewardModel.forward: .squeeze(-1).float() => .squeeze().float()
+reward.RewardModel.forward: hidden[torch.arange( => hidden.detach()[torch.arange(
+reward.draw_preferences: scale * difference => min(scale, 1.0) * difference
+reward.draw_preferences: Preference(x, a, b, p, mismatched) => Preference(x, a, b, round(p, 2), mismatched)
+reward.split_by_prompt: return train, heldout => return list(dict.fromkeys(train)), heldout
+reward.split_by_prompt: order = torch.randperm(len(prompts), generator=generator).tolist() => order = list(range(len(prompts)))[::-1]
+reward.accuracy: right.mean().item() => round(right.mean().item(), 1)
+reward.accuracy: model.raw(prompts, [pair.chosen => model.raw([""] * len(prompts), [pair.chosen
+rl_math.assemble_rewards: if not bool(mask.any(dim=1).all()): => if not bool(mask.any()):
+rl_math.assemble_rewards: if scores.shape != mask.shape[:1]: => if len(scores) != len(mask):
+rl_math.assemble_rewards: scores[:, None].to( => scores[:, None].round(decimals=1).to(
+rl_math.gae: gamma * lam * running => gamma * min(lam, 0.95) * running
+rl_math.gae: torch.cat((values[:, 1:], no_value), dim=1) => values.roll(-1, 1)
+rl_math.gae: return advantages, advantages + values => return advantages, rewards.flip(1).cumsum(1).flip(1)
+rl_math.gae: _same_shape(rewards=rewards, values=values, mask=mask) => rewards, values, mask = torch.broadcast_tensors(rewards, values, mask)
+rl_math.policy_loss: ratio.clamp(1 - clip, 1 + clip) => ratio.clamp(1 / (1 + clip), 1 + clip)
+rl_math.policy_loss: (limited < plain) & mask => ((ratio - 1).abs() > clip) & mask
+rl_math.policy_loss: -torch.minimum(plain, limited) => -torch.minimum(plain, limited).clamp(max=3)
+rl_math.policy_loss: torch.where(mask, logp - logp_old, 0.0) => (logp - logp_old) * mask
+rl_math.value_loss: limited_error > plain_error => limited_error >= plain_error
+rl_math.value_loss: values.clamp(values_old - clip, values_old + clip) => values_old + clip * torch.tanh((values - values_old) / clip)
+rl_math.explained_variance: masked_var(returns - values, mask) => masked_mean((returns - values) ** 2, mask)
+rl_math.adaptive_kl_coef: - 1, -0.2) => - 1, -0.1)
+rl_math.adaptive_kl_coef: error * steps / horizon => error * min(steps / horizon, 0.5)
+rollout.Policy.states: [:, -T - 1 : -1] => [:, -T - 1 : -1].detach()
+ppo.PPOTrainer.scores: if not bool(torch.isfinite(scores).all()): => if bool(torch.isnan(scores).any()):
+ppo.PPOTrainer.assemble_rewards: (~rollout.finished) => (~rollout.finished & (rollout.scores > 0))
+ppo.PPOTrainer.estimate_advantages: rl_math.masked_var(advantages, mask) => rl_math.masked_var(rollout.returns, mask)
+ppo.PPOTrainer.estimate_advantages: c.gae_lambda => 0.95
+ppo.PPOTrainer.extra_loss: self.config.vf_coef => 0.1
+ppo.PPOTrainer.extra_loss: self.config.value_clip_range => self.config.clip_range
+ppo.PPOTrainer.loss: moved.sum() => moved.mean()
+ppo.PPOTrainer.loss: seen["ratio"][part.action].max() => seen["ratio"].max()
+ppo.PPOTrainer.loss: policy.sum() + extra => policy.mean() + extra
+frozen.checksum: {tuple(tensor.shape)} => {tensor.numel()}
+frozen.checksum: {name} => {len(name)}
+frozen.FrozenLM.assert_unchanged: any(p.requires_grad => all(p.requires_grad
+frozen.FrozenLM.assert_unchanged: during {after} => during training
+alignpro.usable_rewrites: fits(x_prime) => fits(x)
+alignpro.usable_rewrites: x_prime if => x_prime.strip() if
+alignpro.usable_rewrites: strict=True => strict=False
+alignpro.usable_rewrites: sum(a != b for a, b in zip(sent, rewrites)) => sum(a == b for a, b in zip(sent, requests))
+alignpro.PromptScore.__call__: self.r.mean(1) => self.r.amax(1)
+alignpro.PromptScore.__call__: self.frozen.answer(asked, self.generator) => self.frozen.answer(asked)
+alignpro.PromptScore.__call__: rewards, dtype=torch.float32 => rewards, dtype=torch.float16
+theory.kl: _kl_logs(p, q.log()) => _kl_logs(p.clamp(min=1e-3), q.log())
+theory.optimal_prompter: _tables(lam, R, rho_sft=rho_sft) => torch.as_tensor(R).double(), torch.as_tensor(rho_sft).double()
+theory.regularised_value: _kl_logs(rho, rho_sft.log()).mean() => _kl_logs(rho, rho_sft.log()).mean().detach()
+theory.regularised_value: (rho * R).sum(-1).mean() => (rho * R).sum(-1).sum()
+lab.statistics.variance_parts: N * (K - 1) => (N - 1) * (K - 1)
+lab.statistics.variance_parts: float(rewrites) => max(float(rewrites), 0.0)
+lab.statistics.win_shares: rtol=0, atol=1e-9 => atol=1e-9
+lab.evaluation.headroom: : M // 2].mean(2) => : M - 1].mean(2)
+lab.evaluation.headroom: held_out.mean() - rewards.mean() => held_out.mean() - rewards[:, 0].mean()
+"""
+
+
+def lines(text: str) -> dict[str, tuple[str, str, str]]:
+    """{name: (function, piece, what stands there instead)} of such lines."""
+    found = {}
+    for line in text.strip().splitlines():
+        path, change = line.split(": ", 1)
+        found[line] = (path, *change.split(" => "))
+    return found
+
+
+def changed(path: str, piece: str, instead: str) -> tuple[str, str]:
+    """(function, its text with the change)."""
+    return path, cut.definition(cut.changed(path, piece, instead), cut.split(path)[1])
+
+
+RIGHT |= {name: changed(*change) for name, change in lines(RIGHT_LINES).items()}
+WRONG |= lines(WRONG_LINES)
+
+
 def wrong(name: str) -> tuple[str, str]:
     """(function, its text with the mistake)."""
     path, right, instead = WRONG[name]
     if right is None:
         return path, instead
-    return path, cut.definition(cut.changed(path, right, instead), cut.split(path)[1])
+    return changed(path, right, instead)

@@ -153,7 +153,21 @@ def test_the_reference_passes_and_constants_and_the_first_argument_get_nothing(p
         assert not found["ok"] and outputs.points(100, *found["share"]) == 0, found
 
 
-@pytest.mark.parametrize("name", attempts.RIGHT)
+def test_the_naive_functions_of_a_tutorial_are_no_solution():
+    """Tutorial 09 has them for one completion; batch, padding and errors are the assignment's."""
+    tutorial = (ROOT / "tutorials" / "09_credit.py").read_text(encoding="utf-8")
+    for naive, name in (("naive_rewards", "assemble_rewards"), ("naive_gae", "gae")):
+        path = f"rl_math.{name}"
+        text = cut.definition(tutorial, [naive]).replace(naive, name)
+        assert outputs.points(100, *judged(path, compiled(path, text), [])["share"]) == 0
+
+
+SMALL_STEPS = attempts.lines(attempts.RIGHT_LINES)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SMALL_STEPS)) for n in attempts.RIGHT]
+)
 def test_another_right_function_gets_every_point(name):
     path, text = attempts.RIGHT[name]
     found = judged(path, compiled(path, text), [])
@@ -546,7 +560,7 @@ def test_a_known_mistake_fails_and_gets_its_own_hint(path, mistake):
 def test_the_handout_says_what_is_needed():
     for key, assignment in catalogue.ASSIGNMENTS.items():
         text = (PLACE / assignment.folder / "README.md").read_text(encoding="utf-8")
-        for part in ("## Goal", "## By hand", "## Check your work", "## Written question", "Time:"):
+        for part in ("## Goal", "## By hand", "## Check your work", "## Written question", "## Open task", "Time:"):
             assert part in text, (key, part)
         assert f"grade.py {key} " in text
         for path in assignment.functions:

@@ -364,7 +364,7 @@ def syllabi() -> list[tuple[str, list[str], list[str]]]:
         table = text.split(f"## {weeks}")[1].split("\n## ")[0]
         for row in re.findall(r"^\| (\d+) \|(.*)$", table, flags=re.MULTILINE):
             read, hand_in = row[1].split("|")[:2]
-            found.append((f"{weeks}, week {row[0]}", re.findall(r"\b\d\d\b", read), list(before)))
+            found.append((f"{weeks}, week {row[0]}", re.findall(r"\b\d\d[a-z]?\b", read), list(before)))
             before += [key for key in re.findall(r"\ba[1-8]\b", hand_in) if key not in before]
     return found
 

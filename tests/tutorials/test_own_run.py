@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACE = ROOT / "tutorials" / "assignments"
-sys.path[:0] = [str(PLACE), str(ROOT / "tests")]
+sys.path[:0] = [str(PLACE), str(PLACE / "a10_your_own"), str(ROOT / "tests")]
 
 import cut  # noqa: E402
 import grade  # noqa: E402
+import look  # noqa: E402
 import own_run  # noqa: E402
 from catalogue import ASSIGNMENTS  # noqa: E402
 from submissions import reference  # noqa: E402
@@ -238,6 +240,43 @@ def test_the_handout_says_what_is_graded():
     for name, points in OF_A_SEED.items():
         assert f"5 × {points}" in text, name
     assert max(map(len, text.splitlines())) <= 150
+    assert "\n".join(look.table(json.loads((PLACE / "a10_your_own" / "ranges.json").read_text()))) in text
+
+
+# ---------------------------------------------------------------- where a run is off
+
+
+def finished(folder: Path, share: float, steps: int = 40) -> Path:
+    """A folder with what look.py reads, learned reward and KL rising with the step."""
+    found = results(0) | {"reward_model": {"swap_accuracy": {"wish": 0.9}}}
+    found["theory"]["attainable_gain_share"] = share
+    rows = [{"stage": stage, "heldout_loss": share / 4} for stage in ("frozen_lm", "prompter_sft")]
+    ppo = {"stage": "align_pro", "clip_fraction": 0.0}
+    rows += [ppo | {"kl_k1": 0.05 * i, "score_mean": 0.02 * i} for i in range(steps)]
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(found))
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def test_a_range_is_the_prediction_interval_of_one_more_run(tmp_path):
+    assert look.prediction_interval([1.0, 2.0, 3.0]) == pytest.approx(
+        [2 - 4.303 * (4 / 3) ** 0.5, 2 + 4.303 * (4 / 3) ** 0.5]
+    )
+    runs = [look.Run(finished(tmp_path / str(i), share)) for i, share in enumerate((0.8, 0.9, 0.85))]
+    ranges = look.measured(runs)
+    assert all(low <= read(run) <= high for run in runs for (*_, read, _), (low, high) in zip(look.ROWS, ranges))
+    assert ranges[8][1] == 1.0, "no share is above 1"
+    assert [line[:3] for line in look.look(runs[0], ranges)] == ["   "] * len(look.ROWS)
+
+
+def test_a_number_that_is_off_says_where_to_look(tmp_path):
+    ranges = json.loads((PLACE / "a10_your_own" / "ranges.json").read_text())
+    run = look.Run(finished(tmp_path / "run", share=0.1))
+    del run.results["reward_model"]
+    told = "\n".join(look.look(run, ranges))
+    assert re.search(r"^off +0.1 .*share of the attainable gain.*: a1 `whiten`", told, flags=re.MULTILINE)
+    assert "missing   `reward_model.swap_accuracy.wish` in `results.json`: a4" in told
 
 
 # ---------------------------------------------------------------- the package with the student's functions

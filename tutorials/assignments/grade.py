@@ -7,6 +7,7 @@
     python tutorials/assignments/grade.py a9 my_tests.py                  # the bug hunt: see bug_hunt.py
     python tutorials/assignments/grade.py --graft my_work --out my_copy   # a10: a package with your functions
     python tutorials/assignments/grade.py a10 my_copy/runs                # a10: points of its five runs
+    python tutorials/assignments/grade.py --board runs                    # who has the best prompter: see board.py
     python tutorials/assignments/grade.py --strip student --only a1 a3    # a copy for students; it cannot grade
     python tutorials/assignments/grade.py --stubs                         # write all submission.py anew
 
@@ -29,6 +30,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "tests")]
 
+import board  # noqa: E402
 import cut  # noqa: E402
 import outputs  # noqa: E402
 import own_run  # noqa: E402
@@ -79,12 +81,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=usage, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("assignment", nargs="?", choices=[*ASSIGNMENTS, "a9", "a10"], help="a1, a5, ...")
     parser.add_argument("place", nargs="?", type=Path, help="the submission: a file; for a10 the folder of the runs")
-    parser.add_argument("--seed", type=int, default=0, help="of the hidden inputs")
+    parser.add_argument("--seed", type=int, default=0, help="of the hidden inputs; with --board: of the runs")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write Gradescope's results.json here")
     parser.add_argument("--classroom50", type=Path, metavar="OUT", help="also write Classroom 50's result.json here")
     parser.add_argument("--bundle", type=Path, metavar="OUT", help="write the zip file for Gradescope, of a1 to a9")
     parser.add_argument("--graft", type=Path, metavar="FOLDER", help="a10: a package with the functions of FOLDER")
-    parser.add_argument("--out", type=Path, metavar="OUT", help="where --graft writes")
+    parser.add_argument("--board", type=Path, metavar="FOLDER", help="a leaderboard: a folder in it for each student")
+    parser.add_argument("--kl", type=float, default=2.0, help="with --board: nats of KL that a prompter may spend")
+    parser.add_argument("--answers", type=int, default=25600, help="with --board: answers that PPO may ask for")
+    parser.add_argument("--out", type=Path, metavar="OUT", help="where --graft writes; with --board: a page besides")
     strip = "write a copy for students without the assigned functions and without the grader: it cannot grade"
     parser.add_argument("--strip", type=Path, metavar="OUT", help=strip)
     only = "with --strip: only the functions of these assignments are taken out"
@@ -97,6 +102,13 @@ def main() -> None:
         import student  # a student copy has it not
 
         return print(student.strip(args.strip, args.only or ()))
+    if args.board:
+        if not args.board.is_dir():
+            parser.error(f"{args.board}: no such folder")
+        page = board.board(args.board, args.seed, args.kl, args.answers)
+        if args.out:
+            args.out.write_text(page + "\n", encoding="utf-8")
+        return print(page)
     if args.graft:
         if args.out is None:
             parser.error("--graft FOLDER needs --out OUT")

@@ -25,7 +25,7 @@ from outputs import Report, entry, fresh
 
 HERE = Path(__file__).resolve().parent
 HOOK = "\nfrom alignpro_mini.yours import graft  # noqa: E402\n\ngraft.install()\n"
-IMPORT_LIMIT_S = 120.0
+IMPORT_LIMIT_S = 600.0  # a busy machine takes minutes to import torch
 
 # ---------------------------------------------------------------- the package with the student's functions
 
@@ -122,7 +122,7 @@ def _import(place: Path, folder: Path) -> None:
 TITLE = "Your own Align-Pro"
 TASK, SEEDS = "quality", range(5)
 HARMLESS = {"out", "name", "device"}  # options that change no number, or only in the last digits
-LEAST_SHARE = 0.65  # eight runs of the project (three tasks) have 0.77 to 0.95
+LEAST_SHARE = 0.65  # 3.9 standard deviations below the mean of eight runs of the project (three tasks): 0.890, 0.061
 CONSISTENT = 1e-6
 CHECKS = {"gain": 4, "fixed": 4, "share": 4, "variance": 4, "theory": 2}  # points a seed
 NAMES = {
@@ -179,7 +179,7 @@ def graded(folder: Path) -> Report:
     return Report(TITLE, tests, "\n".join([*ignored, whose(folder)]))
 
 
-def find_runs(folder: Path) -> tuple[list[FoundRun], list[str]]:
+def find_runs(folder: Path, task: str = TASK) -> tuple[list[FoundRun], list[str]]:
     """Every run of the task below `folder`, and the names of those of another task."""
     named = [path for name in ("config.json", "results.json") for path in folder.rglob(name)]
     places = {path.parent for path in named if "checkpoints" not in path.relative_to(folder).parts}  # models
@@ -191,7 +191,7 @@ def find_runs(folder: Path) -> tuple[list[FoundRun], list[str]]:
                 setattr(run, name, _read(file))
             except Unreadable as error:
                 run.problems.append(str(error))
-        if run.told("task") not in (TASK, None):
+        if run.told("task") not in (task, None):
             others.append(place.name)
             continue
         for key in ("seed", "task"):
@@ -238,7 +238,7 @@ def _wrong_with(seed: int, run: FoundRun | None) -> Iterator[str]:
         yield f"seed {seed} ({run.folder.name}): not the default options: {'; '.join(changed[:5])}{more}"
 
 
-def other_options(run: FoundRun, seed: int) -> list[str]:
+def other_options(run: FoundRun, seed: int, task: str = TASK) -> list[str]:
     """ "ppo.lr is 0.001, not 0.0004", for every option that is not the default one of this seed."""
     if not run.config:
         return []  # that it cannot be read is a problem of its own
@@ -247,7 +247,7 @@ def other_options(run: FoundRun, seed: int) -> list[str]:
     from alignpro_mini.lab.config import preset
     from alignpro_mini.lab.device import with_dtype
 
-    default = with_dtype(dataclasses.replace(preset("tiny"), task=TASK, seed=seed))
+    default = with_dtype(dataclasses.replace(preset("tiny"), task=task, seed=seed))
     wanted = _flat(json.loads(json.dumps(dataclasses.asdict(default))))
     found = _flat(run.config)
     names = [name for name in sorted(wanted.keys() | found.keys()) if name not in HARMLESS]
@@ -262,7 +262,7 @@ def _flat(tree: dict, prefix: str = "") -> dict:
     return found
 
 
-def _number(results: dict, *keys: str) -> float:
+def number(results: dict, *keys: str) -> float:
     value = results
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
@@ -271,11 +271,11 @@ def _number(results: dict, *keys: str) -> float:
 
 def _checked(value, keys: tuple[str, ...]) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise Unreadable(f"results.json has no number at {'.'.join(keys)}")
+        raise Unreadable(f"no number at {'.'.join(keys)}")
     return float(value)
 
 
-def _interval(results: dict, *keys: str) -> tuple[float, float]:
+def interval(results: dict, *keys: str) -> tuple[float, float]:
     value = results
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
@@ -293,26 +293,26 @@ def _check(check: str, run: FoundRun | None) -> tuple[bool, str]:
         raise Unreadable("no run of this seed" if run is None else "; ".join(run.problems))
     results = run.results
     if check == "gain":
-        low, _ = _interval(results, "arms", "align_pro", "difference", "ci95")
-        _, high = _interval(results, "arms", "untrained_prompter", "difference", "ci95")
+        low, _ = interval(results, "arms", "align_pro", "difference", "ci95")
+        _, high = interval(results, "arms", "untrained_prompter", "difference", "ci95")
         ours, theirs = f"at least {low:.3f}", f"up to {high:.3f}"
         return (
             low > high,
             f"gain over no fine-tuning: {ours}; an untrained prompter's: {theirs}; it must lie above that",
         )
     if check == "fixed":
-        low, high = _interval(results, "over_fixed_ci95")
+        low, high = interval(results, "over_fixed_ci95")
         said = f"Align-Pro minus the best fixed rewrite: {low:.3f} to {high:.3f}"
         return low > 0, f"{said}; it must lie above 0: else one sentence does as much"
     if check == "share":
-        share = _number(results, "theory", "attainable_gain_share")
+        share = number(results, "theory", "attainable_gain_share")
         told = f"{share:.3f} of the attainable gain; it takes {LEAST_SHARE}, and above 1 no prompter can come"
         return LEAST_SHARE <= share <= 1 + CONSISTENT, told
     if check == "variance":
-        low, high = _interval(results, "variance_ratio_within_requests_ci95")
+        low, high = interval(results, "variance_ratio_within_requests_ci95")
         said = f"the interval of the variance ratio within requests is {low:.3f} to {high:.3f}"
         return high < 1, f"{said}; it must end below 1"
-    gap, distance = (_number(results, "theory", key) for key in ("regularised_gap", "lambda_kl_to_optimum"))
+    gap, distance = (number(results, "theory", key) for key in ("regularised_gap", "lambda_kl_to_optimum"))
     told = (
         f"regularised_gap {gap:.9f}, lambda_kl_to_optimum {distance:.9f}: they must differ by less than {CONSISTENT:g}"
     )

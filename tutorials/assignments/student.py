@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 # The grader itself: it has other solutions (the oracles), or tells which bug was drawn.
 HERE_NOT = ("checks/", "hints.py", "child.py", "judge.py", "watch.py", "student.py", "bug_", "a9_bug_hunt/draw.py")
 GRADER = (".ci/", "tests/mutants/", "tutorials/TEACHING.md", *(f"tutorials/assignments/{name}" for name in HERE_NOT))
-OWN = "mutants|grade|judge|student|catalogue|cut|outputs|own_run|bug_hunt|attempts|submissions"
+OWN = "mutants|board|grade|judge|student|catalogue|cut|outputs|own_run|bug_hunt|attempts|submissions"
 GRADERS_TESTS = re.compile(rf"^\s*(?:from|import) (?:{OWN})\b", re.MULTILINE)
 # The wording of an error, which students choose themselves. A RuntimeError keeps it: NotImplementedError is one.
 WORDING = re.compile(r"(?<=raises\()((?!RuntimeError)\w+), match=.*(?=\):$)", re.MULTILINE)

@@ -129,7 +129,12 @@ def cases(path: str, rng: torch.Generator) -> list[Case]:
     found.append(Case("a NaN that is not padding", (torch.where(x == x[0, 0], math.nan, x), mask), oracle))
     if name in ("masked_mean", "masked_sum"):
         found.append(Case("an infinite number that is not padding", (torch.where(x == x[0, 0], INF, x), mask), oracle))
+    if name == "masked_mean":
+        zeros = f64([[0.0, 2.0], [0.0, 9.0]])
+        found.append(Case("numbers that are 0, dim 1", (zeros, small[1], 1), oracle))
     if name == "whiten":
+        close = f64([[3.0, 3.0002], [3.0001, 9.0]])
+        found.append(Case("numbers that differ by 0.0001", (close, small[1]), oracle))
         one_of_500 = f64([[1.0] + [0.0] * 499])
         found.append(Case("one number of 500 that stands out", (one_of_500, one_of_500 > -1), oracle))
         constant = torch.full_like(small[0], 3.0)
@@ -183,6 +188,8 @@ def _vocabulary(name: str, draw) -> list[Case]:
         Case("almost certain tokens: logits that differ by 60 and 800", args(far, far.flip(-1)), oracle),
         Case("a logit that is NaN", args(nan, f64([[0.0, 1.0, 2.0]])), oracle),
     ]
+    rare, rarer = f64([[0.0, -7.0], [0.0, -13.0]]), f64([[0.0, 0.0], [0.0, -1000.0]])
+    found.append(Case("tokens of a small probability", args(rare, rarer), oracle))
     if name == "exact_kl":
         found += [
             Case("a logit of -inf in p only", (forbidden, free), oracle, gradient=True),

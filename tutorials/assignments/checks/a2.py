@@ -285,6 +285,7 @@ def _append(rng: torch.Generator) -> list[Case]:
         if model is small:
             k, v = 100 + torch.arange(k.numel()).view(shape), 200 + torch.arange(v.numel()).view(shape)
         filled = torch.ones(rows, slots, dtype=torch.bool)
+        filled[0, length] = False  # padding among the new tokens: nothing of append's
         return lambda: (made_cache(model, filled, length, garbage=9.0), layer, k.double(), v.double())
 
     told = lambda cache: f"cache.length = {cache.length}"

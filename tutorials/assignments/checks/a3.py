@@ -91,7 +91,7 @@ def oracle_row(model, prompt, uniforms: list[float], temperature=1.0, top_p=1.0,
         )
         tokens.append(new)
         logprobs.append(math.log(p[new]) if p[new] > 0 else -INF)
-        if new == eos_id:
+        if new in (eos_id if isinstance(eos_id, tuple) else (eos_id,)):
             return tokens, logprobs, True, distance
     return tokens, logprobs, False, distance
 
@@ -250,6 +250,7 @@ def _draw(rng: torch.Generator) -> list[Case]:
         Case("one certain token, u = 0, .5, 1 - 2**-24", row([0.0, 1.0, 0.0], 0.0, 0.5, 1 - 2**-24)),
         Case("masses (.25, .25), which sum to .5; u = .4, .6, .9", row([0.25, 0.25], 0.4, 0.6, 0.9)),
         Case("masses (.5, .5, .5), which sum to 1.5; u = .3, .6, .9", row([0.5, 0.5, 0.5], 0.3, 0.6, 0.9)),
+        Case("p = (.7003, .2997), u = .70029, .70031", row([0.7003, 0.2997], 0.70029, 0.70031)),
         Case("p = (.9995, .0005), u = .999, .9997", row([0.9995, 0.0005], 0.999, 0.9997)),
         Case("64 rows of 9 tokens", (logits.log_softmax(-1), torch.rand(64, generator=rng))),
         Case("64 rows, u at both ends", (logits.log_softmax(-1), edges)),
@@ -337,6 +338,7 @@ def _generate(rng: torch.Generator) -> list[Case]:
         case("an EOS that is the last token allowed", [[4, 7]], 3, at_the_limit),
         case("an EOS in the prompt, which ends nothing", [[3, 3]], 4, goes_on, eos_id=3),
         case("two prompts of one length", [[4, 7], [5, 1]], 4, **no_eos),
+        case("six prompts, three tokens that end a row", rows, 6, eos_id=(2, 7, 10)),
         case("prompts [4, 7, 2] and [5]", [[4, 7, 2], [5]], 4, **no_eos),
         case("prompts [4, 7] and [5, 1]: one row ends before the other", [[4, 7], [5, 1]], 6, some_end),
         case("four times the same prompt", [[4, 7]] * 4, 5, **no_eos),

@@ -89,8 +89,8 @@ def _answer_loss(rng: torch.Generator) -> list[Case]:
     ]
     found = [Case(about, (model, batch), first, call=loss_alone, tolerance=1e-4) for about, model, batch in numbers]
     for train_layers in (0, 1, 2):
-        about = f"three rows, train_layers {train_layers}: the loss and the gradients of three weights"
-        args = (llama, ragged, train_layers)
+        about = f"four rows, train_layers {train_layers}: the loss and the gradients of three weights"
+        args = (llama, [*ragged, pad_like], train_layers)
         found.append(Case(about, args, oracle_answer_loss, call=loss_and_gradients, tolerance=1e-3))
     sure = language_model(rng)
     with torch.no_grad():
@@ -350,7 +350,7 @@ def _split(rng: torch.Generator) -> list[Case]:
         ("8 prompts, one of them with 33 pairs, share 0.5", uneven, 0.5),
         ("8 prompts, each with two mismatched pairs besides, share 0.25", pairs + other, 0.25),
         ("a prompt that has a mismatched pair only, share 0.8", [only, *pairs], 0.8),
-        ("a pair that is there twice, share 0.5", [*pairs, *pairs[:4]], 0.5),
+        ("a pair of each prompt is there twice, share 0.5", [*pairs, *pairs[::3]], 0.5),
     ]
     found = [
         Case(

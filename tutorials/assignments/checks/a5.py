@@ -80,7 +80,7 @@ def _assemble(rng: torch.Generator) -> list[Case]:
     ]
     g = ragged(rng, (3, 3), 0.0)
     found += [
-        Case("a row without a sampled token", (g["scores"], g["kl"], torch.zeros_like(g["mask"]), 0.3)),
+        Case("a row without a sampled token", (g["scores"], g["kl"], torch.tensor([[True] * 3, [False] * 3]), 0.3)),
         Case("scores (B, 1) instead of (B,)", (g["scores"][:, None], g["kl"], g["mask"], 0.3)),
     ]
     return [Case(c.about, c.args, oracle_assemble) for c in found]

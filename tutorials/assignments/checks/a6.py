@@ -210,6 +210,7 @@ def _adaptive_kl_coef(rng: torch.Generator) -> list[Case]:
     case = partial(Case, oracle=partial(call, oracle_coef), call=call)
     found = [case(f"coef 10, target 4, kl {kl:g}: {how}", (10.0, kl, 4.0, 640.0, 64.0)) for kl, how in told]
     found.append(case("another horizon", (0.1, 6.5, 6.0, 10_000.0, 128)))
+    found.append(case("as many steps as the horizon", (0.1, 6.5, 6.0, 128.0, 128)))
     found += [case(f"coef {coef:g}", (coef, 6.5, 6.0, 10_000.0, 128)) for coef in (1e-5, 1e3)]
     return found
 
@@ -275,16 +276,18 @@ def _states(rng: torch.Generator) -> list[Case]:
 
         def call(function, policy, lm, features, mask, T, action=part.action):
             found = function(policy, lm, features, mask, T)
-            return f"shape {tuple(found.shape)}, states of the sampled tokens", found[action]
+            about = f"shape {tuple(found.shape)}, gradients flow: {found.requires_grad}, states of the sampled tokens"
+            return about, found[action].detach()
 
         def oracle(policy, lm, features, mask, T, rows=rows):
             alone = [oracle_states(lm, row) for row in rows]
-            return f"shape {(len(rows), T, alone[0].shape[1])}, states of the sampled tokens", torch.cat(alone)
+            shape = (len(rows), T, alone[0].shape[1])
+            return f"shape {shape}, gradients flow: True, states of the sampled tokens", torch.cat(alone)
 
         for asked, told in ((lm, "its own model"), (other, "another model")):
             args = (Policy(lm, train_layers), asked, trunk(asked, part.features, part.mask, train_layers), part.mask, T)
             about = f"{len(rows)} row(s), {family}, {told}, train_layers {train_layers}"
-            found.append(Case(about, args, torch.no_grad()(oracle), call=torch.no_grad()(call), tolerance=1e-4))
+            found.append(Case(about, args, torch.no_grad()(oracle), call=call, tolerance=1e-4))
     return found
 
 
