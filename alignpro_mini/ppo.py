@@ -428,8 +428,8 @@ def learning_rate(config: PPOConfig, step: int) -> float:
 def kl_schedule(config: PPOConfig, step: int) -> float:
     """Lambda of an iteration (from 0): kl_start x kl_coef falls linearly, to kl_coef at 3/4 of them.
 
-    A policy finds what is good for all prompts before it reads them. With a small lambda it would
-    give up all else by then, and what it never samples it cannot learn again.
+    A policy finds what is good for all prompts before it reads them. With a small lambda it gives
+    up all else by then, and what it never samples it cannot learn again.
     """
     left = max(0.0, 1 - step / (0.75 * config.iterations))
     return config.kl_coef * (1 + (config.kl_start - 1) * left)
