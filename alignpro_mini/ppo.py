@@ -426,7 +426,7 @@ def learning_rate(config: PPOConfig, step: int) -> float:
 
 
 def kl_schedule(config: PPOConfig, step: int) -> float:
-    """Lambda of an iteration (from 0): kl_start x kl_coef falls linearly, to kl_coef at 3/4 of them.
+    """Lambda of an iteration (from 0): kl_start x kl_coef falls linearly to kl_coef at 3/4 of them.
 
     A policy finds what is good for all prompts before it reads them. With a small lambda it gives
     up all else by then, and what it never samples it cannot learn again.
