@@ -1,11 +1,9 @@
 """Commands on a tiny model that stands in the place of the published one."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
+import warm
 from doubles import ROOT
 
 from alignpro_mini.tokenizer import Tokenizer
@@ -42,16 +40,13 @@ LEARNED = {
 
 def command(folder: Path, what: list[str], options: dict, fails: bool = False) -> str:
     """What a command on a tiny model prints, or its error; the model stands in the place of the published one."""
-    g = torch.Generator().manual_seed(0)
-    tokenizer = Tokenizer.train(everyday().train_requests[:300] + list(ENDINGS), vocab_size=400)
-    shape = TransformerConfig(tokenizer.vocab_size, d_model=32, n_layers=2, n_heads=2, max_len=128)
     if not (folder / "model").exists():
+        g = torch.Generator().manual_seed(0)
+        tokenizer = Tokenizer.train(everyday().train_requests[:300] + list(ENDINGS), vocab_size=400)
+        shape = TransformerConfig(tokenizer.vocab_size, d_model=32, n_layers=2, n_heads=2, max_len=128)
         save_pretrained(Transformer(shape, g), folder / "model", tokenizer)
         (folder / "mine.py").write_text(MINE)
     arguments = [word for k, v in options.items() for word in (f"--{k}", str(v))]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *what, *arguments], cwd=folder, env=environment, capture_output=True, text=True
-    )
+    done = warm.run([*what, *arguments], folder, {"PYTHONPATH": str(ROOT)})
     assert (done.returncode != 0) == fails, done.stderr[-3000:]
     return done.stderr.strip() if fails else done.stdout

@@ -1,7 +1,6 @@
 """Defects that this project once had. Each test fails on the code that had the defect."""
 
 import copy
-import multiprocessing
 import sys
 import warnings
 from dataclasses import replace
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from doubles import FakeStage, Letters, lookup_lm, random_lm
+from warm import PROCESSES
 
 from alignpro_mini import generation, sft
 from alignpro_mini.alignpro import Prompter, PromptScore, train_align_pro, train_rlhf_oracle
@@ -66,12 +66,11 @@ def _write_often(path: str, count: int) -> None:
 def test_two_processes_may_write_one_file(tmp_path):
     """With one temporary name for both, one process renames away what the other is about to rename."""
     path = tmp_path / "grid.json"
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_write_often, args=(str(path), 300)) for _ in range(2)]
+    workers = [PROCESSES.Process(target=_write_often, args=(str(path), 300)) for _ in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert [p.name for p in tmp_path.iterdir()] == ["grid.json"]
 

@@ -4,7 +4,6 @@ import ctypes
 import inspect
 import json
 import math
-import multiprocessing
 import os
 import re
 import threading
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from warm import PROCESSES
 
 from alignpro_mini.lab.config import preset
 from alignpro_mini.lab.run import Run, RunStage
@@ -89,11 +89,7 @@ def test_a_read_only_folder_is_told_with_the_mend(config, tmp_path):
 
 # ---------------------------------------------------------------- a folder belongs to one process
 
-# Processes are copies of one that has imported torch already, and has no threads and no folders of ours.
-FRESH = multiprocessing.get_context("forkserver") if hasattr(os, "fork") else None
-if FRESH:
-    FRESH.set_forkserver_preload(["alignpro_mini.lab.run", "pytest"])
-needs_locks = pytest.mark.skipif(FRESH is None, reason="no locks on folders here")
+needs_locks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no locks on folders here")
 
 
 def hold(line, config) -> None:
@@ -101,7 +97,7 @@ def hold(line, config) -> None:
     try:
         run = Run(config, resume=True)
         line.send(f"holds {run.path.name}")
-        line.poll(10)  # no test waits longer
+        line.poll(300)  # no test waits longer
     except UserError as error:
         line.send(str(error))
 
@@ -109,12 +105,12 @@ def hold(line, config) -> None:
 @contextmanager
 def another_process(config):
     """(what it says, the process, where to tell it to end) of a process that takes the run's folder."""
-    ours, theirs = FRESH.Pipe()
-    process = FRESH.Process(target=hold, args=(theirs, config), daemon=True)
+    ours, theirs = PROCESSES.Pipe()
+    process = PROCESSES.Process(target=hold, args=(theirs, config), daemon=True)
     process.start()
     theirs.close()
     try:
-        yield ours.recv() if ours.poll(30) else "waits", process, ours
+        yield ours.recv() if ours.poll(300) else "waits", process, ours
     finally:
         process.kill()
         process.join()
@@ -132,7 +128,7 @@ def test_a_folder_that_another_process_works_in_is_refused_until_that_ends(confi
                 Run(config, resume)
         assert half.exists(), "the other one is writing it"
         line.send("end") if ends == "by itself" else process.kill()
-        process.join(10)
+        process.join()
         Run(config, resume=True)
     assert not half.exists(), "nobody is writing it any more"
 
@@ -145,7 +141,7 @@ def test_a_run_that_may_wait_begins_when_the_other_process_ends(config):
         waits.start()
         assert not begun.wait(0.2)
         line.send("end")
-        assert begun.wait(10)
+        assert begun.wait(300)
 
 
 @needs_locks

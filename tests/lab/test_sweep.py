@@ -2,13 +2,12 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
+from doubles import ROOT
 from results import arm, make_results, with_fixed
+from warm import Program
 
 from alignpro_mini.lab import sweep, tables
 from alignpro_mini.lab.cli import parse_command_line
@@ -60,7 +59,7 @@ def test_one_process_does_all_runs_unless_there_are_jobs_and_several_runs(monkey
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_what_ends_the_command_ends_its_runs(tmp_path, how):
-    (tmp_path / "run.py").write_text("import os, sys, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)\n")
+    (tmp_path / "run.py").write_text("import os, sys, time\nprint(os.getpid(), flush=True)\ntime.sleep(600)\n")
     parent = tmp_path / "parent.py"
     parent.write_text(
         "import signal, sys\nfrom alignpro_mini.lab import sweep\nfrom alignpro_mini.lab.cli import parse_command_line\n"
@@ -68,14 +67,15 @@ def test_what_ends_the_command_ends_its_runs(tmp_path, how):
         "sweep.run_side_by_side(sys.argv[1:2], sys.argv[2:], parse_command_line(sys.argv[2:])[0], 2)\n"
     )
     out = tmp_path / "out"
-    command = [sys.executable, str(parent), str(tmp_path / "run.py"), "--seed", "0,1", "--out", str(out)]
-    process = subprocess.Popen(command, cwd=Path(__file__).resolve().parents[2], stderr=subprocess.DEVNULL)
-    logs, until = [out / f"tiny-quality-seed{seed}.log" for seed in (0, 1)], time.monotonic() + 60
-    while not all(log.exists() and log.read_text().strip() for log in logs) and time.monotonic() < until:
-        time.sleep(0.1)
+    command = [parent, tmp_path / "run.py", "--seed", "0,1", "--out", out]
+    process = Program(command, tmp_path, {"PYTHONPATH": str(ROOT)})
+    logs = [out / f"tiny-quality-seed{seed}.log" for seed in (0, 1)]
+    while not all(log.exists() and log.read_text().strip() for log in logs):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
     children = [int(log.read_text()) for log in logs]
     process.send_signal(how)
-    assert process.wait(30) != 0
+    assert process.wait(300) != 0
     for child in children:
         with pytest.raises(ProcessLookupError):
             os.kill(child, 0)

@@ -1,10 +1,7 @@
 """`train.py` on a model behind an API: a whole run, killed and resumed, with each kind of reward."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import zlib
 from functools import partial
 
@@ -12,6 +9,7 @@ import pytest
 from api_server import polite, serving
 from doubles import ROOT, in_a_folder
 from real_model import LEARNED, OPTIONS, command
+from warm import Program
 
 from alignpro_mini.lab.cli import parse_command_line
 
@@ -25,11 +23,9 @@ def of(server, **more) -> dict:
     return REMOTE | {"api.base_url": server.url, "api.concurrency": 2} | more
 
 
-def start(folder, options: dict, *more: str) -> subprocess.Popen:
+def start(folder, options: dict, *more: str) -> Program:
     arguments = [word for k, v in options.items() for word in (f"--{k}", str(v))]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen([sys.executable, *TRAIN, *arguments, *more], cwd=folder, env=environment, **silent)
+    return Program([*TRAIN, *arguments, *more], folder, {"PYTHONPATH": str(ROOT)})
 
 
 def killed_three_times(tmp_path):

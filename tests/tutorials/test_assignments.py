@@ -1,25 +1,26 @@
 """The grader: the reference gets all points, nothing else does, and a known mistake gets its own hint."""
 
 import ast
-import json
-import subprocess
+import functools
 import sys
 import tempfile
 import textwrap
 import types
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACE = ROOT / "tutorials" / "assignments"
-PATHS = [str(PLACE), str(ROOT / "tests"), str(Path(__file__).parent)]
-sys.path[:0] = PATHS
+sys.path[:0] = [str(PLACE), str(ROOT / "tests"), str(Path(__file__).parent)]
 
 import attempts  # noqa: E402
 import catalogue  # noqa: E402
 import cut  # noqa: E402
+import grade  # noqa: E402
 import judge  # noqa: E402
 import outputs  # noqa: E402
 from checks import base, compare  # noqa: E402
@@ -27,6 +28,7 @@ from graft import Places  # noqa: E402
 from hints import CLASSICS, HINTS  # noqa: E402
 from mutants import MUTANTS  # noqa: E402
 from submissions import reference  # noqa: E402
+from warm import PROCESSES  # noqa: E402
 
 KEYS = list(catalogue.ASSIGNMENTS)
 
@@ -53,13 +55,12 @@ def test_the_stub_is_cut_from_the_package(key):
     assert sum(assignment.functions.values()) + assignment.whole == 100
 
 
+# A process for the grader's side of all of them: other tests put functions into the package of this one.
+GRADER = ProcessPoolExecutor(1, mp_context=PROCESSES)
+
+
 def results_of(key: str, file: Path, seed: int = 0, limit_s: float = 600.0) -> dict[str, dict]:
-    """`grade.run_checks` in a process of its own: other tests put functions into the package of this one."""
-    code = f"import json, sys; sys.path[:0] = {PATHS!r}; import grade; from pathlib import Path; "
-    code += f"print(json.dumps(grade.run_checks({key!r}, Path({str(file)!r}), {seed}, {limit_s})))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return GRADER.submit(grade.run_checks, key, file, seed, limit_s).result()
 
 
 def graded(sources: list[str], key: str, seed: int = 0, limit_s: float = 600.0) -> dict[str, dict]:
@@ -107,11 +108,28 @@ def constant(like, value: float):
     return {str: "", list: [], dict: {}}.get(type(like))
 
 
+@functools.cache
+def mistakes_of(key: str) -> dict[str, list[dict]]:
+    return judge.known_mistakes(list(catalogue.ASSIGNMENTS[key].functions))
+
+
+@functools.cache
+def cases_of(path: str) -> list:
+    """The cases of a function, made once for all functions in its place. Each call makes its arguments anew."""
+    return judge.cases_of(key_of(path), path, seed=1)[0]
+
+
+@functools.cache
+def wanted(path: str, i: int, by=compare.wanted) -> tuple:
+    """What the oracle gives for case i, computed once."""
+    return by(cases_of(path)[i])
+
+
 def outcomes(path: str, function, before=lambda case: None) -> tuple[list, list]:
     """(the cases of this function, the outcomes of the function in its place): in this process, without an import of torch."""
     places = Places({path: cut.split(path)})
     ours = places.current[path]
-    cases, _ = judge.cases_of(key_of(path), path, seed=1)
+    cases = cases_of(path)
     places.put(path, function)
     try:
         return cases, [(before(case), base.outcome(function, case))[1] for case in cases]
@@ -123,7 +141,9 @@ def judged(path: str, function, mistakes: list, before=lambda case: None) -> dic
     """The grader's judgement of this function, with these known mistakes."""
     places = Places({path: cut.split(path)})
     cases, found = outcomes(path, function, before)
-    return judge.check_function(path, cases, found, places.current[path], mistakes, places)
+    right = {id(case): wanted(path, i) for i, case in enumerate(cases)}
+    with patch.object(compare, "wanted", lambda case: right[id(case)]):
+        return judge.check_function(path, cases, found, places.current[path], mistakes, places)
 
 
 def compiled(path: str, text: str):
@@ -201,32 +221,12 @@ def test_a_wrong_function_does_not_get_every_point(name):
 )
 def test_a_mistake_of_a_kind_gets_the_hint_of_its_kind(name, told):
     path, text = attempts.wrong(name)
-    assert told in judged(path, compiled(path, text), judge.known_mistakes([path])[path])["hint"]
+    assert told in judged(path, compiled(path, text), mistakes_of(key_of(path))[path])["hint"]
 
 
 def test_points_are_by_case_where_most_are_right():
     assert [outputs.points(40, right, 12) for right in (12, 11, 9, 8, 0)] == [40, 36, 30, 0, 0]
     assert outputs.points(14, 0, 1) == 0
-
-
-def test_a_wrong_attempt_gets_its_points_its_counterexample_and_its_hint(tmp_path):
-    """assemble_rewards is right, gae forgets gamma in the decay."""
-    wrong = cut.definition(cut.source_of("rl_math"), ["gae"]).replace("gamma * lam * running", "lam * running")
-    path = submission(tmp_path, *reference("a5", {"rl_math.gae": wrong}))
-    out = tmp_path / "results.json"
-    command = [sys.executable, str(PLACE / "grade.py"), "a5", str(path), "--json", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert (
-        " 40 /  40  assemble_rewards" in done.stdout and "  0 /  45  gae" in done.stdout and " 40 / 100" in done.stdout
-    )
-    assert "on gamma 0.5: expected" in done.stdout and "hint: the decay of the advantage is gamma * lam" in done.stdout
-    tests = json.loads(out.read_text())["tests"]
-    assert [t["name"] for t in tests] == ["assemble_rewards", "gae", "all together"]
-    assert sum(t["score"] for t in tests) == 40 and sum(t["max_score"] for t in tests) == 100
-    assert {t["status"] for t in tests} == {"passed", "failed"} and all(
-        "output" in t and "visibility" in t for t in tests
-    )
 
 
 @pytest.mark.parametrize(
@@ -269,16 +269,23 @@ def test_a_function_is_replaced_where_others_have_it_as_a_default(monkeypatch):
         assert module.own is module.plain(1) is module.Holder().method() is function
 
 
-def test_the_fast_sampler_is_no_solution_of_the_readable_one(tmp_path):
+FAST = """
+from alignpro_mini.fast import sampling
+
+def generate(*args, **options):
+    return sampling.generate(*args, **options)
+"""
+
+
+@pytest.mark.ahead(run=lambda: graded(reference("a3", {"generation.generate": FAST}), "a3"))
+def test_the_fast_sampler_is_no_solution_of_the_readable_one(ahead, tmp_path):
     """It stands elsewhere in the package, takes the same arguments, and gives the same tokens."""
     (path,) = catalogue.ASSIGNMENTS["a3"].twins
     cut.stripped_package(tmp_path, [path])
     module, names = cut.split(path)
     source = (tmp_path / "alignpro_mini" / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
     assert "raise NotImplementedError" in cut.definition(source, names)
-    call = "from alignpro_mini.fast import sampling\n\ndef generate(*args, **options):\n    return sampling.generate(*args, **options)\n"
-    found = graded(reference("a3", {"generation.generate": call}), "a3")
-    assert not found["generation.generate"]["ok"] and found["generation.draw"]["ok"]
+    assert not ahead["generation.generate"]["ok"] and ahead["generation.draw"]["ok"]
 
 
 # What was tried to get points without a solution.
@@ -393,39 +400,33 @@ def test_all_together_names_the_function(ahead):
     assert "with the package's own" in ahead["whole"]["message"], ahead
 
 
-HELPER = cut.definition(cut.source_of("rl_math"), ["_same_shape"])
-LOOP = "def assemble_rewards(*args):\n    while True:\n        pass"
-RIGHT_GAE = cut.definition(cut.source_of("rl_math"), ["gae"])
+# What each function of one submission does, and what is said of it; the last one is right.
+TROUBLES = {
+    "masked_mean": ("while True:\n        pass", "no end after"),
+    "masked_sum": ("os._exit(0)", "it ended the process"),
+    "masked_var": ("sys.exit()", "SystemExit"),
+    "whiten": (None, "whiten is not defined in your file"),
+    "kl_estimate": ("return lamda", "`return lamda`: NameError: name 'lamda' is"),
+    "exact_kl": ("print('{\"done\": 1}')", "expected"),
+}
+MISCHIEF = ["import os, sys", "print('x' * 10**6)", cut.definition(cut.source_of("rl_math"), ["entropy"])]
+MISCHIEF += [f"def {name}(*args, **options):\n    {body}\n" for name, (body, _) in TROUBLES.items() if body]
 
 
-@pytest.mark.ahead(run=lambda sources, told, gae_is_right: graded([HELPER, *sources], "a5", limit_s=2.0))
-@pytest.mark.parametrize(
-    ("sources", "told", "gae_is_right"),
-    [
-        ([LOOP, RIGHT_GAE], "no end after", True),
-        (["import os", "def assemble_rewards(*args):\n    os._exit(0)", RIGHT_GAE], "it ended the process", True),
-        (["import sys", "def assemble_rewards(*args):\n    sys.exit()", RIGHT_GAE], "SystemExit", True),
-        ([RIGHT_GAE], "assemble_rewards is not defined in your file", True),
-        (
-            ["def assemble_rewards(*args):\n    return lamda", RIGHT_GAE],
-            "`return lamda`: NameError: name 'lamda' is",
-            True,
-        ),
-        (["def assemble_rewards(:"], "your file does not import: SyntaxError", False),
-        (["raise SystemExit"], "your file does not import: SystemExit", False),
-        (
-            ["print('x' * 10**6)", "def assemble_rewards(*args):\n    print('{\"done\": 1}')", RIGHT_GAE],
-            "expected",
-            True,
-        ),
-    ],
-    ids=["endless loop", "os._exit", "sys.exit", "missing", "exception", "syntax", "exit at import", "garbage"],
-)
-def test_what_a_submission_may_do(sources, told, gae_is_right, ahead):
-    """One function's trouble is that function's: the other one is graded all the same."""
-    assert not ahead["rl_math.assemble_rewards"]["ok"] and not ahead["whole"]["ok"]
-    assert told in ahead["rl_math.assemble_rewards"]["message"], ahead
-    assert ahead["rl_math.gae"]["ok"] == gae_is_right, ahead
+@pytest.mark.ahead(run=lambda: graded(MISCHIEF, "a1", limit_s=2.0))
+def test_what_a_submission_may_do(ahead):
+    """One function's trouble is that function's: the others are graded all the same."""
+    for name, (_, told) in TROUBLES.items():
+        found = ahead[f"rl_math.{name}"]
+        assert not found["ok"] and told in found["message"], (name, found)
+    assert ahead["rl_math.entropy"]["ok"] and not ahead["whole"]["ok"], ahead
+
+
+@pytest.mark.ahead(run=lambda source, told: graded([source], "a5"))
+@pytest.mark.parametrize(("source", "told"), [("def gae(:", "SyntaxError"), ("raise SystemExit", "SystemExit")])
+def test_a_file_that_does_not_import_gets_nothing(source, told, ahead):
+    assert not any(result["ok"] for result in ahead.values())
+    assert all(f"your file does not import: {told}" in result["message"] for result in ahead.values()), ahead
 
 
 # (function, a piece of its module, what stands there instead, what the grader says)
@@ -506,15 +507,15 @@ def test_a_slip_without_a_hint_is_caught(path, right, wrong, told):
     source = cut.source_of(cut.split(path)[0])
     assert source.count(right) == 1
     text = cut.definition(source.replace(right, wrong), cut.split(path)[1])
-    found = judged(path, compiled(path, text), judge.known_mistakes([path])[path])
+    found = judged(path, compiled(path, text), mistakes_of(key_of(path))[path])
     assert not found["ok"] and told in found["message"] and found["hint"] == "", found
 
 
 def known() -> list[tuple[str, str, dict]]:
     """(assignment, function, mistake) of every mutant with a hint."""
     found = []
-    for key, assignment in catalogue.ASSIGNMENTS.items():
-        for path, mistakes in judge.known_mistakes(list(assignment.functions)).items():
+    for key in KEYS:
+        for path, mistakes in mistakes_of(key).items():
             found += [(key, path, mistake) for mistake in mistakes]
     return found
 
@@ -545,7 +546,7 @@ def test_no_known_mistake_only_crashes(path):
     """One that raises in every case is wrong for no reason of its own, and its hint would be that of every crash."""
     places = Places({path: cut.split(path)})
     cases, _ = judge.cases_of(key_of(path), path, seed=1)
-    for mistake in judge.known_mistakes([path])[path]:
+    for mistake in mistakes_of(key_of(path))[path]:
         wrong = places.compiled(path, cut.definition(mistake["source"], cut.split(path)[1]))
         assert any(base.outcome(wrong, case)[0] == "value" for case in cases), mistake["name"]
 
@@ -553,7 +554,7 @@ def test_no_known_mistake_only_crashes(path):
 @pytest.mark.parametrize(("path", "mistake"), one_of_each())
 def test_a_known_mistake_fails_and_gets_its_own_hint(path, mistake):
     text = cut.definition(mistake["source"], cut.split(path)[1])
-    found = judged(path, compiled(path, text), judge.known_mistakes([path])[path])
+    found = judged(path, compiled(path, text), mistakes_of(key_of(path))[path])
     assert not found["ok"] and found["hint"] == mistake["hint"], found
 
 

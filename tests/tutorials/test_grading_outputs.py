@@ -177,11 +177,17 @@ def test_the_same_files_give_the_same_bundle(bundle, tmp_path):
 
 
 def test_the_autograder_grades_one_file(bundle):
+    """assemble_rewards is right, gae forgets gamma in the decay: its points, its counterexample and its hint."""
     wrong = cut.definition(cut.source_of("rl_math"), ["gae"]).replace("gamma * lam * running", "lam * running")
     found, printed = submit(bundle, credit="\n".join(reference("a5", {"rl_math.gae": wrong})))
+    assert [test["name"] for test in found["tests"]] == ["assemble_rewards", "gae", "all together"]
     assert [test["score"] for test in found["tests"]] == [40, 0, 0]
+    assert sum(test["max_score"] for test in found["tests"]) == 100
+    assert [test["status"] for test in found["tests"]] == ["passed", "failed", "failed"]
+    assert all("output" in test and "visibility" in test for test in found["tests"])
     assert "hint: the decay of the advantage is gamma * lam" in found["tests"][1]["output"]
-    assert " 40 / 100" in printed
+    assert " 40 /  40  assemble_rewards" in printed and "  0 /  45  gae" in printed and " 40 / 100" in printed
+    assert "on gamma 0.5: expected" in printed and "hint: the decay of the advantage is gamma * lam" in printed
 
 
 @pytest.mark.parametrize("files", [{}, {"one": "", "two": ""}], ids=["none", "two"])

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import cut  # noqa: E402
 import grade  # noqa: E402
 import look  # noqa: E402
 import own_run  # noqa: E402
+import warm  # noqa: E402
 from catalogue import ASSIGNMENTS  # noqa: E402
 from submissions import reference  # noqa: E402
 
@@ -297,9 +297,8 @@ TORCH = "from __future__ import annotations\n\nimport torch\nfrom torch import T
 
 def train(place: Path, out: Path, *more: str) -> None:
     # The real package comes by PYTHONPATH, as it would by `pip install -e`: behind the folder of train.py.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(place / "train.py"), *NANO, "--out", str(out), *more]
-    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+    command = [place / "train.py", *NANO, "--out", out, *more]
+    done = warm.run(command, place, {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 

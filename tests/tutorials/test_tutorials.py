@@ -5,11 +5,11 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+import warm
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACE = ROOT / "tutorials"
@@ -62,8 +62,7 @@ def run_it(path: Path) -> subprocess.CompletedProcess:
         script = Path(place) / path.name
         script.write_text(solved(path.read_text(encoding="utf-8")), encoding="utf-8")
         paths = f"{ROOT}{os.pathsep}{PLACE}"
-        environment = os.environ | {"FAST": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "TMPDIR": place}
-        return subprocess.run([sys.executable, str(script)], cwd=place, env=environment, capture_output=True, text=True)
+        return warm.run([script], Path(place), {"FAST": "1", "PYTHONPATH": paths, "TMPDIR": place})
 
 
 @pytest.mark.ahead(run=run_it)

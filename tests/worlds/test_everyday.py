@@ -1,13 +1,11 @@
 """Everyday requests: composed, split by topic, with listed rewrites; and the real model's preset from end to end."""
 
 import json
-import os
 import random
-import subprocess
-import sys
 
 import pytest
 import torch
+import warm
 from doubles import ROOT, in_a_folder
 from real_model import LEARNED, OPTIONS, command, everyday
 from safetensors.torch import load_file
@@ -115,9 +113,8 @@ def a_learned_reward(tmp_path):
 
 def test_a_model_that_is_not_fetched_is_told_before_the_runs_folder_is_made(tmp_path):
     (tmp_path / "mine.py").write_text("def length(prompts, completions):\n    return [0.0]\n")
-    argv = [sys.executable, str(ROOT / "train.py"), "--preset", "smollm2", "--reward", "mine:length"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}
-    done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    argv = [ROOT / "train.py", "--preset", "smollm2", "--reward", "mine:length"]
+    done = warm.run(argv, tmp_path, {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)})
     assert done.returncode and "run: python -m alignpro_mini.weights.smollm2" in done.stderr
     assert not (tmp_path / "runs").exists()
 
