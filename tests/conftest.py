@@ -1,8 +1,6 @@
 """What pytest does for all tests: processes that run beside them (`ahead`), and one whole run that they share."""
 
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -44,15 +42,13 @@ def whole_run(tmp_path_factory):
 
     In a fresh process, as a user starts it; the runs that are compared with it need not import torch anew (warm.py).
     """
-    from micro import ROOT, command
+    from micro import start
 
     out = tmp_path_factory.mktemp("whole")
-    # One thread: another order of summation is another rounding. PYTHONPATH: the package of this checkout.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    how = {"cwd": out, "env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    done = subprocess.run([sys.executable, *command(out)], **how)
-    assert done.returncode == 0, done.stdout[-3000:]
-    return out / "micro-quality-seed0", done.stdout
+    process = start(out)
+    printed, _ = process.communicate()
+    assert process.returncode == 0, printed[-3000:]
+    return out / "micro-quality-seed0", printed
 
 
 @pytest.fixture
