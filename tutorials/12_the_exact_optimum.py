@@ -211,14 +211,14 @@ check(mine and (FAST or mine > float(fixed) + 0.3), True)
 #     return f"{x} Give every detail." if long else f"{x} Just the facts."
 # ```
 #
-# It has 1.01 ± 0.11: as much as ρ\* with 1.00, and not less than PPO with 0.94. So a prompter is worth its training where the
+# It has 1.01 ± 0.11: as much as ρ\* with 1.00, and not less than PPO with 0.96. So a prompter is worth its training where the
 # best rewrite depends on the request *and* nobody can write the rule down. Here you could, because you were told what people
 # want, and you knew the LM's cues. PPO was told nothing: it found the rule from the reward.
 # </details>
 #
 # ## Questions
 #
-# 1. The share is 1.02 in the cross-fitted form. Is PPO better than the optimum?
+# 1. In `attributes`, seed 0, the share is above 1 in the cross-fitted form. Is PPO better than the optimum?
 # <details><summary>Answer</summary>
 # No: the cross-fitted optimum is a little worse than the true one, because half of the answers chose it.
 # </details>

@@ -208,7 +208,7 @@ def test_what_is_measured_is_what_the_guard_would_send(guarded, tmp_path):
     """Align-Pro was trained with it, and train.py evaluates with it; the arms see the reward that PPO sees."""
     shared = study.Stages(cell_config(tmp_path, guard=guarded), False)
     reward = shared.reward = SimpleNamespace(train=lambda x, y: [1.0] * len(y), report=None)
-    shared._frozen_lm = None, "the frozen model"
+    shared.pi_f = "the frozen model"
     evaluator = shared.evaluator(shared.run, "any", ("a", "b"), shared.run.config.eval)
     assert (evaluator.guard, evaluator.requests, evaluator.frozen) == (guarded, ["a", "b"], "the frozen model")
     assert evaluator.reward is reward.train and evaluator.gold == shared.world.gold

@@ -523,7 +523,7 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "lab/explore.py",
         "a-models-text-ends-the-data",
-        ('.replace("<", "\\u003c")', ""),
+        (r'.replace("<", "\\u003c")', ""),
         "test_explore.py::test_no_text_of_a_model_ends_the_data_and_only_the_templates_script_may_run",
     ),
     mutant(

@@ -206,7 +206,7 @@ MUTANTS: tuple[Mutant, ...] = (
     of(
         "lambda-follows-no-schedule",
         ("trainer.kl_coef = kl_schedule(c, step)", "pass"),
-        "test_training_follows_the_schedule",
+        "test_training_follows_the_schedule_unless_a_kl_target_leads",
     ),
     of(
         "reference-is-the-policy",

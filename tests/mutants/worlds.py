@@ -126,7 +126,10 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "worlds/everyday.py",
         "a-rewrite-that-is-not-listed",
-        ("rng.choice(self.rewrites(x))", 'rng.choice(["Please. " + x, *self.rewrites(x)])'),
+        (
+            "rng.choices(self.rewrites(x), self.shares)",
+            'rng.choices(["Please. " + x, *self.rewrites(x)], [1, *self.shares])',
+        ),
         "test_every_rewrite_to_imitate_is_listed_and_each_ending_comes_as_often",
     ),
     mutant(

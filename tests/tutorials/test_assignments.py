@@ -431,9 +431,9 @@ def test_a_file_that_does_not_import_gets_nothing(source, told, ahead):
 
 # (function, a piece of its module, what stands there instead, what the grader says)
 SLIPS = [
-    ("rl_math.whiten", "torch.rsqrt(var + eps)", "torch.rsqrt(var)", "on eps 1"),
-    ("rl_math.whiten", "torch.rsqrt(var + eps)", "torch.rsqrt(var.clamp(min=eps))", "on eps 1"),
-    ("rl_math.whiten", "* torch.rsqrt(var + eps)", "/ (var.sqrt() + eps)", "on eps 1"),
+    ("rl_math.whiten", "torch.rsqrt(var + eps)", "torch.rsqrt(var)", "on numbers that differ by 0.0001"),
+    ("rl_math.whiten", "torch.rsqrt(var + eps)", "torch.rsqrt(var.clamp(min=eps))", "on numbers that differ by 0.0001"),
+    ("rl_math.whiten", "* torch.rsqrt(var + eps)", "/ (var.sqrt() + eps)", "on numbers that differ by 0.0001"),
     ("rl_math.whiten", "torch.rsqrt(var + eps)", "torch.rsqrt(var + 1e-8)", "on eps 1"),
     (
         "rl_math.exact_kl",
