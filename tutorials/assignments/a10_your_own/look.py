@@ -95,7 +95,7 @@ ROWS: list[tuple[str, str, Callable[[Run], float], list[float] | None]] = [
         None,
     ),
     (
-        "share of the attainable gain, all of the above being right",
+        "share of the attainable gain, all above being right",
         "a1 `whiten`, a5 `gae` (γλ, the last step), a6 (whitening, value loss)",
         lambda run: run.results["theory"]["attainable_gain_share"],
         None,
