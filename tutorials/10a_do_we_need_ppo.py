@@ -44,7 +44,7 @@ s = shared_run("listing")
 fractions = [row["clip_fraction"] for row in s.run.rows("metrics.jsonl") if row["stage"] == "align_pro"]
 mean = sum(fractions) / len(fractions)
 print(f"clip fraction of {len(fractions)} iterations: largest {max(fractions):.4f}, mean {mean:.4f}")
-assert FAST or max(fractions) < 0.02
+assert FAST or max(fractions) < 0.05
 
 # %% [markdown]
 # Which of the three would you remove? Write it down, and what you expect to lose. You will find out by a run of your own.
@@ -236,14 +236,15 @@ for seed in (0, 1) if now else (0,) if FAST else ():
 #
 # | | seed 0 | seed 1 | largest clip fraction |
 # |---|---|---|---|
-# | as it is | 0.279 | 0.231 | 0.029, 0.027 |
-# | without the clip | 0.160 | 0.179 | – |
-# | without the critic | 0.175 | 0.185 | 0.027, 0.020 |
+# | as it is | 0.171 | 0.186 | 0.020, 0.022 |
+# | without the clip | 0.159 | 0.181 | – |
+# | without the critic | 0.084 | 0.203 | 0.036, 0.029 |
 #
-# The clip acts seldom, and still both runs without it gain less. It is a guard: it matters in the few steps in which
-# something goes wrong. A small clip fraction does *not* say that the clip can go. Without the critic the baseline is the
-# mean of the batch, over requests that earn different rewards. All six runs are short: the shared run, with 400 iterations at
-# 5e-4, takes 0.907. Two seeds show no small difference: to settle it, run five.
+# The clip acts seldom, and both runs without it gain a little less. Two seeds do not show so small a difference. It is a
+# guard: it matters in the few steps in which something goes wrong, as at learning rate 0.5 above. A small clip fraction does
+# *not* say that the clip can go, nor that it must stay. Without the critic the baseline is the mean of the batch, over requests
+# that earn different rewards: one seed loses half, the other gains. To settle it, run five seeds. All six runs are short, and λ
+# starts at five times its value: the shared run, with 400 iterations at 5e-4, takes 0.912.
 # </details>
 #
 # ## Exercise ★★★ (25 minutes): another brake
