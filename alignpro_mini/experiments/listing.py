@@ -71,7 +71,7 @@ class Rated:
 
     def scale(self) -> dict[str, float]:
         """Mean and standard deviation under rho_sft. Raises UserError where the rewards do not vary."""
-        scale_of(self.r.flatten())
+        scale_of(self.r.flatten())  # it has the error
         mean = float(self.rho_sft @ self.r.mean((0, 2)))
         return {"mean": mean, "std": float(self.rho_sft @ (self.r - mean).square().mean((0, 2))) ** 0.5}
 

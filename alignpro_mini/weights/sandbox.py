@@ -8,8 +8,9 @@ such limits; there the parent ends the process after a time.) Jinja runs in its 
 of Python.
 
 The request is {"seconds": of computing; "vocabulary": text of a tokenizer.json, or null; "template": text, or null;
-"names": of tokens; "conversations": [[messages, whether the model's turn follows], ...]}. Replies come a line each: one when the vocabulary
-was used, one with the literals of the template and each conversation's {"text": ...} or {"error": ...}.
+"names": of tokens; "conversations": [[messages, whether the model's turn follows], ...]}. Replies come a line each: one
+when the vocabulary was used, one with the literals of the template and each conversation's {"text": ...} or
+{"error": ...}.
 
 It imports nothing of this package: that would load torch, and a start would take seconds.
 """

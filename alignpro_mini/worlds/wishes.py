@@ -4,8 +4,9 @@
     rewrite = the request word for word + one of 29 endings
 
 A small model answers the question and ignores the wish. So one ending does not serve all requests: which is best depends
-on what was said. SFT teaches the prompter to leave half of the requests as they are, whatever their wish. Each kind of wish is said in ten ways, never by the words of the ending that serves it. Held out are
-topics and two ways of each kind: evaluation is on neither.
+on what was said. Each kind of wish is said in ten ways, never by the words of the ending that serves it. Held out are
+topics and two ways of each kind: evaluation is on neither. SFT teaches the prompter to leave half of the requests as
+they are, whatever their wish.
 
     kind       what is wanted, `rating` 0 to 4 before `off topic`
     hurry      about 12 words               4 - 1.5 |log2(words / 12)|
