@@ -212,8 +212,9 @@ class RunConfig:
             c = getattr(self, section)
             if c.adaptive_kl_target == 0:
                 unread[f"{section}.adaptive_kl_horizon"] = f"it is not read without --{section}.adaptive_kl_target"
-            else:
-                unread[f"{section}.kl_start"] = f"it is not read with --{section}.adaptive_kl_target"
+            if c.adaptive_kl_target > 0 or c.kl_coef == 0:
+                why = f"it is not read with --{section}.adaptive_kl_target, nor with --{section}.kl_coef 0"
+                unread[f"{section}.kl_start"] = why
             why = f"it is not read with --{section}.variant {c.variant}"
             unread |= {f"{section}.{name}": why for name in VARIANTS[c.variant].unread}
         if not self.eval.oracle:

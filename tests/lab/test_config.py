@@ -329,7 +329,11 @@ def test_values_become_the_type_of_their_field(monkeypatch):
         ),
         (
             ["--ppo.adaptive_kl_target", "3", "--ppo.kl_start", "2"],
-            "--ppo.kl_start: it is not read with --ppo.adaptive_kl_target",
+            "--ppo.kl_start: it is not read with --ppo.adaptive_kl_target, nor with --ppo.kl_coef 0",
+        ),
+        (
+            ["--ppo.kl_coef", "0", "--ppo.kl_start", "2"],
+            "--ppo.kl_start: it is not read with --ppo.adaptive_kl_target, nor with --ppo.kl_coef 0",
         ),
         (
             [
