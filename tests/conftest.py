@@ -4,8 +4,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
-# Before torch is imported: OpenMP threads that spin while they wait slow each other down on a busy machine.
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+# Before torch is imported. A second thread brings nothing at the tests' sizes, and takes the core of the processes beside.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
@@ -25,7 +25,7 @@ def pytest_collection_finish(session):
     """
     if session.config.option.collectonly:
         return
-    pool = session.config.stash[POOL] = ThreadPoolExecutor(max_workers=1)
+    pool = session.config.stash[POOL] = ThreadPoolExecutor(max_workers=2)
     for item in session.items:
         if mark := item.get_closest_marker("ahead"):
             item.stash[JOB] = pool.submit(mark.kwargs["run"], **getattr(item, "callspec", NO_PARAMS).params)

@@ -103,14 +103,14 @@ Halves = tuple[Rated, Rated]
 
 def optimum(rated: Rated, lam: float) -> Rho:
     """rho* of each kind, by the mean rewards of its requests; lam 0: all on the best ending."""
-    found = {}
-    for kind in dict.fromkeys(rated.kinds):
-        R = rated.r[[other == kind for other in rated.kinds]].mean((0, 2))  # (K,)
-        if lam:
-            found[kind] = theory.optimal_prompter(rated.rho_sft[None], R[None], lam)[0]
-        else:
-            found[kind] = _only(int(R.argmax()), len(R))
-    return found
+    kinds = dict.fromkeys(rated.kinds)
+    of = lambda kind: rated.r[[other == kind for other in rated.kinds]]
+    R = torch.stack([of(kind).mean((0, 2)) for kind in kinds])  # (kinds, K)
+    if lam:
+        found = theory.optimal_prompter(rated.rho_sft.expand_as(R), R, lam)
+    else:
+        found = torch.stack([_only(j, R.shape[1]) for j in R.argmax(1).tolist()])
+    return dict(zip(kinds, found))
 
 
 def fixed(rated: Rated) -> Rho:
@@ -125,7 +125,8 @@ def _only(j: int, count: int) -> Tensor:
 
 def by_request(rho: Rho, rated: Rated) -> Tensor:
     """rho of each request's kind, (N, K). A kind that rho does not know is left to rho_sft."""
-    return torch.stack([rho.get(kind, rated.rho_sft) for kind in rated.kinds])
+    unknown = rated.rho_sft
+    return torch.stack([rho.get(kind, unknown) for kind in rated.kinds])
 
 
 def under(rho: Rho, rated: Rated) -> dict[str, float]:
@@ -148,14 +149,18 @@ def ratios(values: dict[str, float], start: dict[str, float]) -> dict[str, float
     return dict(zip(RATIOS, variance_ratios(values, start)))
 
 
-def at(halves: Sequence[Halves], lam: float) -> dict[str, float | None]:
+def without_reading(halves: Sequence[Halves]) -> tuple[dict[str, float], dict[str, float]]:
+    """Moments of the plain request, and of the fixed ending: both cross-fitted, averaged over `halves`."""
+    start = cross_fitted(lambda chose, rates: plain(rates), *halves)
+    return start, cross_fitted(lambda chose, rates: under(fixed(chose), rates), *halves)
+
+
+def at(halves: Sequence[Halves], lam: float, start: dict, same: dict) -> dict[str, float | None]:
     """Under the cross-fitted rho* at lam, averaged over `halves`: mean, components, gain and ratios to the plain x.
 
-    `over_fixed`: the mean less that of the fixed ending, which is cross-fitted too.
+    `start` and `same` are `without_reading` of these halves; `over_fixed` is the mean less that of the fixed ending.
     """
     values = cross_fitted(lambda chose, rates: under(optimum(chose, lam), rates), *halves)
-    start = cross_fitted(lambda chose, rates: plain(rates), *halves)
-    same = cross_fitted(lambda chose, rates: under(fixed(chose), rates), *halves)
     gains = {"gain": values["mean"] - start["mean"], "over_fixed": values["mean"] - same["mean"]}
     return values | gains | ratios(values, start)
 
@@ -179,9 +184,9 @@ def measured_again(z: Rated, rho: Rho, later: EvalConfig, topics: int, draw: np.
     r = z.r.numpy()
     ours, start = (r[requests[:, None, None], which, draw.integers(M, size=shape)] for which in (endings, 0))
     values, base = ({**variance_parts(x), "total": x.var(), "mean": x.mean()} for x in (ours, start))
-    found = {"gain": values["mean"] - base["mean"], "ratio": values["total"] / base["total"]}
-    within = within_requests(start).mean()
-    found["within_ratio"] = within_requests(ours).mean() / within if within > 1e-12 else np.nan
+    of_base = lambda value, base: value / base if base > 1e-12 else np.nan
+    found = {"gain": values["mean"] - base["mean"], "ratio": of_base(values["total"], base["total"])}
+    found["within_ratio"] = of_base(within_requests(ours).mean(), within_requests(start).mean())
     return found | {name: values[name] for name in PARTS}
 
 
@@ -197,12 +202,14 @@ def describe(rated: Rated, lambdas=LAMBDAS, later=EvalConfig(), seeds=1, topics=
     halves = [part.halves() for part in parts]
     draw = np.random.default_rng(0)
     resampled = [[tuple(half.resampled(draw) for half in pair) for pair in halves] for _ in range(RESAMPLES)]
+    resampled = [(pairs, *without_reading(pairs)) for pairs in resampled]
+    start, same = without_reading(halves)
     a_seed = replace(later, inputs=later.inputs // seeds)
     curve = []
     for lam in lambdas:
         best = [optimum(part, lam) for part in parts]
-        again = [at(pairs, lam) for pairs in resampled]
-        point = {"lam": lam, **at(halves, lam), **_intervals(again)}
+        again = [at(pairs, lam, *values) for pairs, *values in resampled]
+        point = {"lam": lam, **at(halves, lam, start, same), **_intervals(again)}
         noise = [[measured_again(*pair, a_seed, topics, draw) for pair in zip(parts, best)] for _ in range(RESAMPLES)]
         point |= _prediction_intervals(again, noise)
         rho = torch.stack([by_request(*pair).mean(0) for pair in zip(best, parts)]).mean(0)  # (K,)
@@ -211,16 +218,15 @@ def describe(rated: Rated, lambdas=LAMBDAS, later=EvalConfig(), seeds=1, topics=
     spread = variance_parts(z.r.numpy())
     between, within = max(spread["between_rewrites"], 0.0), spread["within"]
     grid = np.geomspace(10 * max(lambdas), min(lambdas), 25).tolist()
-    same = cross_fitted(lambda chose, rates: under(fixed(chose), rates), *halves)
-    start = plain(z)
+    base = plain(z)
     return {
         "mean": scale["mean"],
         "sd": scale["std"],
         "icc": between / max(between + within, 1e-12),
-        "plain": start,
-        "fixed": same | {"gain": same["mean"] - start["mean"], **ratios(same, start)},
+        "plain": base,
+        "fixed": same | {"gain": same["mean"] - base["mean"], **ratios(same, base)},
         "curve": curve,
-        "smooth": [{"lam": lam, **at(halves, lam)} for lam in grid],
+        "smooth": [{"lam": lam, **at(halves, lam, start, same)} for lam in grid],
         "endings": _each(z, rated),
     }
 

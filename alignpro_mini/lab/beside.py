@@ -88,6 +88,7 @@ def meanwhile(run: Run, until: str) -> Iterator[None]:
     failure.close()
     show = threading.Thread(target=_show, args=(shown,), daemon=True)
     show.start()
+    before = run.stages.keys() | ()
     try:
         yield
         second.join()
@@ -97,7 +98,7 @@ def meanwhile(run: Run, until: str) -> Iterator[None]:
         show.join()
     if second.exitcode:
         raise UserError(_received(told) or f"the second process of this run ended ({second.exitcode}); {GO_ON}")
-    run.told |= run.finished().keys() - run.stages.keys()
+    run.told |= run.finished().keys() - before
     run.stages = run.finished()
 
 

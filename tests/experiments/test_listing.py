@@ -20,6 +20,10 @@ def of(r: torch.Tensor, **labels) -> Rated:
     return Rated(r, torch.zeros(r.shape), [f"ending {j}" for j in range(r.shape[1])], **labels)
 
 
+def at(halves, lam: float) -> dict:
+    return listing.at(halves, lam, *listing.without_reading(halves))
+
+
 def two_endings(N: int = 4) -> torch.Tensor:
     """(N, 2, 2): the plain request earns 0 or 2, the ending always 3; all requests alike."""
     return torch.tensor([[0.0, 2.0], [3.0, 3.0]], dtype=torch.float64).expand(N, 2, 2)
@@ -28,10 +32,10 @@ def two_endings(N: int = 4) -> torch.Tensor:
 def test_moments_under_an_optimum_by_hand():
     r = of(two_endings())
     pair = r.halves()
-    sharp = listing.at([pair], 0.01)  # all on the ending: mean 3, no variance; the plain request: mean 1, V 2
+    sharp = at([pair], 0.01)  # all on the ending: mean 3, no variance; the plain request: mean 1, V 2
     assert sharp["mean"] == pytest.approx(3) and sharp["gain"] == pytest.approx(2)
     assert sharp["total"] == pytest.approx(0, abs=1e-9) and sharp["ratio"] == pytest.approx(0, abs=1e-9)
-    blunt = listing.at([pair], 1e6)  # fifty-fifty: R is 1 or 3, V 2 or 0; V / M of R is noise: 1/4 less, twice
+    blunt = at([pair], 1e6)  # fifty-fifty: R is 1 or 3, V 2 or 0; V / M of R is noise: 1/4 less, twice
     assert blunt["mean"] == pytest.approx(2, abs=1e-4) and blunt["within"] == pytest.approx(1, abs=1e-4)
     assert blunt["between_rewrites"] == pytest.approx(1 - 0.25, abs=1e-4)
     assert blunt["between_inputs"] == pytest.approx(-0.25, abs=1e-4)
@@ -44,7 +48,7 @@ def test_the_half_that_chose_does_not_describe():
     r = torch.zeros(4, 3, 2, dtype=torch.float64)
     r[::2, 1], r[1::2, 2] = 1.0, 1.0
     r[::2, 2], r[1::2, 1] = -1.0, -1.0
-    assert listing.at([of(r).halves()], 0.01)["gain"] == pytest.approx(-1)
+    assert at([of(r).halves()], 0.01)["gain"] == pytest.approx(-1)
 
 
 def test_what_sft_teaches_more_often_has_more_weight():
@@ -71,7 +75,7 @@ def test_each_kind_has_an_optimum_of_its_own_and_the_fixed_ending_is_one_for_all
     rated = two_kinds()
     best = listing.optimum(rated, 0)
     assert {kind: rho.tolist() for kind, rho in best.items()} == {"a": [0, 1, 0], "b": [0, 0, 1]}
-    sharp = listing.at([rated.halves()], 0.001)
+    sharp = at([rated.halves()], 0.001)
     assert sharp["gain"] == pytest.approx(2) and sharp["over_fixed"] == pytest.approx(2 - 0.5)  # fixed: 2 or -1
     assert listing.by_request({"a": best["a"]}, rated)[2].tolist() == pytest.approx([1 / 3] * 3), "left to rho_sft"
     found = listing.describe(rated, (0.01,))
