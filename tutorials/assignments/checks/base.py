@@ -138,9 +138,10 @@ def _gradient(outputs: list, x: Tensor) -> Tensor:
 
 def state(args: list) -> dict[str, object]:
     """What a call may change: {name: a copy}, of the arguments, of what they hold, and of the whole process."""
+    _, words, place, *_ = np.random.get_state()
     found: dict[str, object] = {
         "PyTorch's global generator": torch.get_rng_state(),
-        "NumPy's global generator": repr(np.random.get_state()[1:3]),  # what a submission may seed
+        "NumPy's global generator": (words.tobytes(), place),  # what a submission may seed
         "the default dtype": str(torch.get_default_dtype()),
         "whether gradients are recorded": torch.is_grad_enabled(),
     }
