@@ -18,6 +18,7 @@ from micro import OPTIONS
 from alignpro_mini.lab import processes
 from alignpro_mini.lab.cli import parse_command_line
 from alignpro_mini.lab.config import preset
+from alignpro_mini.lab.glossary import ARMS
 from alignpro_mini.options import UserError
 from alignpro_mini.ppo import PPOConfig, PPOTrainer
 from alignpro_mini.rollout import Rollout
@@ -137,7 +138,7 @@ def test_every_variant_can_be_shared(monkeypatch, name):
     assert kind.__mro__.index(processes.Sharded) < kind.__mro__.index(VARIANTS[name])
 
 
-TORCHRUN = {"WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+SET_BY_TORCHRUN = {"WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ TORCHRUN = {"WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "1
         ({"WORLD_SIZE": ""}, ""),
         ({"WORLD_SIZE": " 1 ", "RANK": ""}, ""),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE is '2', and RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT not set: start"),
-        (TORCHRUN | {"MASTER_PORT": ""}, "WORLD_SIZE is '4', and MASTER_PORT not set"),
+        (SET_BY_TORCHRUN | {"MASTER_PORT": ""}, "WORLD_SIZE is '4', and MASTER_PORT not set"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two': unset it, or start the run by torchrun"),
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0': unset it"),
         ({"WORLD_SIZE": "-1"}, "WORLD_SIZE is '-1': unset it"),
@@ -155,7 +156,7 @@ TORCHRUN = {"WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "1
 )
 def test_variables_of_a_cluster_without_torchrun(monkeypatch, variables, said):
     """As batch systems leave them: pytorch/ignite #2048, vllm-project/vllm #7074."""
-    for name in TORCHRUN:
+    for name in SET_BY_TORCHRUN:
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -182,7 +183,7 @@ def test_variables_of_a_cluster_without_torchrun(monkeypatch, variables, said):
 )
 def test_what_several_processes_cannot_do_is_told_at_once(monkeypatch, argv, said):
     configs, how = parse_command_line(["--device", "cpu", *argv])
-    for name, value in TORCHRUN.items():
+    for name, value in SET_BY_TORCHRUN.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=said):
         with processes.joined(configs, how.jobs):
@@ -245,14 +246,7 @@ def a_worker_dies(tmp_path):
     assert done.returncode == 0, err[-3000:]
     assert "[align_pro] goes on from step" in out and out.count("report:") == 1
     results = json.loads((tmp_path / "runs" / "two" / "results.json").read_text())
-    assert list(results["arms"]) == [
-        "no_finetuning",
-        "untrained_prompter",
-        "best_of_n",
-        "align_pro",
-        "rlhf_oracle",
-        "closed_form",
-    ]
+    assert list(results["arms"]) == [*ARMS]
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     assert [r["step"] for r in rows if r["stage"] == "align_pro"] == list(range(1, 10)), "one process writes"
 
