@@ -7,4 +7,5 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # tests/, where the o
 
 from mutants import runner
 
-sys.exit(runner.main(sys.argv[1:]))
+if __name__ == "__main__":  # a forked test imports it again
+    sys.exit(runner.main(sys.argv[1:]))
