@@ -299,7 +299,6 @@ class PPOTrainer:
         c = self.config
         sums: dict[str, float] = defaultdict(float)
         ratio_max = 0.0
-        self.policy.lm.train()
         for _ in range(c.ppo_epochs):
             order = torch.randperm(len(rollout.prompts), generator=self.generator)  # (B,)
             for minibatch in order.to(rollout.mask.device).tensor_split(c.num_minibatches):
@@ -318,7 +317,6 @@ class PPOTrainer:
                 sums["grad_norm"] += optimizer_step(
                     self.optimizer, self.parameters, c.max_grad_norm, self.lr
                 )
-        self.policy.lm.eval()
         steps = c.ppo_epochs * c.num_minibatches
         return {name: value / steps for name, value in sums.items()} | {"ratio_max": ratio_max}
 

@@ -9,6 +9,8 @@ Shape legend:  B rows   T new tokens   S tokens attended to (cache + new)   V vo
     MLP       up -> GELU -> down                    down(SiLU(gate) * up)
     heads     H key/value heads                     G <= H of them, each shared by H/G query heads
 
+There is no dropout: a model computes the same in training mode and in eval mode.
+
 A mask is True on real tokens. Positions are counted *along the mask*, so a left-padded row gets the
 same positions, and therefore the same logits, as the row alone.
 """

@@ -640,7 +640,7 @@ generation.sampling_logprobs: logits = logits.float() => logits = logits.float()
 generation.sampling_logprobs: ordered.softmax(-1) => ordered.softmax(-1).round(decimals=1)
 generation.draw: logp.exp().cumsum(-1) => logp.exp().half().float().cumsum(-1)
 generation.generate: greedy = temperature == 0 => greedy = temperature < 0.6
-generation.generate: with evaluating(model): => if model.eval():
+generation.generate: ends = end_ids(eos_id) => ends = end_ids(eos_id); model.eval()
 generation.generate: len(row) > 0 and row[-1] in ends for => True for
 generation.generate: ends = end_ids(eos_id) => ends = {min(end_ids(eos_id), default=-1)}
 generation._pad: default=0 => default=1
