@@ -62,7 +62,7 @@ class Policy:
     def states(self, lm: Transformer, features: Tensor, mask: Tensor, T: int) -> Tensor:
         """The states (B, T, D) that the completion's tokens are predicted from: one column left.
 
-        `lm` is the policy's own model or the reference; `features` is what `training.trunk` gave.
+        `lm` is the policy's own model or the reference: their trunks, and so `features`, are equal.
         """
         raise NotImplementedError
 
@@ -99,8 +99,8 @@ class PPOTrainer:
         raise NotImplementedError
 
     def loss(self, part: Rollout) -> tuple[Tensor, dict[str, float]]:
-        """Sum over the tokens of policy loss + `extra_loss`, and the sums that are logged.
+        """Policy loss + `extra_loss`, and what is logged; sums over the tokens of the micro-batch.
 
-        `clip_fraction` is a count here; the caller divides.
+        The caller divides them by the tokens of the whole minibatch. `ratio_max` is no sum.
         """
         raise NotImplementedError
