@@ -246,18 +246,18 @@ class PPOTrainer:
         logits, values = self.policy(part.features, part.mask, part.action)  # (n, V), (b, T)
         states = self.policy.states(self.reference, part.features, part.mask, T)  # (b, T, D)
         logits_ref = self.reference.unembed(states[part.action])  # (n, V)
-        ours = sampling_logprobs(logits, temperature)  # (n, V)
-        theirs = sampling_logprobs(logits_ref, temperature)  # (n, V)
+        policy = sampling_logprobs(logits, temperature)  # (n, V)
+        reference = sampling_logprobs(logits_ref, temperature)  # (n, V)
         taken = part.tokens[part.action][:, None]  # (n, 1)
         # Where the n tokens are in the whole batch. Boolean indexing runs in row order, so the rows
         # of `index` must be in ascending order too.
         place = torch.zeros_like(rollout.action)  # (B, T)
         place[index, :T] = part.action
-        rollout.logp_ref[place] = theirs.gather(1, taken)[:, 0]
-        rollout.logp_gap[place] = (ours.gather(1, taken)[:, 0] - part.logp[part.action]).abs()
+        rollout.logp_ref[place] = reference.gather(1, taken)[:, 0]
+        rollout.logp_gap[place] = (policy.gather(1, taken)[:, 0] - part.logp[part.action]).abs()
         rollout.values[place] = values[part.action]
-        rollout.kl_exact[place] = rl_math.exact_kl(ours, theirs)
-        rollout.entropy[place] = rl_math.entropy(ours)
+        rollout.kl_exact[place] = rl_math.exact_kl(policy, reference)
+        rollout.entropy[place] = rl_math.entropy(policy)
 
     def scores(self, rollout: Rollout) -> Tensor:
         """The score of each completion, (B,).
@@ -334,17 +334,19 @@ class PPOTrainer:
         chosen = sampling_logprobs(logits, c.temperature).gather(1, taken)[:, 0]  # (n,)
         logp = torch.zeros_like(part.logp).masked_scatter(part.action, chosen)  # (b, T)
         new, old = self.ratio_logprobs(logp, part)  # (b, T)
-        policy, seen = rl_math.policy_loss(new, old, part.advantages, part.action, c.clip_range)
+        surrogate, per_token = rl_math.policy_loss(
+            new, old, part.advantages, part.action, c.clip_range
+        )  # (b, T)
         before = part.logp[part.action]  # (n,)
         approx_kl = rl_math.kl_estimate(before, chosen.detach(), "k3")  # (n,) KL of old to new
         extra, extra_logged = self.extra_loss(part, logp, values)
         logged = {
-            "policy_loss": policy.sum().item(),
-            "clip_fraction": seen["clipped"].sum().item(),
+            "policy_loss": surrogate.sum().item(),
+            "clip_fraction": per_token["clipped"].sum().item(),
             "approx_kl": approx_kl.sum().item(),
-            "ratio_max": seen["ratio"][part.action].max().item(),
+            "ratio_max": per_token["ratio"][part.action].max().item(),
         }
-        return policy.sum() + extra, logged | extra_logged
+        return surrogate.sum() + extra, logged | extra_logged
 
     def ratio_logprobs(self, logp: Tensor, part: Rollout) -> tuple[Tensor, Tensor]:
         """The log-probs whose ratio is clipped, new and old (b, T): those of each token."""
