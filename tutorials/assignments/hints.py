@@ -93,6 +93,7 @@ HINTS = {
     "another-rows-token-goes-on": "after some rows left, the others are fed the tokens of the first rows: take those of the rows "
     "that stay",
     "the-likeliest-token-goes-on": "the next step must be fed the token that was drawn, not the likeliest one",
+    "left-in-eval-mode": "the model is in eval mode afterwards: leave its mode as it is",
     "one-token-too-few": "the last token is missing: max_new_tokens are allowed, and the prompt's pass gives the first",
     "all-rows-in-one-batch": "max_batch is ignored: use by_length for batches",
     "mask-on-the-other-side": "the ids are right; the mask is True on the wrong side",
