@@ -25,8 +25,8 @@ from alignpro_mini.training import Score, SilentStage, Stage
 from alignpro_mini.transformer import Transformer
 
 Gold = Callable[[Sequence[str], Sequence[str]], list[float]]  # (requests, answers) -> true rewards
-SAMPLE = ("x", "x_prime", "y", "reward", "kl")  # what a logged sample holds
-SAMPLES = 8  # how many are logged
+SAMPLE_FIELDS = ("x", "x_prime", "y", "reward", "kl")
+LOGGED_SAMPLES = 8  # of a batch
 
 
 def usable_rewrites(
@@ -54,8 +54,7 @@ class PromptScore:
 
     `reward(prompts, completions)` scores the answers against the *original* request. The objective
     contains R(x, x') = E_y[r(x, y)], so r is averaged over the answers before anything else.
-    The last call's rewrites, answers and rewards stay in `x_prime`, `y`, `r` (M per request,
-    request by request).
+    The attributes from `fallbacks` on are those of the last call, for the log.
     """
 
     def __init__(
@@ -68,15 +67,15 @@ class PromptScore:
         self.frozen = frozen
         self.reward = reward
         self.generator = generator
-        self.answers = answers
-        self.fallbacks = 0
-        self.x: list[str] = []
-        self.x_prime: list[str] = []
-        self.y: list[Answer] = []
-        self.r = torch.zeros(0)
+        self.answers = answers  # M
+        self.fallbacks = 0  # rewrites that were replaced by their request
+        self.x_prime: list[str] = []  # B, as they were sent
+        self.x: list[str] = []  # B*M, the request of each answer
+        self.y: list[Answer] = []  # B*M, the answers to a rewrite side by side
+        self.r = torch.zeros(0)  # (B, M)
 
     def __call__(self, requests: Sequence[str], rewrites: Sequence[str]) -> Tensor:
-        """Requests x and rewrites x', B each -> scores (B,), float32; sets what the class keeps.
+        """Requests x and rewrites x', B each -> scores (B,), float32; sets the attributes above.
 
         Raises UserError where the reward does not return one number for each answer.
         """
@@ -138,7 +137,7 @@ def train_rlhf_oracle(
     """
 
     def observe(trainer: PPOTrainer) -> tuple[dict, list[dict]]:
-        """The same of answers: there is no rewrite."""
+        """Metrics and sample rows of the last rollout: its completions are the answers."""
         rollout = trainer.last_rollout
         no_rewrites = [""] * len(rollout.prompts)
         answers = rollout.completions
@@ -159,7 +158,7 @@ def _gold_mean(
 
 def _samples(rows: Iterable[tuple]) -> list[dict]:
     """The first of these rows, (x, x', y, reward, kl) each, as they are logged."""
-    return [dict(zip(SAMPLE, row)) for row in rows][:SAMPLES]
+    return [dict(zip(SAMPLE_FIELDS, row)) for row in rows][:LOGGED_SAMPLES]
 
 
 @dataclass(frozen=True, slots=True)

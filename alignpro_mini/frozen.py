@@ -19,11 +19,11 @@ from alignpro_mini.transformer import Transformer
 
 @dataclass(frozen=True, slots=True)
 class SamplingConfig:
-    """How the frozen LM answers, the same for every arm."""
+    """How the frozen LM answers, the same in training and in every comparison."""
 
     temperature: float = option(1.0, "sampling temperature of the frozen LM; 0 is greedy", least=0)
     top_p: float = option(1.0, "nucleus mass of the frozen LM's sampling")
-    max_new_tokens: int = option(72, "longest answer", least=1)
+    max_new_tokens: int = option(72, "longest answer, in tokens", least=1)
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -34,7 +34,7 @@ class SamplingConfig:
 class Answer:
     """One sampled answer; `tokens` (EOS included) is None for a model that returns text only.
 
-    The text of a truncated answer is a `Truncated`, so that every reward gets to know it.
+    The text of a truncated answer is a `Truncated`: a reward can see that it was cut.
     """
 
     text: str
@@ -47,10 +47,9 @@ class Answer:
 
 
 class FrozenModel(Protocol):
-    """What scoring and evaluation need of the frozen model; a model behind an API has it too.
+    """What Align-Pro needs of the frozen model; a model behind an API has it too.
 
-    Two parts need weights as well (a `FrozenLM`): the RLHF oracle, and the bounds on the distance
-    to it.
+    Only the RLHF oracle, and what compares the prompter with it, need weights: a `FrozenLM`.
     """
 
     def answer(

@@ -13,12 +13,12 @@ This is the sampler to read. `fast/sampling.py` has the same function, sooner: i
 tokens, and one test file compares the two.
 
 Shape legend:  N prompts   B rows of a batch   P longest prompt   T new tokens   V vocabulary
+               D width   S tokens of prompt and completion   n sampled tokens of all rows
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -43,11 +43,11 @@ Sampler = Callable[..., list[Completion]]  # `generate`, or one with its signatu
 def sampling_logprobs(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
     """The log of the distribution that sampling draws from: (..., V) -> (..., V), float32.
 
-    The sampler *and* the scorer of PPO call this one function; were one of them to use another
-    temperature, the first ratio would not be 1. Nucleus: the smallest set of tokens whose mass
-    reaches top_p; the others get -inf. Temperature 0 means greedy decoding, whose log-probs are
-    reported at temperature 1. Raises ValueError for a temperature below 0 or a top_p outside
-    (0, 1].
+    The sampler *and* the scorer of PPO call this one function. If one of them used another
+    temperature, PPO's first probability ratio would not be 1. Nucleus: the smallest set of tokens
+    whose mass reaches top_p; the others get -inf. Temperature 0 means greedy decoding, whose
+    log-probs are reported at temperature 1. Raises ValueError for a temperature below 0 or a top_p
+    outside (0, 1].
     """
     if temperature < 0 or not 0 < top_p <= 1:
         raise ValueError(f"temperature {temperature} must be >= 0 and top_p {top_p} in (0, 1]")
@@ -90,34 +90,34 @@ def generate(
     """Sample a continuation of each prompt (lists of token ids), returned in their order.
 
     A row stops at `eos_id`, or any of them (kept in its tokens), or after `max_new_tokens`.
-    Temperature 0 is greedy.
-    At most `max_batch` rows run at once (None: 256). Raises UserError for an empty prompt, one that
-    leaves too little of the context, a max_batch below 1 and a negative max_new_tokens; ValueError
-    as `sampling_logprobs` does.
+    Temperature 0 is greedy. `generator` draws the numbers (None: PyTorch's global one). At most
+    `max_batch` rows run at once (None: 256). Raises UserError for an empty prompt, one that leaves
+    too little of the context, a max_batch below 1 and a negative max_new_tokens; ValueError as
+    `sampling_logprobs` does.
     """
     check_prompts(model, prompts, max_new_tokens, max_batch)
     uniforms = draw_uniforms(len(prompts), max_new_tokens, generator).to(model.device)  # (N, T)
     ends = end_ids(eos_id)
     tokens: list[list[int]] = [[] for _ in prompts]
     logprobs: list[list[float]] = [[] for _ in prompts]
-    with evaluating(model):
-        for rows in by_length([len(prompt) for prompt in prompts], max_batch or 256):
-            logits, cache = prefill(model, [prompts[i] for i in rows], max_new_tokens)  # (B, V)
-            for t in range(max_new_tokens):
-                logp = sampling_logprobs(logits, temperature, top_p)  # (B, V)
-                greedy = temperature == 0
-                new = logp.argmax(-1) if greedy else draw(logp, uniforms[rows, t])  # (B,)
-                taken = logp.gather(-1, new[:, None])[:, 0]  # (B,)
-                for i, token, token_logp in zip(rows, new.tolist(), taken.tolist()):
-                    tokens[i].append(token)
-                    logprobs[i].append(token_logp)
-                alive = [b for b, i in enumerate(rows) if tokens[i][-1] not in ends]
-                if not alive or t + 1 == max_new_tokens:
-                    break
-                if len(alive) < len(rows):  # rows that are done leave the batch
-                    cache.keep(torch.tensor(alive, device=model.device))
-                    rows = [rows[b] for b in alive]
-                logits = decode(model, new[alive], cache)  # (B, V)
+    # rows: the prompts of a batch, by their numbers i. Row b of the batch is prompt i = rows[b].
+    for rows in by_length([len(prompt) for prompt in prompts], max_batch or 256):
+        logits, cache = prefill(model, [prompts[i] for i in rows], max_new_tokens)  # (B, V)
+        for t in range(max_new_tokens):
+            logp = sampling_logprobs(logits, temperature, top_p)  # (B, V)
+            greedy = temperature == 0
+            new = logp.argmax(-1) if greedy else draw(logp, uniforms[rows, t])  # (B,)
+            taken = logp.gather(-1, new[:, None])[:, 0]  # (B,)
+            for i, token, token_logp in zip(rows, new.tolist(), taken.tolist()):
+                tokens[i].append(token)
+                logprobs[i].append(token_logp)
+            alive = [b for b, i in enumerate(rows) if tokens[i][-1] not in ends]
+            if not alive or t + 1 == max_new_tokens:
+                break
+            if len(alive) < len(rows):  # rows that are done leave the batch
+                cache.keep(torch.tensor(alive, device=model.device))
+                rows = [rows[b] for b in alive]
+            logits = decode(model, new[alive], cache)  # (B, V)
     ended = [len(row) > 0 and row[-1] in ends for row in tokens]
     return [Completion(*completion) for completion in zip(tokens, logprobs, ended)]
 
@@ -170,17 +170,6 @@ def draw_uniforms(rows: int, columns: int, generator: torch.Generator | None) ->
     """All numbers that a call of `generate` draws, on the generator's device."""
     device = "cpu" if generator is None else generator.device
     return torch.rand(rows, columns, generator=generator, device=device)  # (rows, columns)
-
-
-@contextmanager
-def evaluating(model: Transformer) -> Iterator[None]:
-    """The model in eval mode, and afterwards in the mode that it was in."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 # ---------------------------------------------------------------- batches of ragged rows
@@ -252,9 +241,8 @@ def sequence_logprobs(
     lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
     sums = torch.empty(len(prompts))  # (N,)
     for rows in by_length(lengths, max_batch):
-        ids, action = pad_pairs(
-            [(prompts[i], completions[i]) for i in rows], model.device
-        )  # (B, S)
+        pairs = [(prompts[i], completions[i]) for i in rows]
+        ids, action = pad_pairs(pairs, model.device)  # (B, S), (B, S)
         action = action[:, 1:]  # token t is predicted from the state at t - 1
         states = model.hidden(ids)[:, :-1][action]  # (n, D)
         taken = ids[:, 1:][action][:, None]  # (n, 1)
@@ -270,8 +258,8 @@ def _token_logprobs(
     """Log-probs of the tokens `taken` (n, 1) from the states (n, D) that predict them: (n,)."""
     # A few at a time: of a large vocabulary the logits of a whole batch would take gigabytes.
     few = max(1, 2**24 // model.config.vocab_size)
-    found = []
+    logprobs = []
     for some_states, some_taken in zip(states.split(few), taken.split(few)):
         logp = sampling_logprobs(model.unembed(some_states), temperature, top_p)  # (few, V)
-        found.append(logp.gather(1, some_taken)[:, 0])
-    return torch.cat(found)
+        logprobs.append(logp.gather(1, some_taken)[:, 0])
+    return torch.cat(logprobs)

@@ -1,8 +1,9 @@
 """PPO for text: sample completions, score each at its end, stay near a reference, clipped steps.
 
-PPO gets a policy, a reference, prompts and `score(prompts, completions) -> rewards`. Align-Pro,
-RLHF and a user's own reward function differ only in that score. `PPOTrainer.step` lists the parts
-of one iteration in their order. Other ways to do some of them are subclasses, in variants.py.
+PPO gets a policy, a reference, prompts and `score(prompts, completions)`: one number for each whole
+completion. *Rewards* are per token: the KL penalty, and on the last token the score too. Align-Pro,
+RLHF and a user's own reward function differ only in the score. `PPOTrainer.step` lists the parts of
+one iteration in their order. Other ways to do some of them are subclasses, in variants.py.
 
 Shape legend:  B rows   b rows of a micro-batch   n sampled tokens of all rows   V vocabulary
                P longest prompt   T longest completion   D width
@@ -54,6 +55,7 @@ class PPOConfig:
     iterations: int = option(400, "rollouts, each followed by its update", least=1)
     batch_size: int = option(64, "completions an iteration", least=1)
     rewrites_per_request: int = option(1, "K, completions of each prompt of a batch", least=1)
+    # Read by Align-Pro's score (`alignpro.PromptScore`), not by PPO itself:
     answers: int = option(1, "M, answers per rewrite; their rewards are averaged", least=1)
     ppo_epochs: int = option(2, "passes over each rollout", least=1)
     num_minibatches: int = option(2, "optimiser steps a pass", least=1)
@@ -111,11 +113,12 @@ class PPOTrainer:
 
     lm, reference  two transformers of one shape (UserError for one object); with `train_layers`
                    equal lower blocks
-    score          any callable (prompts, completions) -> rewards (B,)
+    score          any callable (prompts, completions) -> scores (B,)
     generator      draws the rollouts, prompts and minibatches (None: PyTorch's global one)
     sampler        samples the completions: `generate`, or a faster function of its signature
     """
 
+    # Subclasses in variants.py set these two:
     variant = "ppo"  # its name as `PPOConfig.variant`
     unread: tuple[str, ...] = ()  # options that this trainer does not read
 
@@ -243,18 +246,18 @@ class PPOTrainer:
         logits, values = self.policy(part.features, part.mask, part.action)  # (n, V), (b, T)
         states = self.policy.states(self.reference, part.features, part.mask, T)  # (b, T, D)
         logits_ref = self.reference.unembed(states[part.action])  # (n, V)
-        ours = sampling_logprobs(logits, temperature)  # (n, V)
-        theirs = sampling_logprobs(logits_ref, temperature)  # (n, V)
+        policy = sampling_logprobs(logits, temperature)  # (n, V)
+        reference = sampling_logprobs(logits_ref, temperature)  # (n, V)
         taken = part.tokens[part.action][:, None]  # (n, 1)
         # Where the n tokens are in the whole batch. Boolean indexing runs in row order, so the rows
         # of `index` must be in ascending order too.
         place = torch.zeros_like(rollout.action)  # (B, T)
         place[index, :T] = part.action
-        rollout.logp_ref[place] = theirs.gather(1, taken)[:, 0]
-        rollout.logp_gap[place] = (ours.gather(1, taken)[:, 0] - part.logp[part.action]).abs()
+        rollout.logp_ref[place] = reference.gather(1, taken)[:, 0]
+        rollout.logp_gap[place] = (policy.gather(1, taken)[:, 0] - part.logp[part.action]).abs()
         rollout.values[place] = values[part.action]
-        rollout.kl_exact[place] = rl_math.exact_kl(ours, theirs)
-        rollout.entropy[place] = rl_math.entropy(ours)
+        rollout.kl_exact[place] = rl_math.exact_kl(policy, reference)
+        rollout.entropy[place] = rl_math.entropy(policy)
 
     def scores(self, rollout: Rollout) -> Tensor:
         """The score of each completion, (B,).
@@ -299,7 +302,6 @@ class PPOTrainer:
         c = self.config
         sums: dict[str, float] = defaultdict(float)
         ratio_max = 0.0
-        self.policy.lm.train()
         for _ in range(c.ppo_epochs):
             order = torch.randperm(len(rollout.prompts), generator=self.generator)  # (B,)
             for minibatch in order.to(rollout.mask.device).tensor_split(c.num_minibatches):
@@ -307,10 +309,10 @@ class PPOTrainer:
                 # are divided by its own count.
                 tokens = int(rollout.action[minibatch].sum())
                 for index in self._micro_batches(minibatch.sort().values, rollout):
-                    loss, parts = self.loss(rollout.rows(index))
+                    loss, logged = self.loss(rollout.rows(index))
                     (loss / tokens).backward()
-                    ratio_max = max(ratio_max, parts.pop("ratio_max"))
-                    for name, value in parts.items():
+                    ratio_max = max(ratio_max, logged.pop("ratio_max"))
+                    for name, value in logged.items():
                         sums[name] += value / tokens
                 if any(math.isnan(value) for value in sums.values()):
                     advice = f"lower the learning rate (now {self.lr:.1e})"
@@ -318,14 +320,13 @@ class PPOTrainer:
                 sums["grad_norm"] += optimizer_step(
                     self.optimizer, self.parameters, c.max_grad_norm, self.lr
                 )
-        self.policy.lm.eval()
         steps = c.ppo_epochs * c.num_minibatches
         return {name: value / steps for name, value in sums.items()} | {"ratio_max": ratio_max}
 
     def loss(self, part: Rollout) -> tuple[Tensor, dict[str, float]]:
-        """Sum over the tokens of policy loss + `extra_loss`, and the sums that are logged.
+        """Policy loss + `extra_loss`, and what is logged; sums over the tokens of the micro-batch.
 
-        `clip_fraction` is a count here; the caller divides.
+        The caller divides them by the tokens of the whole minibatch. `ratio_max` is no sum.
         """
         c = self.config
         logits, values = self.policy(part.features, part.mask, part.action)  # (n, V), (b, T)
@@ -333,17 +334,19 @@ class PPOTrainer:
         chosen = sampling_logprobs(logits, c.temperature).gather(1, taken)[:, 0]  # (n,)
         logp = torch.zeros_like(part.logp).masked_scatter(part.action, chosen)  # (b, T)
         new, old = self.ratio_logprobs(logp, part)  # (b, T)
-        policy, seen = rl_math.policy_loss(new, old, part.advantages, part.action, c.clip_range)
+        surrogate, per_token = rl_math.policy_loss(
+            new, old, part.advantages, part.action, c.clip_range
+        )  # (b, T)
         before = part.logp[part.action]  # (n,)
-        moved = rl_math.kl_estimate(before, chosen.detach(), "k3")  # (n,) KL of old to new
-        extra, extra_parts = self.extra_loss(part, logp, values)
-        parts = {
-            "policy_loss": policy.sum().item(),
-            "clip_fraction": seen["clipped"].sum().item(),
-            "approx_kl": moved.sum().item(),
-            "ratio_max": seen["ratio"][part.action].max().item(),
+        approx_kl = rl_math.kl_estimate(before, chosen.detach(), "k3")  # (n,) KL of old to new
+        extra, extra_logged = self.extra_loss(part, logp, values)
+        logged = {
+            "policy_loss": surrogate.sum().item(),
+            "clip_fraction": per_token["clipped"].sum().item(),
+            "approx_kl": approx_kl.sum().item(),
+            "ratio_max": per_token["ratio"][part.action].max().item(),
         }
-        return policy.sum() + extra, parts | extra_parts
+        return surrogate.sum() + extra, logged | extra_logged
 
     def ratio_logprobs(self, logp: Tensor, part: Rollout) -> tuple[Tensor, Tensor]:
         """The log-probs whose ratio is clipped, new and old (b, T): those of each token."""
@@ -359,8 +362,8 @@ class PPOTrainer:
         loss, clipped = rl_math.value_loss(
             values, part.values, part.returns, part.action, self.config.value_clip_range
         )  # (b, T)
-        parts = {"value_loss": loss.sum().item(), "value_clip_fraction": clipped.sum().item()}
-        return self.config.vf_coef * loss.sum(), parts
+        logged = {"value_loss": loss.sum().item(), "value_clip_fraction": clipped.sum().item()}
+        return self.config.vf_coef * loss.sum(), logged
 
     def _micro_batches(self, index: Tensor, rollout: Rollout) -> Iterator[Tensor]:
         """Cut `index` into micro-batches of rows of similar length, each in ascending order."""
@@ -385,7 +388,10 @@ class PPOTrainer:
     def describe(
         self, rollout: Rollout, update: dict[str, float], clock: Sequence[float]
     ) -> dict[str, float]:
-        """Metrics of an iteration; KL is per completion, entropy per token, both in nats."""
+        """Metrics of an iteration; KL is per completion, entropy per token, both in nats.
+
+        clock: the time before the rollout, after it, after the scores and after the update.
+        """
         mask = rollout.action
         score = rollout.scores.mean().item()
         kl = rollout.kl.mean().item()
@@ -428,8 +434,8 @@ def learning_rate(config: PPOConfig, step: int) -> float:
 def kl_schedule(config: PPOConfig, step: int) -> float:
     """Lambda of an iteration (from 0): kl_start x kl_coef falls linearly to kl_coef at 3/4 of them.
 
-    A policy finds what is good for all prompts before it reads them. With a small lambda it gives
-    up all else by then, and what it never samples it cannot learn again.
+    A policy learns what is good for all prompts first, and what is good for one prompt later. With
+    a small lambda it has given up everything else by then. What it never samples, it cannot learn.
     """
     left = max(0.0, 1 - step / (0.75 * config.iterations))
     return config.kl_coef * (1 + (config.kl_start - 1) * left)

@@ -84,7 +84,7 @@ class RewardModel(nn.Module):
         self.lm = lm
         self.tokenizer = tokenizer
         self.train_layers = train_layers  # of the top; 0: all
-        training.trainable(lm, train_layers)  # float32, also where finished weights are loaded
+        training.trainable(lm, train_layers)  # what trains becomes float32, as saved weights are
         # No bias: Bradley-Terry sees only differences of rewards. Its gradient would be noise.
         self.head = nn.Linear(lm.config.d_model, 1, bias=False, device=lm.device)
         # Zero: the first preferences are then fifty-fifty.

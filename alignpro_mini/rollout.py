@@ -23,7 +23,7 @@ from alignpro_mini.transformer import Transformer
 
 
 class Policy(nn.Module):
-    """A language model with a value head: V(s_t), the return expected from the state before t."""
+    """A language model with a value head: V_t, the return expected before token t is sampled."""
 
     def __init__(self, lm: Transformer, train_layers: int = 0) -> None:
         super().__init__()
@@ -34,7 +34,10 @@ class Policy(nn.Module):
         self.train_layers = train_layers  # of the top; 0: all
 
     def forward(self, features: Tensor, mask: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (n, V) of the n sampled tokens, in row order, and values (B, T)."""
+        """Logits (n, V) of the n sampled tokens, in row order, and values (B, T).
+
+        features, mask and action are those of a `Rollout`.
+        """
         states = self.states(self.lm, features, mask, action.shape[1])  # (B, T, D)
         values = self.value_head(states.to(self.value_head.weight.dtype)).squeeze(-1)  # (B, T)
         return self.lm.unembed(states[action]).float(), values.float()
@@ -42,7 +45,7 @@ class Policy(nn.Module):
     def states(self, lm: Transformer, features: Tensor, mask: Tensor, T: int) -> Tensor:
         """The states (B, T, D) that the completion's tokens are predicted from: one column left.
 
-        `lm` is the policy's own model or the reference; `features` is what `training.trunk` gave.
+        `lm` is the policy's own model or the reference: their trunks, and so `features`, are equal.
         """
         start = frozen_blocks(lm, self.train_layers)
         return lm.hidden(features, mask, start=start)[:, -T - 1 : -1]
@@ -58,16 +61,16 @@ class Rollout:
     prompts: list[str]
     completions: list[str]
     finished: Tensor  # (B,) ended with EOS
-    features: Tensor  # (B, P+T) ids or (B, P+T, D) outputs of the frozen trunk
+    features: Tensor  # (B, P+T, D) states of the trunk; (B, P+T) ids where there is none
     mask: Tensor  # (B, P+T) real tokens
-    tokens: Tensor
+    tokens: Tensor  # ids of the completions
     action: Tensor  # True on sampled tokens, EOS included
-    logp: Tensor  # of each token when it was sampled
-    logp_ref: Tensor
+    logp: Tensor  # log-prob of each token when it was sampled: the ratio's denominator
+    logp_ref: Tensor  # its log-prob under the reference
     logp_gap: Tensor  # how far logp is from the log-prob that the policy's forward pass gives
-    values: Tensor
-    kl_exact: Tensor
-    entropy: Tensor
+    values: Tensor  # before the update
+    kl_exact: Tensor  # policy to reference over the whole vocabulary, nats; only logged
+    entropy: Tensor  # of the policy, nats; only logged
     scores: Tensor | None = None  # (B,)
     advantages: Tensor | None = None
     advantage_std: float | None = None  # of the whole batch, before whitening
@@ -79,7 +82,7 @@ class Rollout:
         return rl_math.masked_sum(rl_math.kl_estimate(self.logp, self.logp_ref, "k1"), self.action)
 
     def rows(self, index: Tensor) -> Rollout:
-        """The rows of `index`, without the columns that are padding in all of them."""
+        """The rows of `index` (b,), without the columns that are padding in all of them."""
         P = self.mask.shape[1] - self.action.shape[1]
         T = int(self.action[index].sum(1).max())
         lead = int(self.mask[index].any(0).float().argmax())  # the first column that is kept

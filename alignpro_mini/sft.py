@@ -126,11 +126,9 @@ def answer_loss(model: Transformer, batch: Sequence[Encoded], train_layers: int 
 @torch.no_grad()
 def heldout_loss(model: Transformer, examples: Sequence[Encoded], rows: int) -> float:
     """Mean nats per answer token over all examples, `rows` at a time."""
-    model.eval()
     loss = 0.0
     for part, share in micro_batches(examples, rows):
         loss += answer_loss(model, part).item() * share
-    model.train()
     return loss
 
 
@@ -169,7 +167,6 @@ def train_sft(
     # The batches follow from the seed alone: a resumed run skips those that it has trained on.
     for _ in range(start):
         next(batches)
-    model.train()
     losses: list[float] = []  # of each step since the last log row
     tokens = 0  # read since then
     since = time.perf_counter()

@@ -9,6 +9,8 @@ Shape legend:  B rows   T new tokens   S tokens attended to (cache + new)   V vo
     MLP       up -> GELU -> down                    down(SiLU(gate) * up)
     heads     H key/value heads                     G <= H of them, each shared by H/G query heads
 
+There is no dropout: a model computes the same in training mode and in eval mode.
+
 A mask is True on real tokens. Positions are counted *along the mask*, so a left-padded row gets the
 same positions, and therefore the same logits, as the row alone.
 """
@@ -32,24 +34,20 @@ class TransformerConfig:
     """The shape of a `Transformer`; everything a checkpoint needs besides its weights."""
 
     vocab_size: int
-    d_model: int = 128
+    d_model: int = 128  # D
     n_layers: int = 4
-    n_heads: int = 4
-    n_kv_heads: int = 0  # 0: as many as n_heads
-    head_dim: int = 0  # 0: d_model / n_heads
-    d_ff: int = (
-        0  # 0: 4 x d_model (GPT-2), or about 8/3 x d_model (Llama: three matrices instead of two)
-    )
-    max_len: int = 256
+    n_heads: int = 4  # H
+    n_kv_heads: int = 0  # G; 0: as many as n_heads
+    head_dim: int = 0  # E; 0: d_model / n_heads
+    d_ff: int = 0  # width of the MLP; 0: 4 x D (GPT-2), about 8/3 x D (Llama: a third matrix)
+    max_len: int = 256  # the context: longest row in tokens
     family: str = "llama"
-    rope_theta: float = 10_000.0
+    rope_theta: float = 10_000.0  # see `rope_table`
     norm_eps: float = 1e-5
     tied: bool = True  # the output matrix is the embedding matrix
     qkv_bias: bool = False  # GPT-2 and Qwen2 have one, Llama has none
     qk_norm: bool = False  # Qwen3: an RMSNorm on each head's q and k
-    rope_scaling: tuple[
-        float, ...
-    ] = ()  # Llama 3: factor, low and high frequency factor, context before
+    rope_scaling: tuple[float, ...] = ()  # Llama 3's four numbers: see `rope_table`
 
     def __post_init__(self) -> None:
         require(
@@ -59,15 +57,7 @@ class TransformerConfig:
         gpt2_width = 4 * self.d_model
         llama_width = (8 * self.d_model // 3 + 7) // 8 * 8
         self._fill_in("d_ff", gpt2_width if self.family == "gpt2" else llama_width)
-        for name in (
-            "vocab_size",
-            "d_model",
-            "n_layers",
-            "n_heads",
-            "n_kv_heads",
-            "d_ff",
-            "max_len",
-        ):
+        for name in "vocab_size d_model n_layers n_heads n_kv_heads d_ff max_len".split():
             value = getattr(self, name)
             require(value >= 1, f"{name} is {value}; it must be at least 1")
         if self.head_dim == 0:
@@ -117,17 +107,14 @@ class KVCache:
 
     Prompts are left-padded, so all rows share one write index `length`; `mask` (B, S_max) is True
     on slots that hold real tokens. The caller sets it, for the new tokens too, before they go
-    through the model (which then ignores its `mask` argument).
+    through the model (which then ignores its `mask` argument). `like` gives device and dtype.
     """
 
     def __init__(self, config: TransformerConfig, rows: int, max_len: int, like: Tensor) -> None:
+        # (layers, B, G, S_max, E)
         shape = (config.n_layers, rows, config.n_kv_heads, max_len, config.head_dim)
-        self.k = torch.empty(
-            shape, dtype=like.dtype, device=like.device
-        )  # (layers, B, G, S_max, E)
-        self.v = torch.empty(
-            shape, dtype=like.dtype, device=like.device
-        )  # (layers, B, G, S_max, E)
+        self.k = torch.empty(shape, dtype=like.dtype, device=like.device)
+        self.v = torch.empty_like(self.k)
         self.mask = torch.zeros(rows, max_len, dtype=torch.bool, device=like.device)  # (B, S_max)
         self.length = 0
 
@@ -205,6 +192,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """(B, T, D) -> (B, T, D), each token by itself; the module's table has the two formulas."""
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         bias = config.family == "gpt2"
@@ -221,7 +210,7 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + MLP(norm(x)): gradients reach the bottom along the sums."""
 
-    attention: type[Attention] = Attention
+    attention: type[Attention] = Attention  # fast/transformer.py puts another class here
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -252,7 +241,8 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
     """Rotate the pairs (x_{2i}, x_{2i+1}) of each head by position x frequency_i.
 
     A pair is a complex number: rotating it is a product. x (B, H, T, E) -> (B, H, T, E);
-    rope (B, 1, T, E/2), complex, of length 1.
+    rope (B, 1, T, E/2), complex, of length 1. Published checkpoints pair x_i with x_{i+E/2};
+    weights/pretrained.py reorders the rows of q and k.
     """
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # (B, H, T, E/2)
     return torch.view_as_real(pairs * rope).flatten(-2).to(x.dtype)  # (B, H, T, E)
@@ -263,9 +253,10 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
 def rope_table(config: TransformerConfig, device: torch.device, length: int) -> Tensor:
     """exp(i position frequency) of the first positions: (length, E/2), complex. Made once.
 
-    frequency_i = theta^(-2i/E) (Su et al. 2021). With `rope_scaling`, Llama 3's way to a longer
-    context, slow rotations get slower by `factor`, fast ones stay, and those that turn `low` to
-    `high` times within the former context lie between.
+    frequency_i = theta^(-2i/E) (Su et al. 2021). `rope_scaling` is Llama 3's way to a longer
+    context: (factor, low, high, former context). A rotation that turns more than `high` times
+    within the former context stays. One that turns less than `low` times gets slower by `factor`.
+    Those between get a mixture of both.
     """
     half = config.head_dim // 2
     exponent = torch.arange(half, device=device, dtype=torch.float32) / half  # (E/2,)
@@ -288,8 +279,8 @@ class Transformer(nn.Module):
     Raises UserError for rows longer than `config.max_len`.
     """
 
-    block: type[Block] = Block
-    mixes_dtypes = False  # whether upper blocks may have another dtype than the trunk
+    block: type[Block] = Block  # fast/transformer.py puts others in the place of these two
+    mixes_dtypes = False  # whether upper blocks may have another dtype than the lower ones
 
     def __init__(self, config: TransformerConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -328,10 +319,11 @@ class Transformer(nn.Module):
         start: int = 0,
         stop: int | None = None,
     ) -> Tensor:
-        """Blocks `start` to `stop` (excluded): (B, T) ids, or (B, T, D) states above `start`.
+        """Blocks `start` to `stop` (excluded) of the model: states (B, T, D).
 
-        Returns states (B, T, D). Without `stop` all blocks and the last norm: the states that
-        predict the next tokens. So a trunk that is frozen runs once for many updates above it:
+        x: ids (B, T); for `start` > 0 the states (B, T, D) that block `start` reads.
+        Without `stop` all blocks up to the top, and the last norm: the states that predict the next
+        tokens. With it, the lower blocks can run once, and those above them many times:
         hidden(hidden(ids, mask, stop=k), mask, start=k) == hidden(ids, mask).
         With a cache, the rows continue what it holds. Raises UserError when they do not fit the
         context.

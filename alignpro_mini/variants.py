@@ -129,7 +129,7 @@ class ReinforcePlusPlus(CriticFree):
 
     def advantages(self, rewards: Tensor, mask: Tensor) -> Tensor:
         no_values = torch.zeros_like(rewards)  # (B, T)
-        return rl_math.gae(rewards, no_values, mask, gamma=1.0, lam=1.0)[0]
+        return rl_math.gae(rewards, no_values, mask, gamma=1.0, gae_lambda=1.0)[0]
 
 
 class Grouped(CriticFree):
@@ -245,12 +245,12 @@ class KLInLoss(PPOTrainer):
     def extra_loss(
         self, part: Rollout, logp: Tensor, values: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
-        value, parts = super().extra_loss(part, logp, values)
+        value, logged = super().extra_loss(part, logp, values)
         kl = rl_math.kl_estimate(logp, part.logp_ref, self.kind)  # (b, T)
         # Whitening divides the reward by this standard deviation: so that lambda keeps its meaning
         # beside it, the penalty is divided too.
         spread = max(part.advantage_std, 1e-4) if self.config.whiten_advantages else 1.0
-        return value + self.kl_coef / spread * rl_math.masked_sum(kl, part.action).sum(), parts
+        return value + self.kl_coef / spread * rl_math.masked_sum(kl, part.action).sum(), logged
 
 
 class K1InLoss(KLInLoss):

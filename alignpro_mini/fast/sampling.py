@@ -35,7 +35,6 @@ from alignpro_mini.generation import (
     draw,
     draw_uniforms,
     end_ids,
-    evaluating,
     pad_left,
     sampling_logprobs,
 )
@@ -84,17 +83,16 @@ class FastSampler:
         results: list[Completion | None] = [None] * len(prompts)
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), tuple(prompts[i])))  # equal ones together
         rows_at_once = max_batch
-        with evaluating(model):
-            while order:
-                distinct = len({tuple(prompts[i]) for i in order[:rows_at_once]})
-                if distinct > max_batch:  # the last batch shared more than this one
-                    rows_at_once = max_batch
-                chunk, order = order[:rows_at_once], order[rows_at_once:]
-                batch = Batch(self, model, [prompts[i] for i in chunk], uniforms[chunk], temperature, top_p, eos_id)
-                batch.run()
-                rows_at_once = min(max_batch * len(chunk) // batch.most_rows, 4 * max_batch)
-                for i, completion in zip(chunk, batch.completions()):
-                    results[i] = completion
+        while order:
+            distinct = len({tuple(prompts[i]) for i in order[:rows_at_once]})
+            if distinct > max_batch:  # the last batch shared more than this one
+                rows_at_once = max_batch
+            chunk, order = order[:rows_at_once], order[rows_at_once:]
+            batch = Batch(self, model, [prompts[i] for i in chunk], uniforms[chunk], temperature, top_p, eos_id)
+            batch.run()
+            rows_at_once = min(max_batch * len(chunk) // batch.most_rows, 4 * max_batch)
+            for i, completion in zip(chunk, batch.completions()):
+                results[i] = completion
         return results
 
     def records(self, device: torch.device) -> bool:

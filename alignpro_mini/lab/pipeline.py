@@ -71,7 +71,7 @@ def reward_model(run: Run, setup: Setup, world: World, pi_f: FrozenModel, rho_sf
     return reward
 
 
-def print_headroom(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter, reward: Reward) -> dict:
+def print_headroom(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter, reward: Reward) -> None:
     """Stage 4: how far rewriting can move this reward, reported before any PPO."""
 
     def make(stage: RunStage) -> dict:
@@ -88,7 +88,6 @@ def print_headroom(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter,
         f"(ICC {room['icc']:.2f}; between {room['between_rewrites']:.2f}, the LM's sampling {room['within']:.2f}); "
         f"the best of 8 rewrites gains {room['best_rewrite_gain']:+.2f}"
     )
-    return room
 
 
 def align_pro(run: Run, world: World, pi_f: FrozenModel, rho_sft: Prompter, reward: Reward) -> Prompter:

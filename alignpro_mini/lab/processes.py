@@ -202,8 +202,8 @@ class Sharded:
         return whole | {"ratio_max": max(one["ratio_max"] for one in of_all), "grad_norm": own["grad_norm"]}
 
     def loss(self, part: Rollout) -> tuple[Tensor, dict[str, float]]:
-        total, parts = super().loss(part)
-        return total * self.processes, parts  # the gradients are averaged, and the loss is a sum over tokens
+        total, logged = super().loss(part)
+        return total * self.processes, logged  # the gradients are averaged, and the loss is a sum over tokens
 
     def _micro_batches(self, index: Tensor, rollout: Rollout) -> Iterator[Tensor]:
         yield from super()._micro_batches(index[self.rank :: self.processes] if self._updating else index, rollout)

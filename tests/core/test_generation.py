@@ -370,7 +370,7 @@ def test_bad_prompts_are_refused_by_number(generate):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_models_mode_is_put_back_and_no_gradient_is_kept(generate, training):
+def test_the_models_mode_stays_and_no_gradient_is_kept(generate, training):
     model = random_lm().train(training)
     generate(model, [[4]], 2, generator=rng())
     assert model.training is training and all(m.training is training for m in model.modules())

@@ -178,9 +178,9 @@ MUTANTS: tuple[Mutant, ...] = (
     of(
         "rows-that-are-done-go-through-the-model",
         (
-            "                    tokens[i].append(token)\n",
-            "                    if tokens[i] and tokens[i][-1] in ends:\n                        continue\n"
-            "                    tokens[i].append(token)\n",
+            "                tokens[i].append(token)\n",
+            "                if tokens[i] and tokens[i][-1] in ends:\n                    continue\n"
+            "                tokens[i].append(token)\n",
         ),
         ("if len(alive) < len(rows):", "if False:"),
         ("decode(model, new[alive], cache)", "decode(model, new, cache)"),
@@ -217,9 +217,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     of(
         "left-in-eval-mode",
-        ("        model.train(was_training)\n", "        pass\n"),
-        "test_the_models_mode_is_put_back_and_no_gradient_is_kept[readable-True]",
-        "test_the_models_mode_is_put_back_and_no_gradient_is_kept[fast-True]",
+        ("    ends = end_ids(eos_id)\n", "    ends = end_ids(eos_id)\n    model.eval()\n"),
+        "test_the_models_mode_stays_and_no_gradient_is_kept[readable-True]",
     ),
     # ------------------------------------------------------------ prefill, decode, and what is refused
     of(

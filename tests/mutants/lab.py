@@ -547,7 +547,7 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "lab/processes.py",
         "shares-are-averaged-away",
-        ("return total * self.processes, parts", "return total, parts"),
+        ("return total * self.processes, logged", "return total, logged"),
         "test_the_update_is_that_of_one_process",
     ),
     mutant(

@@ -121,13 +121,13 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     of(
         "a-mean-over-the-padded-batch",
-        ("return policy.sum() + extra", "return policy.mean() + extra"),
+        ("return surrogate.sum() + extra", "return surrogate.mean() + extra"),
         "test_longer_companions_change_nothing",
         "test_the_gradient_is_that_of_the_rows_one_by_one[2-0]",
     ),
     of(
         "the-policy-loss-alone",
-        ("return policy.sum() + extra, ", "return policy.sum(), "),
+        ("return surrogate.sum() + extra, ", "return surrogate.sum(), "),
         "test_the_gradient_is_that_of_the_rows_one_by_one[2-0]",
     ),
     of(

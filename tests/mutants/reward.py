@@ -157,7 +157,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     of(
         "loaded-weights-are-rounded",
-        ("        training.trainable(lm, train_layers)  # float32, also where finished weights are loaded\n", ""),
+        ("        training.trainable(lm, train_layers)  # what trains becomes float32, as saved weights are\n", ""),
         "test_fast_transformer.py::test_a_reward_model_rates_the_same_after_it_is_loaded",
     ),
     # a reward that does not read x; a truncated answer with an EOS that nobody wrote

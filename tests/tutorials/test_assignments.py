@@ -450,7 +450,12 @@ SLIPS = [
         "scores = rollout.scores; scores -= ",
         "Rollout.scores was",
     ),
-    ("ppo.PPOTrainer.loss", "policy.sum().item()", "policy.sum().detach()", "policy_loss is a Tensor, not a number"),
+    (
+        "ppo.PPOTrainer.loss",
+        "surrogate.sum().item()",
+        "surrogate.sum().detach()",
+        "policy_loss is a Tensor, not a number",
+    ),
     ("ppo.PPOTrainer.extra_loss", "loss.sum().item()", "loss.sum().detach()", "value_loss is a Tensor, not a number"),
     (
         "ppo.PPOTrainer.estimate_advantages",

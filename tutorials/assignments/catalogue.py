@@ -67,7 +67,7 @@ ASSIGNMENTS = {
             *TORCH[2:],
             "",
             "from alignpro_mini.generation import Completion, _token_logprobs, by_length, check_prompts, decode",
-            "from alignpro_mini.generation import draw_uniforms, end_ids, evaluating, pad_right, prefill",
+            "from alignpro_mini.generation import draw_uniforms, end_ids, pad_right, prefill",
             "from alignpro_mini.options import UserError",
             "from alignpro_mini.transformer import Transformer",
         ),

@@ -13,7 +13,8 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
     """Rotate the pairs (x_{2i}, x_{2i+1}) of each head by position x frequency_i.
 
     A pair is a complex number: rotating it is a product. x (B, H, T, E) -> (B, H, T, E);
-    rope (B, 1, T, E/2), complex, of length 1.
+    rope (B, 1, T, E/2), complex, of length 1. Published checkpoints pair x_i with x_{i+E/2};
+    weights/pretrained.py reorders the rows of q and k.
     """
     raise NotImplementedError
 

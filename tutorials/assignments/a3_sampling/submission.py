@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from alignpro_mini.generation import Completion, _token_logprobs, by_length, check_prompts, decode
-from alignpro_mini.generation import draw_uniforms, end_ids, evaluating, pad_right, prefill
+from alignpro_mini.generation import draw_uniforms, end_ids, pad_right, prefill
 from alignpro_mini.options import UserError
 from alignpro_mini.transformer import Transformer
 
@@ -16,11 +16,11 @@ from alignpro_mini.transformer import Transformer
 def sampling_logprobs(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
     """The log of the distribution that sampling draws from: (..., V) -> (..., V), float32.
 
-    The sampler *and* the scorer of PPO call this one function; were one of them to use another
-    temperature, the first ratio would not be 1. Nucleus: the smallest set of tokens whose mass
-    reaches top_p; the others get -inf. Temperature 0 means greedy decoding, whose log-probs are
-    reported at temperature 1. Raises ValueError for a temperature below 0 or a top_p outside
-    (0, 1].
+    The sampler *and* the scorer of PPO call this one function. If one of them used another
+    temperature, PPO's first probability ratio would not be 1. Nucleus: the smallest set of tokens
+    whose mass reaches top_p; the others get -inf. Temperature 0 means greedy decoding, whose
+    log-probs are reported at temperature 1. Raises ValueError for a temperature below 0 or a top_p
+    outside (0, 1].
     """
     raise NotImplementedError
 
@@ -49,10 +49,10 @@ def generate(
     """Sample a continuation of each prompt (lists of token ids), returned in their order.
 
     A row stops at `eos_id`, or any of them (kept in its tokens), or after `max_new_tokens`.
-    Temperature 0 is greedy.
-    At most `max_batch` rows run at once (None: 256). Raises UserError for an empty prompt, one that
-    leaves too little of the context, a max_batch below 1 and a negative max_new_tokens; ValueError
-    as `sampling_logprobs` does.
+    Temperature 0 is greedy. `generator` draws the numbers (None: PyTorch's global one). At most
+    `max_batch` rows run at once (None: 256). Raises UserError for an empty prompt, one that leaves
+    too little of the context, a max_batch below 1 and a negative max_new_tokens; ValueError as
+    `sampling_logprobs` does.
     """
     raise NotImplementedError
 

@@ -33,7 +33,8 @@ def value_loss(
     """Half the squared error to the returns, per token, over a clipped step: all (B, T) -> (B, T).
 
         V_c = V_old + clip(V - V_old, -eps, eps)     L = max((V - R)^2, (V_c - R)^2) / 2
-    The maximum is pessimistic, as the minimum of `policy_loss` is.
+    The maximum is pessimistic, as the minimum of `policy_loss` is. The paper on PPO has no such
+    clip: it comes from OpenAI's code (baselines, lm-human-preferences).
     Second result: where the clipped branch was the larger one, (B, T) booleans.
     """
     raise NotImplementedError
@@ -61,7 +62,7 @@ class Policy:
     def states(self, lm: Transformer, features: Tensor, mask: Tensor, T: int) -> Tensor:
         """The states (B, T, D) that the completion's tokens are predicted from: one column left.
 
-        `lm` is the policy's own model or the reference; `features` is what `training.trunk` gave.
+        `lm` is the policy's own model or the reference: their trunks, and so `features`, are equal.
         """
         raise NotImplementedError
 
@@ -98,8 +99,8 @@ class PPOTrainer:
         raise NotImplementedError
 
     def loss(self, part: Rollout) -> tuple[Tensor, dict[str, float]]:
-        """Sum over the tokens of policy loss + `extra_loss`, and the sums that are logged.
+        """Policy loss + `extra_loss`, and what is logged; sums over the tokens of the micro-batch.
 
-        `clip_fraction` is a count here; the caller divides.
+        The caller divides them by the tokens of the whole minibatch. `ratio_max` is no sum.
         """
         raise NotImplementedError

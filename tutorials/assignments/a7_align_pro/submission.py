@@ -40,7 +40,7 @@ class FrozenLM:
 
 class PromptScore:
     def __call__(self, requests: Sequence[str], rewrites: Sequence[str]) -> Tensor:
-        """Requests x and rewrites x', B each -> scores (B,), float32; sets what the class keeps.
+        """Requests x and rewrites x', B each -> scores (B,), float32; sets the attributes above.
 
         Raises UserError where the reward does not return one number for each answer.
         """
