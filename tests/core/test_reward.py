@@ -399,6 +399,11 @@ def nothing(prompts, completions):
     pass
 def own_bug(prompts, completions):
     return [0.0][len(prompts)]
+def huge(prompts, completions):
+    return [10**400 for _ in completions]
+def learned(prompts, completions):
+    import torch
+    return torch.ones(len(completions), requires_grad=True)
 constant = 3.0
 """
 
@@ -413,6 +418,7 @@ def own(tmp_path, monkeypatch):
 def test_a_callable_is_loaded_by_name(own):
     got = load_callable(f"{own}:length")(["x", "y"], ["abc", ""])
     assert got.tolist() == [3.0, 0.0] and got.dtype == torch.float32
+    assert not load_callable(f"{own}:learned")(["x"], ["y"]).requires_grad  # its graph would stay in memory
 
 
 @pytest.mark.parametrize(
@@ -422,6 +428,7 @@ def test_a_callable_is_loaded_by_name(own):
         ("column", r"shape \(2, 1\) for 2 answers"),
         ("nan", "nan for the answer 'bad'"),
         ("nothing", "returned a NoneType that is no list of numbers"),
+        ("huge", "returned a list that is no list of numbers"),
     ],
 )
 def test_wrong_rewards_are_refused_when_they_come(own, function, words):
