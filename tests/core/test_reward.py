@@ -307,7 +307,7 @@ def test_the_gradient_is_that_of_bradley_terry_and_of_the_squared_sums(monkeypat
     (-(chosen - rejected).sigmoid().log() + coef * (chosen + rejected) ** 2).mean().backward()
     trained = [p for p in model.parameters() if p.requires_grad]
     for ours, p in zip(seen[0], trained, strict=True):
-        torch.testing.assert_close(ours, p.grad, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(ours, p.grad, rtol=1e-4, atol=1e-5)  # sums of float32 in another order
 
 
 def test_cutting_a_batch_into_micro_batches_changes_nothing(monkeypatch):

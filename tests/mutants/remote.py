@@ -32,7 +32,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "remote/client.py",
         "half-a-reply-ends-the-run",
         ("if broken > config.retries:", "if broken > 0:"),
-        "test_remote.py::test_200_faults_lose_no_answer_and_none_is_paid_for_twice",
+        "test_remote.py::test_200_faults_lose_no_answer_and_none_is_paid_for_twice[0]",
     ),
     mutant(
         "remote/client.py",
