@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 ASKS = b'{"error": {"message": "slow"}}'
-FINISHES = ("length", "max_tokens", "MAX_TOKENS", "model_length", "error", "abort", "whim")
+FINISHES = ("length", "max_tokens", "MAX_TOKENS", "model_length", "error", "abort", "preempted", "whim")
 
 
 def polite(prompt: str, body: dict) -> str:
@@ -69,8 +69,10 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(*refused)
         if fault == "asks":
             return self.send(429, ASKS)
-        if fault in ("400", "401", "403", "404", "409", "429", "500", "503"):
+        if fault in ("400", "401", "403", "404", "409", "424", "429", "498", "500", "503"):
             return self.reply(int(fault), {"error": {"message": f"fault {fault}\nsecond line"}})
+        if fault == "the key":
+            return self.reply(500, {"error": {"message": f"no {self.headers['Authorization']}"}})
         if fault == "filter":
             return self.reply(400, {"error": {"message": "filtered", "code": "content_filter"}})
         if fault == "overflow":
@@ -124,7 +126,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(data[:20])
             return self.connection.shutdown(socket.SHUT_RDWR)
         delivered = self.reply(200, whole)
-        self.count(delivered and fault not in ("no choices", "no message", "null", "error", "abort"), body)
+        self.count(delivered and fault not in ("no choices", "no message", "null", "error", "abort", "preempted"), body)
 
     def count(self, delivered: bool, body: dict) -> None:
         if delivered:

@@ -27,6 +27,8 @@ from alignpro_mini.worlds.toy import TASKS
 # What `--help` shows; `--help all` shows every option.
 MAIN_OPTIONS = set("resume jobs preset task seed device reward out name eval.inputs".split())
 MAIN_OPTIONS |= {"data.prompts", "data.preferences", "ppo.iterations", "ppo.lr", "ppo.kl_coef"}
+MOST_SEEDS = 1000
+LARGEST = 2**63  # of a whole number
 STOPPED = 130  # the exit status after Ctrl-C, as shells count it
 
 
@@ -109,7 +111,10 @@ def _parse(text: str, like) -> object:
         if text.lower() in ("false", "no", "0", "off"):
             return False
         raise ValueError("give true or false")
-    return type(like)(text)
+    value = type(like)(text)
+    if isinstance(value, int) and abs(value) >= LARGEST:
+        raise ValueError("too large")
+    return value
 
 
 def _span(text: str) -> list[int]:
@@ -119,6 +124,8 @@ def _span(text: str) -> list[int]:
         low, _, high = part.partition("-")
         if not (low.isdecimal() and (high or low).isdecimal() and int(low) <= int(high or low)):
             raise UserError(f"--seed: {text!r} is not a number, a span such as 0-4 or a list such as 0,2")
+        require(int(high or low) - int(low) < MOST_SEEDS, f"--seed: {text!r} asks for more than {MOST_SEEDS} seeds")
+        require(int(high or low) < LARGEST, f"--seed: {text!r:.60} is too large")
         numbers += range(int(low), int(high or low) + 1)
     return list(dict.fromkeys(numbers))
 

@@ -148,10 +148,12 @@ def _each_once(f: Callable[[list, list], Tensor], first: Sequence, second: Seque
 
 
 def log_probabilities(prompter: Prompter, requests: Sequence[str], rewrites: Sequence[Sequence[str]]) -> Tensor:
-    """log rho(x'|x) of each enumerated rewrite as the tokenizer spells it, EOS included: (N, K) float64."""
-    spell = prompter.tokenizer.chat_with_answer
+    """log rho(x'|x) of each enumerated rewrite as the tokenizer spells it, with any of its ends: (N, K) float64."""
+    spell, ends = prompter.tokenizer.chat_with_answer, prompter.tokenizer.end_ids
     pairs = [spell(x, x_prime) for x, row in zip(requests, rewrites, strict=True) for x_prime in row]
-    return sequence_logprobs(prompter.model, *zip(*pairs), prompter.temperature).double().view(len(requests), -1)
+    each = [(before, [*tokens[:-1], end]) for before, tokens in pairs for end in ends]  # (N*K*ends)
+    logs = sequence_logprobs(prompter.model, *zip(*each), prompter.temperature).double()
+    return logs.view(len(requests), -1, len(ends)).logsumexp(2)
 
 
 def describe(listing: Listing, lam: float) -> dict[str, float]:

@@ -17,26 +17,33 @@ from dataclasses import dataclass
 SHOWN = 300  # characters of a server's own words in an error
 READ = 1 << 16  # characters of them that are looked at
 
-# Names of `finish_reason`, in small letters, by a part of them.
-TRUNCATED = re.compile(r"length|max|limit")
-FAILED = re.compile(r"error|abort|cancel|fail|time_?out|insufficient|malformed|interrupt")
-WITHHELD = re.compile(r"filter|safety|prohibit|block|recitation|spii|sensitive|guardrail|moderat|refus")
-FINISHED = re.compile(r"stop|eos|end|done|complete|finish|null|none|tool|function|^$")
+# Names of `finish_reason`, in small letters, by a part of them: the first that fits.
+TRUNCATED = re.compile(r"length|max|limit|exceed|truncat|incomplete|pause")
+WITHHELD = re.compile(r"filter|safety|prohibit|block|recitation|spii|sensitive|guardrail|moderat|refus|toxic")
+FAILED = re.compile(r"error|abort|cancel|fail|time_?out|insufficient|malformed|interrupt|overload|preempt")
+TOOL = re.compile(r"tool|function")
+FINISHED = re.compile(r"stop|eos|end|done|complete|finished|null|none|tool|function|^$")
 
 # Errors, by the server's own words in small letters.
-FILTER_CODES = ("content_filter", "content_policy_violation", "data_inspection_failed")
+FILTERED = re.compile(r"content_filter|content_?policy_?violation|data_inspection_failed|responsibleaipolicyviolation")
+NO_MONEY = re.compile(r"insufficient[ _](quota|balance|funds|credit)|credit balance is too low|all available credits")
 USED_UP = re.compile(r"quota|credit|billing|balance|payment")
 PASSES = re.compile(r"retry|again|later|per[ _-]?(sec|min|hour|day)|rate[ _-]?limit")
 UNSUPPORTED = re.compile(
     r"support|permitted|extra[ _](forbidden|field|input)|additional propert|unknown|unrecogni[sz]ed|unexpected"
     r"|not allowed|not accept|only the default|deprecated|cannot both|not both"
 )
-TOO_LONG = re.compile(r"context|too (long|large|many tokens)|token limit")
+TOO_LONG = re.compile(
+    r"context[ _](length|size|window)|too (long|large|many tokens)|token limit|max_new_tokens` must|less than \d+ tokens"
+)
+NO_FIELD = re.compile(r"unsupported.?param|not support (these |the )?param")
 
 THOUGHTS = ("reasoning_content", "reasoning", "reasoning_details", "thinking")  # fields of a message beside its content
-TAG = r"(think|thinking|thought|reasoning)"
-OPENS = re.compile(rf"\s*[<\[]{TAG}[>\]]", re.IGNORECASE)
-CLOSES = re.compile(rf"[<\[]/{TAG}[>\]]\s*", re.IGNORECASE)
+TAG = r"(\w+:)?(think|thinking|thoughts?|reasoning)"
+OPENS = re.compile(rf"\s*([<\[◁]\|?(start_|begin_of_)?{TAG}\|?[>\]▷]|<\|channel\|?>(analysis|thought))", re.IGNORECASE)
+CLOSES = re.compile(
+    rf"([<\[◁]\|?(/|end_(of_)?){TAG}\|?[>\]▷]|<\|channel\|>final<\|message\|>|<channel\|>)\s*", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +132,8 @@ def read(reply: Reply, max_tokens: int, strip_thinking: bool = False) -> Answere
         if error and not isinstance(value.get("message"), dict):  # Ollama's own form has a dict there
             return _failure(reply, value, _status_in(error) or _status_in(value))
         raise Broken(f"no choices in it, but {', '.join(sorted(value)) or 'nothing'}")
+    if value.get("error"):
+        choice = choice | {"error": value["error"]}
     return _answer(choice, value.get("usage"), max_tokens, strip_thinking)
 
 
@@ -141,7 +150,8 @@ def _choice(value: dict) -> dict | None:
 def _answer(choice: dict, told_usage: object, max_tokens: int, strip_thinking: bool) -> Answered:
     usage = _usage(told_usage)
     message, end = choice.get("message"), str(choice.get("finish_reason") or "").lower()
-    if choice.get("error") or (FAILED.search(end) and not TRUNCATED.search(end)):
+    cut, withheld = bool(TRUNCATED.search(end)), bool(WITHHELD.search(end))
+    if choice.get("error") or (FAILED.search(end) and not cut and not withheld):
         raise Broken(f"finish_reason {end or 'missing'}: {_told(choice.get('error')) or 'half an answer'}", usage=usage)
     if not isinstance(message, dict):
         raise Broken("a choice without a message", usage=usage)
@@ -154,10 +164,9 @@ def _answer(choice: dict, told_usage: object, max_tokens: int, strip_thinking: b
     if strip_thinking and text:
         text, stripped = without_thinking(text)
         thoughts += ["thoughts in the text"] * stripped
-    withheld = bool(WITHHELD.search(end))
-    cut = bool(TRUNCATED.search(end)) or (not end and usage is not None and usage.completion_tokens >= max_tokens)
+    cut = cut or (not end and usage is not None and usage.completion_tokens >= max_tokens)
     if not cut and not withheld:
-        text = _finished_text(text, message, thoughts, usage)
+        text = _finished_text(text, message, thoughts, usage, TOOL.search(end) is not None)
     text = (text or "").encode(errors="replace").decode()  # half of an emoji, where the limit cut it: no file holds it
     nothing = not text.strip()
     noted = {
@@ -170,11 +179,13 @@ def _answer(choice: dict, told_usage: object, max_tokens: int, strip_thinking: b
     return Answered(text, cut or withheld, usage, tuple(name for name, holds in noted.items() if holds))
 
 
-def _finished_text(text: str | None, message: dict, thoughts: list[str], usage: Usage | None) -> str:
+def _finished_text(text: str | None, message: dict, thoughts: list[str], usage: Usage | None, calls_tool: bool) -> str:
     """The text of an answer that is said to be whole. Raises Refusal or Broken where none was given."""
     calls = message.get("tool_calls") or message.get("function_call")
-    if calls:
-        raise Refusal(f"the model calls a tool ({_told(calls)}), and none was offered", usage=usage)
+    if calls or (calls_tool and not (text or "").strip()):
+        raise Refusal(
+            f"the model calls a tool ({_told(calls) or 'which is not told'}), and none was offered", usage=usage
+        )
     if text and text.strip():
         return text
     if isinstance(refusal := message.get("refusal"), str) and refusal:
@@ -245,17 +256,18 @@ def _failure(reply: Reply, value: object, status: int) -> Answered:
     """An error by its status, perhaps one that came with status 200 (0: none was given)."""
     said = words(reply.data)
     small = said.lower()
-    codes = {str(code).lower() for code in _codes(value)}
-    if codes & set(FILTER_CODES) or (status == 403 and "moderation" in small):
+    if FILTERED.search(small) or (status == 403 and "moderation" in small):
         return Answered("", False, Usage(0, 0), ("filtered",))  # asked again it would be refused again
     told = f"{status or ''} {said}".strip()
     if 300 <= status < 400:
         raise Refusal(f"{status}: it moved to {reply.headers.get('location', 'another address')!r}", status)
     pause = retry_after(reply.headers)
     passes = pause is not None or PASSES.search(small.replace("insufficient_quota", ""))
-    if status == 402 or "insufficient_quota" in codes or (status in (0, 429) and USED_UP.search(small) and not passes):
+    if status == 402 or NO_MONEY.search(small) or (status in (0, 429) and USED_UP.search(small) and not passes):
         raise Refusal(told, 402)
-    if status in (408, 409, 425, 429) or status >= 500:
+    if status == 500 and (TOO_LONG.search(small) or NO_FIELD.search(small)):  # it would be so again
+        raise Refusal(told, 400)
+    if status in (408, 409, 424, 425, 429, 498) or status >= 500:  # 424: text-generation-inference, 498: Groq
         raise Outage(told, status, pause=pause)
     if status == 0:
         raise Broken(told)
@@ -266,12 +278,6 @@ def _status_in(error: object) -> int:
     """The status that an error in a reply of status 200 names, or 0."""
     code = error.get("code", error.get("status")) if isinstance(error, dict) else None
     return int(code) if str(code).isdecimal() and 400 <= int(code) < 600 else 0
-
-
-def _codes(value: object) -> list[object]:
-    """The codes and types of an error, by which programs know it."""
-    error = value.get("error", value) if isinstance(value, dict) else None
-    return [error.get("code"), error.get("type")] if isinstance(error, dict) else []
 
 
 def refused_field(said: str, fields: list[str]) -> str | None:
@@ -295,11 +301,17 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         try:
             seconds = float(told) * unit
         except ValueError:
-            date = email.utils.parsedate_tz(told)
-            seconds = email.utils.mktime_tz(date) - time.time() if date else math.nan
+            seconds = _seconds_until(told)
         if math.isfinite(seconds) and seconds > 0:
             return seconds
     return None
+
+
+def _seconds_until(date: str) -> float:
+    try:
+        return email.utils.parsedate_to_datetime(date).timestamp() - time.time()
+    except (ValueError, OverflowError):  # no date, or the year 99999
+        return math.nan
 
 
 def words(data: bytes) -> str:
@@ -333,8 +345,11 @@ def _one_line(text: str) -> str:
 
 
 def _json(data: bytes) -> object:
-    """The value of a JSON text, with a byte order mark or without; None for any other text."""
+    """The value of a JSON text, with a byte order mark or without; None for any other text.
+
+    A token can be half a character, so a token limit can leave bytes that are no UTF-8.
+    """
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        return json.loads(data.decode("utf-8-sig", errors="replace"))
     except (ValueError, RecursionError):
         return None

@@ -171,6 +171,7 @@ class Proxy:
         try:
             async with asyncio.timeout(self.config.timeout):
                 body = json.loads(await request.read())
+                json.dumps(body, allow_nan=False)  # NaN and 1e999 are no JSON: the upstream would get it from here
             if not isinstance(body, dict):
                 raise UserError("the body must be an object with messages")
             return body, user_turn(body.get("messages"))

@@ -119,7 +119,7 @@ def config_of(saved: dict) -> RunConfig:
     try:
         options = {f.name: _as(f.default, saved[f.name]) for f in dataclasses.fields(RunConfig)}
         return RunConfig(**options)
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, OverflowError, UserError) as error:
         raise UserError(f"config.json is no configuration of a run ({error})") from None
 
 

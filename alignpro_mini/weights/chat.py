@@ -116,7 +116,7 @@ def read_template(folder: Path, settings: dict) -> str | None:
     text, file = settings.get("chat_template"), folder / TEMPLATE
     if file.exists():
         try:
-            return file.read_text(encoding="utf-8")
+            return file.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise UserError(f"{file}: not UTF-8 ({one_line(error)}); copy the file again") from None
     if isinstance(text, list):  # several named ones

@@ -77,7 +77,7 @@ KEYS, NAMES = _table(_KEYS), _table(_NAMES)
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")  # of rope_scaling
 # Keys whose other values would load and then compute something else, and the values we compute.
 HONOURED = {"activation_function": ("gelu_new", "gelu_pytorch_tanh"), "hidden_act": ("silu",)}
-HONOURED |= {"quantization_config": (), "is_causal": (True,)}
+HONOURED |= {"quantization_config": (), "is_causal": (True,), "tie_word_embeddings": (True, False)}
 HONOURED |= {"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)}
 HONOURED |= dict.fromkeys(("attention_bias", "mlp_bias", "use_sliding_window", "add_cross_attention"), (False,))
 # Buffers that old checkpoints carry: GPT-2's causal triangle, Llama's rotary frequencies. We compute both.
@@ -214,6 +214,11 @@ def from_published(
         )
     with torch.device("meta"):  # shapes without memory, and without drawing from anybody's random generator
         model = model_class(config)
+    embedding = _names(config, "embed.weight")[0]
+    if (
+        config.tied and embedding not in tensors and "lm_head.weight" in tensors
+    ):  # one name of the shared matrix is kept
+        tensors[embedding] = tensors.pop("lm_head.weight")
     state: dict[str, Tensor] = {}
     for ours, parameter in model.named_parameters():
         names, flip = _names(config, ours), _transposed(config, ours)

@@ -35,8 +35,8 @@ def load_callable(spec: str, option: str = "reward") -> Score:
         """The function's rewards, checked: one finite number for each answer."""
         returned = function(list(prompts), list(completions))
         try:
-            rewards = torch.as_tensor(returned, dtype=torch.float32).cpu()
-        except (TypeError, ValueError, RuntimeError) as error:
+            rewards = torch.as_tensor(returned, dtype=torch.float32).detach().cpu()
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             kind = type(returned).__name__
             raise UserError(f"--{option} {spec} returned a {kind} that is no list of numbers ({error})") from None
         if rewards.shape != (len(prompts),):

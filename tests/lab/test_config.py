@@ -228,6 +228,9 @@ def test_values_become_the_type_of_their_field(monkeypatch):
         (["--seed", "4-0"], "--seed: '4-0' is not"),
         (["--seed", "0,,1"], "--seed: '0,,1' is not"),
         (["--seed", "-1"], "--seed: '-1' is not"),
+        (["--seed", "9" * 400], "--seed: '999"),
+        (["--ppo.batch_size", "9" * 400], "is not a valid int (too large)"),
+        (["--seed", "0-9999999"], "--seed: '0-9999999' asks for more than 1000 seeds"),  # each would be a run
         (
             ["--ppo.batch_size", "4", "--ppo.num_minibatches", "5"],
             "--ppo.num_minibatches is 5; a batch of 4 cannot be cut into more parts",

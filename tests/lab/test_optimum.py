@@ -26,8 +26,10 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def prompter(seed: int, temperature: float = 1.0) -> Prompter:
-    return Prompter(random_lm(seed=seed), Letters(), 8, temperature)
+def prompter(seed: int, temperature: float = 1.0, ends: tuple[int, ...] = (3,)) -> Prompter:
+    tokenizer = Letters()
+    tokenizer.end_ids = ends
+    return Prompter(random_lm(seed=seed), tokenizer, 8, temperature)
 
 
 def one_letter(seed: int, temperature: float = 1.0, top_p: float = 1.0) -> FrozenLM:
@@ -65,17 +67,18 @@ def listed(r, p_sft, p) -> Listing:
 # ---------------------------------------------------------------- what a prompter thinks of a listed rewrite
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_probabilities_are_products_over_the_tokens_and_the_eos(temperature):
-    rho = prompter(3, temperature)
+@pytest.mark.parametrize("temperature, ends", [(1.0, (3,)), (0.6, (3,)), (1.0, (3, 0, 1))])
+def test_probabilities_are_products_over_the_tokens_and_an_end(temperature, ends):
+    rho = prompter(3, temperature, ends)
     want = []
     for x, row in zip(REQUESTS, REWRITES):
         for x_prime in row:
             ids, p = Letters().chat(x), 1.0
-            for token in [*Letters().encode(x_prime), 3]:
+            for tokens in [*([token] for token in Letters().encode(x_prime)), ends]:
                 with torch.no_grad():
-                    p *= (rho.model(torch.tensor([ids]))[0, -1].double() / temperature).softmax(-1)[token].item()
-                ids.append(token)
+                    following = (rho.model(torch.tensor([ids]))[0, -1].double() / temperature).softmax(-1)
+                p *= sum(following[token].item() for token in tokens)
+                ids.append(tokens[0])
             want.append(p)
     found = optimum.log_probabilities(rho, REQUESTS, REWRITES).exp()
     assert found.dtype == torch.float64 and found.shape == (3, 4)

@@ -41,8 +41,14 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "lab/optimum.py",
         "listed-at-another-temperature",
-        ("*zip(*pairs), prompter.temperature)", "*zip(*pairs))"),
-        "test_probabilities_are_products_over_the_tokens_and_the_eos[0.6]",
+        ("*zip(*each), prompter.temperature)", "*zip(*each))"),
+        "test_probabilities_are_products_over_the_tokens_and_an_end[0.6-ends1]",
+    ),
+    mutant(
+        "lab/optimum.py",
+        "a-rewrite-has-one-end",
+        ("len(ends)).logsumexp(2)", "len(ends))[:, :, 0]"),
+        "test_probabilities_are_products_over_the_tokens_and_an_end[1.0-ends2]",
     ),
     mutant(
         "lab/optimum.py",

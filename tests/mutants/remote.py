@@ -32,7 +32,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "remote/client.py",
         "half-a-reply-ends-the-run",
         ("if broken > config.retries:", "if broken > 0:"),
-        "test_remote.py::test_200_faults_lose_no_answer_and_none_is_paid_for_twice",
+        "test_remote.py::test_200_faults_lose_no_answer_and_none_is_paid_for_twice[0]",
     ),
     mutant(
         "remote/client.py",
@@ -92,8 +92,9 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "remote/replies.py",
         "only-length-truncates",
-        ('TRUNCATED = re.compile(r"length|max|limit")', 'TRUNCATED = re.compile(r"length")'),
+        ('r"length|max|limit|exceed|truncat|incomplete|pause"', 'r"length"'),
         "test_replies.py::test_an_answer_is_read_whatever_its_form",
+        "test_replies.py::test_further_names_of_an_end",
     ),
     mutant(
         "remote/replies.py",
@@ -104,7 +105,7 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "remote/replies.py",
         "a-quota-that-is-used-up-is-waited-for",
-        ('if status == 402 or "insufficient_quota" in codes or', "if status == 402 or"),
+        ("if status == 402 or NO_MONEY.search(small) or", "if status == 402 or"),
         "test_replies.py::test_an_error_is_of_its_kind_and_keeps_the_servers_words",
     ),
     mutant(
@@ -112,6 +113,18 @@ MUTANTS: tuple[Mutant, ...] = (
         "a-limit-by-the-minute-is-a-quota",
         ("(small) and not passes)", "(small))"),
         "test_replies.py::test_an_error_is_of_its_kind_and_keeps_the_servers_words",
+    ),
+    mutant(
+        "remote/replies.py",
+        "a-refusal-with-status-500-is-waited-out",
+        ("if status == 500 and (", "if False and ("),
+        "test_replies.py::test_an_error_is_of_its_kind_and_keeps_the_servers_words",
+    ),
+    mutant(
+        "remote/replies.py",
+        "a-lost-tool-call-is-an-empty-answer",
+        ('if calls or (calls_tool and not (text or "").strip()):', "if calls:"),
+        "test_replies.py::test_a_tool_call_that_the_server_lost_is_no_empty_answer",
     ),
     # ------------------------------------------------------------ the judge
     mutant(

@@ -3,7 +3,8 @@
 vllm-project/vllm #17349 and #17357, QwenLM/Qwen3 #1297 (content null beside reasoning); UKGovernmentBEIS/inspect_ai #5143
 and Mistral's manual (names of finish_reason, content in parts); OpenRouter's and LM Studio's manuals (errors with status
 200); langchain-ai/langchain PR 35236, microsoft/autogen #2202, lmstudio-ai/lmstudio-bug-tracker #618,
-mistralai/platform-docs-public #7 (errors); DeepSeek's, Zhipu's and Google's manuals (further names).
+mistralai/platform-docs-public #7 (errors); DeepSeek's, Zhipu's and Google's manuals (further names). Those of the tables
+FURTHER_... stand beside each.
 """
 
 import email.utils
@@ -125,6 +126,52 @@ def test_half_an_answer_or_none_is_never_a_finished_one(message, finish, kind, s
     assert told.value.usage == Usage(3, 4), "it was paid for"
 
 
+FURTHER_ENDS = [  # finish_reason, and what it means: truncated, a note
+    ("", False, ()),  # ollama/ollama #4357
+    ("eos_token", False, ()),  # vibrantlabsai/ragas #1548, of watsonx
+    ("model_context_window_exceeded", True, ()),  # laravel/ai PR 955, of Anthropic
+    ("incomplete", True, ()),  # OpenAI's status of a response that reached its limit
+    ("pause_turn", True, ()),  # Anthropic's: it would go on
+    ("ERROR_LIMIT", True, ()),  # BerriAI/litellm #494, of Cohere
+    ("ERROR_TOXIC", True, ("filtered",)),  # the same
+    ("refusal", True, ("filtered",)),  # BerriAI/litellm PR 23800
+    ("FINISH_REASON_UNSPECIFIED", False, ("unknown_end",)),  # Google's
+]
+
+
+@pytest.mark.parametrize("finish, truncated, notes", FURTHER_ENDS)
+def test_further_names_of_an_end(finish, truncated, notes):
+    found = read(reply(whole({"content": "It is"}, finish)), max_tokens=8)
+    assert (found.text, found.truncated, found.notes) == ("It is", truncated, notes)
+
+
+@pytest.mark.parametrize("finish", ["engine_overloaded", "preempted", "USER_CANCEL"])
+def test_further_names_of_half_an_answer(finish):
+    with pytest.raises(Broken, match="half an answer"):
+        read(reply(whole({"content": "It is"}, finish)), max_tokens=8)
+
+
+@pytest.mark.parametrize("content", ["", None])
+def test_a_tool_call_that_the_server_lost_is_no_empty_answer(content):
+    """vllm-project/vllm #27572: the reason of the end is there, and the call is not."""
+    with pytest.raises(Refusal, match="calls a tool"):
+        read(reply(whole({"content": content, "tool_calls": []}, "tool_calls")), max_tokens=8)
+
+
+def test_half_a_character_at_the_limit_is_no_lost_answer():
+    """ggml-org/llama.cpp PR 14937: a token may be half of a character, in bytes that are no UTF-8."""
+    data = json.dumps(whole({"content": "Fine X"}, "length")).encode().replace(b"X", b"\xf0\x9f\x98")
+    found = read(reply(data), max_tokens=8)
+    assert (found.text, found.truncated) == ("Fine \ufffd", True)
+
+
+@pytest.mark.parametrize("told", ["CUDA out of memory", {"message": "CUDA out of memory"}])
+def test_an_error_beside_the_choices_is_told(told):
+    with pytest.raises(Broken, match="CUDA out of memory"):
+        read(reply(whole({"content": "Hal"}, error=told)), 8)
+    assert read(reply(whole({"content": "Four."}, error=None)), 8).text == "Four."  # ollama/ollama #13371
+
+
 def test_an_error_beside_a_choice_is_told():
     value = whole({"content": ""}, "stop")
     value["choices"][0]["error"] = {"code": 502, "message": "Upstream error"}
@@ -177,6 +224,14 @@ def test_thoughts_that_are_only_counted_are_named():
         ("<Thinking>Hm.</Thinking> Four.", "Four.", True),
         ("Hm.</think>Four.", "Four.", True),
         ("<think>Hm", "", True),
+        # ggml-org/llama.cpp PR 15181 (gpt-oss), kekzl/imp PR 768 (Gemma 4), and the tags of Kimi, Seed, Command, OpenThinker
+        ("<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Four.", "Four.", True),
+        ("<|channel|>analysis<|message|>Hm", "", True),
+        ("<|channel>thought\nHm.<channel|>Four.", "Four.", True),
+        ("◁think▷Hm.◁/think▷Four.", "Four.", True),
+        ("<seed:think>Hm.</seed:think>Four.", "Four.", True),
+        ("<|START_THINKING|>Hm.<|END_THINKING|>Four.", "Four.", True),
+        ("<|begin_of_thought|>Hm.<|end_of_thought|>Four.", "Four.", True),
         ("Four.", "Four.", False),
         ("Write <think>a</think> around it.", "Write <think>a</think> around it.", False),
     ],
@@ -205,9 +260,31 @@ OPENAI_MINUTE = error(
 )
 
 
+LITELLM_SEED = error("ollama does not support parameters: {'seed': 1}, for model=llama3:latest", type=None, code=500)
+LLAMA_CPP_CONTEXT = error("Context size has been exceeded.", code=500, type="server_error")
+TGI_TOO_LONG = {
+    "error": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096.",
+    "error_type": "x",
+}
+FURTHER_ERRORS = [
+    (500, LITELLM_SEED, Refusal, 400, "'seed'"),  # BerriAI/litellm #3923
+    (500, LLAMA_CPP_CONTEXT, Refusal, 400, "Context size"),  # ggml-org/llama.cpp #19774
+    (500, error("context deadline exceeded"), Outage, 500, "deadline"),  # Go's words: another try may help
+    (422, TGI_TOO_LONG, Refusal, 422, "max_new_tokens"),  # huggingface/huggingface_hub #2514
+    (200, TGI_TOO_LONG, Broken, 0, "max_new_tokens"),  # huggingface/text-generation-inference #2749
+    (424, {"error": "Incomplete generation", "error_type": "generation"}, Outage, 424, "Inc"),  # the same, #3050
+    (498, error("Flex tier capacity exceeded"), Outage, 498, "capacity"),  # laravel/ai PR 925, of Groq
+    (400, error("Your credit balance is too low."), Refusal, 402, "credit"),  # CLIProxyAPI PR 3859
+    (403, {"code": "x", "error": "has used all available credits"}, Refusal, 402, "credits"),  # xAI's words
+    (200, error("Rate limit exceeded: free-models-per-day", code=429), Outage, 429, "per-day"),  # Aider-AI/aider #3550
+    (400, [error('Invalid JSON payload. Unknown name "seed"', code=400)], Refusal, 400, "seed"),  # mcpchecker PR 188
+]
+
+
 @pytest.mark.parametrize(
     "status, value, kind, of, said",
     [
+        *FURTHER_ERRORS,
         (200, error("Provider returned error: quota is used up", code=429), Refusal, 402, "quota is used up"),
         (200, error("Provider returned error", code=502, metadata={"raw": "no GPU"}), Outage, 502, "no GPU"),
         (200, error("No endpoints found", code=404), Refusal, 404, "No endpoints found"),
@@ -268,6 +345,8 @@ def test_an_error_is_of_its_kind_and_keeps_the_servers_words(status, value, kind
         (400, error("no", code="content_policy_violation")),
         (400, error("no", type="data_inspection_failed")),
         (403, error("Your input was flagged: this model requires moderation")),
+        # BerriAI/litellm PR 16231: a proxy that wraps Azure's refusal
+        (400, error("refused", code="400", provider_specific_fields={"e": {"code": "ResponsibleAIPolicyViolation"}})),
     ],
 )
 def test_a_prompt_that_a_filter_refuses_has_an_empty_answer_that_is_marked(status, value):
@@ -293,6 +372,9 @@ def test_a_byte_order_mark_and_nan_are_no_obstacle():
         ("max_tokens is too large: 5000. This model supports at most 4096 completion tokens", None),
         ("maximum context length is 512 tokens, max_tokens is not supported beyond it", None),
         ("temperature must be between 0 and 2", None),
+        ("ollama does not support parameters: {'seed': 1}, for model=llama3", "seed"),  # BerriAI/litellm #3923
+        ('Invalid JSON payload received. Unknown name "seed": Cannot find field.', "seed"),  # mcpchecker PR 188
+        ("Invalid 'seed': integer above maximum value. Expected a value <= 2147483647", None),
         ("the tools are not supported", None),
     ],
 )
@@ -304,7 +386,9 @@ def test_how_long_to_wait_is_read_as_seconds_milliseconds_or_a_date():
     assert retry_after({"retry-after": "7"}) == 7
     assert retry_after({"retry-after-ms": "250", "retry-after": "7"}) == 0.25
     assert 50 < retry_after({"retry-after": email.utils.formatdate(time.time() + 60, usegmt=True)}) < 61
-    for told in ("", "soon", "-3", "0", "nan", "inf", "Mon, 01 Jan 2001 00:00:00 GMT"):
+    # The year 99999: anthropics/anthropic-sdk-python PR 1827.
+    dates = ("Mon, 01 Jan 2001 00:00:00 GMT", "Mon, 01 Jan 99999 00:00:00 GMT", "Mon, 99 Jan 2030 00:00:00 GMT")
+    for told in ("", "soon", "-3", "0", "nan", "inf", *dates):
         assert retry_after({"retry-after": told}) is None
 
 

@@ -389,6 +389,8 @@ def test_what_the_model_of_the_run_cannot_answer(messages, said):
         (b'{"messages": []}', {}, 400, "messages must be a list"),
         (b'{"messages": [3]}', {}, 400, "messages must be a list"),
         (b'{"a": "\xff"}', {}, 400, "decode"),
+        (MSG.replace(b"{", b'{"temperature": NaN, ', 1), {}, 400, "not JSON compliant"),
+        (MSG.replace(b"{", b'{"temperature": 1e999, ', 1), {}, 400, "not JSON compliant"),
         (b"[" * 50_000, {}, 400, "recursion"),
         (b'{"messages": [{"role": "user", "content": "a \\ud83d"}]}', {}, 400, "surrogates not allowed"),
         (b'{"seed": ' + b"9" * 5000 + b"}", {}, 400, "limit"),

@@ -70,7 +70,9 @@ def test_a_configuration_is_read_back_and_another_file_is_refused(run):
     saved = json.loads((run / "config.json").read_text())
     config = config_of(saved)
     assert dataclasses.asdict(config) == saved and config.run_name == run.name
-    for wrong in ({}, saved | {"ppo": 3}, saved | {"ppo": {"lrr": 1e-3}}, {"preset": "tiny"}, saved | {"seed": "0"}):
+    wrong_ones = ({}, saved | {"ppo": 3}, saved | {"ppo": {"lrr": 1e-3}}, {"preset": "tiny"}, saved | {"seed": "0"})
+    out_of_range = saved | {"seed": 10**400}, saved | {"task": "../x"}
+    for wrong in (*wrong_ones, *out_of_range):
         with pytest.raises(UserError, match="no configuration of a run"):
             config_of(wrong)
 

@@ -185,9 +185,10 @@ def test_a_base_model_continues_text(tmp_path, kind):
 
 def test_a_template_in_a_file_of_its_own_and_one_of_several(tmp_path):
     folder = published("chatml", tmp_path / "m", template=False)
-    (folder / "chat_template.jinja").write_text(CHATML)
     expected = load_pretrained(published("chatml", tmp_path / "n"))[1].chat("hello")
-    assert load_pretrained(folder)[1].chat("hello") == expected
+    for text in (CHATML, f"\ufeff{CHATML}", CHATML.replace("\n", "\r\n")):  # a mark or line ends of Windows say nothing
+        (folder / "chat_template.jinja").write_bytes(text.encode())
+        assert load_pretrained(folder)[1].chat("hello") == expected
     several = [{"name": "tools", "template": "x"}, {"name": "default", "template": CHATML}]
     (folder / "chat_template.jinja").unlink()
     (folder / "tokenizer_config.json").write_text(json.dumps(NAMES["chatml"] | {"chat_template": several}))

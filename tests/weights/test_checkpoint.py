@@ -142,6 +142,21 @@ def test_tying_is_kept(tmp_path):
         assert ("lm_head.weight" in published(tmp_path / str(tied))) is not tied
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_shared_matrix_may_have_either_name(family, tmp_path):
+    """huggingface/transformers #38870: safetensors keeps one of the names, as it comes."""
+    shutil.copytree(FIXTURES / family, tmp_path, dirs_exist_ok=True)
+    set_config(tmp_path, tie_word_embeddings=True)
+    both = published(tmp_path)
+    name = next(name for name in both if name.endswith(("wte.weight", "embed_tokens.weight")))
+    both.pop("lm_head.weight", None)
+    save_file(both, tmp_path / "model.safetensors")
+    expected = logits(tmp_path)
+    both["lm_head.weight"] = both.pop(name)
+    save_file(both, tmp_path / "model.safetensors")
+    assert torch.equal(logits(tmp_path), expected)
+
+
 def test_gpt2_loads_with_and_without_prefix_and_with_old_buffers(tmp_path):
     expected = logits(FIXTURES / "gpt2")
     shutil.copytree(FIXTURES / "gpt2", tmp_path, dirs_exist_ok=True)
@@ -278,6 +293,9 @@ def test_a_tied_checkpoint_with_two_matrices(folder):
         (dict(mlp_bias=True), "mlp_bias is True"),
         (dict(hidden_act="gelu"), "hidden_act is 'gelu', but only 'silu'"),
         (dict(quantization_config={"bits": 4}), "quantization_config"),
+        (dict(rope_scaling={"rope_type": "yarn", "attn_factor": 0.87}), "attn_factor"),  # deepseek-ai/DeepSeek-R1 #684
+        (dict(tie_word_embeddings="false"), "tie_word_embeddings is 'false', but only True or False"),  # would tie
+        (dict(rope_parameters={"rope_theta": "10000"}), "rope_theta is '10000'"),
     ],
 )
 def test_what_the_config_asks_for_and_we_do_not_have(folder, changes, words):

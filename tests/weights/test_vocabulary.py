@@ -34,6 +34,8 @@ NAMES = [  # user, answer, end; after DeepSeek (llama-cpp-python PR 2131), Gemma
     ("{{usr}}", "((bot))", "###"),
     ("<|im_start|>", "\\assistant", "§§"),
     ("用户", "助手", "完"),
+    ("<|turn>", "<|bot>", "<turn|>"),  # ggml-org/llama.cpp #26309, of Gemma 4
+    ("<user\u0301>", " bot", "end\n"),
 ]
 
 

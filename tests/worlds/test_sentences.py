@@ -33,6 +33,9 @@ from alignpro_mini.worlds.sentences import by_sentences, low_reward, sentences, 
         ("ይህ ጥሩ ነው። እኔ", "ይህ ጥሩ ነው።"),
         ("สวัสดีครับ ผมชื่อ", "สวัสดีครับ"),
         ("价格是3.5元", ""),
+        ("これは本である．次に", "これは本である．"),  # vshulcz/deja-vu PR 1405 names both uses of this mark
+        ("値段は３．５円", ""),
+        ("Really⁉ He", "Really⁉"),
         # Lists, code, JSON
         ("1. Buy flour\n2. Mix it\n3. Ba", "1. Buy flour\n2. Mix it"),
         ("- flour\n- wat", "- flour"),
