@@ -109,32 +109,38 @@ figure, ((left, right),) = axes(1, 2, (10, 3.5))
 left.plot(counts, noisy, "o-", color=ORANGE, label="rated by the answers that chose it")
 left.plot(counts, crossed, "o-", color=BLUE, label="rated by other answers")
 left.axhline(best, color=GREEN, label="the true optimum")
-left.set(xscale="log", xlabel="answers to a rewrite", ylabel="J_λ of the optimum")
+left.set(xscale="log", xlabel="answers to a rewrite", ylabel="J_λ of the optimum", title="200 requests with known R")
 left.set_xticks(counts, [str(M) for M in counts])
 left.minorticks_off()
 left.legend(frameon=False, fontsize=8)
 star = theory.optimal_prompter(listing.rho_sft, listing.R, lam)
-order = star.mean(0).argsort(descending=True)[:10]
+cues = s.world.cues
+by_cue = lambda table: table.mean(0).view(-1, len(cues)).sum(0)  # the three phrasings together: (8,)
+order = by_cue(star).argsort(descending=True).tolist()
 for shift, table, colour, label in (
     (-0.27, listing.rho_sft, GREY, "ρ_sft"),
     (0, listing.rho, BLUE, "ρ (PPO)"),
     (0.27, star, GREEN, "ρ*"),
 ):
-    right.bar([i + shift for i in range(10)], table.mean(0)[order], 0.25, color=colour, label=label)
-right.set(
-    xlabel="rewrites, the best first", ylabel="mean probability", title="64 held-out requests" if not FAST else ""
-)
+    right.bar([i + shift for i in range(len(cues))], by_cue(table)[order], 0.25, color=colour, label=label)
+right.set_xticks(range(len(cues)), [cues[i] or "(no cue)" for i in order], rotation=35, ha="right", fontsize=8)
+right.set(ylabel="probability of the cue", title=f"mean of {len(listing.requests)} held-out requests")
 right.legend(frameon=False, fontsize=8)
 show(figure)
 for name in names:
     print(f"{name} {facts[name] or 0:.2f}")
+phrasing = lambda table: table.view(len(table), -1, len(cues)).sum(2)  # (N, 3), all cues together
+for name, table in (("ρ_sft", listing.rho_sft), ("PPO", listing.rho), ("ρ*", star)):
+    print(f"{name:5} keeps the phrasing of x: {float(phrasing(table)[:, 0].mean()):.2f}")
+print("mean R of each phrasing:", [round(float(r) / len(cues), 3) for r in phrasing(listing.R).mean(0)])
+print(f"λ KL of the phrasings: {lam * float(theory.kl(phrasing(listing.rho), phrasing(star)).mean()):.3f}")
 
 # %% [markdown]
-# Left: with few answers the optimum that is rated by its own answers has a J_λ that no prompter reaches. Right: the ten rewrites
-# that ρ\* writes most, numbered from 0; each is a phrasing with a cue. PPO, which never saw this table, writes the *cues* about
-# as often as ρ\* does: "Answer like a friendly guide." has 0.37 under both, "Just the facts." 0.28 (ρ\*: 0.23), "Be kind." 0.19
-# under both. The *phrasings* differ: ρ\* keeps that of x with probability 0.51, as ρ_sft does (0.50), PPO with less than 0.2.
-# This is why the blue bars are not sorted. `listing.rho.mean(0).view(3, 8)` has a row a phrasing and a column a cue.
+# Left: with few answers the optimum that is rated by its own answers has a J_λ that no prompter reaches. Right: PPO writes the
+# cues nearly as often as the exact optimum does. It never saw this table. Where is the gap, then? ρ\* keeps the phrasing of x
+# about as often as ρ_sft does (0.51), PPO seldom (0.19). The phrasing changes the mean reward by less than 0.01, so leaving it
+# costs KL and gains nothing. KL(ρ‖ρ\*) is the KL of the phrasings plus the mean KL of the cues given the phrasing (the chain
+# rule). The first part alone is 0.056 of the gap of 0.073.
 #
 # ## When is a prompter worth it?
 #

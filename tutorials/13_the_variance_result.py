@@ -67,6 +67,7 @@ def naive_resample(r, picks):
 
 
 source(resampled_moments)
+# The package draws with this generator. w says how often each request was drawn.
 weights = np.random.default_rng(0).multinomial(3, [1 / 3] * 3, size=5)
 for w, mean, variance in zip(weights, *resampled_moments(r, 5)):
     assert np.allclose(naive_resample(r, np.repeat([0, 1, 2], w)), (mean, variance))
@@ -76,9 +77,6 @@ for w, mean, variance in zip(weights, *resampled_moments(r, 5)):
 # another choice of requests would hardly have given a rise.
 #
 # ## The result
-#
-# The bars of the first two panels have 95 % intervals. The third one parts the variance; a part that is estimated below 0 has no
-# bar.
 
 # %%
 figure, grid = axes(1, 3, (12, 3.8))
@@ -90,10 +88,15 @@ for i, name in enumerate(names):
         ax.errorbar(i, (low + high) / 2, (high - low) / 2, color="black", capsize=3, linewidth=1)
     bottom = 0.0
     for part, shade in (("between_inputs", ORANGE), ("between_rewrites", PINK), ("within", BLUE)):
-        height = max(a["variance_parts"][part], 0.0)
+        height = max(a["variance_parts"][part], 0.0)  # an estimate near 0 may be negative: no bar
         grid[0, 2].bar(i, height, 0.7, bottom=bottom, color=shade, label=part.replace("_", " ") if i == 0 else None)
         bottom += height
-for ax, title in zip(grid[0], ("mean of the learned reward", "its variance", "the three components")):
+titles = (
+    "mean of the learned reward, 95 % interval",
+    "its variance, 95 % interval",
+    "the three components of the variance",
+)
+for ax, title in zip(grid[0], titles):
     ax.set_xticks(range(len(names)), [ARMS[name][0] for name in names], rotation=35, ha="right", fontsize=8)
     ax.set_title(title, fontsize=10)
 grid[0, 2].legend(frameon=False, fontsize=8)
@@ -106,13 +109,15 @@ ratios = {"variance": "variance_ratio_ci95", "variance within requests": "varian
 for name, key in ratios.items():
     low, high = results[key]
     print(f"{name}: ratio [{low:.2f}, {high:.2f}]:", "falls" if high < 1 else "rises" if low > 1 else "no clear change")
+for name in ("no_finetuning", "untrained_prompter", "align_pro"):
+    parts = results["arms"][name]["variance_parts"]
+    print(f"{ARMS[name][0]:15}", "  ".join(f"{part.replace('_', ' ')} {value:.2f}" for part, value in parts.items()))
 assert FAST or (gain[0] > 0 and over[0] > 0 and results["variance_ratio_within_requests_ci95"][1] < 1)
 
 # %% [markdown]
 # Two ratios, because the learned reward is known only up to an offset b(x) for each request: it was learned from comparisons of
 # two answers to the same x (tutorial 06). The variance *between* requests ("inputs") is therefore partly arbitrary, and it may
-# grow where some requests gain more than others: here from 0.11 to 0.26 (`results["arms"][name]["variance_parts"]` has the
-# numbers of the right panel). No offset changes the variance *within* requests:
+# grow where some requests gain more than others: here from 0.11 to 0.26. No offset changes the variance *within* requests:
 # between the rewrites of one request, and within each rewrite.
 #
 # The part that falls is *within* a rewrite, from 0.88 to 0.40: the LM's own sampling. A good cue fixes the style of an answer,
@@ -157,21 +162,23 @@ figure, ((left, right),) = axes(1, 2, (10, 3.4))
 for (name, values), colour, V in zip(curves.items(), (BLUE, ORANGE), (steady, gamble)):
     left.plot(1 / lams, values, color=colour, label=name)
     left.axhline(V[0, 0], color=colour, linestyle="--", linewidth=0.8)
-left.set(xscale="log", xlabel="1 / λ", ylabel="variance for one request", title="dashed: no fine-tuning (rewrite 1)")
+left.set(
+    xscale="log", xlabel="η = 1 / λ", ylabel="Var(R) + E[V], one request", title="dashed: no fine-tuning (rewrite 1)"
+)
 left.legend(frameon=False, fontsize=8)
 flat = {name: np.ravel(arms[name].reward) for name in ("no_finetuning", "align_pro")}
 bins = np.histogram_bin_edges(np.concatenate(list(flat.values())), 40)
 for name, values in flat.items():
     right.hist(values, bins, density=True, alpha=0.6, color=ARMS[name][1], label=ARMS[name][0])
-right.set(xlabel="learned reward of an answer", ylabel="density")
+right.set(xlabel="learned reward of an answer", ylabel="density", title="the shared run")
 right.legend(frameon=False, fontsize=8)
 show(figure)
 assert curves["good rewrites are steady"][-1] < steady[0, 0] and curves["good rewrites are gambles"][-1] > gamble[0, 0]
 
 # %% [markdown]
 # Left: both worlds gain the same mean. Compare the right end of each curve with the dashed line of its colour. In one world
-# the variance falls from 0.9 to 0.2, in the other it rises from 0.2 to 0.9. Right, the shared run: low rewards have become rare,
-# and one peak near 1.7 is new.
+# the variance falls from 0.9 to 0.2, in the other it rises from 0.2 to 0.9. Right: low rewards have become rare, and one peak
+# near 1.7 is new.
 #
 # ## Exercise ★★ (15 minutes): which way, before any RL
 #
