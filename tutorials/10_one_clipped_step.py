@@ -60,14 +60,14 @@ def naive_loss(ratio, advantage, clip):
     )
 
 
-print(naive_loss(ratio, advantage, 0.2))
+print("loss:", naive_loss(ratio, advantage, 0.2))
 source(rl_math.policy_loss)
 mask = torch.ones(1, 3, dtype=torch.bool)
 logp = ratio.log().requires_grad_()
 loss, seen = rl_math.policy_loss(logp, torch.zeros(1, 3), advantage, mask, 0.2)
 torch.testing.assert_close(loss.detach(), naive_loss(ratio, advantage, 0.2))
 loss.sum().backward()
-print("gradient:", logp.grad.tolist()[0], " clipped:", seen["clipped"].tolist()[0])
+print("gradient of the loss with respect to ln π:", logp.grad.tolist()[0], " clipped:", seen["clipped"].tolist()[0])
 
 # %% [markdown]
 # * Token 1 was good (A > 0) and already became 1.5 times as likely: no more credit, its gradient is 0.
