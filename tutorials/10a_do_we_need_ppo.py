@@ -74,7 +74,8 @@ def naive_grpo(group):
 
 source(grpo)
 group = [0.0, 1.0, 2.0, 5.0]
-print("rloo", rloo(torch.tensor([group]))[0].tolist(), " grpo", grpo(torch.tensor([group]))[0].tolist())
+for function in (rloo, grpo):
+    print(function.__name__, [round(a, 3) for a in function(torch.tensor([group]))[0].tolist()])
 torch.testing.assert_close(grpo(torch.tensor([group])), torch.tensor([naive_grpo(group)]))
 
 # %% [markdown]
