@@ -15,6 +15,7 @@ HELPERS = {  # what the package's functions call besides: a student writes such 
     "a5": "from alignpro_mini.rl_math import _same_shape",
     "a6": "from alignpro_mini.rl_math import _same_shape, masked_var",
     "a8": "from alignpro_mini.theory import _kl_logs, _log_optimum, _tables\n"
+    "from alignpro_mini.lab.evaluation import SHARE\n"
     "from alignpro_mini.lab.statistics import interval, resampled_moments",
 }
 

@@ -4,7 +4,8 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/alignpro-mini/alignpro_mini/blob/main/tutorials/01_reward_without_touching_the_lm.ipynb)
 #
 # One of the eight requests that `python train.py` shows before and after training (`samples.jsonl`, `report.html`). The LM is the
-# same in both lines. Only what it is asked has changed. The reward is in standard deviations.
+# same in both lines. Only what it is asked has changed. The reward is in standard deviations: 1 is one standard deviation of
+# the rewards of answers to rewrites of the prompter before it was trained with rewards.
 #
 # | | | reward |
 # |---|---|---|
@@ -21,8 +22,8 @@
 #
 # Time: 20 minutes. You need: expectations, the logarithm, a little Python.
 #
-# Builds on: [Align-Pro (Trivedi et al. 2025)](https://arxiv.org/abs/2501.03486); the optimum as a posterior: [Korbak et
-# al. 2022](https://arxiv.org/abs/2205.11275).
+# Builds on: [Align-Pro (Trivedi et al. 2025)](https://arxiv.org/abs/2501.03486); the same optimum, read by Bayes' rule:
+# [Korbak et al. 2022](https://arxiv.org/abs/2205.11275).
 
 # %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini
@@ -32,7 +33,15 @@
 import math
 
 import torch
-from lesson import BLUE, GREY, ORANGE, axes, check, show, source
+from lesson import (
+    BLUE,
+    GREY,
+    ORANGE,
+    axes,
+    check,
+    show,
+    source,
+)  # `source` prints the package's code, `check` an exercise
 
 from alignpro_mini import theory
 
@@ -40,8 +49,8 @@ from alignpro_mini import theory
 # ## A frozen LM that fits on a page
 #
 # A user asks x = "Tell me about Oakdale." There are six ways to put the request. Each of them is a *rewrite* x′. The
-# first one is x itself. The LM is a table: for each rewrite, the probability of each of three answers. Nobody will
-# change this table. That is what *frozen* means.
+# first one is x itself. The LM is a table: for each rewrite x′, the probability π_F(y|x′) of each of three answers y. Nobody
+# will change this table. That is what *frozen* means; hence the F.
 
 # %%
 rewrites = ["(as it is)", "Be kind.", "Give every detail.", "Be a friendly guide.", "Keep it short.", "Be frank."]
@@ -68,8 +77,9 @@ assert [round(value, 1) for value in R] == [0.6, 1.0, 1.0, 1.6, 0.1, 0.4]
 # %% [markdown]
 # ## A prompter chooses among rewrites
 #
-# A **prompter** ρ(x′|x) is a distribution over rewrites. Before any training it is ρ_sft: it has learned what rewrites
-# look like, and does not know which of them is good. Its mean reward is J(ρ) = Σ_x′ ρ(x′|x) R(x, x′).
+# A **prompter** ρ(x′|x) (the letter is "rho") gives each rewrite a probability. It is trained in two steps. First it imitates
+# examples of rewrites: *supervised fine-tuning*, SFT. The result is ρ_sft. It knows what rewrites look like, and not which of
+# them is good. The second step uses the reward. The mean reward of a prompter is J(ρ) = Σ_x′ ρ(x′|x) R(x, x′).
 
 # %%
 rho_sft = [0.3, 0.14, 0.14, 0.14, 0.14, 0.14]
@@ -84,15 +94,17 @@ print(f"SFT prompter:              {mean_reward(rho_sft):.3f}")
 print(f"always the best rewrite:   {max(R):.3f}")
 
 # %% [markdown]
-# "Always the best rewrite" has the largest reward. Why not ask for that? In the real problem R is learned from few
-# preferences, so its largest value is often an error. And a prompter that may write anything soon writes text that no
-# person would. So Align-Pro charges for the distance to ρ_sft:
+# "Always the best rewrite" has the largest reward. Why not ask for that? In the real problem the reward is a model too. It was
+# trained on few comparisons of two answers, so its largest value is often an error. And a prompter that may write anything
+# soon writes text that no person would. So Align-Pro subtracts a penalty: λ ("lambda") times the *Kullback–Leibler divergence*
+# KL, which says how different ρ is from ρ_sft. It is 0 if they are equal, and positive otherwise.
 #
 # $$J_\lambda(\rho) = J(\rho) - \lambda \thinspace \mathrm{KL}(\rho \Vert \rho_\mathrm{sft})$$
 #
 # $$\mathrm{KL}(\rho \Vert \rho_\mathrm{sft}) = \sum_{x'} \rho(x'|x) \ln \frac{\rho(x'|x)}{\rho_\mathrm{sft}(x'|x)}$$
 #
-# λ is the KL coefficient: so much reward is given up for one nat of KL.
+# λ is the KL coefficient: so much reward is given up for one unit of KL. (With the natural logarithm ln the unit is called a
+# *nat*.)
 
 # %%
 
@@ -108,12 +120,19 @@ def objective(rho, lam):
 # %% [markdown]
 # ## The optimum by hand
 #
-# Which ρ is best? Set the derivative of J_λ with respect to ρ(x′|x) to a constant (the probabilities must sum to 1):
-# R − λ ln(ρ/ρ_sft) − λ = const. So ln(ρ/ρ_sft) = R/λ + const, and
+# Which ρ is best? Take a little probability from one rewrite and give it to another: the sum stays 1. At the best ρ this
+# changes nothing, to first order. So the derivative of J_λ with respect to ρ(x′|x) is the same number for all rewrites:
 #
-# $$\rho^*(x'|x) = \frac{\rho_\mathrm{sft}(x'|x) \thinspace e^{R(x, x') / \lambda}}{Z(x)}$$
+# $$R(x, x') - \lambda \ln \frac{\rho(x'|x)}{\rho_\mathrm{sft}(x'|x)} - \lambda = \text{const}$$
 #
-# In words: tilt ρ_sft towards good rewrites, the more the smaller λ is. In code it is three lines.
+# (The last λ comes from the product rule: the derivative of ρ ln ρ is ln ρ + 1.) Solve for ρ. All that does not depend on x′
+# goes into one number Z(x), which makes the probabilities sum to 1:
+#
+# $$\rho^*(x'|x) = \frac{\rho_\mathrm{sft}(x'|x) \thinspace e^{R(x, x') / \lambda}}{Z(x)} \qquad Z(x) = \sum_{x'} \rho_\mathrm{sft}(x'|x) \thinspace e^{R(x, x') / \lambda}$$
+#
+# In words: multiply ρ_sft by a factor that is larger for better rewrites. The smaller λ is, the more the factors differ. Below
+# is your own version, then the package's. There `_tables` checks the arguments, and `_log_optimum` is the same formula in
+# logarithms, because e^(R/λ) can be too large for a computer.
 
 # %%
 
@@ -164,11 +183,12 @@ right.legend(frameon=False, fontsize=8)
 show(figure)
 
 # %% [markdown]
-# Left: a large λ stays near ρ_sft, a small one puts almost everything on one rewrite. Right: the reward against the KL.
-# The first nat buys most of the reward. The curve ends at 1.6, the best that any rewrite makes *this* LM do. RLHF, which
-# changes the LM itself, could reach 2.
+# Left: with a large λ ρ\* stays near ρ_sft, with a small one almost all probability is on one rewrite. Right: the mean reward
+# against the KL, for λ from 100 to 0.03. The first nat gains 0.65 of the 0.85 that can be gained over ρ_sft. The curve ends at
+# 1.6, the best that any rewrite makes *this* LM do. RLHF (reinforcement learning from human feedback) changes the LM itself,
+# and could reach 2.
 #
-# The mean has risen from 0.6 to 1.6, and not one number of the LM's table has changed.
+# At λ = 0.03 the mean has risen from 0.6 to 1.6, and not one number of the LM's table has changed.
 
 # %%
 assert mean_reward(best_prompter(0.03)) > 1.59 > mean_reward(best_prompter(1.0)) > mean_reward(rho_sft) > R[0]
@@ -176,8 +196,8 @@ assert mean_reward(best_prompter(0.03)) > 1.59 > mean_reward(best_prompter(1.0))
 # %% [markdown]
 # ## Exercise ★★ (10 minutes): a budget of KL
 #
-# You may spend `budget` nats: KL(ρ‖ρ_sft) ≤ budget. Which λ reaches the largest mean reward? Return it to two digits.
-# (Hint: how does KL(ρ\*) change with λ?)
+# You may spend `budget` nats: KL(ρ\*‖ρ_sft) ≤ budget, where ρ\* is `best_prompter(lam)`. Which λ reaches the largest mean
+# reward? Return it; an error of 0.005 is allowed. You have `kl` and `mean_reward`. (Hint: how does KL(ρ\*) change with λ?)
 
 # %% tags=["stub"]
 
@@ -204,7 +224,8 @@ check(lam_for, [0.463, 0.298], (0.5,), (1.0,), within=0.005)
 #     return middle
 # ```
 #
-# Half a nat: λ = 0.46, mean reward 1.22. A whole nat: λ = 0.30, mean reward 1.41.
+# Half a nat: λ = 0.46, mean reward 1.22. A whole nat: λ = 0.30, mean reward 1.41. No other prompter with this KL has more
+# reward: its J_λ would be larger than that of ρ\*.
 # </details>
 #
 # ## Questions
@@ -216,7 +237,8 @@ check(lam_for, [0.463, 0.298], (0.5,), (1.0,), within=0.005)
 #
 # 2. Why is R averaged over answers *before* it is exponentiated?
 # <details><summary>Answer</summary>
-# J contains E[r]. E[exp(r/λ)] would prefer rewrites whose answers vary: another objective, one that likes risk.
+# J contains the expectation E[r]. E[exp(r/λ)] is another objective: of two rewrites with the same mean it prefers the one whose
+# answers vary more.
 # </details>
 #
 # 3. The LM never changes, yet its users get other answers. What has been aligned?

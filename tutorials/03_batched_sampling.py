@@ -11,7 +11,7 @@
 #
 # Time: 45 minutes. You need: tutorial 02, softmax.
 #
-# Builds on: [top-p sampling (Holtzman et al. 2019)](https://arxiv.org/abs/1904.09751).
+# Builds on: [top-p sampling (Holtzman et al. 2020)](https://arxiv.org/abs/1904.09751).
 
 # %% tags=["skip-execution", "remove-cell"]
 # !test -d /content && git clone -q https://github.com/alignpro-mini/alignpro_mini /content/alignpro_mini && pip install -q --no-deps /content/alignpro_mini

@@ -30,16 +30,18 @@ torch.set_default_dtype(torch.float64)  # so that "exact" means twelve digits
 # ## The gradient, if the table were known
 #
 # The six rewrites of tutorial 01: the frozen LM answers each of them in three ways, and an answer has a reward. The
-# prompter is now something that can be trained: six logits z, and ρ = softmax(z), so ln ρ_i = z_i − ln Σ_k exp(z_k). It
-# starts at ρ_sft. (Books write π for what is trained, the *policy*. Here it is the prompter, ρ.)
+# prompter is now something that can be trained: six numbers z, the *logits*, and ρ = softmax(z), so
+# ln ρ_i = z_i − ln Σ_k exp(z_k). It starts at ρ_sft. (Books write π for what is trained, the *policy*. Here it is the prompter,
+# ρ.)
 #
-# Training means: change z so that J = Σ ρ_i R_i rises. First the derivatives of one probability, then that of J:
+# Training means: change z so that the mean reward J = Σ ρ_i R_i rises. First the derivatives of one probability, then that of
+# J. The derivative of ln Σ_k exp(z_k) with respect to z_j is exp(z_j) / Σ_k exp(z_k) = ρ_j:
 #
 # $$\frac{\partial \ln \rho_i}{\partial z_j} = 1[i = j] - \rho_j \qquad (1[i = j] \text{ is 1 if } i = j \text{, else 0})$$
 #
 # $$\frac{\partial \rho_i}{\partial z_j} = \rho_i (1[i = j] - \rho_j) \qquad (\text{because } \partial \ln \rho = \partial \rho / \rho)$$
 #
-# $$\frac{\partial J}{\partial z_j} = \sum_i R_i \thinspace \rho_i (1[i = j] - \rho_j) = \rho_j (R_j - J)$$
+# $$\frac{\partial J}{\partial z_j} = \sum_i R_i \thinspace \rho_i (1[i = j] - \rho_j) = R_j \rho_j - \rho_j \sum_i R_i \rho_i = \rho_j (R_j - J)$$
 #
 # In words: a rewrite that is better than the mean gets a larger logit.
 
@@ -62,9 +64,10 @@ for text, p, value, slope in zip(rewrites, rho, R, exact):
     print(f"{text:22} ρ = {p:.2f}   R = {value:.1f}   ∂J/∂z = {slope:+.4f}")
 
 # %% [markdown]
-# This needs R of *every* rewrite. A rewrite of 20 tokens from a vocabulary of 640 is one of 640²⁰: nobody has this table.
-# What can be had are samples. The prompter draws a rewrite x′, the LM draws an answer y, and y has a reward r. But a
-# reward has no derivative with respect to z: x′ is an integer, and y comes out of another program.
+# This needs R of *every* rewrite. A real rewrite is a sequence of *tokens* (words or parts of words). 20 tokens from a
+# vocabulary of 640 make 640²⁰ rewrites: nobody has this table. What can be had are samples. The prompter draws a rewrite x′,
+# the LM draws an answer y, and y has a reward r. But a reward has no derivative with respect to z: what is drawn is an
+# integer, the number of a rewrite, and y comes out of another program. PyTorch says so:
 
 # %%
 draw = torch.Generator().manual_seed(0)
@@ -82,9 +85,10 @@ except RuntimeError as error:
 #
 # $$\nabla J = \sum R(x') \nabla \rho(x') = \sum \rho(x') R(x') \nabla \ln \rho(x') = E[R(x') \nabla \ln \rho(x')] = E[r(x, y) \nabla \ln \rho(x')]$$
 #
-# The sum over all rewrites has become a *mean over what the prompter writes*, and a mean can be estimated from samples.
-# The last step holds because R is the mean of r over the answers to x′: one answer is enough. Nobody differentiates the
-# reward or the LM. That is why the LM may be frozen, and even behind an API.
+# E is the expectation: x′ is drawn by the prompter, and in the last form y by the LM. The sum over all rewrites has become a
+# *mean over what the prompter writes*, and a mean can be estimated from samples. The last step holds because R is the mean of
+# r over the answers to x′: one answer is enough. Nobody differentiates the reward or the LM. That is why the LM may be frozen,
+# and even behind an API (on another computer, where one can only send text).
 #
 # By the first line of derivatives, ∇ln ρ raises the logit of the rewrite that was drawn, and lowers all in proportion to
 # their probability. REINFORCE (Williams, 1992) is: draw, get a reward, and go a step along r ∇ln ρ.
@@ -105,8 +109,9 @@ print("from 8 samples:", " ".join(f"{value:+.4f}" for value in naive_reinforce(t
 print("exact         :", " ".join(f"{value:+.4f}" for value in exact.tolist()))
 
 # %% [markdown]
-# Code that uses PyTorch writes a *loss* with this gradient: −mean(r · ln ρ(x′)). The package writes r · ρ/ρ_old instead,
-# with ρ_old = ρ as a constant: its gradient is r ∇ρ/ρ = r ∇ln ρ. Tutorial 10 explains what the ratio is for.
+# An optimiser of PyTorch makes a *loss* smaller, so the sign is turned: the loss −mean(r · ln ρ(x′)) has the gradient above,
+# with a minus. The package writes r · ρ/ρ_old in the place of r · ln ρ, where ρ_old is the value of ρ as a constant: its
+# gradient is r ∇ρ/ρ = r ∇ln ρ. Tutorial 10 explains what the ratio and its `clip` are for. At ratio 1 the clip does nothing.
 
 # %%
 one = torch.ones(8, 1, dtype=torch.bool)
@@ -122,7 +127,8 @@ for loss in (
 # ## Noise, and a question
 #
 # The estimate is right on average and far off in each sample. How far? The table is small, so the mean and the variance
-# of an estimate from *one* sample can be computed without any luck: over all 6 · 3 pairs of rewrite and answer.
+# of an estimate from *one* sample can be computed exactly, over all 6 · 3 pairs of rewrite and answer. An estimate has six
+# entries; "its variance" is the sum of their six variances.
 #
 # Predict before you go on: somebody adds 10 to the reward of every answer. Nothing about the rewrites has changed. What
 # happens to the mean of the estimate, and what to its variance?
@@ -161,8 +167,8 @@ for name, advantage in table.items():
 # $$E[b \nabla \ln \rho] = b \sum \rho \nabla \ln \rho = b \sum \nabla \rho = b \nabla \sum \rho = b \nabla 1 = 0$$
 #
 # J is not known either, so b is the mean of other rewards of the batch. *Other* matters: with n rewards the mean of all
-# of them holds a share 1/n of the drawn one, and the gradient comes out too short, by (n − 1)/n. The package leaves the
-# own one out.
+# of them holds a share 1/n of the drawn one, and the gradient comes out too short, by the factor (n − 1)/n. The package
+# leaves the own one out.
 
 # %%
 
@@ -225,14 +231,17 @@ assert FAST or ends[0, True].min() > 1.58 and ends[10, False].mean() < 1.2
 
 # %% [markdown]
 # Left: the variance is a parabola in b. Right: with a baseline the curves of r and of r + 10 are one, because it takes the 10
-# off again. Without one, r + 10 hardly learns, and the worst seed ends on "Keep it short.", the worst rewrite. For r itself
-# the baseline gains little (1.594 against 1.593), because 0 happens to be near J. A learned reward has no natural zero
-# (tutorial 06): nobody promises that.
+# off again (so the grey dots cover the blue line). Without one, r + 10 hardly learns: the mean ends at 1.044, and the worst
+# seed at 0.103, almost always on "Keep it short." (R = 0.1), the worst rewrite. For r itself the baseline halves the variance
+# (0.454 against 0.938), but at the end it gains little (1.594 against 1.593): 300 steps are enough for both. Without a
+# baseline b is 0, and here 0 is near J = 0.754. A learned reward can have any zero point (tutorial 06 shows why), so do not
+# rely on that.
 #
 # ## Exercise ★★ (15 minutes): the best baseline
 #
 # J is a good baseline. Is it the best constant? Write the variance as a function of b, set its derivative to 0, and solve
-# for b. Return b as a number, from `q`, `r` and `grad_ln_rho`.
+# for b. Return this b, one number, computed from `q` (18 probabilities), `r` (18 rewards) and `grad_ln_rho` (18 rows of six).
+# |∇ln ρ|² is the sum of the squares of a row.
 
 # %% tags=["stub"]
 
@@ -256,7 +265,7 @@ check(best_baseline, [0.7722], (q, r, grad_ln_rho), within=1e-4)
 #     return weight @ r / weight.sum()
 # ```
 #
-# It gives 0.7722 and the variance 0.4538. With b = J = 0.754 the variance is 0.4541: nobody computes the best one.
+# It gives 0.7722 and the variance 0.4538. With b = J = 0.754 the variance is 0.4541: here the mean is as good.
 # </details>
 #
 # ## Questions

@@ -28,21 +28,26 @@ from alignpro_mini import rl_math, theory
 # %% [markdown]
 # ## The ratio
 #
-# A rollout was sampled by the policy as it was, π_old. After the first optimiser step the policy is another one, but the
-# samples are still the old ones. The probability ratio puts this right:
+# A *rollout* is a batch of sampled rewrites with their scores. It was sampled by the policy as it was, π_old. (π is what is
+# trained, here the prompter.) Sampling is expensive, so one takes several optimiser steps with one rollout. After the first
+# step the policy is another one, but the samples are still the old ones. The probability ratio puts this right:
 #
-# $$\mathrm{ratio} = \frac{\pi(\text{token})}{\pi_\mathrm{old}(\text{token})} \qquad E_\mathrm{old}[\mathrm{ratio} \cdot A] = E_\pi[A]$$
+# $$\mathrm{ratio} = \frac{\pi(\text{token})}{\pi_\mathrm{old}(\text{token})} \qquad E_\mathrm{old}[\mathrm{ratio} \cdot A] = \sum \pi_\mathrm{old} \frac{\pi}{\pi_\mathrm{old}} A = E_\pi[A]$$
+#
+# A is the advantage of tutorial 07a, E_old a mean over samples of π_old, E_π one over samples of π.
 #
 # At the first step the ratio is 1, and the gradient of ratio · A is A · ∇ln π: the policy gradient of
 # tutorial 07a.
 #
 # ## The clip
 #
-# A large ratio is a large claim from few samples. PPO gives no credit beyond 1 ± ε:
+# The mean is right, but a token with a large ratio counts as much as many others, and it is one sample. So PPO gives no credit
+# beyond 1 ± ε. ε is the clip range, 0.2 here, and clip(ratio, 1 − ε, 1 + ε) cuts the ratio off at these two ends:
 #
 # $$\mathrm{loss} = -\min(\mathrm{ratio} \cdot A, \mathrm{clip}(\mathrm{ratio}, 1 - \epsilon, 1 + \epsilon) \cdot A)$$
 #
-# The minimum is pessimistic. Three tokens by hand, ε = 0.2:
+# Of the two gains the smaller one counts. Three tokens by hand. The cell prints their losses, the package's function, and the
+# gradient of the loss with respect to ln π:
 
 # %%
 ratio = torch.tensor([[1.5, 0.5, 1.5]])
@@ -55,14 +60,14 @@ def naive_loss(ratio, advantage, clip):
     )
 
 
-print(naive_loss(ratio, advantage, 0.2))
+print("loss:", naive_loss(ratio, advantage, 0.2))
 source(rl_math.policy_loss)
 mask = torch.ones(1, 3, dtype=torch.bool)
 logp = ratio.log().requires_grad_()
 loss, seen = rl_math.policy_loss(logp, torch.zeros(1, 3), advantage, mask, 0.2)
 torch.testing.assert_close(loss.detach(), naive_loss(ratio, advantage, 0.2))
 loss.sum().backward()
-print("gradient:", logp.grad.tolist()[0], " clipped:", seen["clipped"].tolist()[0])
+print("gradient of the loss with respect to ln π:", logp.grad.tolist()[0], " clipped:", seen["clipped"].tolist()[0])
 
 # %% [markdown]
 # * Token 1 was good (A > 0) and already became 1.5 times as likely: no more credit, its gradient is 0.
@@ -76,8 +81,9 @@ assert logp.grad[0, 0] == 0 and logp.grad[0, 1] < 0 < logp.grad[0, 2]
 # ## PPO on a table
 #
 # Back to the six rewrites of tutorial 01. A rewrite is one token now, and the prompter is a row of six logits. The loop
-# below is all of PPO: sample, score, advantages, a few clipped steps. There is no value head: the mean over the batch
-# is the baseline.
+# below has the steps of PPO: sample, score, advantages, a few clipped steps (`epochs`). There is no value head and there are
+# no minibatches: the mean over the batch is the baseline. `whiten` scales the batch to mean 0 and variance 1. "k1 in the
+# reward" is the KL penalty as a part of the reward (tutorial 08).
 
 # %%
 R = torch.tensor([0.6, 1.0, 1.0, 1.6, 0.1, 0.4])
@@ -124,7 +130,7 @@ share = (objective[-1] - float(theory.value(rho_sft[None], R[None]))) / (
 assert share > (0.6 if FAST else 0.97), share
 
 # %% [markdown]
-# PPO never saw R, only noisy scores of what it sampled. It ends at the exact optimum, up to noise.
+# PPO never saw R, only noisy scores of what it sampled. In this table each probability is within 0.01 of the exact optimum.
 #
 # ## A picture
 
@@ -149,8 +155,9 @@ right.legend(frameon=False, fontsize=8)
 show(figure)
 
 # %% [markdown]
-# Left and middle: the curve is flat only where the step has already gone far in the *right* direction. The dotted line
-# has no minimum: it is flat on both sides, so a token that moved the wrong way gets no gradient to come back.
+# Left and middle: the curve is flat only where the step has already gone far in the *right* direction. The dotted line is the
+# loss without the minimum: it is flat on both sides, so a token that moved the wrong way gets no gradient to come back. Where
+# two lines lie on each other, only the upper one is seen. Right: J_λ of the prompter after each iteration.
 #
 # ## Drop the minimum, drop the clip
 #
@@ -167,15 +174,15 @@ for lr in (0.05, 0.5):
 
 # %% [markdown]
 # Ten seeds each. At 0.05 the three are alike: 1.1036 with the clip, 1.1037 without, 1.1036 without the minimum. In small steps no
-# ratio gets far, so the clip hardly acts. At 0.5 the clip is needed: 1.0997 with it, 0.9504 without, and the worst seed then
-# ends at 0.4102, far below ρ_sft (0.754). Without the minimum it is 1.0846: a token that moved the wrong way beyond the clip has
-# no gradient to come back in the later passes. In the next rollout it has one, because every ratio begins at 1 there.
-# Tutorial 10a asks when PPO is needed at all.
+# ratio gets far, so the clip hardly acts (tutorial 10a prints the ratios). At 0.5 the clip is needed: 1.0997 with it, 0.9504
+# without, and the worst seed then ends at 0.4102, far below ρ_sft (J_λ = 0.754). Without the minimum it is 1.0846. This fits
+# the picture: a token that moved the wrong way beyond the clip has no gradient to come back in the later passes. In the next
+# rollout it has one, because every ratio begins at 1 there. Tutorial 10a asks when PPO is needed at all.
 #
 # ## Exercise ★★ (10 minutes): where is the gradient 0?
 #
-# Say for one token, from its ratio, its advantage and ε, whether its loss has gradient 0: True or False. Four cases count:
-# two signs of A, and beyond the clip on either side.
+# Say for one token, from its ratio, its advantage and ε (`clip`), whether its loss has gradient 0. Return True or False. A is
+# not 0. Think of both signs of A, and of a ratio below 1 − ε, above 1 + ε and between them.
 
 # %% tags=["stub"]
 
@@ -210,7 +217,7 @@ check(stopped, flat, *cases)
 # 1. All advantages of a batch are multiplied by 10. What changes with whitening, and what without?
 # <details><summary>Answer</summary>
 # With whitening nothing. Without it the loss is 10 times as large; Adam divides most of that out again, but the value
-# loss now weighs less beside it, and gradient clipping bites.
+# loss now weighs less beside it, and the limit on the gradient's length (max_grad_norm) shortens more steps.
 # </details>
 #
 # 2. The clip fraction is 0.6. What does it mean, and what would you try?

@@ -9,7 +9,7 @@
 # * how to train a prompter with a few lines of library calls;
 # * how to read the curves of such a run.
 #
-# Time: 30 minutes. You need: tutorials 05 to 10. If run first, it trains everything up to the prompter (three
+# Time: 30 minutes. You need: tutorials 05 to 10. If run first, it trains everything up to the prompter (about nine
 # minutes).
 #
 # Builds on: [Align-Pro (Trivedi et al. 2025)](https://arxiv.org/abs/2501.03486); RL on a prompter before it: [Promptist

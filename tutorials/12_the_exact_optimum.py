@@ -6,11 +6,11 @@
 # At the end you will know
 #
 # * the identity behind this package's strictest check: gap = λ · KL(ρ ‖ ρ\*);
-# * how near PPO comes, in three forms, and what each form leaves out;
+# * how near PPO comes to ρ\*, as three numbers, and what each of them leaves out;
 # * what an estimate of "the best possible" does when its numbers are noisy;
 # * when a prompter is worth it: what the best fixed sentence achieves, without any training.
 #
-# Time: 40 minutes. You need: tutorials 01 and 11. If run first, it trains everything (four minutes).
+# Time: 40 minutes. You need: tutorials 01 and 11. If run first, it trains everything (about ten minutes on two cores).
 #
 # Builds on: [Align-Pro (Trivedi et al. 2025)](https://arxiv.org/abs/2501.03486); the closed form of the optimum:
 # [Rafailov et al. 2023](https://arxiv.org/abs/2305.18290), appendix A.1.
@@ -29,11 +29,13 @@ from alignpro_mini.lab import optimum
 # %% [markdown]
 # ## The identity
 #
-# J_λ(ρ) = J(ρ) − λ KL(ρ‖ρ_sft) has the maximiser ρ\* ∝ ρ_sft exp(R/λ). Put R = λ ln(ρ\*/ρ_sft) + λ ln Z into J_λ:
+# J_λ(ρ) = J(ρ) − λ KL(ρ‖ρ_sft) has the maximiser ρ\* = ρ_sft exp(R/λ) / Z (tutorial 01). Take the logarithm, and solve for R:
+# R = λ ln(ρ\*/ρ_sft) + λ ln Z. Let μ be *any* prompter, for instance a trained one. Put this R into J_λ(μ). The two terms
+# with ln ρ_sft cancel, and Σ μ = 1:
 #
-# $$J_\lambda(\mu) = \sum \mu \left(\lambda \ln \frac{\rho^*}{\rho_\mathrm{sft}} + \lambda \ln Z\right) - \lambda \sum \mu \ln \frac{\mu}{\rho_\mathrm{sft}} = \lambda \ln Z - \lambda \thinspace \mathrm{KL}(\mu \Vert \rho^*) \quad \text{for every prompter } \mu$$
+# $$J_\lambda(\mu) = \sum \mu \left(\lambda \ln \frac{\rho^*}{\rho_\mathrm{sft}} + \lambda \ln Z\right) - \lambda \sum \mu \ln \frac{\mu}{\rho_\mathrm{sft}} = \lambda \ln Z - \lambda \thinspace \mathrm{KL}(\mu \Vert \rho^*)$$
 #
-# At μ = ρ\* the KL is 0, so J_λ(ρ\*) = λ ln Z, and the distance of any prompter to the best one is exactly
+# At μ = ρ\* the KL is 0, so J_λ(ρ\*) = λ ln Z. What any prompter lacks to the best one, the *gap*, is exactly
 #
 # $$J_\lambda(\rho^*) - J_\lambda(\mu) = \lambda \thinspace \mathrm{KL}(\mu \Vert \rho^*)$$
 #
@@ -55,8 +57,11 @@ assert abs(distance["lambda_kl_to_optimum"] - right) < 1e-12
 # %% [markdown]
 # ## The trained prompter
 #
-# Each held-out request has 24 rewrites. The frozen LM answers each of them many times, the mean reward is R, and the
-# probabilities under ρ_sft and ρ are read off the models.
+# Each held-out request (not used in training) has 24 listed rewrites: three phrasings, each with one of eight cues. A *cue* is a
+# sentence at the end, such as "Be kind."; one of the eight is empty. The frozen LM answers each rewrite many times, the mean
+# reward is R, and the probabilities under ρ_sft and ρ are computed by the models.
+#
+# The *attainable gain* is J_λ(ρ\*) − J_λ(ρ_sft). The share says how much of it PPO took.
 
 # %%
 s = shared_run("listing")
@@ -71,10 +76,11 @@ assert FAST or share > 0.8
 # %% [markdown]
 # ## What the share leaves out
 #
-# **Noise.** R is a mean of 16 to 96 answers. ρ\* leans towards whatever came out high, so the estimated optimum is too
-# high, and the share too low. The fix is to choose by one half of the answers and to rate by the other half. Then the
-# optimum is a prompter that could really be built; its value is too low on average, the share too high. The truth lies
-# between. A demonstration where the truth is known:
+# **Noise.** R is a mean of 16 to 96 answers (the best third of a request's rewrites gets the further 80). ρ\* prefers what came
+# out high by chance, so on average the estimated optimum is too high, and the share too low. The remedy is *cross-fitting*:
+# compute ρ\* from one half of the answers, and rate it by the other half. Such a ρ\* could really be built, but it was chosen by
+# fewer answers, so on average its value is too low, and the share too high. So the two shares enclose the true one, on average.
+# A demonstration where the truth is known: 200 requests, 24 rewrites, and the noise of one answer has standard deviation 1.
 
 # %%
 rng = np.random.default_rng(0)
@@ -93,8 +99,9 @@ for M in counts:
 assert all(a > best > b for a, b in zip(noisy, crossed))
 
 # %% [markdown]
-# **Rewrites that are not in the list.** A prompter also writes texts that nobody enumerated. The table shares out the
-# listed part only; moving probability off the list costs KL, and `..._less_unlisted` takes that off.
+# **Rewrites that are not in the list.** A prompter also writes texts that are not among the 24. The share is computed on the 24
+# alone. If ρ gives another total probability to all other texts than ρ_sft does, that costs KL, too, and `..._less_unlisted`
+# takes it off.
 
 # %%
 names = ("attainable_gain_share", "attainable_gain_share_cross_fitted", "attainable_gain_share_less_unlisted")
@@ -102,29 +109,38 @@ figure, ((left, right),) = axes(1, 2, (10, 3.5))
 left.plot(counts, noisy, "o-", color=ORANGE, label="rated by the answers that chose it")
 left.plot(counts, crossed, "o-", color=BLUE, label="rated by other answers")
 left.axhline(best, color=GREEN, label="the true optimum")
-left.set(xscale="log", xlabel="answers to a rewrite", ylabel="J_λ of the optimum")
+left.set(xscale="log", xlabel="answers to a rewrite", ylabel="J_λ of the optimum", title="200 requests with known R")
 left.set_xticks(counts, [str(M) for M in counts])
 left.minorticks_off()
 left.legend(frameon=False, fontsize=8)
 star = theory.optimal_prompter(listing.rho_sft, listing.R, lam)
-order = star.mean(0).argsort(descending=True)[:10]
+cues = s.world.cues
+by_cue = lambda table: table.mean(0).view(-1, len(cues)).sum(0)  # the three phrasings together: (8,)
+order = by_cue(star).argsort(descending=True).tolist()
 for shift, table, colour, label in (
     (-0.27, listing.rho_sft, GREY, "ρ_sft"),
     (0, listing.rho, BLUE, "ρ (PPO)"),
     (0.27, star, GREEN, "ρ*"),
 ):
-    right.bar([i + shift for i in range(10)], table.mean(0)[order], 0.25, color=colour, label=label)
-right.set(
-    xlabel="rewrites, the best first", ylabel="mean probability", title="64 held-out requests" if not FAST else ""
-)
+    right.bar([i + shift for i in range(len(cues))], by_cue(table)[order], 0.25, color=colour, label=label)
+right.set_xticks(range(len(cues)), [cues[i] or "(no cue)" for i in order], rotation=35, ha="right", fontsize=8)
+right.set(ylabel="probability of the cue", title=f"mean of {len(listing.requests)} held-out requests")
 right.legend(frameon=False, fontsize=8)
 show(figure)
 for name in names:
     print(f"{name} {facts[name] or 0:.2f}")
+phrasing = lambda table: table.view(len(table), -1, len(cues)).sum(2)  # (N, 3), all cues together
+for name, table in (("ρ_sft", listing.rho_sft), ("PPO", listing.rho), ("ρ*", star)):
+    print(f"{name:5} keeps the phrasing of x: {float(phrasing(table)[:, 0].mean()):.2f}")
+print("mean R of each phrasing:", [round(float(r) / len(cues), 3) for r in phrasing(listing.R).mean(0)])
+print(f"λ KL of the phrasings: {lam * float(theory.kl(phrasing(listing.rho), phrasing(star)).mean()):.3f}")
 
 # %% [markdown]
-# Left: with few answers the naive optimum promises what no prompter can keep. Right: PPO puts its probability where the
-# exact optimum does. It never saw this table.
+# Left: with few answers the optimum that is rated by its own answers has a J_λ that no prompter reaches. Right: PPO writes the
+# cues nearly as often as the exact optimum does. It never saw this table. Where is the gap, then? ρ\* keeps the phrasing of x
+# about as often as ρ_sft does (0.51), PPO seldom (0.19). The phrasing changes the mean reward by less than 0.01, so leaving it
+# costs KL and gains nothing. KL(ρ‖ρ\*) is the KL of the phrasings plus the mean KL of the cues given the phrasing (the chain
+# rule). The first part alone is 0.056 of the gap of 0.073.
 #
 # ## When is a prompter worth it?
 #
@@ -132,6 +148,9 @@ for name in names:
 # think of. The requests are about towns: for a school report, for a holiday, for a birthday card, for a headline.
 #
 # ## Exercise ★ (5 minutes): your own sentence
+#
+# It is right if the mean reward rises by more than 0.2. From here on rewards have no KL taken off. The LM samples its answers, so
+# your numbers differ from those below by a few hundredths.
 
 # %% tags=["stub"]
 
@@ -176,14 +195,16 @@ assert FAST or ours > fixed + 0.1
 # fact, no warmth) *and* a holiday (all facts, much warmth).
 # </details>
 #
-# The distance between the best fixed rewrite and ρ\* is what can be gained by reading the request, and the request share says
-# how much of it PPO took. In the world `--world.wishes false` the purpose decides nothing, and one sentence is enough: measure
-# it before you train anything.
+# The difference between the best fixed rewrite and ρ\* is what can be gained by reading the request, and the *request share*
+# says how much of it PPO took. (Here PPO and ρ\* write one of the 24 rewrites, for 64 requests. Tutorial 13 has what the prompter
+# really wrote, for 512 requests: the reward is a little lower, and the request share of the same 64 is 0.90.) In the world
+# `--world.wishes false` the purpose decides nothing, and one sentence is enough: measure it before you train anything.
 #
 # ## Exercise ★★ (15 minutes): a rule of your own
 #
-# A prompter may also be written by hand. Return what is sent to the LM for the request x, such as f"{x} Be kind." Each purpose
-# is named in the request: `print("\n".join(requests))`. The cues that the LM knows are in `s.world.cues`.
+# A prompter may also be written by hand. `rule(x)` gets the request, a string, and returns the string that is sent to the LM,
+# such as f"{x} Be kind." Each purpose is named in the request: `print("\n".join(requests))`. The cues that the LM knows are in
+# `s.world.cues`. It is right if the mean reward is more than 0.3 above that of the best fixed rewrite.
 
 # %% tags=["stub"]
 
@@ -213,12 +234,13 @@ check(mine and (FAST or mine > float(fixed) + 0.3), True)
 #
 # It has 1.01 ± 0.11: as much as ρ\* with 1.00, and not less than PPO with 0.96. So a prompter is worth its training where the
 # best rewrite depends on the request *and* nobody can write the rule down. Here you could, because you were told what people
-# want, and you knew the LM's cues. PPO was told nothing: it found the rule from the reward.
+# want, and you knew the LM's cues. ρ_sft knew the cues, too. When to write which was found by PPO, from the reward alone.
 # </details>
 #
 # ## Questions
 #
-# 1. In `attributes`, seed 0, the share is above 1 in the cross-fitted form. Is PPO better than the optimum?
+# 1. In the task `attributes`, seed 0, the share is 0.89, and 1.07 if it is cross-fitted (see [results](results/README.md)). Is PPO
+#    better than the optimum?
 # <details><summary>Answer</summary>
 # No: the cross-fitted optimum is a little worse than the true one, because half of the answers chose it.
 # </details>

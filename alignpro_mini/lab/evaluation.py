@@ -217,9 +217,8 @@ def against_fixed(arms: dict[str, Arm], count: int, groups: Groups = None) -> di
     """Align-Pro against the best fixed rewrite: what a prompter gains by reading the request.
 
         over_fixed      Align-Pro - fixed rewrite, paired; of the gold reward too
-        request_share   (Align-Pro - fixed rewrite) / (closed form - fixed rewrite), on the closed form's requests
-    None where there is no such arm. The share is None too where the closed form's lead is not shown: one sentence is
-    then enough.
+        request_share   its part of what can be gained, where there is a closed form
+    None where there is no such arm.
     """
     found = dict.fromkeys(FIXED + SHARE)
     pro, fixed, star = (arms.get(name) for name in ("align_pro", "fixed_rewrite", "closed_form"))
@@ -231,13 +230,27 @@ def against_fixed(arms: dict[str, Arm], count: int, groups: Groups = None) -> di
         on_gold = (replace(arm, reward=arm.gold) for arm in (pro, fixed))
         lead = paired(*on_gold, count, groups)
         found |= {"gold_over_fixed": lead["mean"], "gold_over_fixed_ci95": lead["ci95"]}
-    if star is None or paired(star, fixed, count, groups)["ci95"][0] <= 0:
-        return found
-    n = len(star.reward)
-    few = groups and groups[:n]
-    ours, theirs, best = (resampled_moments(arm.reward[:n], count, few)[0] for arm in (pro, fixed, star))
-    share = paired(replace(pro, reward=pro.reward[:n]), fixed, 1)["mean"] / paired(star, fixed, 1)["mean"]
-    return found | {"request_share": share, "request_share_ci95": interval((ours - theirs) / (best - theirs))}
+    return found if star is None else found | request_share(pro.reward, fixed.reward, star.reward, count, groups)
+
+
+def request_share(
+    pro: np.ndarray, fixed: np.ndarray, star: np.ndarray, count: int, groups: Groups = None
+) -> dict[str, float | list[float] | None]:
+    """Of what can be gained by reading the request, the share that Align-Pro took, and its interval.
+
+        request_share = (mean of pro - mean of fixed) / (mean of star - mean of fixed)
+    Rewards (N, K, M) of Align-Pro, the fixed rewrite and the closed form, each with its own K and M. The closed form has
+    only the first requests, so all three means are over these. Numerator and denominator have the same resamples. Both
+    values are None where the lead of the closed form is not shown (its paired interval reaches 0 or below): one sentence
+    is then enough.
+    """
+    ours, theirs, best = (rewards[: len(star)].mean((1, 2)) for rewards in (pro, fixed, star))  # (n,) each
+    few = groups and groups[: len(star)]
+    if bootstrap_interval(best - theirs, count, few)[0] <= 0:
+        return dict.fromkeys(SHARE)
+    gained, possible = (resampled_moments((x - theirs)[:, None, None], count, few)[0] for x in (ours, best))  # (count,)
+    share = float((ours - theirs).mean() / (best - theirs).mean())
+    return {"request_share": share, "request_share_ci95": interval(gained / possible)}
 
 
 def _measured(name: str, arm: Arm, base: Arm, count: int, groups: Groups) -> dict:

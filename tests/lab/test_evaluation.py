@@ -501,6 +501,11 @@ def test_the_share_is_not_told_where_the_closed_forms_lead_is_not_shown():
     assert against([1.0, 1.0], [0.0, 0.0], [1.0, 2.0])["request_share"] == pytest.approx(2 / 3)
 
 
+def test_a_share_may_lie_above_1_or_below_0():
+    assert against([3.0, 3.0], [0.0, 0.0], [1.0, 2.0])["request_share"] == pytest.approx(2)
+    assert against([-3.0, 0.0], [0.0, 0.0], [1.0, 2.0])["request_share"] == pytest.approx(-1)
+
+
 def test_groups_of_requests_are_resampled_together_in_the_comparison_with_the_fixed_rewrite():
     """Two groups: each interval runs from one group's mean to the other's."""
     ours, theirs, best = [1.0, 3.0, 1.0, 3.0, 1.0, 3.0], [0.0] * 6, [2.0, 4.0, 2.0, 4.0]

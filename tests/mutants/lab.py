@@ -782,14 +782,38 @@ MUTANTS: tuple[Mutant, ...] = (
     mutant(
         "lab/evaluation.py",
         "the-request-share-of-all-requests",
-        ("paired(replace(pro, reward=pro.reward[:n]), fixed, 1)", "paired(pro, fixed, 1)"),
+        ("float((ours - theirs).mean()", "float((pro.mean() - fixed.mean())"),
         "test_the_share_of_what_reading_the_request_can_gain_by_hand",
     ),
     mutant(
         "lab/evaluation.py",
         "a-share-of-a-lead-that-is-not-shown",
-        ('paired(star, fixed, count, groups)["ci95"][0] <= 0', 'paired(star, fixed, count, groups)["mean"] <= 0'),
+        ("bootstrap_interval(best - theirs, count, few)[0] <= 0", "(best - theirs).mean() <= 0"),
         "test_the_share_is_not_told_where_the_closed_forms_lead_is_not_shown",
+    ),
+    mutant(
+        "lab/evaluation.py",
+        "the-mean-of-each-requests-share",
+        ("(ours - theirs).mean() / (best - theirs).mean()", "((ours - theirs) / (best - theirs)).mean()"),
+        "test_the_share_of_what_reading_the_request_can_gain_by_hand",
+    ),
+    mutant(
+        "lab/evaluation.py",
+        "a-share-of-two-draws",
+        ("interval(gained / possible)", "interval(gained / possible[::-1])"),
+        "test_the_share_of_what_reading_the_request_can_gain_by_hand",
+    ),
+    mutant(
+        "lab/evaluation.py",
+        "a-share-counted-from-a-reward-of-0",
+        ("(ours - theirs).mean() / (best - theirs).mean()", "ours.mean() / best.mean()"),
+        "test_the_share_of_what_reading_the_request_can_gain_by_hand",
+    ),
+    mutant(
+        "lab/evaluation.py",
+        "no-share-above-1-or-below-0",
+        ('"request_share": share,', '"request_share": min(max(share, 0.0), 1.0),'),
+        "test_a_share_may_lie_above_1_or_below_0",
     ),
     # reading the request: the wish
     mutant(

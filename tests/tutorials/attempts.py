@@ -33,7 +33,21 @@ def gae(rewards, values, mask, gamma, lam):
     return advantages, torch.where(mask, advantages + values, 0.0)
 """
 
+SHARE = """\
+def request_share(pro, fixed, star, count, groups=None):
+    n = len(star)
+    means = [rewards[:n].reshape(n, -1).mean(1) for rewards in (pro, fixed, star)]
+    drawn = [x[np.random.default_rng(0).integers(n, size=(count, n))].mean(1) for i, x in enumerate(means)]
+    found = {"request_share": None, "request_share_ci95": None}
+    if np.quantile(drawn[2] - drawn[1], 0.025) > 0:
+        found["request_share"] = (means[0].mean() - means[1].mean()) / (means[2].mean() - means[1].mean())
+        shares = (drawn[0] - drawn[1]) / (drawn[2] - drawn[1])
+        found["request_share_ci95"] = [np.quantile(shares, 0.025), np.quantile(shares, 0.975)]
+    return found
+"""
+
 RIGHT = {
+    "a share with draws of one's own": ("lab.evaluation.request_share", SHARE),
     # three that lost points once
     "a softmax in float32": (
         "transformer.Attention.attend",
@@ -559,6 +573,17 @@ WRONG = {
         "    return parts | {",
         "    evaluator.requests[:] = few\n    return parts | {",
     ),
+    "share: each arm with draws of its own": ("lab.evaluation.request_share", None, SHARE.replace("rng(0)", "rng(i)")),
+    "share: an epsilon below the line": (
+        "lab.evaluation.request_share",
+        "(best - theirs).mean())",
+        "((best - theirs).mean() + 1e-6))",
+    ),
+    "share: always told": (
+        "lab.evaluation.request_share",
+        "if bootstrap_interval(best - theirs, count, few)[0] <= 0:",
+        "if (best == theirs).all():",
+    ),
 }
 
 
@@ -606,6 +631,7 @@ theory.optimal_prompter: _log_optimum(rho_sft, R, lam).exp() => (rho_sft.log() +
 theory.regularised_value: (rho * R).sum(-1).mean() => (rho * R).sum() / len(R)
 lab.statistics.variance_parts: ((per_input - rewards.mean()) ** 2).sum() => N * per_input.var()
 lab.statistics.win_shares: np.isclose(a, b, rtol=0, atol=1e-9) => (np.abs(a - b) <= 1e-9)
+lab.evaluation.request_share: (ours - theirs).mean() / (best - theirs).mean() => np.sum(ours - theirs) / np.sum(best - theirs)
 lab.evaluation.headroom: rewards[np.arange(len(few)), picked, M // 2 :].mean(1) => np.array([rewards[i, k, M // 2 :].mean() for i, k in enumerate(picked)])
 """
 WRONG_LINES = """
@@ -704,6 +730,9 @@ lab.statistics.variance_parts: N * (K - 1) => (N - 1) * (K - 1)
 lab.statistics.variance_parts: float(rewrites) => max(float(rewrites), 0.0)
 lab.statistics.win_shares: rtol=0, atol=1e-9 => atol=1e-9
 lab.evaluation.headroom: : M // 2].mean(2) => : M - 1].mean(2)
+lab.evaluation.request_share: few)[0] <= 0 => few)[1] <= 0
+lab.evaluation.request_share: interval(gained / possible) => interval(gained / possible.mean())
+lab.evaluation.request_share: rewards[: len(star)].mean((1, 2)) => rewards[: len(star), 0].mean(1)
 lab.evaluation.headroom: held_out.mean() - rewards.mean() => held_out.mean() - rewards[:, 0].mean()
 """
 

@@ -275,6 +275,13 @@ HINTS = {
     "headroom-of-every-request": "only the first config.headroom_inputs requests",
     "icc-of-the-whole-variance": "the ICC leaves the inputs out: between rewrites / (between rewrites + within)",
     "icc-below-zero": "a negative part between rewrites counts as 0 in the ICC",
+    "the-request-share-of-all-requests": "all three means are over the requests of the closed form: the first len(star)",
+    "a-share-of-a-lead-that-is-not-shown": "both are None where the lower end of the interval of star - fixed is not above 0; "
+    "a mean above 0 is not enough",
+    "the-mean-of-each-requests-share": "divide the two means; the mean of the requests' own ratios is another number",
+    "a-share-of-two-draws": "numerator and denominator need the same resamples: draw requests once, then take the ratio",
+    "a-share-counted-from-a-reward-of-0": "the reward of the fixed rewrite is missing: take it away above and below the line",
+    "no-share-above-1-or-below-0": "the share may lie above 1 or below 0; leave it so",
 }
 
 # {what the first wrong case is about, a regular expression: hint}, where the mistake is none of the known ones

@@ -216,6 +216,7 @@ of an error, but for `RuntimeError`. These ask for more than the assignment does
 | a7 `test_a_model_set_free_is_noticed` | the same |
 | a8 `test_tables_that_cannot_be_meant_are_refused` | an error for NaN or infinity in a table |
 | a8 `test_an_interval_over_topics_covers_what_one_over_requests_does_not` | `groups` that are not None |
+| a8 `test_groups_of_requests_are_resampled_together_in_the_comparison_with_the_fixed_rewrite` | the same |
 
 What counts is the assignment's `README.md`.
 """

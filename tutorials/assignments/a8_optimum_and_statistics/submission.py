@@ -79,3 +79,17 @@ def headroom(evaluator: Evaluator, rho_sft: Prompter, K: int = 8, M: int = 4) ->
     rewrites, chosen by one half of its answers and measured on the other half, so that selection does not bias it.
     """
     raise NotImplementedError
+
+
+def request_share(
+    pro: np.ndarray, fixed: np.ndarray, star: np.ndarray, count: int, groups: Groups = None
+) -> dict[str, float | list[float] | None]:
+    """Of what can be gained by reading the request, the share that Align-Pro took, and its interval.
+
+        request_share = (mean of pro - mean of fixed) / (mean of star - mean of fixed)
+    Rewards (N, K, M) of Align-Pro, the fixed rewrite and the closed form, each with its own K and M. The closed form has
+    only the first requests, so all three means are over these. Numerator and denominator have the same resamples. Both
+    values are None where the lead of the closed form is not shown (its paired interval reaches 0 or below): one sentence
+    is then enough.
+    """
+    raise NotImplementedError

@@ -33,6 +33,7 @@ def cases(path: str, rng: torch.Generator) -> list[Case]:
         "bootstrap_interval": _bootstrap_interval,
         "win_shares": _win_shares,
         "headroom": _headroom,
+        "request_share": _request_share,
     }
     return made[path.rpartition(".")[2]](rng)
 
@@ -257,19 +258,9 @@ def _bootstrap_interval(rng: torch.Generator) -> list[Case]:
 
     values = torch.randn(100, generator=rng, dtype=torch.float64).numpy() + 5
     deviation = math.sqrt(spread(values)) / len(values)  # of the mean of a resample
-
-    def normal(low: float, high: float) -> str:
-        a, b = ((x - mean(values)) / deviation for x in (low, high))
-        return sentences(
-            (a < b, "the lower end comes first"),
-            (abs(a + b) < 0.5, "the interval is not about the mean"),
-            (b - a > 3.6, "the interval is too narrow for 95 %"),
-            (b - a < 4.4, "the interval is too wide for 95 %"),
-        )
-
+    normal = partial(_normal, mean(values), deviation)
     twice = lambda function, *args: (function(*args), function(*args))
-    told = "two calls with the same values gave two intervals: draw from a fixed seed"
-    steady = lambda once, again: sentences((list(map(float, once)) == list(map(float, again)), told))
+    steady = lambda once, again: sentences((list(map(float, once)) == list(map(float, again)), SEED))
 
     return [
         sure([2.5, 2.5, 2.5], 2.5, 2.5),
@@ -281,6 +272,20 @@ def _bootstrap_interval(rng: torch.Generator) -> list[Case]:
         properties(f"100 normal values, {RESAMPLES} resamples", values, RESAMPLES, normal),
         Case("100 normal values, twice", lambda: (values.copy(), 200), lambda *_: sentences(), call=twice, view=steady),
     ]
+
+
+SEED = "two calls with the same values gave two intervals: draw from a fixed seed"
+
+
+def _normal(middle: float, deviation: float, low: float, high: float) -> str:
+    """The verdict on an interval where the estimate is nearly normal, with this standard deviation."""
+    a, b = ((x - middle) / deviation for x in (low, high))
+    return sentences(
+        (a < b, "the lower end comes first"),
+        (abs(a + b) < 0.5, "the interval is not about the estimate"),
+        (b - a > 3.6, "the interval is too narrow for 95 %"),
+        (b - a < 4.4, "the interval is too wide for 95 %"),
+    )
 
 
 def oracle_wins(judged: np.ndarray, baseline: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -377,6 +382,65 @@ def _headroom(rng: torch.Generator) -> list[Case]:
     ]
 
 
+# ---------------------------------------------------------------- the request share
+
+
+def oracle_share(pro: np.ndarray, fixed: np.ndarray, star: np.ndarray) -> float:
+    ours, theirs, best = (mean(rewards[: len(star)].flatten().tolist()) for rewards in (pro, fixed, star))
+    return (ours - theirs) / (best - theirs)
+
+
+def _shared(function, *args) -> tuple:
+    found = function(*args)
+    return found["request_share"], found["request_share_ci95"]
+
+
+def _arms(rng: torch.Generator, ours: list[float], theirs: list[float], best: list[float]) -> list[np.ndarray]:
+    """Rewards (N, 2, 3), (N, 1, 4) and (n, 3, 2) with these means by request; answers differ, and so do requests."""
+    ease = 20 * torch.randn(len(ours), 1, 1, generator=rng, dtype=torch.float64).numpy()
+    arms = []
+    for means, shape in ((ours, (2, 3)), (theirs, (1, 4)), (best, (3, 2))):
+        noise = nested(rng, len(means), *shape, 0.0, 0.5, 0.5)
+        noise -= noise.mean((1, 2), keepdims=True)
+        arms.append(ease[: len(means)] + np.array(means)[:, None, None] + noise)
+    return arms
+
+
+def _request_share(rng: torch.Generator) -> list[Case]:
+    """As for `bootstrap_interval`: how requests are drawn is free, so end points are certain or have room."""
+
+    def sure(about: str, arms: list[np.ndarray], *ends: float) -> Case:
+        args = lambda: (*(arm.copy() for arm in arms), RESAMPLES)
+        right = lambda *given: (oracle_share(*given[:3]), list(ends)) if ends else (None, None)
+        return Case(about, args, right, call=_shared)
+
+    leads = partial(_arms, rng)
+    ours, best = (torch.randn(100, generator=rng, dtype=torch.float64).numpy() + k for k in (4, 6))
+    many = leads([*ours, *(-ours)], [0.0] * 200, [*best])  # of 200 requests the closed form has the first 100
+    share = mean(ours) / mean(best)
+    deviation = math.sqrt(spread(ours - share * best)) / len(best) / mean(best)  # of a ratio of means
+    args = lambda: (*(arm.copy() for arm in many), RESAMPLES)
+    near = lambda found, ends: _normal(share, deviation, *ends) if abs(found - share) < 1e-9 else "the share is wrong"
+    twice = lambda function, *args: (_shared(function, *args)[1], _shared(function, *args)[1])
+    steady = lambda once, again: sentences((once == again, SEED))
+    flat = lambda *means: [np.array(each)[:, None, None] for each in means]
+    tenths = [0.3, 1.2, 2.1, 0.6, 2.4]
+    return [
+        sure("two requests, one answer each", flat([1.0, 3.0], [0.0, 0.0], [4.0, 6.0]), 1 / 4, 3 / 6),
+        sure("two requests that differ by more than the arms", leads([1.0, 3.0], [0.0, 0.0], [4.0, 6.0]), 1 / 4, 3 / 6),
+        sure("four requests, the closed form of two", leads([1, 3, 70, -90], [0, 0, 10, 10], [4, 6]), 1 / 4, 3 / 6),
+        sure("five requests of which Align-Pro takes 0.3 each", leads(tenths, [0.0] * 5, [1, 4, 7, 2, 8]), 0.3, 0.3),
+        sure("Align-Pro above the closed form", leads([2.0, 4.0], [0.0, 0.0], [1.0, 2.0]), 2.0, 2.0),
+        sure("Align-Pro below the fixed rewrite", leads([-1.0, -3.0], [0.0, 0.0], [1.0, 2.0]), -1.5, -1.0),
+        sure("leads by a thousandth", [1e-3 * arm for arm in leads([1.0, 3.0], [0, 0], [4.0, 6.0])], 1 / 4, 3 / 6),
+        sure("a closed form with a lead of -1 and of 3", leads([1.0, 1.0, 1.0], [0.0] * 3, [-1.0, 3.0])),
+        sure("a closed form below the fixed rewrite", leads([1.0, 1.0], [0.0, 0.0], [-1.0, -2.0])),
+        sure("a closed form that is the fixed rewrite", flat([1.0, 1.0], [0.5, 0.5], [0.5, 0.5])),
+        Case(f"200 requests, {RESAMPLES} resamples", args, lambda *_: sentences(), call=_shared, view=near),
+        Case("the same, twice", args, lambda *_: sentences(), call=twice, view=steady),
+    ]
+
+
 # ---------------------------------------------------------------- all together
 
 
@@ -414,13 +478,15 @@ def _statistics(_, table: np.ndarray) -> tuple:
     per_input = table.mean((1, 2))
     low, high = statistics.bootstrap_interval(per_input, 500)
     wins, ties = statistics.win_shares(table + 1, table)
-    return found["icc"], found["best_rewrite_gain"], low, per_input.mean(), high, wins.min(), ties.max()
+    share = evaluation.request_share(table + 1, table, table[:20] + 2, 500)["request_share"]
+    return found["icc"], found["best_rewrite_gain"], low, per_input.mean(), high, wins.min(), ties.max(), share
 
 
-def _plausible(icc, gain, low, middle, high, wins, ties) -> str:
+def _plausible(icc, gain, low, middle, high, wins, ties, share) -> str:
     return sentences(
         (0.4 < icc < 0.95, f"headroom: the ICC is {float(icc):.2f}"),
         (gain > 0.5, f"headroom: the best rewrite gains {float(gain):.2f}"),
         (low < middle < high, "bootstrap_interval: the mean lies outside of its interval"),
         (wins == 1 and ties == 0, "win_shares: rewards that are all greater by 1 do not win all"),
+        (share is not None and abs(share - 0.5) < 1e-6, "request_share: leads of 1 and of 2 are not a share of 0.5"),
     )
