@@ -49,12 +49,15 @@ def masked_var(x: Tensor, mask: Tensor) -> Tensor:
     return masked_mean((x - mean) ** 2, mask)
 
 
-def whiten(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
-    """(x - mean) / sqrt(variance + eps), both over the mask; padding gives 0."""
+def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
+    """Scale x to unit variance over the mask, and to zero mean; padding gives 0.
+
+    With `shift_mean` False the mean stays what it is.
+    """
     mean = masked_mean(x, mask)
     var = masked_var(x, mask)
     white = (x - mean) * torch.rsqrt(var + eps)
-    return torch.where(mask, white, 0.0)
+    return torch.where(mask, white if shift_mean else white + mean, 0.0)
 
 
 def kl_estimate(logp: Tensor, logp_ref: Tensor, kind: str = "k1") -> Tensor:
@@ -118,14 +121,14 @@ def assemble_rewards(scores: Tensor, kl: Tensor, mask: Tensor, lam: float) -> Te
 
 
 def gae(
-    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16), all (B, T).
 
-        delta_t = r_t + gamma V_{t+1} - V_t        A_t = delta_t + gamma gae_lambda A_{t+1}
+        delta_t = r_t + gamma V_{t+1} - V_t        A_t = delta_t + gamma lam A_{t+1}
     with V = A = 0 after the last sampled token: the episode ends there, nothing is bootstrapped.
     Returns (advantages, returns = advantages + values), 0 on padding.
-    Example (both 1): rewards [[0., 1.]], values [[.5, .5]] -> advantages [[.5, .5]].
+    Example (gamma = lam = 1): rewards [[0., 1.]], values [[.5, .5]] -> advantages [[.5, .5]].
     """
     _same_shape(rewards=rewards, values=values, mask=mask)
     rewards = torch.where(mask, rewards, 0.0)  # (B, T)
@@ -136,7 +139,7 @@ def gae(
     running = torch.zeros_like(delta[:, 0])  # (B,)
     columns = []
     for t in range(delta.shape[1] - 1, -1, -1):
-        running = delta[:, t] + gamma * gae_lambda * running
+        running = delta[:, t] + gamma * lam * running
         columns.append(running)
     advantages = torch.where(mask, torch.stack(columns[::-1], dim=1), 0.0)  # (B, T)
     return advantages, advantages + values
@@ -169,8 +172,7 @@ def value_loss(
     """Half the squared error to the returns, per token, over a clipped step: all (B, T) -> (B, T).
 
         V_c = V_old + clip(V - V_old, -eps, eps)     L = max((V - R)^2, (V_c - R)^2) / 2
-    The maximum is pessimistic, as the minimum of `policy_loss` is. The paper on PPO has no such
-    clip: it comes from OpenAI's code (baselines, lm-human-preferences).
+    The maximum is pessimistic, as the minimum of `policy_loss` is.
     Second result: where the clipped branch was the larger one, (B, T) booleans.
     """
     _same_shape(values=values, values_old=values_old, returns=returns, mask=mask)

@@ -129,7 +129,7 @@ class ReinforcePlusPlus(CriticFree):
 
     def advantages(self, rewards: Tensor, mask: Tensor) -> Tensor:
         no_values = torch.zeros_like(rewards)  # (B, T)
-        return rl_math.gae(rewards, no_values, mask, gamma=1.0, gae_lambda=1.0)[0]
+        return rl_math.gae(rewards, no_values, mask, gamma=1.0, lam=1.0)[0]
 
 
 class Grouped(CriticFree):

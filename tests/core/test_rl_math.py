@@ -67,6 +67,7 @@ POOLED = {
     "masked_mean": lambda c, m, s: (M.masked_mean(c["logp"], m),),
     "masked_var": lambda c, m, s: (M.masked_var(c["logp"], m),),
     "whiten": lambda c, m, s: (M.whiten(c["advantages"], m),),
+    "whiten, mean kept": lambda c, m, s: (M.whiten(c["advantages"], m, shift_mean=False),),
     "explained_variance": lambda c, m, s: (M.explained_variance(c["values"], c["returns"], m),),
 }
 ALL = ROWWISE | POOLED
@@ -180,13 +181,14 @@ def test_whiten_against_the_statistics_module():
     mean, std = statistics.fmean(kept), statistics.pstdev(kept)
     want = [[(v - mean) / std if on else 0.0 for v, on in zip(*pair)] for pair in zip(x.tolist(), mask.tolist())]
     close(M.whiten(x, mask), want, atol=1e-7)  # eps = 1e-8 inside the root
+    close(M.whiten(x, mask, shift_mean=False), f64(want) + mean * mask.double(), atol=1e-7)
 
 
 def test_whiten_ignores_scale_and_offset_and_survives_a_constant():
     case, mask, _ = ragged(seed=2)
     close(M.whiten(4 * case["advantages"] - 9, mask), M.whiten(case["advantages"], mask), atol=1e-6)
     close(M.whiten(torch.full((2, 2), 3.0), bools([[1, 1], [1, 0]])), [[0, 0], [0, 0]])
-    close(M.whiten(f64([[3, 8]]), bools([[1, 0]])), [[0, 0]])
+    close(M.whiten(f64([[3, 8]]), bools([[1, 0]]), shift_mean=False), [[3, 0]])
 
 
 # ---------------------------------------------------------------- KL and entropy

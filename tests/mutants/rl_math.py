@@ -113,9 +113,15 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     of(
         "whiten-fills-pads",
-        ("torch.where(mask, white, 0.0)", "white"),
+        ("torch.where(mask, white if shift_mean else white + mean, 0.0)", "white if shift_mean else white + mean"),
         f"{PADDING}[whiten-7.0]",
         "test_whiten_against_the_statistics_module",
+    ),
+    of(
+        "whiten-always-shifts",
+        ("white if shift_mean else white + mean", "white"),
+        "test_whiten_against_the_statistics_module",
+        "test_whiten_ignores_scale_and_offset_and_survives_a_constant",
     ),
     # score written one slot after EOS, or always in the last column
     of(
@@ -178,7 +184,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     of(
         "gae-without-gamma-in-the-decay",
-        ("gamma * gae_lambda * running", "gae_lambda * running"),
+        ("gamma * lam * running", "lam * running"),
         "test_gae_by_hand[gamma-and-lam]",
         "test_gae_by_hand[halves]",
     ),

@@ -39,7 +39,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     of(
         "reinforce-plus-plus-without-what-follows",
-        ("gamma=1.0, gae_lambda=1.0", "gamma=1.0, gae_lambda=0.0"),
+        ("gamma=1.0, lam=1.0", "gamma=1.0, lam=0.0"),
         f"{ROW_BY_ROW}[reinforce++-0.0]",
     ),
     of(

@@ -216,8 +216,8 @@ WRONG = {
     ),
     "whiten: nan_to_num": (
         "rl_math.whiten",
-        "torch.where(mask, white, 0.0)",
-        "torch.where(mask, torch.nan_to_num(white), 0.0)",
+        "torch.where(mask, white if shift_mean else white + mean, 0.0)",
+        "torch.where(mask, torch.nan_to_num(white if shift_mean else white + mean), 0.0)",
     ),
     "KL: nan_to_num": (
         "rl_math.exact_kl",
@@ -453,8 +453,8 @@ WRONG = {
     ),
     "loss: an option of another trainer": (
         "ppo.PPOTrainer.extra_loss",
-        "return self.config.vf_coef * loss.sum(), logged",
-        "return self.config.vf_coef * (loss.sum() if self.config.whiten_advantages else loss.mean()), logged",
+        "return self.config.vf_coef * loss.sum(), parts",
+        "return self.config.vf_coef * (loss.sum() if self.config.whiten_advantages else loss.mean()), parts",
     ),
     "loss: log-probs clamped": (
         "ppo.PPOTrainer.loss",
@@ -615,7 +615,7 @@ reward.RewardModel.forward: self.lm.hidden(features, start=frozen) => self.lm.hi
 reward.split_by_prompt: {prompts[i] for i in order[:count]} => [prompts[i] for i in order][:count]
 reward.accuracy: (chosen > rejected).float() + 0.5 * (chosen == rejected).float() => torch.where(chosen == rejected, 0.5, (chosen > rejected).float())
 rl_math.assemble_rewards: torch.where(mask, column, -1).amax(dim=1) => mask.sum(1) - 1
-rl_math.gae: delta[:, t] + gamma * gae_lambda * running => torch.add(delta[:, t], running, alpha=gamma * gae_lambda)
+rl_math.gae: delta[:, t] + gamma * lam * running => torch.add(delta[:, t], running, alpha=gamma * lam)
 rl_math.policy_loss: -torch.minimum(plain, limited) => torch.maximum(-plain, -limited)
 rl_math.value_loss: torch.maximum(plain_error, limited_error) / 2 => 0.5 * torch.where(limited_error > plain_error, limited_error, plain_error)
 rl_math.explained_variance: masked_var(returns - values, mask) => masked_var(values - returns, mask)
@@ -640,7 +640,7 @@ rl_math.masked_mean: mask.sum(dim) => (kept != 0).sum(dim)
 rl_math.masked_sum: torch.where(mask, x, 0.0) => torch.where(mask & (x > 0), x, 0.0)
 rl_math.masked_var: mean = masked_mean(x, mask) => mean = masked_mean(x, mask).round(decimals=2)
 rl_math.whiten: torch.rsqrt(var + eps) => torch.rsqrt(var + eps).clamp(max=100)
-rl_math.whiten: white, 0.0) => -white, 0.0)
+rl_math.whiten: white + mean, 0.0) => white - mean, 0.0)
 rl_math.kl_estimate: return d**2 / 2 => return (d**2 / 2).clamp(max=50)
 rl_math.kl_estimate: torch.expm1(-d) + d => d**2 / 2 - d**3 / 6
 rl_math.kl_estimate: _same_shape(logp=logp, logp_ref=logp_ref) => logp, logp_ref = torch.broadcast_tensors(logp, logp_ref)
@@ -688,7 +688,7 @@ reward.accuracy: model.raw(prompts, [pair.chosen => model.raw([""] * len(prompts
 rl_math.assemble_rewards: if not bool(mask.any(dim=1).all()): => if not bool(mask.any()):
 rl_math.assemble_rewards: if scores.shape != mask.shape[:1]: => if len(scores) != len(mask):
 rl_math.assemble_rewards: scores[:, None].to( => scores[:, None].round(decimals=1).to(
-rl_math.gae: gamma * gae_lambda * running => gamma * min(gae_lambda, 0.95) * running
+rl_math.gae: gamma * lam * running => gamma * min(lam, 0.95) * running
 rl_math.gae: torch.cat((values[:, 1:], no_value), dim=1) => values.roll(-1, 1)
 rl_math.gae: return advantages, advantages + values => return advantages, rewards.flip(1).cumsum(1).flip(1)
 rl_math.gae: _same_shape(rewards=rewards, values=values, mask=mask) => rewards, values, mask = torch.broadcast_tensors(rewards, values, mask)

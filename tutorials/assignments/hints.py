@@ -10,6 +10,7 @@ HINTS = {
     "pads-in-the-sum": "padded entries are in the sum; select by the mask first",
     "whiten-over-pads": "mean and variance are those of all entries; use those under the mask",
     "whiten-fills-pads": "padding must come out as 0",
+    "whiten-always-shifts": "with shift_mean=False the mean must stay: scale only",
     "k1-swapped": "the ratio is upside down: d = logp - logp_ref",
     "k3-swapped": "the ratio is upside down in k3: exp(-d) - 1 + d with d = logp - logp_ref",
     "exact-kl-swapped": "the two sides are swapped: KL(p || q) weighs by p",
@@ -165,7 +166,7 @@ HINTS = {
     "gae-bootstraps-past-a-full-row": "after the last column there is no further value: V is 0 there, too",
     "returns-without-mask": "returns must be 0 on padding",
     "gae-pays-rewards-of-padding": "rewards in the padding must not count",
-    "gae-without-gamma-in-the-decay": "the decay of the advantage is gamma * gae_lambda, not gae_lambda",
+    "gae-without-gamma-in-the-decay": "the decay of the advantage is gamma * lam, not lam",
     "gae-without-gamma-in-the-error": "delta_t = r_t + gamma V_{t+1} - V_t: gamma is missing",
     # a6: PPO
     "clip-inverted-for-negative-advantages": "for A < 0 you took the larger of the two products: the smaller one counts for "

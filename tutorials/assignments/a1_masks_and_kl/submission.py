@@ -28,8 +28,11 @@ def masked_var(x: Tensor, mask: Tensor) -> Tensor:
     raise NotImplementedError
 
 
-def whiten(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
-    """(x - mean) / sqrt(variance + eps), both over the mask; padding gives 0."""
+def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
+    """Scale x to unit variance over the mask, and to zero mean; padding gives 0.
+
+    With `shift_mean` False the mean stays what it is.
+    """
     raise NotImplementedError
 
 

@@ -19,13 +19,13 @@ def assemble_rewards(scores: Tensor, kl: Tensor, mask: Tensor, lam: float) -> Te
 
 
 def gae(
-    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16), all (B, T).
 
-        delta_t = r_t + gamma V_{t+1} - V_t        A_t = delta_t + gamma gae_lambda A_{t+1}
+        delta_t = r_t + gamma V_{t+1} - V_t        A_t = delta_t + gamma lam A_{t+1}
     with V = A = 0 after the last sampled token: the episode ends there, nothing is bootstrapped.
     Returns (advantages, returns = advantages + values), 0 on padding.
-    Example (both 1): rewards [[0., 1.]], values [[.5, .5]] -> advantages [[.5, .5]].
+    Example (gamma = lam = 1): rewards [[0., 1.]], values [[.5, .5]] -> advantages [[.5, .5]].
     """
     raise NotImplementedError

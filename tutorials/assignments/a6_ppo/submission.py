@@ -33,8 +33,7 @@ def value_loss(
     """Half the squared error to the returns, per token, over a clipped step: all (B, T) -> (B, T).
 
         V_c = V_old + clip(V - V_old, -eps, eps)     L = max((V - R)^2, (V_c - R)^2) / 2
-    The maximum is pessimistic, as the minimum of `policy_loss` is. The paper on PPO has no such
-    clip: it comes from OpenAI's code (baselines, lm-human-preferences).
+    The maximum is pessimistic, as the minimum of `policy_loss` is.
     Second result: where the clipped branch was the larger one, (B, T) booleans.
     """
     raise NotImplementedError

@@ -50,13 +50,14 @@ def oracle_var(x: Tensor, mask: Tensor) -> Tensor:
     return f64(math.fsum((v - mean) ** 2 for v in kept) / len(kept))
 
 
-def oracle_whiten(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
+def oracle_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
     _fit(x, mask)
     kept = _kept(x, mask)
     mean = math.fsum(kept) / len(kept)
     scale = 1 / math.sqrt(math.fsum((v - mean) ** 2 for v in kept) / len(kept) + eps)
+    new = lambda v: (v - mean) * scale + (0.0 if shift_mean else mean)
     rows = zip(x.tolist(), mask.tolist())
-    return f64([[(v - mean) * scale if m else 0.0 for v, m in zip(*row)] for row in rows])
+    return f64([[new(v) if m else 0.0 for v, m in zip(*row)] for row in rows])
 
 
 def oracle_estimate(logp: Tensor, logp_ref: Tensor, kind: str = "k1") -> Tensor:
@@ -105,7 +106,7 @@ def cases(path: str, rng: torch.Generator) -> list[Case]:
     mask = bools([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0]])
     x = draw(3, 4)
     found = [Case("the example of the docstring", small, oracle)]
-    more = [{"dim": 1}, {"dim": 0}] if name == "masked_mean" else []
+    more = {"masked_mean": [{"dim": 1}, {"dim": 0}], "whiten": [{"shift_mean": False}]}.get(name, [])
     found += [Case(f"three rows, {options}", (x, mask, *options.values()), oracle) for options in more]
     if name in ("masked_mean", "masked_sum"):
         empty = bools([[0, 0], [1, 1]])
@@ -138,7 +139,7 @@ def cases(path: str, rng: torch.Generator) -> list[Case]:
         found.append(Case("one number of 500 that stands out", (one_of_500, one_of_500 > -1), oracle))
         constant = torch.full_like(small[0], 3.0)
         found += [
-            Case("eps 1", (*small, 1.0), oracle),
+            Case("eps 1", (*small, True, 1.0), oracle),
             Case("a constant x, whose variance is 0", (constant, small[1]), oracle),
             Case("large numbers far from 0", (1000 + 50 * x, mask), oracle),
         ]
