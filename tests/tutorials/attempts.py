@@ -453,8 +453,8 @@ WRONG = {
     ),
     "loss: an option of another trainer": (
         "ppo.PPOTrainer.extra_loss",
-        "return self.config.vf_coef * loss.sum(), parts",
-        "return self.config.vf_coef * (loss.sum() if self.config.whiten_advantages else loss.mean()), parts",
+        "return self.config.vf_coef * loss.sum(), logged",
+        "return self.config.vf_coef * (loss.sum() if self.config.whiten_advantages else loss.mean()), logged",
     ),
     "loss: log-probs clamped": (
         "ppo.PPOTrainer.loss",
