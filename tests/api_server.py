@@ -36,11 +36,16 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.faults, self.answer, self.lock = list(faults), answer, threading.Lock()
         self.refuses: Callable[[dict], tuple[int, object] | None] = lambda body: None
-        self.answered: Counter = Counter()
+        self.delivered: Counter = Counter()
         self.seen: Counter = Counter()
         self.bodies: list[dict] = []
         self.keys: list[str] = []
         self.paths: list[str] = []
+
+    @property
+    def answered(self) -> Counter:
+        with self.lock:
+            return self.delivered
 
     @property
     def url(self) -> str:
@@ -104,9 +109,13 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "parts":
             choice["message"]["content"] = [{"type": "text", "text": text}]
         if fault == "marked":  # a byte order mark, an unknown type
-            return self.count(self.send(200, b"\xef\xbb\xbf" + json.dumps(whole).encode(), "text/plain"), body)
+            return self.counted(
+                lambda: self.send(200, b"\xef\xbb\xbf" + json.dumps(whole).encode(), "text/plain"), body
+            )
         if fault == "packed":
-            return self.count(self.send(200, gzip.compress(json.dumps(whole).encode()), encoding="gzip"), body)
+            return self.counted(
+                lambda: self.send(200, gzip.compress(json.dumps(whole).encode()), encoding="gzip"), body
+            )
         if fault == "bad gzip":
             return self.send(200, b"no gzip at all", encoding="gzip")
         if fault == "huge":  # 64 MiB of spaces, which pack to 64 KiB
@@ -125,13 +134,15 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(data[:20])
             return self.connection.shutdown(socket.SHUT_RDWR)
-        delivered = self.reply(200, whole)
-        self.count(delivered and fault not in ("no choices", "no message", "null", "error", "abort", "preempted"), body)
+        if fault in ("no choices", "no message", "null", "error", "abort", "preempted"):
+            return self.reply(200, whole)
+        self.counted(lambda: self.reply(200, whole), body)
 
-    def count(self, delivered: bool, body: dict) -> None:
-        if delivered:
-            with self.server.lock:
-                self.server.answered[body["messages"][-1]["content"], body.get("seed")] += 1
+    def counted(self, deliver: Callable[[], bool], body: dict) -> None:
+        """Under the lock: who has the answer in hand finds it in `answered`."""
+        with self.server.lock:
+            if deliver():
+                self.server.delivered[body["messages"][-1]["content"], body.get("seed")] += 1
 
     def reply(self, status: int, value: object) -> bool:
         return self.send(status, json.dumps(value).encode())
