@@ -91,6 +91,8 @@ def test_options_that_the_pages_name_exist():
         "nproc-per-node",
         "batch",
         "peer",
+        "base_url",
+        "at_a_time",
         "step",
         "episodes",
         "tokens",
