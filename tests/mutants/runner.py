@@ -27,12 +27,13 @@ EACH_S = 10  # for each test besides: the unbroken copy runs those of all mutant
 # The driver lies in the copy, so this comes first on sys.path, before the editable install. Trust, but verify.
 DRIVER = """
 import importlib, pathlib, sys, pytest
-sys.dont_write_bytecode = False
-copy = pathlib.Path.cwd().resolve()
-for name in sys.argv.pop(1).split(','):
-    path = pathlib.Path(importlib.import_module(name).__file__).resolve()
-    assert path.is_relative_to(copy), f'{path} is imported, not the copy in {copy}'
-sys.exit(pytest.main(sys.argv[1:]))
+if __name__ == "__main__":  # and not in a process that a test starts
+    sys.dont_write_bytecode = False
+    copy = pathlib.Path.cwd().resolve()
+    for name in sys.argv.pop(1).split(','):
+        path = pathlib.Path(importlib.import_module(name).__file__).resolve()
+        assert path.is_relative_to(copy), f'{path} is imported, not the copy in {copy}'
+    sys.exit(pytest.main(sys.argv[1:]))
 """
 
 
