@@ -13,7 +13,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from doubles import random_lm
+from doubles import lookup_lm, random_lm
 
 from alignpro_mini import generation
 from alignpro_mini.fast import sampling
@@ -194,6 +194,14 @@ def test_finished_rows_leave_and_a_few_are_carried_along(monkeypatch):
     alive = [sum(len(row) > t for row in rows) for t in range(1, 10)]
     assert alive[-1] < 0.7 * alive[0]
     assert all(n <= B <= n / 0.9 for n, (B, _) in zip(alive, seen[1:]))
+
+
+def test_a_row_leaves_at_each_of_several_ends(monkeypatch):
+    """Its tokens would be the same: they are cut at the first end."""
+    model = lookup_lm({4: {3: 1.0}, 5: {10: 1.0}, 10: {6: 1.0}, 6: {6: 1.0}})
+    passes = shapes_of_passes(model, monkeypatch)
+    got = generate(model, [[4], [5]], 6, eos_id=(3, 10), generator=rng())
+    assert tokens(got) == [[3], [10]] and len(passes) == 1, passes
 
 
 def test_more_rows_at_once_where_they_share_the_models(monkeypatch):

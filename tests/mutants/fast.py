@@ -78,7 +78,7 @@ MUTANTS: tuple[Mutant, ...] = (
     sampler(
         "fast-one-end-of-several",
         ("for end in self.ends:", "for end in self.ends[:1]:"),
-        "test_generation.py::test_a_row_stops_at_each_of_several_ends[fast]",
+        "test_sampling.py::test_a_row_leaves_at_each_of_several_ends",
     ),
     sampler("all-rows-drawn-at-once", ("max(1, 2**20 // model.config.vocab_size)", "N"), IN_PARTS),
     sampler(
