@@ -157,13 +157,14 @@ def test_what_ends_the_first_ends_the_second(run, second, tmp_path, error):
     def never_ends(run):
         (tmp_path / "pid").write_text(f"{os.getpid()}\n")
         time.sleep(60)
+        (tmp_path / "ended by itself").touch()
 
     second(never_ends)
     with pytest.raises(error):
         with beside.meanwhile(run, "theirs"):
             wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().endswith("\n"))
             raise error
-    assert not running(int((tmp_path / "pid").read_text()))
+    assert not running(int((tmp_path / "pid").read_text())) and not (tmp_path / "ended by itself").exists()
 
 
 def first_process(config, line) -> None:

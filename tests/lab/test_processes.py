@@ -25,7 +25,7 @@ from alignpro_mini.rollout import Rollout
 from alignpro_mini.variants import VARIANTS
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-PROMPTS = [p for p in ("a", "b", "cab", "d", "ab", "c", "bd", "abcd") for _ in range(2)]
+PROMPTS = [p for p in 2 * ("a", "b", "cab", "abcd") for _ in range(2)]  # each of two processes gets the same ones
 BASE = PPOConfig(
     batch_size=16, rewrites_per_request=2, num_minibatches=2, micro_batch_size=3, max_new_tokens=6, lr=1e-2
 )
