@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from api_server import serving
+from real_model import command
 
 ROOT = Path(__file__).parents[1]
 CALLS = {
@@ -26,3 +28,13 @@ def test_a_benchmark_ends_with_one_json_object(name):
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert {"ratio", "dtype", "device"} <= found.keys() and found["benchmark"] == name.removesuffix(".py")
+
+
+@pytest.mark.slow
+def test_a_served_model_is_measured_beside_ours(tmp_path):
+    with serving() as server:
+        options = {"base_url": server.url, "weights": "model", "at_a_time": "1,3", "rounds": 1}
+        told = command(tmp_path, [ROOT / "tests" / "benchmarks" / "served.py"], options)
+        assert sum(server.answered.values()) == 2 * (1 + 3), "a round to warm up, and one that counts"
+    found = json.loads(told.splitlines()[-1])
+    assert found["benchmark"] == "served" and list(found["ratio"]) == ["1", "3"] and min(found["ratio"].values()) > 0
