@@ -202,13 +202,13 @@ def describe(rated: Rated, lambdas=LAMBDAS, later=EvalConfig(), seeds=1, topics=
     halves = [part.halves() for part in parts]
     draw = np.random.default_rng(0)
     resampled = [[tuple(half.resampled(draw) for half in pair) for pair in halves] for _ in range(RESAMPLES)]
-    resampled = [(pairs, *without_reading(pairs)) for pairs in resampled]
+    unread = [without_reading(pairs) for pairs in resampled]
     start, same = without_reading(halves)
     a_seed = replace(later, inputs=later.inputs // seeds)
     curve = []
     for lam in lambdas:
         best = [optimum(part, lam) for part in parts]
-        again = [at(pairs, lam, *values) for pairs, *values in resampled]
+        again = [at(pairs, lam, *values) for pairs, values in zip(resampled, unread)]
         point = {"lam": lam, **at(halves, lam, start, same), **_intervals(again)}
         noise = [[measured_again(*pair, a_seed, topics, draw) for pair in zip(parts, best)] for _ in range(RESAMPLES)]
         point |= _prediction_intervals(again, noise)

@@ -88,7 +88,7 @@ def meanwhile(run: Run, until: str) -> Iterator[None]:
     failure.close()
     show = threading.Thread(target=_show, args=(shown,), daemon=True)
     show.start()
-    before = run.stages.keys() | ()
+    before = set(run.stages)
     try:
         yield
         second.join()

@@ -215,9 +215,8 @@ def from_published(
     with torch.device("meta"):  # shapes without memory, and without drawing from anybody's random generator
         model = model_class(config)
     embedding = _names(config, "embed.weight")[0]
-    if (
-        config.tied and embedding not in tensors and "lm_head.weight" in tensors
-    ):  # one name of the shared matrix is kept
+    # A shared matrix may be kept under its other name only.
+    if config.tied and embedding not in tensors and "lm_head.weight" in tensors:
         tensors[embedding] = tensors.pop("lm_head.weight")
     state: dict[str, Tensor] = {}
     for ours, parameter in model.named_parameters():

@@ -22,7 +22,8 @@ from alignpro_mini.training import Score, Truncated
 # A full stop, exclamation or question mark with closing quotes or brackets; not the "2." that begins a list's item.
 # Only one digit is taken for such a number: "10." ends a sentence here, and "You need 2." does not.
 # Other scripts: Chinese and Japanese, Arabic and Urdu, Hindi and its relatives, Armenian, Ethiopic, Burmese, Khmer,
-# Tibetan, and rarer ones. They need no space after the mark; "．" is also the point of "３．５". Thai and Lao have no mark: there a space ends a sentence or a phrase.
+# Tibetan, and rarer ones. They need no space after the mark; "．" is also the point of "３．５". Thai and Lao have no
+# mark: there a space ends a sentence or a phrase.
 END = re.compile(
     r"(?:(?<!\s\d)(?<!^\d)\.|[!?])[\"'“”’»)\]*_]*(?=\s|$)"
     r"|(?:[。！？｡؟۔।॥։።፧။។༎།‼⁇⁈⁉᠃᭟꧉᱾꯫]|(?<!\d)．)[\"'”’)\]*_」』）】》]*"
