@@ -22,6 +22,7 @@ def pytest_collection_finish(session):
     """Start what the tests marked `ahead(run=function)` wait for, in their order: processes for the second core.
 
     function(**the test's parameters) runs in a thread, beside the other tests; the fixture `ahead` is what it returns.
+    Two at a time: at the end no other test has a use for the first core.
     """
     if session.config.option.collectonly:
         return
